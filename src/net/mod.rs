@@ -1,0 +1,104 @@
+//! Sockets: accept, startup, authenticate, dial, shut down. Every wait here has a limit.
+//!
+//! Both sides of the house come through this room: [`Client`] is somebody who has connected to us and proved
+//! who they are, [`Backend`] is a server we have connected to and logged in at.
+
+mod stream;
+
+pub use stream::Stream;
+
+use std::sync::Arc;
+
+use bytes::BytesMut;
+
+use crate::pg::error::ErrorFields;
+use crate::topology::Address;
+
+/// A client that has passed startup and authentication: AuthenticationOk is already in `out`, the rest of the
+/// greeting (ParameterStatus, BackendKeyData, ReadyForQuery) is the plane's to send.
+#[derive(Debug)]
+pub struct Client {
+    pub stream: Stream,
+    /// Bytes received and not yet consumed.
+    pub received: BytesMut,
+    /// Bytes to send first.
+    pub out: BytesMut,
+    pub user: Arc<str>,
+    /// As asked for; the user's name when the startup packet named none.
+    pub database: Arc<str>,
+    /// What else the startup packet said, in its order, keys as sent (`application_name`, `options`, ...).
+    pub parameters: Vec<(String, String)>,
+    /// What to log in with at a server on this client's behalf.
+    pub credentials: Credentials,
+}
+
+/// What the startup packet's `replication` asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectionKind {
+    Sql,
+    /// `replication=true`: the relay's.
+    PhysicalReplication,
+    /// `replication=database`.
+    LogicalReplication,
+}
+
+/// How we prove who we are to a server.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Credentials {
+    /// The server is expected not to ask.
+    Trust,
+    Password(Arc<str>),
+    /// What a client's SCRAM proof revealed: enough to log in as that client wherever its verifier is the same
+    /// (RFC 5802, section 3), without ever seeing its password.
+    ScramKeys { client_key: [u8; 32], server_key: [u8; 32] },
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Credentials::Trust => "Trust",
+            Credentials::Password(_) => "Password(..)",
+            Credentials::ScramKeys { .. } => "ScramKeys(..)",
+        })
+    }
+}
+
+/// A server connection after its first ReadyForQuery.
+#[derive(Debug)]
+pub struct Backend {
+    pub stream: Stream,
+    /// Bytes received behind that ReadyForQuery; normally none.
+    pub received: BytesMut,
+    /// ParameterStatus values as of that ReadyForQuery.
+    pub parameters: Vec<(String, String)>,
+    pub pid: u32,
+    /// 4 bytes in protocol 3.0.
+    pub cancel_key: Vec<u8>,
+}
+
+/// Whom to connect to and as whom.
+#[derive(Clone, Debug)]
+pub struct Target {
+    pub address: Address,
+    pub user: Arc<str>,
+    pub database: Arc<str>,
+    pub credentials: Credentials,
+    /// Further startup parameters (`replication`, `application_name`, ...).
+    pub parameters: Vec<(String, String)>,
+}
+
+/// Why a server connection did not come about.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// Nobody listens: the process is not there (first-hand evidence).
+    #[error("{address} refused the connection")]
+    Refused { address: Address },
+    /// No answer within the limit, or the host cannot be reached: silence, which proves nothing.
+    #[error("{address} did not answer within {limit:?}")]
+    Timeout { address: Address, limit: std::time::Duration },
+    /// The server said no; the client may be told the same.
+    #[error("{address} said {error}")]
+    Rejected { address: Address, error: ErrorFields },
+    #[error("log in at {address}")]
+    Protocol { address: Address, #[source] source: std::io::Error },
+}

@@ -1,0 +1,11 @@
+//! PostgreSQL's language: its types, its wire messages, its WAL. PURE: no clock, socket, file, environment,
+//! randomness or task; whatever of these a rule needs is an argument.
+
+pub mod auth;
+pub mod error;
+pub mod protocol;
+pub mod types;
+pub mod wal;
+
+pub use error::{ErrorFields, Severity, SqlState};
+pub use types::{Lsn, ParseLsnError, PgTimestamp, SlotName, SystemIdentifier, TimelineId};

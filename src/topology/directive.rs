@@ -1,0 +1,85 @@
+//! The current order: which term it is, who receives writes, whence the WAL comes.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::NodeName;
+
+/// The number of an election, the fencing token. Terms only grow, are durable before they are acted on, and an
+/// old term is refused everywhere.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Term(pub u64);
+
+impl Term {
+    #[must_use]
+    pub fn next(self) -> Term {
+        Term(self.0 + 1)
+    }
+}
+
+impl fmt::Display for Term {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What makes a commit durable before the client hears of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// The primary's own disk. A lost primary may take its last commits with it.
+    #[default]
+    Async,
+    /// The primary's and the relay's (the relay is its synchronous standby).
+    Quorum,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Writes {
+    Open,
+    /// New transactions for the primary wait, up to `hold_clients`. `reason` is for people.
+    Held { reason: String },
+}
+
+/// What `failover` orders. Obeyed as a whole: proxy and relay act on a higher term, ignore a lower one, and
+/// within a term follow the latest value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Directive {
+    pub term: Term,
+    /// The one node that may receive writes in this term; `None` while it is being fenced or elected.
+    pub primary: Option<NodeName>,
+    pub writes: Writes,
+    /// Whom the relay streams from; `None`: from nobody (the relay closes the stream and then promises the
+    /// term).
+    pub upstream: Option<NodeName>,
+    pub durability: Durability,
+}
+
+impl Directive {
+    /// Before anything is known: no primary, writes held.
+    pub fn starting(durability: Durability) -> Directive {
+        Directive {
+            term: Term(0),
+            primary: None,
+            writes: Writes::Held { reason: "starting".to_owned() },
+            upstream: None,
+            durability,
+        }
+    }
+
+    /// Where writes may go now.
+    pub fn writable(&self) -> Option<&NodeName> {
+        match self.writes {
+            Writes::Open => self.primary.as_ref(),
+            Writes::Held { .. } => None,
+        }
+    }
+}
+
+/// The relay's `application_name` at its upstream. The term is in it so that a connection of an old term never
+/// counts for the `synchronous_standby_names` of a new one.
+pub fn relay_application_name(instance: &str, term: Term) -> String {
+    format!("bellwether_{instance}_t{term}")
+}

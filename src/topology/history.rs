@@ -1,0 +1,40 @@
+//! Elections, as they are remembered: what was seen, which rule fired, how long each phase took, what was lost.
+
+use serde::{Deserialize, Serialize};
+
+use super::{NodeName, Term};
+use crate::pg::{Lsn, TimelineId};
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Election {
+    pub term: Term,
+    /// Milliseconds since the Unix epoch.
+    pub started_at_ms: u64,
+    /// The rule of the table that fired, e.g. `F3`.
+    pub rule: String,
+    /// What was seen, in sentences, first-hand evidence first.
+    pub evidence: Vec<String>,
+    pub from: Option<NodeName>,
+    pub to: Option<NodeName>,
+    pub timeline: Option<TimelineId>,
+    pub switchpoint: Option<Lsn>,
+    /// Bytes of WAL known to exist beyond the switchpoint and not taken over.
+    pub lost_bytes: u64,
+    pub phases: Vec<Phase>,
+    pub outcome: Outcome,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Phase {
+    /// `fence`, `catch_up`, `promote`, `verify`, `follow`, `marker`.
+    pub name: String,
+    pub millis: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    Running,
+    Completed,
+    Failed { why: String },
+}

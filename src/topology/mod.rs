@@ -1,0 +1,24 @@
+//! What the planes tell each other. PURE, and made of values only: a plane publishes its own, `app` carries
+//! them to the others through `watch` channels, nobody calls across.
+//!
+//! | value | published by | read by |
+//! |---|---|---|
+//! | [`Directive`] | failover | proxy obeys it, relay obeys it |
+//! | [`Health`] | failover | proxy routes by it, admin shows it |
+//! | [`WalStatus`] | relay | proxy gates reads by it, failover decides by it |
+//! | [`ProxyStatus`] | proxy | failover: evidence, and the confirmation of a term |
+//! | [`Election`] | failover | admin: the history |
+
+mod directive;
+mod health;
+mod history;
+mod node;
+mod proxy;
+mod wal;
+
+pub use directive::{Directive, Durability, Term, Writes, relay_application_name};
+pub use health::{Health, NodeHealth, NodeState};
+pub use history::{Election, Outcome, Phase};
+pub use node::{Address, InvalidNodeName, Node, NodeName, Role};
+pub use proxy::{ClientEvidence, ProxyStatus};
+pub use wal::{Follower, FollowerState, Lag, StreamEnd, Upstream, WalStatus};

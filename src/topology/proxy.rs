@@ -1,0 +1,27 @@
+//! What the query plane tells the control plane.
+
+use std::time::Instant;
+
+use super::{NodeName, Term};
+
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct ProxyStatus {
+    /// The highest term in which nothing of an earlier term's primary is in use any more: no server connection
+    /// of a client goes to a node that is not this term's primary as if it were. The proxy's half of the fence.
+    pub confirmed: Term,
+    /// Transactions that wait for writes to open.
+    pub held: usize,
+    pub evidence: Vec<ClientEvidence>,
+}
+
+/// What client traffic saw of a node. First-hand.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientEvidence {
+    pub node: NodeName,
+    /// The last time the server answered a client's statement.
+    pub answered_at: Option<Instant>,
+    /// The last refused connection.
+    pub refused_at: Option<Instant>,
+    /// The last connection that broke while in use.
+    pub broken_at: Option<Instant>,
+}

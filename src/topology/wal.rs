@@ -1,0 +1,109 @@
+//! Where the WAL stands: at the relay, at its upstream, at each follower.
+
+use std::time::{Duration, Instant};
+
+use super::{NodeName, Term};
+use crate::pg::{Lsn, SystemIdentifier, TimelineId};
+
+/// Published by the relay whenever one of its facts changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WalStatus {
+    /// The highest term the relay has durably promised: it no longer takes a byte from, nor acknowledges one
+    /// to, the primary of an earlier term.
+    pub promised: Term,
+    /// `None` until the first upstream was seen.
+    pub system: Option<SystemIdentifier>,
+    /// The timeline the store is on, announced to followers.
+    pub timeline: TimelineId,
+    /// durable <= received. Only `durable` is acknowledged upstream and shipped downstream.
+    pub received: Lsn,
+    pub durable: Lsn,
+    /// The end of the last whole, CRC-checked record; <= durable.
+    pub verified: Lsn,
+    /// The upstream's own end of WAL, as its last message told.
+    pub upstream_end: Lsn,
+    pub upstream: Upstream,
+    pub followers: Vec<Follower>,
+}
+
+impl WalStatus {
+    pub fn starting() -> WalStatus {
+        WalStatus {
+            promised: Term(0),
+            system: None,
+            timeline: TimelineId(0),
+            received: Lsn::INVALID,
+            durable: Lsn::INVALID,
+            verified: Lsn::INVALID,
+            upstream_end: Lsn::INVALID,
+            upstream: Upstream::Idle,
+            followers: Vec::new(),
+        }
+    }
+
+    /// The live follower that streams as `node`.
+    pub fn follower(&self, node: &NodeName) -> Option<&Follower> {
+        self.followers.iter().find(|f| f.application_name == node.as_str())
+    }
+}
+
+/// The relay's own connection to the primary: first-hand evidence of the primary's life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Upstream {
+    /// The directive names no upstream.
+    Idle,
+    Connecting { node: NodeName, since: Instant, last_error: Option<String> },
+    /// `last_message`: when the last byte came; a live walsender is never silent for long.
+    Streaming { node: NodeName, since: Instant, last_message: Instant },
+    Ended { node: NodeName, at: Instant, how: StreamEnd },
+}
+
+/// The ends of a stream, told apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StreamEnd {
+    /// CopyDone and a result set: the upstream's timeline ended there.
+    TimelineEnd { next: TimelineId, switchpoint: Lsn },
+    /// `COPY 0` without CopyDone: an orderly shutdown, everything was sent.
+    Shutdown,
+    /// EOF, reset or silence: a failure.
+    Lost { why: String },
+    /// The upstream answered with an error, or is not the cluster it should be.
+    Refused { why: String },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Follower {
+    /// As the follower told at startup; for our own standbys the node's name.
+    pub application_name: String,
+    /// Unique per connection.
+    pub pid: u32,
+    pub timeline: TimelineId,
+    pub state: FollowerState,
+    pub sent: Lsn,
+    /// The highest it reported on its timeline (after a reconnect `write` starts again at the segment's start,
+    /// see pitfall 19: positions here never go back while the timeline stays).
+    pub write: Lsn,
+    pub flush: Lsn,
+    pub replay: Lsn,
+    pub lag: Lag,
+    /// When it last reported.
+    pub reported_at: Instant,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FollowerState {
+    /// Connected, not streaming.
+    Startup,
+    /// Behind: fed from files.
+    Catchup,
+    /// At the durable end.
+    Streaming,
+}
+
+/// How far behind the primary's last known end of WAL a standby's replay is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lag {
+    pub bytes: u64,
+    /// Age of the oldest WAL it has not replayed; zero when it has replayed everything.
+    pub time: Duration,
+}
