@@ -11,12 +11,12 @@ pub mod topology;
 /// Sockets: accept, startup, authenticate, dial.
 pub mod net;
 
+/// The control plane: probe, health, decide, execute, agent.
+pub mod failover;
 /// The query plane: sessions, routing, pools.
 pub mod proxy;
 /// The WAL plane: receiver, store, sender.
 pub mod relay;
-/// The control plane: probe, health, decide, execute, agent.
-pub mod failover;
 
 /// What people and tools look at: HTTP, metrics, history.
 pub mod admin;

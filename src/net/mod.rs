@@ -50,7 +50,10 @@ pub enum Credentials {
     Password(Arc<str>),
     /// What a client's SCRAM proof revealed: enough to log in as that client wherever its verifier is the same
     /// (RFC 5802, section 3), without ever seeing its password.
-    ScramKeys { client_key: [u8; 32], server_key: [u8; 32] },
+    ScramKeys {
+        client_key: [u8; 32],
+        server_key: [u8; 32],
+    },
 }
 
 impl std::fmt::Debug for Credentials {
@@ -100,5 +103,9 @@ pub enum DialError {
     #[error("{address} said {error}")]
     Rejected { address: Address, error: ErrorFields },
     #[error("log in at {address}")]
-    Protocol { address: Address, #[source] source: std::io::Error },
+    Protocol {
+        address: Address,
+        #[source]
+        source: std::io::Error,
+    },
 }

@@ -51,7 +51,8 @@ impl FromStr for Lsn {
 
     fn from_str(text: &str) -> Result<Lsn, ParseLsnError> {
         let half = |digits: &str| -> Option<u64> {
-            let well_formed = (1..=8).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_hexdigit());
+            let well_formed =
+                (1..=8).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_hexdigit());
             well_formed.then(|| u64::from_str_radix(digits, 16).ok()).flatten()
         };
         text.split_once('/')

@@ -40,7 +40,9 @@ pub enum Durability {
 pub enum Writes {
     Open,
     /// New transactions for the primary wait, up to `hold_clients`. `reason` is for people.
-    Held { reason: String },
+    Held {
+        reason: String,
+    },
 }
 
 /// What `failover` orders. Obeyed as a whole: proxy and relay act on a higher term, ignore a lower one, and

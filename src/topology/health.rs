@@ -35,9 +35,14 @@ pub enum NodeState {
     /// Not probed yet. Not seeing a node is not evidence that it is down.
     Unknown,
     Up,
-    Down { since: Instant, why: String },
+    Down {
+        since: Instant,
+        why: String,
+    },
     /// Answers, but must not be used: another system identifier, a diverged timeline, a primary of an old term.
-    Quarantined { why: String },
+    Quarantined {
+        why: String,
+    },
 }
 
 impl NodeState {

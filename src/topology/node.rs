@@ -129,7 +129,10 @@ mod tests {
         let ok = |text: &str| text.parse::<Address>().map(|a| (a.host.clone(), a.port, a.to_string()));
         assert_eq!(ok("10.0.0.11:5432"), Ok(("10.0.0.11".into(), 5432, "10.0.0.11:5432".into())));
         assert_eq!(ok("[::1]:6432"), Ok(("::1".into(), 6432, "[::1]:6432".into())));
-        assert_eq!(ok("/run/postgresql:5432"), Ok(("/run/postgresql".into(), 5432, "/run/postgresql:5432".into())));
+        assert_eq!(
+            ok("/run/postgresql:5432"),
+            Ok(("/run/postgresql".into(), 5432, "/run/postgresql:5432".into()))
+        );
         for text in ["", "host", ":1", "host:", "host:0", "host:65536", "::1:5432", "[::1:5432"] {
             assert!(text.parse::<Address>().is_err(), "{text:?}");
         }

@@ -52,10 +52,22 @@ impl WalStatus {
 pub enum Upstream {
     /// The directive names no upstream.
     Idle,
-    Connecting { node: NodeName, since: Instant, last_error: Option<String> },
+    Connecting {
+        node: NodeName,
+        since: Instant,
+        last_error: Option<String>,
+    },
     /// `last_message`: when the last byte came; a live walsender is never silent for long.
-    Streaming { node: NodeName, since: Instant, last_message: Instant },
-    Ended { node: NodeName, at: Instant, how: StreamEnd },
+    Streaming {
+        node: NodeName,
+        since: Instant,
+        last_message: Instant,
+    },
+    Ended {
+        node: NodeName,
+        at: Instant,
+        how: StreamEnd,
+    },
 }
 
 /// The ends of a stream, told apart.
