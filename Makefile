@@ -1,0 +1,48 @@
+# Everything that README.md and CI do. Each target does its own set-up on a fresh Debian or Ubuntu machine;
+# only a Rust toolchain is assumed.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+## demo: a cluster of three real PostgreSQL servers behind one endpoint, until Ctrl-C
+.PHONY: demo
+demo: setup
+	cargo build --release --locked
+	exec target/release/bellwether demo $(DEMO)
+
+## test: unit tests, simulation and integration tests against real servers
+.PHONY: test
+test: setup setup-second-major
+	cargo test --locked --lib --bins --test house
+	cargo test --locked --test integration -- --test-threads=1
+
+## check: format, lints, documentation
+.PHONY: check
+check: setup
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+
+## sim: the simulated world, many seeds (SEEDS=20000)
+.PHONY: sim
+sim: setup
+	BELLWETHER_SIM_SEEDS=$(or $(SEEDS),20000) cargo test --locked --release --lib sim:: -- --nocapture
+
+## bench: throughput and CPU per transaction: direct, PgBouncer, Bellwether, side by side
+.PHONY: bench
+bench: setup setup-bench
+	cargo build --release --locked
+	cargo bench --locked --bench side_by_side -- $(BENCH)
+
+.PHONY: setup setup-second-major setup-bench
+setup:
+	@integration/setup.sh base
+setup-second-major:
+	@integration/setup.sh second-major
+setup-bench:
+	@integration/setup.sh bench
+
+## help: this list
+.PHONY: help
+help:
+	@sed -n 's/^## \([^:]*\): /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18

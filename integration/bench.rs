@@ -1,0 +1,285 @@
+//! `make bench`: pgbench direct, through PgBouncer and through Bellwether, interleaved, medians and ratios from
+//! one run on one machine; then WAL ingest and catch-up beside pg_receivewal. It prints and asserts nothing.
+
+#[expect(dead_code, reason = "the tests use more of the harness than the benchmark")]
+mod harness;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use harness::{Cluster, Durability, Options, eventually, free_port};
+
+const ROUNDS: usize = 3;
+/// Of one pgbench run.
+const SECONDS: u64 = 3;
+const CLIENTS: [u32; 3] = [1, 16, 64];
+
+/// One line of the table: what pgbench is told, and in which mode PgBouncer can serve it.
+struct Load {
+    name: &'static str,
+    arguments: &'static [&'static str],
+    script: Option<&'static str>,
+    /// Debian's PgBouncer 1.18 knows no prepared statements in transaction mode.
+    pgbouncer_mode: &'static str,
+}
+
+const LOADS: [Load; 6] = [
+    Load {
+        name: "select simple",
+        arguments: &["-S", "-M", "simple"],
+        script: None,
+        pgbouncer_mode: "transaction",
+    },
+    Load {
+        name: "select extended",
+        arguments: &["-S", "-M", "extended"],
+        script: None,
+        pgbouncer_mode: "transaction",
+    },
+    Load {
+        name: "select prepared",
+        arguments: &["-S", "-M", "prepared"],
+        script: None,
+        pgbouncer_mode: "session",
+    },
+    Load { name: "tpc-b simple", arguments: &["-M", "simple"], script: None, pgbouncer_mode: "transaction" },
+    Load {
+        name: "1 MB result",
+        arguments: &["-M", "simple"],
+        script: Some("SELECT repeat('x', 1048576);\n"),
+        pgbouncer_mode: "transaction",
+    },
+    Load {
+        name: "connect each",
+        arguments: &["-S", "-C", "-M", "simple"],
+        script: None,
+        pgbouncer_mode: "transaction",
+    },
+];
+
+#[derive(Clone, Copy, Default)]
+struct Sample {
+    /// Transactions per second.
+    tps: f64,
+    /// Of the process in the middle, microseconds per transaction.
+    cpu: f64,
+}
+
+fn main() {
+    let only: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
+    let wanted = |name: &str| only.is_empty() || only.iter().any(|part| name.contains(part.as_str()));
+    let cluster = Cluster::start(Options { durability: Durability::Async, ..Options::default() });
+    let bouncers = ["transaction", "session"].map(|mode| PgBouncer::start(&cluster, mode));
+    pgbench_init(&cluster);
+
+    println!(
+        "| load | clients | direct tps | PgBouncer tps | Bellwether tps | B/P | PgBouncer us/tx | Bellwether us/tx | B/P |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|");
+    for load in LOADS.iter().filter(|load| wanted(load.name)) {
+        for clients in CLIENTS {
+            row(&cluster, &bouncers, load, clients);
+        }
+    }
+    drop(bouncers);
+    if wanted("wal") {
+        wal(cluster);
+    }
+}
+
+fn row(cluster: &Cluster, bouncers: &[PgBouncer], load: &Load, clients: u32) {
+    let bouncer = bouncers.iter().find(|b| b.mode == load.pgbouncer_mode).expect("started");
+    let direct = cluster.conninfo_at(cluster.primary().port);
+    let mut samples: [Vec<Sample>; 3] = Default::default();
+    for _ in 0..ROUNDS {
+        samples[0].push(pgbench(cluster, load, clients, &direct, None));
+        samples[1].push(pgbench(
+            cluster,
+            load,
+            clients,
+            &cluster.conninfo_at(bouncer.port),
+            Some(bouncer.child.id()),
+        ));
+        samples[2].push(pgbench(cluster, load, clients, &cluster.conninfo(), Some(cluster.bellwether_pid())));
+    }
+    let [direct, pgbouncer, bellwether] = samples.map(|mut of| {
+        of.sort_by(|a, b| a.tps.total_cmp(&b.tps));
+        let tps = of[of.len() / 2].tps;
+        of.sort_by(|a, b| a.cpu.total_cmp(&b.cpu));
+        Sample { tps, cpu: of[of.len() / 2].cpu }
+    });
+    println!(
+        "| {} | {clients} | {:.0} | {:.0} | {:.0} | {:.2} | {:.1} | {:.1} | {:.2} |",
+        load.name,
+        direct.tps,
+        pgbouncer.tps,
+        bellwether.tps,
+        bellwether.tps / pgbouncer.tps,
+        pgbouncer.cpu,
+        bellwether.cpu,
+        bellwether.cpu / pgbouncer.cpu,
+    );
+}
+
+fn pgbench_init(cluster: &Cluster) {
+    let output = cluster.program("pgbench").args(["-i", "-q", "-s", "10", &cluster.conninfo()]).output();
+    let output = output.expect("pgbench");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn pgbench(cluster: &Cluster, load: &Load, clients: u32, conninfo: &str, middle: Option<u32>) -> Sample {
+    let script = load.script.map(|text| {
+        let path = cluster.data().join("bench.sql");
+        fs::write(&path, text).expect("script");
+        path
+    });
+    let mut command = cluster.program("pgbench");
+    command
+        .args(["-n", "-c", &clients.to_string(), "-j", "2", "-T", &SECONDS.to_string()])
+        .args(load.arguments);
+    if let Some(path) = &script {
+        command.arg("-f").arg(path);
+    }
+    let before = middle.map_or(0.0, cpu_seconds);
+    let output = command.arg(conninfo).output().expect("pgbench");
+    let used = middle.map_or(0.0, cpu_seconds) - before;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{} {clients}: {}", load.name, String::from_utf8_lossy(&output.stderr));
+    let number = |prefix: &str| -> f64 {
+        let line = text.lines().find_map(|line| line.strip_prefix(prefix)).expect("pgbench's report");
+        line.trim().split([' ', '/']).next().and_then(|n| n.parse().ok()).expect("a number")
+    };
+    Sample { tps: number("tps = "), cpu: used * 1e6 / number("number of transactions actually processed: ") }
+}
+
+/// User and system time of all threads of `pid`, from `/proc/PID/stat` (proc(5): fields 14 and 15, in ticks of
+/// 10 ms).
+fn cpu_seconds(pid: u32) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("the process lives");
+    let after_name = stat.rsplit_once(") ").expect("proc(5)").1;
+    let ticks: u64 = after_name.split(' ').skip(11).take(2).filter_map(|n| n.parse::<u64>().ok()).sum();
+    ticks as f64 / 100.0
+}
+
+/// PgBouncer of the distribution in front of the primary, as the cluster's unprivileged user.
+struct PgBouncer {
+    mode: &'static str,
+    port: u16,
+    child: Child,
+}
+
+impl PgBouncer {
+    fn start(cluster: &Cluster, mode: &'static str) -> PgBouncer {
+        let port = free_port();
+        let dir = cluster.data().join(format!("pgbouncer-{mode}"));
+        fs::create_dir_all(&dir).expect("directory");
+        let ini = format!(
+            "[databases]\napp = host=127.0.0.1 port={} dbname=app user=app password=demo\n[pgbouncer]\n\
+             listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = scram-sha-256\n\
+             auth_file = {users}\npool_mode = {mode}\ndefault_pool_size = 64\nmax_client_conn = 1000\n\
+             ignore_startup_parameters = extra_float_digits\nlog_connections = 0\nlog_disconnections = 0\n",
+            cluster.primary().port,
+            users = dir.join("users.txt").display(),
+        );
+        fs::write(dir.join("pgbouncer.ini"), ini).expect("ini");
+        fs::write(dir.join("users.txt"), "\"app\" \"demo\"\n").expect("users");
+        let mut command = Command::new("/usr/sbin/pgbouncer");
+        command
+            .arg("-q")
+            .arg(dir.join("pgbouncer.ini"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        cluster.run_as_server_user(&mut command);
+        let child = command.spawn().expect("pgbouncer");
+        let conninfo = cluster.conninfo_at(port);
+        eventually("PgBouncer answers", Duration::from_secs(10), || cluster.psql_at(&conninfo, "SELECT 1"));
+        PgBouncer { mode, port, child }
+    }
+}
+
+impl Drop for PgBouncer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A gigabyte: received by Bellwether's relay, by pg_receivewal from the primary, by pg_receivewal from the relay.
+fn wal(mut cluster: Cluster) {
+    let primary = cluster.primary();
+    let admin = cluster.direct_conninfo(&primary, "postgres");
+    let sql = |text: &str| cluster.psql_at(&admin, text).expect("SQL");
+    let lsn = |text: &str| sql(text).parse::<u64>().expect("an LSN");
+    sql("ALTER SYSTEM SET wal_keep_size = '8GB'");
+    sql("SELECT pg_reload_conf()");
+    sql("SELECT pg_create_physical_replication_slot('bench', true)");
+
+    let start = lsn("SELECT pg_current_wal_flush_lsn() - '0/0'");
+    let pid = cluster.bellwether_pid();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), nix::sys::signal::Signal::SIGSTOP)
+        .expect("stop");
+    // The stopped relay's walsender times out meanwhile: what follows is a catch-up from the primary's files.
+    sql(
+        "SELECT count(pg_logical_emit_message(false, 'filler', repeat(md5(i::text), 4096))) FROM generate_series(1, 8400) i",
+    );
+    let end = lsn("SELECT pg_current_wal_flush_lsn() - '0/0'");
+    let end_text = sql("SELECT pg_current_wal_flush_lsn()");
+    let megabytes = (end - start) as f64 / 1e6;
+
+    let before = cpu_seconds(pid);
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), nix::sys::signal::Signal::SIGCONT)
+        .expect("continue");
+    let started = Instant::now();
+    eventually("the relay has it durable", Duration::from_secs(300), || {
+        let durable = cluster.metric("bellwether_wal_durable_lsn_bytes").ok_or("no metric")?;
+        if durable as u64 >= end { Ok(()) } else { Err(format!("{durable}")) }
+    });
+    println!("\n| WAL path | MB | MB/s | CPU ms/MB |\n|---|---|---|---|");
+    let took = started.elapsed().as_secs_f64();
+    line(
+        "primary -> Bellwether (durable, verified, shipped to 2 standbys)",
+        megabytes,
+        took,
+        cpu_seconds(pid) - before,
+    );
+    cluster.await_steady();
+
+    let password = cluster.superuser_password();
+    for (name, port) in
+        [("primary -> pg_receivewal", primary.port), ("Bellwether -> pg_receivewal", cluster.port)]
+    {
+        let target = cluster.data().join(format!("receivewal-{port}"));
+        let conninfo = format!("host=127.0.0.1 port={port} user=bellwether password={password}");
+        let (took, cpu) = pg_receivewal(&cluster, &target, &conninfo, &end_text);
+        line(name, directory_megabytes(&target), took, cpu);
+    }
+}
+
+fn line(name: &str, megabytes: f64, seconds: f64, cpu: f64) {
+    println!("| {name} | {megabytes:.0} | {:.0} | {:.2} |", megabytes / seconds, cpu * 1e3 / megabytes);
+}
+
+/// Seconds taken and CPU seconds used.
+fn pg_receivewal(cluster: &Cluster, target: &Path, conninfo: &str, end: &str) -> (f64, f64) {
+    fs::create_dir_all(target).expect("directory");
+    let program = cluster.program("pg_receivewal");
+    let timed = format!(
+        "TIMEFORMAT='%U %S'; time {} --no-loop -D {} --endpos={end} -d '{conninfo}'",
+        program.get_program().to_string_lossy(),
+        target.display(),
+    );
+    let started = Instant::now();
+    let output = Command::new("bash").args(["-c", &timed]).output().expect("pg_receivewal");
+    let took = started.elapsed().as_secs_f64();
+    let report = String::from_utf8_lossy(&output.stderr);
+    let times = report.lines().last().expect("bash's time");
+    (took, times.split(' ').filter_map(|n| n.parse::<f64>().ok()).sum())
+}
+
+fn directory_megabytes(dir: &Path) -> f64 {
+    let files = fs::read_dir(dir).expect("directory").filter_map(Result::ok);
+    files.filter_map(|file| file.metadata().ok()).map(|meta| meta.len()).sum::<u64>() as f64 / 1e6
+}

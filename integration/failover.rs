@@ -1,0 +1,135 @@
+//! The primary dies under load, three times in a row; nobody is lied to.
+
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::harness::ledger::{Answer, Entry, Ledger, audit, tokens};
+use crate::harness::{Cluster, Options, Server, eventually, eventually_async};
+
+const ROUNDS: u64 = 3;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn failover_under_load() {
+    under_load(Options::default()).await;
+}
+
+async fn under_load(options: Options) {
+    let mut cluster = Cluster::start(options);
+    pgbench_init(&cluster);
+    for round in 1..=ROUNDS {
+        one_round(&mut cluster, round).await;
+    }
+}
+
+async fn one_round(cluster: &mut Cluster, round: u64) {
+    let old = cluster.primary();
+    let mut load = pgbench(cluster);
+    let ledger = Ledger::start(&cluster.conninfo(), 8).await;
+    acknowledged_beyond(&ledger, 200).await;
+
+    let killed_at = Instant::now();
+    cluster.signal(&old, Signal::SIGKILL);
+    let before = ledger.acknowledged();
+    acknowledged_beyond(&ledger, before + 500).await;
+    let new = cluster.primary();
+    assert_ne!(new.name, old.name, "the dead primary is primary");
+
+    cluster.await_steady();
+    let returned_after = killed_at.elapsed();
+    let entries = ledger.finish().await;
+    let _ = load.kill();
+    let _ = load.wait();
+
+    let pause = writes_paused(&entries, killed_at);
+    println!(
+        "round {round}: {} -> {}: writes paused {pause:?}, {} back after {returned_after:?}",
+        old.name, new.name, old.name
+    );
+    assert_eq!(audit(&entries, &tokens(&cluster.conninfo()).await), Vec::<String>::new());
+    let broken: Vec<&Entry> = entries.iter().filter(|e| matches!(e.answer, Answer::Broken(_))).collect();
+    assert!(broken.is_empty(), "clients lost their connection to the endpoint: {broken:?}");
+
+    assert_equal_servers(cluster);
+    let history = cluster.api("/api/v1/history").expect("history");
+    let last = history.as_array().and_then(|all| all.last()).expect("an election").clone();
+    assert_eq!(last["term"], round + 1, "{last}");
+    assert_eq!(last["outcome"], "completed", "{last}");
+    assert_eq!(last["lost_bytes"], 0, "{last}");
+}
+
+/// The longest time without an acknowledgement to anybody, from the kill on.
+fn writes_paused(entries: &[Entry], killed_at: Instant) -> Duration {
+    let mut moments: Vec<Instant> = entries
+        .iter()
+        .filter(|e| e.answer == Answer::Acknowledged && e.at > killed_at)
+        .map(|e| e.at)
+        .collect();
+    moments.push(killed_at);
+    moments.sort();
+    moments.windows(2).map(|pair| pair[1] - pair[0]).max().expect("writes flow again")
+}
+
+async fn acknowledged_beyond(ledger: &Ledger, goal: u64) {
+    eventually_async("acknowledged tokens", Duration::from_secs(60), || async {
+        let now = ledger.acknowledged();
+        if now > goal { Ok(()) } else { Err(format!("{now} of {goal}")) }
+    })
+    .await;
+}
+
+/// All servers have replayed the same LSN on the same timeline and give the same dump there.
+fn assert_equal_servers(cluster: &Cluster) {
+    let primary = cluster.primary();
+    let superuser = |server: &Server| cluster.direct_conninfo(server, "app");
+    let at = |server: &Server, sql: &str| cluster.psql_at(&superuser(server), sql);
+    let end = at(&primary, "SELECT pg_current_wal_flush_lsn()").expect("primary's end");
+    let dump = |server: &Server| {
+        let output = cluster.program("pg_dump").arg("-d").arg(superuser(server)).output().expect("pg_dump");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        // Newer minors put a random key into \restrict lines.
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.lines()
+            .filter(|l| !l.starts_with("\\restrict") && !l.starts_with("\\unrestrict"))
+            .collect::<Vec<_>>()
+            .join("\n")
+    };
+    let truth = dump(&primary);
+    for standby in cluster.standbys() {
+        eventually("replay", Duration::from_secs(30), || {
+            let behind = at(&standby, &format!("SELECT pg_last_wal_replay_lsn() < '{end}'"))?;
+            if behind == "f" { Ok(()) } else { Err(format!("{} is before {end}", standby.name)) }
+        });
+        assert!(truth == dump(&standby), "{} differs from {}", standby.name, primary.name);
+    }
+    let timelines: Vec<_> = cluster.api("/api/v1/cluster").expect("state")["nodes"]
+        .as_array()
+        .expect("nodes")
+        .iter()
+        .map(|node| node["timeline"].clone())
+        .collect();
+    assert!(timelines.windows(2).all(|pair| pair[0] == pair[1]), "timelines differ: {timelines:?}");
+}
+
+fn pgbench_init(cluster: &Cluster) {
+    let output = cluster
+        .program("pgbench")
+        .args(["-i", "-q", "-s", "5", &cluster.conninfo()])
+        .output()
+        .expect("pgbench");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// 16 clients, TPC-B and selects, until killed. Those whose COMMIT was in doubt give up; the others retry.
+fn pgbench(cluster: &Cluster) -> Child {
+    cluster
+        .program("pgbench")
+        .args(["-n", "-c", "16", "-j", "2", "-T", "600", "--max-tries=1000"])
+        .args(["-b", "tpcb-like@1", "-b", "select-only@4", &cluster.conninfo()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("pgbench")
+}

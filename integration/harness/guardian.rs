@@ -1,0 +1,51 @@
+//! Ends what a test started even when the test itself is killed: a shell that waits for the test's end of a
+//! pipe to close, then stops by pid whatever the cluster's directory still names.
+
+use std::io;
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
+
+pub(crate) struct Guardian {
+    shell: Child,
+    /// Closing it, on purpose or by dying, is the signal.
+    pipe: Option<ChildStdin>,
+}
+
+/// `$1` is the cluster's directory. Bellwether first, or it would start the servers again. A postmaster that gets
+/// SIGQUIT takes its children along at once.
+const SCRIPT: &str = r#"
+while read -r _; do :; done
+stop() { kill -"$2" "$(head -n 1 "$1")" 2>/dev/null; }
+for round in 1 2 3; do
+    [ -f "$1/bellwether.pid" ] && stop "$1/bellwether.pid" KILL
+    for file in "$1"/cluster/*/postmaster.pid "$1"/cluster/*/*/postmaster.pid; do [ -f "$file" ] && stop "$file" QUIT; done
+    sleep 0.3
+done
+rm -rf "$1"
+"#;
+
+impl Guardian {
+    pub(crate) fn over(dir: &Path) -> io::Result<Guardian> {
+        let mut shell = Command::new("setsid")
+            .args(["bash", "-c", SCRIPT, "guardian"])
+            .arg(dir)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let pipe = shell.stdin.take();
+        Ok(Guardian { shell, pipe })
+    }
+
+    /// Everything is stopped and the directory gone when this returns.
+    pub(crate) fn finish(&mut self) {
+        drop(self.pipe.take());
+        let _ = self.shell.wait();
+    }
+}
+
+impl Drop for Guardian {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}

