@@ -4,3 +4,4 @@
 //! must understand.
 
 pub mod frame;
+pub mod replication;
