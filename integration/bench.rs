@@ -1,7 +1,9 @@
 //! `make bench`: pgbench direct, through PgBouncer and through Bellwether, interleaved, medians and ratios from
 //! one run on one machine; then WAL ingest and catch-up beside pg_receivewal. It prints and asserts nothing.
 
-#[expect(dead_code, reason = "the tests use more of the harness than the benchmark")]
+#![expect(clippy::disallowed_methods, reason = "a benchmark reads clocks")]
+
+#[allow(dead_code, unused_imports, reason = "the tests use more of the harness than the benchmark")]
 mod harness;
 
 use std::fs;

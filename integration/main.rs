@@ -1,8 +1,11 @@
 //! The main job on real parts: PostgreSQL servers, psql, pgbench, drivers. Every test starts its own cluster on
 //! free ports in a temporary directory and leaves no process behind, also when it fails.
 
+#![expect(clippy::disallowed_methods, reason = "tests and their clients read clocks and start tasks")]
+
 mod bad_input;
 mod failover;
+#[allow(dead_code, unused_imports, reason = "the benchmark uses more of the harness than the tests")]
 mod harness;
 mod lag_gate;
 mod relay;

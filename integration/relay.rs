@@ -80,7 +80,7 @@ fn segments(dir: &Path) -> BTreeMap<String, std::path::PathBuf> {
 /// `TTTTTTTTHHHHHHHHLLLLLLLL`: timeline, high half, segment within it.
 fn segment_start(name: &str) -> u64 {
     let part = |range| u64::from_str_radix(&name[range], 16).expect("hexadecimal");
-    part(8..16) << 32 | part(16..24) * SEGMENT_BYTES
+    (part(8..16) << 32) | (part(16..24) * SEGMENT_BYTES)
 }
 
 /// Two gigabytes with a timeline switch in the middle.

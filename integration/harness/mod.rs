@@ -3,7 +3,9 @@
 mod cluster;
 mod guardian;
 pub(crate) mod ledger;
+mod second_major;
 mod wait;
 
 pub(crate) use cluster::{Cluster, Durability, Options, Server, free_port};
+pub(crate) use second_major::second_major;
 pub(crate) use wait::{eventually, eventually_async};
