@@ -1,0 +1,335 @@
+//! Which node gets it: what a session needs against what is known of the cluster, the promise "fresh reads".
+//!
+//! [`View`] is made once per change of directive, health or WAL status; [`View::choose`] runs per routed
+//! statement, allocates nothing and asks no clock.
+//!
+//! A standby is fresh when the last probe found it up as a standby and not quarantined, when it streams from
+//! the relay on the store's timeline, has reported within [`Policy::report_limit`], and lags within the bound in
+//! bytes and in time. The lag is measured from the last position the relay heard from the primary; so while
+//! writes are open and that stream is broken, the time since then counts as lag of every standby. While there is
+//! no primary or writes are held, nothing new is committed, and what the relay has durably is all there is.
+
+use std::time::{Duration, Instant};
+
+use super::setting::{Consistency, MaxLag, Route};
+use super::verdict::{Access, WriteReason};
+use crate::pg::Lsn;
+use crate::topology::{
+    Directive, Durability, Follower, FollowerState, Health, Lag, NodeHealth, NodeName, NodeState, Role,
+    Upstream, WalStatus,
+};
+
+/// What a session needs for its next transaction (or its next statement outside of one).
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    pub access: &'a Access,
+    pub transaction: Transaction,
+    /// The listener's, the session's setting, or the statement's hint: the innermost one that says something.
+    pub route: Route,
+    pub consistency: Consistency,
+    pub own_write: OwnWrite,
+    /// `bellwether.min_lsn`: obeyed under every consistency.
+    pub min_lsn: Option<Lsn>,
+    /// `bellwether.max_lag`.
+    pub max_lag: MaxLag,
+}
+
+/// The transaction that the statement opens or would be in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Transaction {
+    /// None: the statement is its own.
+    #[default]
+    Autocommit,
+    ReadOnly,
+    ReadWrite,
+    /// At whatever access mode.
+    Serializable,
+}
+
+/// Where the session's own last write is in the WAL.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OwnWrite {
+    #[default]
+    None,
+    /// It ended at or before this position.
+    At(Lsn),
+    /// It wrote, and the position has not been learned yet.
+    Unknown,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// `reason` with `role` is the label of `bellwether_statements_total{route,reason}`.
+    Node { node: NodeName, role: Role, reason: &'static str },
+    /// It is the primary's, and writes are held: wait for the directive to change, up to `hold_clients`.
+    Wait { reason: &'static str },
+    /// 57P03: a standby was asked for and none is fresh enough.
+    Unavailable { reason: &'static str },
+    /// 25006: a standby was asked for, for something that certainly writes or locks.
+    ReadOnly { reason: &'static str },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    pub max_lag_bytes: u64,
+    pub max_lag_time: Duration,
+    /// A follower that has been silent for longer is not fresh, whatever it said last. A caught-up walreceiver
+    /// reports every `wal_receiver_status_interval` (10 s).
+    pub report_limit: Duration,
+    pub balance: Balance,
+}
+
+impl Default for Policy {
+    fn default() -> Policy {
+        Policy {
+            max_lag_bytes: 16 << 20,
+            max_lag_time: Duration::from_secs(1),
+            report_limit: Duration::from_secs(15),
+            balance: Balance::LeastOutstanding,
+        }
+    }
+}
+
+/// Among fresh standbys.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Balance {
+    /// The one with the fewest statements in flight; ties rotate.
+    #[default]
+    LeastOutstanding,
+    RoundRobin,
+}
+
+/// What is known of the cluster, digested for [`choose`].
+#[derive(Clone, Debug)]
+pub struct View {
+    /// Where writes may go; `Err` is the reason to wait.
+    primary: Result<NodeName, &'static str>,
+    policy: Policy,
+    /// In the order of the configuration, without the primary.
+    standbys: Vec<Standby>,
+    /// Since when the primary's end of WAL is not known; never set while writes are held.
+    blind_since: Option<Instant>,
+    /// No acknowledged commit lies beyond it; `None` where durability does not let one say so.
+    global: Option<Lsn>,
+}
+
+#[derive(Clone, Debug)]
+struct Standby {
+    name: NodeName,
+    state: Result<Position, Stale>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Position {
+    replay: Lsn,
+    lag: Lag,
+    reported_at: Instant,
+}
+
+/// Why a standby does not get a read. In the order of how near it is to getting it: the nearest one of all
+/// standbys is the reason that the statement gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Stale {
+    NoStandby,
+    Unknown,
+    Down,
+    Quarantined,
+    NotAStandby,
+    NotStreaming,
+    OtherTimeline,
+    Silent,
+    Blind,
+    Lag,
+    Global,
+    MinLsn,
+    OwnWrite,
+}
+
+impl Stale {
+    fn as_str(self) -> &'static str {
+        match self {
+            Stale::NoStandby => "no_standby",
+            Stale::Unknown => "standby_unknown",
+            Stale::Down => "standby_down",
+            Stale::Quarantined => "standby_quarantined",
+            Stale::NotAStandby => "not_a_standby",
+            Stale::NotStreaming => "standby_not_streaming",
+            Stale::OtherTimeline => "other_timeline",
+            Stale::Silent => "standby_silent",
+            Stale::Blind => "blind",
+            Stale::Lag => "lag",
+            Stale::Global => "global",
+            Stale::MinLsn => "min_lsn",
+            Stale::OwnWrite => "own_write",
+        }
+    }
+}
+
+impl View {
+    /// `previous` tells since when the primary's stream has been missing, across rebuilds.
+    pub fn new(
+        now: Instant,
+        previous: Option<&View>,
+        directive: &Directive,
+        health: &Health,
+        wal: &WalStatus,
+        policy: Policy,
+    ) -> View {
+        let standby = |node: &NodeHealth| Standby { name: node.name.clone(), state: position(node, wal) };
+        let not_primary = |node: &&NodeHealth| directive.primary.as_ref() != Some(&node.name);
+        View {
+            primary: directive.writable().cloned().ok_or(match directive.primary {
+                Some(_) => "held",
+                None => "no_primary",
+            }),
+            policy,
+            standbys: health.nodes.iter().filter(not_primary).map(standby).collect(),
+            blind_since: is_blind(directive, wal)
+                .then(|| previous.and_then(|previous| previous.blind_since).unwrap_or(now)),
+            global: (directive.durability == Durability::Quorum).then_some(wal.durable),
+        }
+    }
+
+    /// A node for `request`. `outstanding` gives the statements in flight at a node; `rotation` is any number
+    /// that changes from call to call (a counter).
+    pub fn choose(
+        &self,
+        request: &Request<'_>,
+        now: Instant,
+        rotation: usize,
+        outstanding: impl Fn(&NodeName) -> usize,
+    ) -> Choice {
+        let standby = || self.standby(request, now, rotation, outstanding);
+        match (request.route, must_write(request)) {
+            (Route::Primary, _) => self.primary("asked"),
+            (Route::Auto, Some(reason)) => self.primary(reason.as_str()),
+            (Route::Auto, None) => match standby() {
+                Ok(node) => Choice::Node { node: node.clone(), role: Role::Standby, reason: "read" },
+                Err(stale) => self.primary(stale.as_str()),
+            },
+            (Route::Standby, Some(reason)) if reason.certainly_writes() => {
+                Choice::ReadOnly { reason: reason.as_str() }
+            }
+            (Route::Standby, _) => match standby() {
+                Ok(node) => Choice::Node { node: node.clone(), role: Role::Standby, reason: "asked" },
+                Err(stale) => Choice::Unavailable { reason: stale.as_str() },
+            },
+        }
+    }
+
+    fn primary(&self, reason: &'static str) -> Choice {
+        match &self.primary {
+            Ok(node) => Choice::Node { node: node.clone(), role: Role::Primary, reason },
+            Err(reason) => Choice::Wait { reason },
+        }
+    }
+
+    fn standby(
+        &self,
+        request: &Request<'_>,
+        now: Instant,
+        rotation: usize,
+        outstanding: impl Fn(&NodeName) -> usize,
+    ) -> Result<&NodeName, Stale> {
+        let mut nearest = Stale::NoStandby;
+        let mut chosen: Option<(usize, &NodeName)> = None;
+        let first = rotation.checked_rem(self.standbys.len()).unwrap_or(0);
+        let (before, after) = self.standbys.split_at(first);
+        for standby in after.iter().chain(before) {
+            match self.fresh(standby, request, now) {
+                Err(stale) => nearest = nearest.max(stale),
+                Ok(()) => {
+                    let load = match self.policy.balance {
+                        Balance::LeastOutstanding => outstanding(&standby.name),
+                        Balance::RoundRobin => 0,
+                    };
+                    // Strictly less: among equals the first one of this rotation stays.
+                    if chosen.is_none_or(|(least, _)| load < least) {
+                        chosen = Some((load, &standby.name));
+                    }
+                }
+            }
+        }
+        chosen.map(|(_, name)| name).ok_or(nearest)
+    }
+
+    /// The promise "fresh reads".
+    fn fresh(&self, standby: &Standby, request: &Request<'_>, now: Instant) -> Result<(), Stale> {
+        let position = standby.state.as_ref().map_err(|stale| *stale)?;
+        let max_bytes = request.max_lag.bytes.unwrap_or(self.policy.max_lag_bytes);
+        let max_time = request.max_lag.time.unwrap_or(self.policy.max_lag_time);
+        let silence = now.saturating_duration_since(position.reported_at);
+        let blind = self.blind_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        // What has WAL to replay reports as it goes; its silence ages the WAL it has not confirmed.
+        if silence > self.policy.report_limit || (position.lag.bytes > 0 && silence > max_time) {
+            return Err(Stale::Silent);
+        }
+        if position.lag.bytes > max_bytes || position.lag.time > max_time {
+            return Err(Stale::Lag);
+        }
+        if self.blind_since.is_some() && position.lag.time + blind >= max_time {
+            return Err(Stale::Blind);
+        }
+        self.replayed_enough(position.replay, request)
+    }
+
+    fn replayed_enough(&self, replay: Lsn, request: &Request<'_>) -> Result<(), Stale> {
+        if request.min_lsn.is_some_and(|min_lsn| replay < min_lsn) {
+            return Err(Stale::MinLsn);
+        }
+        if request.consistency == Consistency::Eventual {
+            return Ok(());
+        }
+        match request.own_write {
+            OwnWrite::Unknown => return Err(Stale::OwnWrite),
+            OwnWrite::At(written) if replay < written => return Err(Stale::OwnWrite),
+            OwnWrite::At(_) | OwnWrite::None => {}
+        }
+        match (request.consistency, self.global) {
+            (Consistency::Global, Some(committed)) if committed <= replay => Ok(()),
+            (Consistency::Global, _) => Err(Stale::Global),
+            (Consistency::Session | Consistency::Eventual, _) => Ok(()),
+        }
+    }
+}
+
+/// Why the request belongs to the primary whatever the standbys' state; `None` when it does not.
+fn must_write<'a>(request: &'a Request<'_>) -> Option<&'a WriteReason> {
+    match (request.transaction, request.access) {
+        (Transaction::Serializable, _) => Some(&WriteReason::Serializable),
+        (_, Access::Write { reason }) => Some(reason),
+        (Transaction::ReadWrite, Access::Read) => Some(&WriteReason::Transaction),
+        (Transaction::Autocommit | Transaction::ReadOnly, Access::Read) => None,
+    }
+}
+
+/// Writes are open, and the relay does not hear from the primary how far its WAL goes.
+fn is_blind(directive: &Directive, wal: &WalStatus) -> bool {
+    let Some(primary) = directive.writable() else { return false };
+    !matches!(&wal.upstream, Upstream::Streaming { node, .. } if node == primary)
+}
+
+fn position(node: &NodeHealth, wal: &WalStatus) -> Result<Position, Stale> {
+    match (&node.state, node.role) {
+        (NodeState::Unknown, _) => return Err(Stale::Unknown),
+        (NodeState::Down { .. }, _) => return Err(Stale::Down),
+        (NodeState::Quarantined { .. }, _) => return Err(Stale::Quarantined),
+        (NodeState::Up, Some(Role::Standby)) => {}
+        (NodeState::Up, Some(Role::Primary) | None) => return Err(Stale::NotAStandby),
+    }
+    // Before the relay has heard of any end of WAL, a lag of zero means nothing.
+    let follower = wal.follower(&node.name).filter(|_| wal.upstream_end.is_valid());
+    let Some(follower) = follower else { return Err(Stale::NotStreaming) };
+    match follower {
+        Follower { state: FollowerState::Startup, .. } => Err(Stale::NotStreaming),
+        Follower { timeline, .. } if *timeline != wal.timeline => Err(Stale::OtherTimeline),
+        // One that catches up from files is judged by its lag like any other.
+        Follower {
+            state: FollowerState::Catchup | FollowerState::Streaming,
+            replay,
+            lag,
+            reported_at,
+            ..
+        } => Ok(Position { replay: *replay, lag: *lag, reported_at: *reported_at }),
+    }
+}

@@ -1,0 +1,27 @@
+//! Where a statement goes, and why. PURE: the decisions behind "right node" and "fresh reads".
+//!
+//! [`classify`] reads a statement text with PostgreSQL's own grammar and says what it does ([`Verdict`]);
+//! [`Classifier`] remembers that per text; [`View::choose`] takes what a session needs ([`Request`]), looks
+//! at what is known of the cluster, and names a node with the reason.
+//!
+//! What grammar cannot see: operators, casts to user types, views, row security policies, rules and
+//! `t.f` for a function `f(t)` may all call functions, and a schema before `pg_catalog` in `search_path` may
+//! hide a safe function behind another of its name; a table may be unlogged. Where such a thing writes or
+//! cannot be read on a standby, the standby refuses by itself (25006, or 0A000 for an unlogged table), before
+//! it has changed anything: the session may run the statement again on the primary.
+
+pub mod choose;
+pub mod classify;
+pub mod setting;
+pub mod verdict;
+
+mod cache;
+
+pub use cache::{CacheLimits, Classifier};
+pub use choose::{Balance, Choice, OwnWrite, Policy, Request, Transaction, View};
+pub use classify::classify;
+pub use setting::{Consistency, InvalidSetting, MaxLag, OwnCommand, Route, Scope, Setting, Shown};
+pub use verdict::{
+    Access, CopyData, Isolation, MayWrite, SessionEffect, TransactionAccess, TransactionEffect,
+    TransactionEnd, TransactionModes, Verdict, WriteReason,
+};

@@ -1,0 +1,337 @@
+//! What a statement text means for routing: whether a standby may run it, and what it does to the transaction
+//! and to the session. Values only; [`super::classify`] makes them, the session reads them.
+
+use std::fmt;
+
+use super::setting::{OwnCommand, Route};
+
+/// All there is to know about a statement text before it is sent. One text may hold several statements (a
+/// simple query string); then this is their union: one write makes the text a write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    pub access: Access,
+    /// Statements in the text; 0 for an empty string or one of comments only (PostgreSQL answers
+    /// EmptyQueryResponse), and for a text that cannot be parsed.
+    pub statements: usize,
+    pub transaction: TransactionEffect,
+    /// What outlives the transaction at the server: a reason to keep the server connection for this client.
+    /// In the order of the text, without repetitions of the same value.
+    pub session: Vec<SessionEffect>,
+    /// Commands about `bellwether.*` settings, in the order of the text.
+    pub own: Vec<OwnCommand>,
+    /// From a leading comment, `/* bellwether: standby */`.
+    pub hint: Option<Route>,
+    pub copy: CopyData,
+    pub may_write: MayWrite,
+}
+
+impl Verdict {
+    pub fn is_read(&self) -> bool {
+        self.access == Access::Read
+    }
+
+    /// The text holds nothing but commands that the endpoint answers itself.
+    pub fn is_own(&self) -> bool {
+        self.statements > 0 && self.own.len() == self.statements
+    }
+
+    pub fn is_copy_in(&self) -> bool {
+        self.copy == CopyData::In
+    }
+
+    /// Outside of a transaction block, the success of this text implies a commit that is in doubt when the
+    /// server is lost before it has answered (08007 then, else 08006). Inside of one, only
+    /// [`TransactionEffect::ends_with_commit`] counts.
+    pub fn commits(&self) -> bool {
+        self.may_write == MayWrite::Yes || self.transaction.ends_with_commit()
+    }
+
+    /// The first effect on the session: the reason of a pin.
+    pub fn pin(&self) -> Option<&SessionEffect> {
+        self.session.first()
+    }
+}
+
+/// Whether a standby may run it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Proven by the grammar: it writes nothing, locks no row, and answers the same on a standby that has
+    /// replayed the same WAL.
+    Read,
+    /// Everything else: the primary's.
+    Write { reason: WriteReason },
+}
+
+/// Why a text belongs to the primary.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WriteReason {
+    /// INSERT, UPDATE, DELETE, MERGE.
+    Dml,
+    /// The same inside WITH, at any depth.
+    ModifyingCte,
+    Ddl,
+    /// `SELECT ... FOR UPDATE | NO KEY UPDATE | SHARE | KEY SHARE`.
+    LockingClause,
+    SelectInto,
+    CopyFrom,
+    /// LOCK TABLE.
+    Lock,
+    /// A function outside the list of safe ones.
+    Function(Box<str>),
+    /// `pg_advisory_*`: a lock that only excludes on the server where all take it.
+    AdvisoryLock,
+    /// `OPERATOR(schema.op)` outside `pg_catalog`.
+    Operator,
+    /// A view or a setting that tells of the server itself (`pg_stat_*`, `pg_locks`, ...).
+    ServerState,
+    /// A sequence read as a table: a standby sees up to 32 values ahead (SEQ_LOG_VALS in sequence.c).
+    Sequence,
+    /// Temporary objects live on one server; `pg_temp` names one.
+    Temporary,
+    /// SET, LISTEN, PREPARE and the like: they change the session, which the primary serves.
+    Session,
+    /// BEGIN without READ ONLY, and the rest of transaction control.
+    Transaction,
+    /// SERIALIZABLE does not exist on a standby.
+    Serializable,
+    /// Any other utility statement.
+    Utility,
+    /// A node of the grammar that is not known to be harmless.
+    UnknownNode,
+    /// Not SQL as this grammar knows it, or larger than [`super::classify::MAX_TEXT`], or nested too deep.
+    Unparsable,
+}
+
+impl WriteReason {
+    /// The label in `bellwether_statements_total{reason}`.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            WriteReason::Dml => "dml",
+            WriteReason::ModifyingCte => "modifying_cte",
+            WriteReason::Ddl => "ddl",
+            WriteReason::LockingClause => "locking_clause",
+            WriteReason::SelectInto => "select_into",
+            WriteReason::CopyFrom => "copy_from",
+            WriteReason::Lock => "lock",
+            WriteReason::Function(_) => "function",
+            WriteReason::AdvisoryLock => "advisory_lock",
+            WriteReason::Operator => "operator",
+            WriteReason::ServerState => "server_state",
+            WriteReason::Sequence => "sequence",
+            WriteReason::Temporary => "temporary",
+            WriteReason::Session => "session",
+            WriteReason::Transaction => "transaction",
+            WriteReason::Serializable => "serializable",
+            WriteReason::Utility => "utility",
+            WriteReason::UnknownNode => "unknown_node",
+            WriteReason::Unparsable => "unparsable",
+        }
+    }
+
+    /// Whether somebody who asks for a standby may have it there all the same. What certainly writes or locks
+    /// is refused (25006); where the grammar only could not tell (an unknown function, a view of the server's
+    /// state), the client has taken the answer upon itself, and the standby refuses a write by itself.
+    pub fn certainly_writes(&self) -> bool {
+        match self {
+            WriteReason::Dml
+            | WriteReason::ModifyingCte
+            | WriteReason::Ddl
+            | WriteReason::LockingClause
+            | WriteReason::SelectInto
+            | WriteReason::CopyFrom
+            | WriteReason::Lock
+            | WriteReason::AdvisoryLock
+            | WriteReason::Temporary
+            | WriteReason::Serializable
+            | WriteReason::Utility => true,
+            WriteReason::Function(_)
+            | WriteReason::Operator
+            | WriteReason::ServerState
+            | WriteReason::Sequence
+            | WriteReason::Session
+            | WriteReason::Transaction
+            | WriteReason::UnknownNode
+            | WriteReason::Unparsable => false,
+        }
+    }
+}
+
+impl fmt::Display for WriteReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            WriteReason::Function(name) => write!(f, "function {name}"),
+            other => f.write_str(other.as_str()),
+        }
+    }
+}
+
+/// Whether rows of COPY follow the text, and in which direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CopyData {
+    #[default]
+    None,
+    /// `COPY ... FROM STDIN`.
+    In,
+    /// `COPY ... TO STDOUT`.
+    Out,
+}
+
+/// Whether the text may leave something behind in the database. Reading `pg_stat_activity` is the primary's,
+/// yet nothing is in doubt when it fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MayWrite {
+    #[default]
+    No,
+    Yes,
+}
+
+/// Transaction control.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum TransactionEffect {
+    #[default]
+    None,
+    Begin(TransactionModes),
+    /// `SET TRANSACTION ...`; an imported snapshot is told by `access` (it belongs to the primary).
+    SetTransaction(TransactionModes),
+    Commit,
+    /// `COMMIT AND CHAIN`: the next transaction has begun, with the same modes.
+    CommitAndChain,
+    Rollback,
+    RollbackAndChain,
+    Savepoint,
+    RollbackToSavepoint,
+    ReleaseSavepoint,
+    /// `PREPARE TRANSACTION 'gid'`: the block ends, its outcome waits for a second phase.
+    Prepare(Box<str>),
+    CommitPrepared(Box<str>),
+    RollbackPrepared(Box<str>),
+    /// Transaction control among other statements in one text (`BEGIN; UPDATE ...; COMMIT`).
+    Several {
+        ends: TransactionEnd,
+        commits: MayWrite,
+    },
+}
+
+impl TransactionEffect {
+    /// Success means that something was committed (or prepared, which is as durable).
+    pub fn ends_with_commit(&self) -> bool {
+        match self {
+            TransactionEffect::Commit
+            | TransactionEffect::CommitAndChain
+            | TransactionEffect::Prepare(_)
+            | TransactionEffect::CommitPrepared(_)
+            | TransactionEffect::RollbackPrepared(_) => true,
+            TransactionEffect::Several { commits, .. } => *commits == MayWrite::Yes,
+            TransactionEffect::None
+            | TransactionEffect::Begin(_)
+            | TransactionEffect::SetTransaction(_)
+            | TransactionEffect::Rollback
+            | TransactionEffect::RollbackAndChain
+            | TransactionEffect::Savepoint
+            | TransactionEffect::RollbackToSavepoint
+            | TransactionEffect::ReleaseSavepoint => false,
+        }
+    }
+}
+
+/// Where a text with several statements leaves the session if all of them succeed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TransactionEnd {
+    /// As it was before.
+    Unchanged,
+    InBlock,
+    Idle,
+}
+
+/// The options of BEGIN and SET TRANSACTION; `None`: not said, the session's default holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TransactionModes {
+    pub access: Option<TransactionAccess>,
+    pub isolation: Option<Isolation>,
+}
+
+impl TransactionModes {
+    /// A transaction that said these modes may run on a standby.
+    pub fn fit_for_standby(&self) -> bool {
+        self.access == Some(TransactionAccess::ReadOnly) && self.isolation != Some(Isolation::Serializable)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TransactionAccess {
+    ReadOnly,
+    ReadWrite,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isolation {
+    ReadUncommitted,
+    ReadCommitted,
+    RepeatableRead,
+    Serializable,
+}
+
+/// What stays at the server when the transaction is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SessionEffect {
+    /// `SET name = ...`, also `SET SESSION CHARACTERISTICS` (as `default_transaction_*`), `SET ROLE` (`role`),
+    /// `SET SESSION AUTHORIZATION` (`session_authorization`). Names in lower case.
+    Set(Box<str>),
+    /// `SET LOCAL`: gone with the transaction. Not a pin.
+    SetLocal(Box<str>),
+    Reset(Box<str>),
+    ResetAll,
+    DiscardAll,
+    /// `DISCARD PLANS | SEQUENCES | TEMP`.
+    Discard,
+    Listen,
+    Unlisten,
+    /// A temporary object was created, or `pg_temp` named.
+    Temporary,
+    /// `PREPARE name AS ...`.
+    Prepare(Box<str>),
+    /// `EXECUTE name`: needs the server where it was prepared.
+    Execute(Box<str>),
+    Deallocate(Box<str>),
+    DeallocateAll,
+    /// `DECLARE ... WITH HOLD`.
+    DeclareHold,
+    /// FETCH, MOVE, CLOSE.
+    Cursor,
+    /// A session-level advisory lock was taken or released (transaction-level ones go with the transaction).
+    AdvisoryLock,
+    Load,
+    /// DO and CALL: procedural code that may do any of these.
+    Do,
+    Call,
+    /// `set_config(...)`, `currval`, `lastval`, `setseed`: state by function call.
+    Function(Box<str>),
+}
+
+impl SessionEffect {
+    /// The label of a pin's reason.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            SessionEffect::Set(_) => "set",
+            SessionEffect::SetLocal(_) => "set_local",
+            SessionEffect::Reset(_) => "reset",
+            SessionEffect::ResetAll => "reset_all",
+            SessionEffect::DiscardAll => "discard_all",
+            SessionEffect::Discard => "discard",
+            SessionEffect::Listen => "listen",
+            SessionEffect::Unlisten => "unlisten",
+            SessionEffect::Temporary => "temporary",
+            SessionEffect::Prepare(_) => "prepare",
+            SessionEffect::Execute(_) => "execute",
+            SessionEffect::Deallocate(_) => "deallocate",
+            SessionEffect::DeallocateAll => "deallocate_all",
+            SessionEffect::DeclareHold => "declare_hold",
+            SessionEffect::Cursor => "cursor",
+            SessionEffect::AdvisoryLock => "advisory_lock",
+            SessionEffect::Load => "load",
+            SessionEffect::Do => "do",
+            SessionEffect::Call => "call",
+            SessionEffect::Function(_) => "function",
+        }
+    }
+}
