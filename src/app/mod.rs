@@ -1,4 +1,7 @@
-//! app
+//! The composition root: command line, configuration, wiring. It alone builds the planes and connects them.
+
+pub mod config;
+pub mod telemetry;
 
 use std::process::ExitCode;
 

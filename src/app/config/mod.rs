@@ -1,0 +1,247 @@
+//! `bellwether.yaml`: read once, checked as a whole, trusted afterwards.
+//!
+//! [`parse`] is a function of the text and of the [`Sources`] of its secrets; it reports every problem at once.
+//! The planes do not see [`Config`]: `run` makes each plane's own configuration from it.
+
+mod parse;
+mod reader;
+mod secret;
+mod units;
+
+#[cfg(test)]
+mod tests;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use parse::parse;
+pub use reader::{Findings, Problem};
+pub use secret::{Secret, Sources, System};
+
+use crate::topology::{Durability, Node, NodeName};
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The cluster's name; for people.
+    pub cluster: String,
+    /// This process's name among the instances of the cluster, part of its `application_name` at the servers.
+    pub instance: String,
+    pub listen: Vec<Listen>,
+    pub admin: Option<SocketAddr>,
+    /// At least one, names and addresses distinct.
+    pub nodes: Vec<NodeConfig>,
+    pub server_login: ServerLogin,
+    pub auth: Auth,
+    pub pool: Pool,
+    pub routing: Routing,
+    pub wal: Wal,
+    pub durability: Durability,
+    pub failover: Failover,
+    /// Terms and elections, across restarts.
+    pub state_file: PathBuf,
+    /// Threads of the query plane; `None`: one per core.
+    pub workers: Option<u32>,
+    pub log: Log,
+}
+
+impl Config {
+    pub fn node(&self, name: &NodeName) -> Option<&NodeConfig> {
+        self.nodes.iter().find(|node| node.node.name == *name)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listen {
+    pub on: ListenOn,
+    pub route: ListenRoute,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListenOn {
+    Tcp(SocketAddr),
+    /// A directory, in which the socket is `.s.PGSQL.<port>` as libpq expects.
+    Unix {
+        directory: PathBuf,
+        port: u16,
+    },
+}
+
+/// Where a listener's statements may go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ListenRoute {
+    #[default]
+    Auto,
+    Primary,
+    Standby,
+}
+
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    pub node: Node,
+    /// Where this instance is the server's agent.
+    pub local: Option<Local>,
+}
+
+/// A server on this host, which we start, stop, rewind and rebuild.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Local {
+    pub data_dir: PathBuf,
+    /// Where `postgres`, `pg_ctl` and the others are.
+    pub bin_dir: PathBuf,
+    /// The user its processes run as, when we are root.
+    pub run_as: Option<String>,
+}
+
+/// Whom we log in as for monitoring, replication and promotion.
+#[derive(Clone, Debug)]
+pub struct ServerLogin {
+    pub user: String,
+    /// `None`: the servers are expected not to ask.
+    pub password: Option<Secret>,
+    pub database: String,
+}
+
+#[derive(Clone, Debug)]
+pub struct Auth {
+    pub method: AuthMethod,
+    pub users: Vec<User>,
+    /// Whether users that are not listed are looked up on the servers (`pg_authid`).
+    pub query: AuthQuery,
+    /// Who may stream WAL from the relay; `server_login.user` always may.
+    pub replication_users: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AuthMethod {
+    ScramSha256,
+    Md5,
+    Trust,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AuthQuery {
+    On,
+    Off,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct User {
+    pub name: String,
+    /// A password, or its verifier as in `pg_authid.rolpassword`.
+    pub secret: Secret,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pool {
+    pub mode: PoolMode,
+    /// Server connections per node, database and user.
+    pub size: u32,
+    /// Client connections; one more is refused with 53300.
+    pub max_clients: u32,
+    /// A client that waits longer for a server connection gets 53300.
+    pub wait: Duration,
+    /// A server connection that was not used for so long is closed.
+    pub idle: Duration,
+    /// A server connection that is older is closed when it becomes idle.
+    pub lifetime: Duration,
+    /// A client must have logged in by then.
+    pub login: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PoolMode {
+    Transaction,
+    Session,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Routing {
+    /// A standby that is further behind in bytes, or in time, gets no reads.
+    pub max_lag_bytes: u64,
+    pub max_lag_time: Duration,
+    pub consistency: Consistency,
+    pub balance: Balance,
+}
+
+/// What a read may miss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Consistency {
+    /// Whatever the standby's lag allows.
+    Eventual,
+    /// Nothing the session itself wrote.
+    Session,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Balance {
+    LeastOutstanding,
+    RoundRobin,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wal {
+    pub dir: PathBuf,
+    /// WAL kept for followers beyond what their slots pin.
+    pub retain_bytes: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failover {
+    pub mode: FailoverMode,
+    /// From one probe of a node to the next.
+    pub interval: Duration,
+    /// A probe that has not answered by then has failed.
+    pub timeout: Duration,
+    /// Transactions wait so long for a new primary before they get 57P03.
+    pub hold_clients: Duration,
+    /// Nothing is promoted that is known to lack more WAL than this.
+    pub max_lost_bytes: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailoverMode {
+    Automatic,
+    /// Decides nothing by itself.
+    Manual,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    pub format: LogFormat,
+    /// A `tracing` filter: `info`, or `info,bellwether::relay=debug`.
+    pub level: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error("cannot read {}: {source}", path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("{} cannot be used:\n{}", path.display(), lines(problems))]
+    Invalid { path: PathBuf, problems: Vec<Problem> },
+}
+
+/// Reads the file at `path` and whatever its secrets name. Relative paths in it start at its directory.
+pub fn load(path: &Path) -> Result<(Config, Vec<Problem>), LoadError> {
+    let read_error = |source| LoadError::Read { path: path.to_owned(), source };
+    let text = std::fs::read_to_string(path).map_err(read_error)?;
+    let directory = std::path::absolute(path).map_err(read_error)?;
+    let directory = directory.parent().map_or_else(PathBuf::new, Path::to_owned);
+    let sources = System { directory: directory.clone() };
+    let (config, findings) = parse(&text, &directory, &sources);
+    match config {
+        Some(config) => Ok((config, findings.warnings)),
+        None => Err(LoadError::Invalid { path: path.to_owned(), problems: findings.problems }),
+    }
+}
+
+fn lines(problems: &[Problem]) -> String {
+    problems.iter().map(|problem| format!("  {problem}")).collect::<Vec<_>>().join("\n")
+}

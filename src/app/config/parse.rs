@@ -1,0 +1,296 @@
+//! From the document to [`Config`], section by section. Each reader reads all its keys before it gives up on
+//! one, so that nothing hides behind the first mistake.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use super::reader::{Findings, Problem, Section};
+use super::secret::{self, PASSWORD, SecretKeys, Sources};
+use super::units::{duration, number, on_off, parsed, path, size, text, texts, word};
+use super::{
+    Auth, AuthMethod, AuthQuery, Balance, Config, Consistency, Failover, FailoverMode, Listen, ListenOn,
+    ListenRoute, Local, Log, LogFormat, NodeConfig, Pool, PoolMode, Routing, ServerLogin, User, Wal,
+};
+use crate::topology::{Durability, Node, NodeName};
+
+/// A setting of a secret that may also be a verifier.
+const SECRET: SecretKeys =
+    SecretKeys { plain: "secret", file: "secret_file", env: "secret_env", command: "secret_command" };
+
+/// The configuration in `yaml`, or `None` and the problems that prevent it. Relative paths start at
+/// `directory`.
+pub fn parse(yaml: &str, directory: &Path, sources: &dyn Sources) -> (Option<Config>, Findings) {
+    let mut findings = Findings::default();
+    let document = match serde_yaml::from_str(yaml) {
+        Ok(document) => document,
+        Err(error) => {
+            findings.problems.push(Problem { path: String::new(), what: format!("is not YAML: {error}") });
+            return (None, findings);
+        }
+    };
+    let parser = Parser { directory, sources };
+    let config = Section::document(&document, &mut findings, |root| parser.config(root));
+    (config.filter(|_| findings.problems.is_empty()), findings)
+}
+
+struct Parser<'a> {
+    directory: &'a Path,
+    sources: &'a dyn Sources,
+}
+
+impl Parser<'_> {
+    fn config(&self, root: &mut Section<'_>) -> Option<Config> {
+        let cluster = root.required("cluster", text);
+        let instance = root.required("instance", instance);
+        let listen = root.list("listen", |item| self.listener(item));
+        if !root.has("listen") {
+            root.problem("listen", "is missing");
+        }
+        let admin = root.section("admin", |admin| admin.optional("address", parsed::<SocketAddr>));
+        let nodes = self.nodes(root);
+        let server_login = root.section("server_login", |login| self.server_login(login));
+        let auth = root.section("auth", |auth| self.auth(auth));
+        let pool = root.section("pool", pool);
+        let routing = root.section("routing", routing);
+        let wal = root.section("wal", |wal| self.wal(wal));
+        let durability = root.section("durability", durability);
+        let failover = root.section("failover", failover);
+        let state_file = root.section("state", |state| {
+            state.not_supported_yet(&["etcd"]);
+            state.required("file", path).map(|file| self.directory.join(file))
+        });
+        let workers = root.optional("workers", number(1..=1024));
+        let log = root.section("log", log);
+        root.not_supported_yet(&["tls"]);
+        Some(Config {
+            cluster: cluster?,
+            instance: instance?,
+            listen,
+            admin,
+            nodes,
+            server_login: server_login?,
+            auth,
+            pool,
+            routing,
+            wal: wal?,
+            durability,
+            failover,
+            state_file: state_file?,
+            workers,
+            log,
+        })
+    }
+
+    fn listener(&self, item: &mut Section<'_>) -> Option<Listen> {
+        let tcp = item.optional("address", parsed::<SocketAddr>).map(ListenOn::Tcp);
+        let port = item.or("port", 6432, number(1..=65535));
+        let unix = item.optional("unix", path).map(|directory| ListenOn::Unix {
+            directory: self.directory.join(directory),
+            port: u16::try_from(port).expect("within 1..=65535"),
+        });
+        let routes = [
+            ("auto", ListenRoute::Auto),
+            ("primary", ListenRoute::Primary),
+            ("standby", ListenRoute::Standby),
+        ];
+        let route = item.or("route", ListenRoute::Auto, word(&routes));
+        item.not_supported_yet(&["tls"]);
+        match (item.has("address"), item.has("unix")) {
+            (true, true) => item.problem("", "has both address and unix; make it two items"),
+            (false, false) => item.problem("", "needs address: HOST:PORT or unix: DIRECTORY"),
+            _ => {}
+        }
+        if item.has("port") && !item.has("unix") {
+            item.problem("port", "belongs to unix; with address it is HOST:PORT");
+        }
+        Some(Listen { on: tcp.or(unix)?, route })
+    }
+
+    fn nodes(&self, root: &mut Section<'_>) -> Vec<NodeConfig> {
+        let mut nodes: Vec<NodeConfig> = Vec::new();
+        root.list("nodes", |item| {
+            let node = self.node(item)?;
+            if nodes.iter().any(|other| other.node.name == node.node.name) {
+                item.problem("name", format!("{} is the name of another node", node.node.name));
+            }
+            if nodes.iter().any(|other| other.node.address == node.node.address) {
+                item.problem("address", format!("{} is the address of another node", node.node.address));
+            }
+            nodes.push(node);
+            Some(())
+        });
+        if !root.has("nodes") {
+            root.problem("nodes", "is missing");
+        }
+        root.section("local", |local| {
+            let name = local.optional("node", parsed::<NodeName>);
+            let Some(settings) = self.local(local) else { return };
+            let target = match (name, nodes.as_mut_slice()) {
+                (None, [only]) => Some(only),
+                (None, _) => {
+                    local.problem("node", "is missing: which of the nodes is this host's?");
+                    None
+                }
+                (Some(name), nodes) => {
+                    let found = nodes.iter_mut().find(|node| node.node.name == name);
+                    if found.is_none() {
+                        local.problem("node", format!("{name} is not in nodes"));
+                    }
+                    found
+                }
+            };
+            if let Some(node) = target {
+                node.local = Some(settings);
+            }
+        });
+        nodes
+    }
+
+    fn node(&self, item: &mut Section<'_>) -> Option<NodeConfig> {
+        let name = item.required("name", parsed);
+        let address = item.required("address", parsed);
+        let priority = item.or("priority", 100, number(0..=1_000_000));
+        let no_failover = item.or("no_failover", false, on_off);
+        let local = item.section("local", |local| self.local(local));
+        Some(NodeConfig { node: Node { name: name?, address: address?, priority, no_failover }, local })
+    }
+
+    /// `None` also when there is no such section.
+    fn local(&self, local: &mut Section<'_>) -> Option<Local> {
+        if local.is_absent() {
+            return None;
+        }
+        let data_dir = local.required("data_dir", path);
+        let bin_dir = local.required("bin_dir", path);
+        let run_as = local.optional("run_as", text);
+        Some(Local {
+            data_dir: self.directory.join(data_dir?),
+            bin_dir: self.directory.join(bin_dir?),
+            run_as,
+        })
+    }
+
+    fn server_login(&self, login: &mut Section<'_>) -> Option<ServerLogin> {
+        let user = login.required("user", text);
+        let password = secret::read(login, PASSWORD, self.sources);
+        let database = login.or("database", "postgres".to_owned(), text);
+        Some(ServerLogin { user: user?, password, database })
+    }
+
+    fn auth(&self, auth: &mut Section<'_>) -> Auth {
+        let methods = [
+            ("scram-sha-256", AuthMethod::ScramSha256),
+            ("md5", AuthMethod::Md5),
+            ("trust", AuthMethod::Trust),
+        ];
+        let method = auth.or("method", AuthMethod::ScramSha256, word(&methods));
+        let users = auth.list("users", |user| self.user(user));
+        let query = if auth.or("query", true, on_off) { AuthQuery::On } else { AuthQuery::Off };
+        let replication_users = auth.or("replication_users", Vec::new(), texts);
+        if method != AuthMethod::Trust && query == AuthQuery::Off && !auth.has("users") {
+            auth.problem("users", "is missing: with query: off nobody could log in");
+        }
+        Auth { method, users, query, replication_users }
+    }
+
+    fn user(&self, user: &mut Section<'_>) -> Option<User> {
+        let name = user.required("name", text);
+        let password = secret::read(user, PASSWORD, self.sources);
+        let verifier = secret::read(user, SECRET, self.sources);
+        let secret = match (password, verifier) {
+            (Some(_), Some(_)) => {
+                user.problem("", "has both password and secret");
+                None
+            }
+            (password, verifier) => password.or(verifier),
+        };
+        let named = [PASSWORD, SECRET].iter().flat_map(|k| [k.plain, k.file, k.env, k.command]);
+        if secret.is_none() && !named.into_iter().any(|key| user.has(key)) {
+            user.problem("", "needs password_file, password_env, password_command or secret");
+        }
+        Some(User { name: name?, secret: secret? })
+    }
+
+    fn wal(&self, wal: &mut Section<'_>) -> Option<Wal> {
+        let dir = wal.required("dir", path);
+        let retain_bytes = wal.section("retain", |retain| retain.or("size", 1 << 30, size));
+        wal.not_supported_yet(&["archive"]);
+        Some(Wal { dir: self.directory.join(dir?), retain_bytes })
+    }
+}
+
+/// It becomes part of `application_name` and of `synchronous_standby_names`.
+fn instance(value: &serde_yaml::Value) -> Result<String, String> {
+    let name = text(value)?;
+    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+    if name.len() <= 32 && name.bytes().all(allowed) {
+        Ok(name)
+    } else {
+        Err("may have 1 to 32 lower case letters, digits and '_' only".to_owned())
+    }
+}
+
+fn pool(pool: &mut Section<'_>) -> Pool {
+    let modes = [("transaction", PoolMode::Transaction), ("session", PoolMode::Session)];
+    Pool {
+        mode: pool.or("mode", PoolMode::Transaction, word(&modes)),
+        size: pool.or("size", 20, number(1..=10_000)),
+        max_clients: pool.or("max_clients", 10_000, number(1..=1_000_000)),
+        wait: pool.or("wait", Duration::from_secs(60), duration),
+        idle: pool.or("idle", Duration::from_secs(600), duration),
+        lifetime: pool.or("lifetime", Duration::from_secs(3600), duration),
+        login: pool.or("login", Duration::from_secs(15), duration),
+    }
+}
+
+fn routing(routing: &mut Section<'_>) -> Routing {
+    let levels = [("session", Consistency::Session), ("eventual", Consistency::Eventual)];
+    let balances = [("least_outstanding", Balance::LeastOutstanding), ("round_robin", Balance::RoundRobin)];
+    let (max_lag_bytes, max_lag_time) = routing.section("max_lag", |lag| {
+        (lag.or("bytes", 16 << 20, size), lag.or("time", Duration::from_secs(1), duration))
+    });
+    Routing {
+        max_lag_bytes,
+        max_lag_time,
+        consistency: routing.or("consistency", Consistency::Session, word(&levels)),
+        balance: routing.or("balance", Balance::LeastOutstanding, word(&balances)),
+    }
+}
+
+fn durability(durability: &mut Section<'_>) -> Durability {
+    durability.not_supported_yet(&["acks"]);
+    let modes = [("async", Durability::Async), ("quorum", Durability::Quorum)];
+    durability.or("mode", Durability::Async, word(&modes))
+}
+
+fn failover(failover: &mut Section<'_>) -> Failover {
+    let modes = [("automatic", FailoverMode::Automatic), ("manual", FailoverMode::Manual)];
+    let (interval, timeout) = failover.section("detect", |detect| {
+        let interval = detect.or("interval", Duration::from_millis(500), duration);
+        (interval, detect.or("timeout", Duration::from_millis(1000), duration))
+    });
+    Failover {
+        mode: failover.or("mode", FailoverMode::Automatic, word(&modes)),
+        interval,
+        timeout,
+        hold_clients: failover.or("hold_clients", Duration::from_secs(30), duration),
+        max_lost_bytes: failover.or("max_lost_bytes", 0, size_or_zero),
+    }
+}
+
+/// As a limit, plain `0` needs no unit.
+fn size_or_zero(value: &serde_yaml::Value) -> Result<u64, String> {
+    if value.as_u64() == Some(0) { Ok(0) } else { size(value) }
+}
+
+fn log(log: &mut Section<'_>) -> Log {
+    let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+    Log {
+        format: log.or("format", LogFormat::Text, word(&formats)),
+        level: log.or("level", "info".to_owned(), |value| {
+            let level = text(value)?;
+            tracing_subscriber::EnvFilter::try_new(&level).map(|_| level).map_err(|error| error.to_string())
+        }),
+    }
+}

@@ -1,0 +1,171 @@
+//! What a whole document gives: a configuration, or everything that is wrong with it.
+
+use std::io;
+use std::path::Path;
+
+use super::{AuthQuery, Config, Findings, ListenOn, Problem, Secret, Sources, parse};
+use crate::topology::Durability;
+
+/// One file, one variable, one command.
+struct Known;
+
+impl Sources for Known {
+    fn file(&self, path: &Path) -> io::Result<String> {
+        match path.to_str() {
+            Some("/secrets/known") => Ok("from a file\n".to_owned()),
+            _ => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    fn env(&self, name: &str) -> Option<String> {
+        (name == "KNOWN").then(|| "from the environment".to_owned())
+    }
+
+    fn command(&self, command: &str) -> io::Result<String> {
+        if command == "known" {
+            Ok("from a command\r\n".to_owned())
+        } else {
+            Err(io::ErrorKind::NotFound.into())
+        }
+    }
+}
+
+const MINIMAL: &str = "
+cluster: orders
+instance: bw1
+listen: [{address: '0.0.0.0:6432'}]
+nodes: [{name: pg1, address: '10.0.0.11:5432'}]
+server_login: {user: bellwether, password_env: KNOWN}
+wal: {dir: wal}
+state: {file: state}
+";
+
+fn read(yaml: &str) -> (Option<Config>, Findings) {
+    parse(yaml, Path::new("/etc/bellwether"), &Known)
+}
+
+fn problems(yaml: &str) -> Vec<String> {
+    let (config, findings) = read(yaml);
+    assert_eq!(config.is_some(), findings.problems.is_empty());
+    findings.problems.iter().map(Problem::to_string).collect()
+}
+
+/// The minimal document with the section of `key` replaced.
+fn with(key: &str, line: &str) -> String {
+    let kept = MINIMAL.lines().filter(|kept| !kept.starts_with(&format!("{key}:")));
+    kept.chain([line]).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn the_smallest_document_has_safe_defaults() {
+    let (config, findings) = read(MINIMAL);
+    assert_eq!(findings, Findings::default());
+    let config = config.expect("no problems");
+    assert_eq!(config.wal.dir, Path::new("/etc/bellwether/wal"));
+    assert_eq!(config.server_login.password, Some(Secret::new("from the environment")));
+    assert_eq!(config.durability, Durability::Async);
+    assert_eq!(config.failover.max_lost_bytes, 0);
+    assert_eq!(config.auth.query, AuthQuery::On);
+    assert!(config.nodes[0].local.is_none());
+}
+
+#[test]
+fn every_problem_of_a_bad_document_at_once() {
+    let found = problems(
+        "
+cluster: 7
+listen: [{adress: '0.0.0.0:6432'}, {unix: /run/bellwether, address: '[::]:1'}]
+nodes:
+  - {name: PG1, address: '10.0.0.11'}
+  - {name: pg2, address: '10.0.0.12:5432', local: {data_dir: /var/lib/pg}}
+  - {name: pg2, address: '10.0.0.12:5432'}
+server_login: {user: bellwether, password_file: /secrets/none}
+auth: {method: plain, users: [{name: app}]}
+pool: {mode: statement, size: 0, wait: 30}
+routing: {max_lag: {bytes: 16}}
+wal: {archive: {}}
+durability: {mode: quorum, acks: 2}
+state: {etcd: {}}
+tls: {}
+",
+    );
+    assert_eq!(
+        found,
+        [
+            "cluster: text is expected: put it in quotes",
+            "instance: is missing",
+            "listen[0]: needs address: HOST:PORT or unix: DIRECTORY",
+            "listen[0].adress: unknown key; did you mean address?",
+            "listen[1]: has both address and unix; make it two items",
+            "nodes[0].name: node name \"PG1\" may have 1 to 40 lower case letters, digits, '-' and '_' only",
+            "nodes[0].address: address \"10.0.0.11\": HOST:PORT is expected, an IPv6 host in brackets",
+            "nodes[1].local.bin_dir: is missing",
+            "nodes[2].name: pg2 is the name of another node",
+            "nodes[2].address: 10.0.0.12:5432 is the address of another node",
+            "server_login.password_file: /secrets/none: entity not found",
+            "auth.method: must be one of scram-sha-256, md5, trust",
+            "auth.users[0]: needs password_file, password_env, password_command or secret",
+            "pool.mode: must be one of transaction, session",
+            "pool.size: a whole number from 1 to 10000 is expected",
+            "pool.wait: a duration with its unit is expected, such as 500ms, 30s or 5min",
+            "routing.max_lag.bytes: a size with its unit is expected, such as 64kB, 16MiB or 10GiB",
+            "wal.dir: is missing",
+            "wal.archive: is not supported yet",
+            "durability.acks: is not supported yet",
+            "state.etcd: is not supported yet",
+            "state.file: is missing",
+            "tls: is not supported yet",
+        ]
+    );
+}
+
+#[test]
+fn what_is_not_a_document_is_one_problem() {
+    for yaml in ["a: [", "a: 1\na: 2", "\u{0}"] {
+        let found = problems(yaml);
+        assert!(found.len() == 1 && found[0].starts_with("is not YAML"), "{yaml:?}: {found:?}");
+    }
+    assert_eq!(problems("just text")[0], "must be a mapping (key: value)");
+}
+
+#[test]
+fn secrets_come_from_four_places_and_one_at_a_time() {
+    let login = |keys: &str| read(&with("server_login", &format!("server_login: {{user: u, {keys}}}")));
+    for (keys, secret) in [
+        ("password_file: /secrets/known", "from a file"),
+        ("password_env: KNOWN", "from the environment"),
+        ("password_command: known", "from a command"),
+        ("password: plain", "plain"),
+    ] {
+        let (config, findings) = login(keys);
+        assert_eq!(config.and_then(|c| c.server_login.password), Some(Secret::new(secret)), "{keys}");
+        assert_eq!(findings.warnings.len(), usize::from(secret == "plain"), "{keys}");
+    }
+    for keys in [
+        "password: a, password_env: KNOWN",
+        "password_env: UNKNOWN",
+        "password_command: unknown",
+        "password: ''",
+    ] {
+        assert_eq!(login(keys).1.problems.len(), 1, "{keys}");
+    }
+    assert!(!format!("{:?}", login("password: plain").0).contains("plain"));
+}
+
+#[test]
+fn this_hosts_server_is_named_or_the_only_one() {
+    let local = "data_dir: pgdata, bin_dir: /usr/lib/postgresql/15/bin";
+    let (config, _) = read(&with("local", &format!("local: {{{local}}}")));
+    let config = config.expect("there is one node");
+    let agent = config.nodes[0].local.as_ref().expect("the only node is local");
+    assert_eq!(agent.data_dir, Path::new("/etc/bellwether/pgdata"));
+    let other = with("local", &format!("local: {{node: pg9, {local}}}"));
+    assert_eq!(problems(&other), ["local.node: pg9 is not in nodes"]);
+}
+
+#[test]
+fn a_unix_listener_is_a_directory_and_a_port() {
+    let (config, _) = read(&with("listen", "listen: [{unix: /run/bellwether, port: 5432, route: standby}]"));
+    let listen = config.expect("it is whole").listen;
+    assert_eq!(listen[0].on, ListenOn::Unix { directory: "/run/bellwether".into(), port: 5432 });
+}
