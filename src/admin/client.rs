@@ -1,0 +1,75 @@
+//! The other end, for the admin commands: one GET, bounded in time and size.
+
+use std::io;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::header::HOST;
+use hyper::{Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+/// For the whole exchange.
+const LIMIT: Duration = Duration::from_secs(5);
+/// Of an answer's body.
+const MAX_BODY: usize = 16 << 20;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error("{url} is not of the form http://HOST:PORT")]
+    Url { url: String },
+    #[error("no instance answers at {url}: {source}")]
+    Connect {
+        url: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{url} did not answer within {limit:?}", limit = LIMIT)]
+    Timeout { url: String },
+    #[error("{url} answered {status}: {body}")]
+    Status { url: String, status: StatusCode, body: String },
+    #[error("{url} does not speak HTTP: {source}")]
+    Http { url: String, source: Box<dyn std::error::Error + Send + Sync> },
+}
+
+/// The body at `path` of the instance at `base` (`http://127.0.0.1:9632`).
+pub async fn fetch(base: &str, path: &str) -> Result<Bytes, ClientError> {
+    let url = base.to_owned();
+    let authority = base.strip_prefix("http://").map(|rest| rest.trim_end_matches('/'));
+    let Some(authority) = authority.filter(|it| !it.is_empty() && !it.contains('/')) else {
+        return Err(ClientError::Url { url });
+    };
+    match tokio::time::timeout(LIMIT, exchange(&url, authority, path)).await {
+        Ok(answer) => answer,
+        Err(_) => Err(ClientError::Timeout { url }),
+    }
+}
+
+async fn exchange(url: &str, authority: &str, path: &str) -> Result<Bytes, ClientError> {
+    let http =
+        |source: Box<dyn std::error::Error + Send + Sync>| ClientError::Http { url: url.to_owned(), source };
+    let stream = TcpStream::connect(authority)
+        .await
+        .map_err(|source| ClientError::Connect { url: url.to_owned(), source })?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| http(e.into()))?;
+    let request =
+        Request::get(path).header(HOST, authority).body(Empty::<Bytes>::new()).map_err(|e| http(e.into()))?;
+    let answer = async {
+        let response = sender.send_request(request).await.map_err(|e| http(e.into()))?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), MAX_BODY).collect().await.map_err(http)?.to_bytes();
+        if status == StatusCode::OK {
+            return Ok(body);
+        }
+        let body = String::from_utf8_lossy(&body).trim_end().to_owned();
+        Err(ClientError::Status { url: url.to_owned(), status, body })
+    };
+    // The connection carries the exchange; it ends with it.
+    tokio::pin!(answer);
+    tokio::select! {
+        answer = &mut answer => answer,
+        _ = connection => answer.await,
+    }
+}

@@ -1,0 +1,174 @@
+#![expect(clippy::disallowed_methods, reason = "shell: reads the clock for the ages it shows")]
+//! The HTTP server around [`super::answer`]: HTTP/1, bounded in connections and in patience.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus::{Registry, TextEncoder};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::answer::{self, Answer, answer};
+use super::view::{Identity, Snapshot};
+use crate::topology::{Directive, Election, Health, ProxyStatus, WalStatus};
+
+/// Connections at a time. One more waits in the kernel's queue until one ends.
+const MAX_CONNECTIONS: usize = 64;
+/// A client that has not sent a whole request header by then is cut; so is one that keeps an idle connection.
+const HEADER_LIMIT: Duration = Duration::from_secs(10);
+/// What a connection may still take after the shutdown began.
+const DRAIN_LIMIT: Duration = Duration::from_secs(1);
+/// After the kernel could not accept (no file descriptors left).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Everything that is shown.
+#[derive(Clone, Debug)]
+pub struct Sources {
+    pub identity: Identity,
+    pub directive: watch::Receiver<Directive>,
+    pub health: watch::Receiver<Health>,
+    pub wal: watch::Receiver<WalStatus>,
+    pub proxy: watch::Receiver<ProxyStatus>,
+    pub history: watch::Receiver<Vec<Election>>,
+    pub registry: Registry,
+}
+
+impl Sources {
+    fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            directive: self.directive.borrow().clone(),
+            health: self.health.borrow().clone(),
+            wal: self.wal.borrow().clone(),
+            proxy: self.proxy.borrow().clone(),
+            history: self.history.borrow().clone(),
+        }
+    }
+
+    fn metrics(&self) -> Result<String, String> {
+        TextEncoder::new().encode_to_string(&self.registry.gather()).map_err(|error| error.to_string())
+    }
+}
+
+/// Answers requests until `shutdown`.
+pub async fn serve(listener: TcpListener, sources: Sources, shutdown: CancellationToken) {
+    let sources = Arc::new(sources);
+    let mut connections = JoinSet::new();
+    loop {
+        let room = connections.len() < MAX_CONNECTIONS;
+        tokio::select! {
+            () = shutdown.cancelled() => break,
+            accepted = listener.accept(), if room => match accepted {
+                Ok((stream, _)) => {
+                    connections.spawn(connection(stream, Arc::clone(&sources), shutdown.clone()));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept an HTTP connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+            Some(_) = connections.join_next() => {}
+        }
+    }
+    let drain = async { while connections.join_next().await.is_some() {} };
+    // Who is not done then is cut with the set.
+    let _ = tokio::time::timeout(DRAIN_LIMIT, drain).await;
+}
+
+async fn connection(stream: TcpStream, sources: Arc<Sources>, shutdown: CancellationToken) {
+    let service = service_fn(|request| {
+        let response = respond(&request, &sources);
+        async move { Ok::<_, Infallible>(response) }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_LIMIT)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = shutdown.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "an HTTP connection broke");
+    }
+}
+
+/// The body of a request is never read.
+fn respond<B>(request: &Request<B>, sources: &Sources) -> Response<Full<Bytes>> {
+    let asked = answer::Request {
+        method: request.method().as_str(),
+        path: request.uri().path(),
+        query: request.uri().query().unwrap_or(""),
+    };
+    response(answer(asked, &sources.identity, &sources.snapshot(), Instant::now(), || sources.metrics()))
+}
+
+fn response(answer: Answer) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(answer.body)));
+    *response.status_mut() = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(answer.content_type));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if let Some(allow) = answer.allow {
+        headers.insert(ALLOW, HeaderValue::from_static(allow));
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use prometheus::{IntGauge, Registry};
+    use tokio::net::TcpListener;
+    use tokio::sync::watch;
+    use tokio_util::sync::CancellationToken;
+
+    use super::super::view::tests::{identity, snapshot};
+    use super::super::{ClientError, ClusterView, fetch};
+    use super::{Sources, serve};
+
+    #[tokio::test]
+    async fn the_client_reads_what_the_server_says_until_it_stops() {
+        let seen = snapshot(Instant::now());
+        let registry = Registry::new();
+        let gauge = IntGauge::new("bellwether_term", "The current term.").expect("a valid name");
+        registry.register(Box::new(gauge)).expect("registered once");
+        let sources = Sources {
+            identity: identity(),
+            directive: watch::channel(seen.directive).1,
+            health: watch::channel(seen.health).1,
+            wal: watch::channel(seen.wal).1,
+            proxy: watch::channel(seen.proxy).1,
+            history: watch::channel(seen.history).1,
+            registry,
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let base = format!("http://{}", listener.local_addr().expect("bound"));
+        let shutdown = CancellationToken::new();
+        let questions = async {
+            let view = fetch(&base, "/api/v1/cluster").await.expect("it is served");
+            let view: ClusterView = serde_json::from_slice(&view).expect("it is a ClusterView");
+            assert_eq!(view.cluster, "orders");
+            let metrics = fetch(&base, "/metrics").await.expect("it is served");
+            assert!(metrics.ends_with(b"bellwether_term 0\n"));
+            let missing = fetch(&base, "/missing").await.expect_err("there is no such page");
+            assert!(matches!(missing, ClientError::Status { status, .. } if status == 404), "{missing}");
+            shutdown.cancel();
+        };
+        tokio::join!(serve(listener, sources, shutdown.clone()), questions);
+        assert!(matches!(fetch(&base, "/live").await, Err(ClientError::Connect { .. })));
+    }
+}

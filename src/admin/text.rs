@@ -1,0 +1,227 @@
+//! `bellwether status` and `history`: the same JSON, for people. PURE.
+
+use std::fmt::Write as _;
+use std::time::{Duration, UNIX_EPOCH};
+
+use super::view::{ClusterView, FollowerView, NodeView, WritesView};
+use crate::topology::{Election, NodeName, Outcome, Role};
+
+/// The cluster at a glance.
+pub fn status_text(view: &ClusterView) -> String {
+    let durability = match view.durability {
+        crate::topology::Durability::Async => "async",
+        crate::topology::Durability::Quorum => "quorum",
+    };
+    let writes = match (&view.directive.writes, &view.directive.primary) {
+        (WritesView::Open, Some(primary)) => format!("open on {primary}"),
+        (WritesView::Open, None) => "open, but no primary".to_owned(),
+        (WritesView::Held { reason }, _) => format!("held ({reason}), {} waiting", view.clients.held),
+    };
+    let upstream = &view.wal.upstream;
+    let from = upstream.node.as_ref().map(|node| format!(" from {node}")).unwrap_or_default();
+    let why = upstream.why.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
+    let mut text = format!(
+        "cluster {} at {}: term {}, durability {durability}\nwrites  {writes}\nwal     timeline {}, durable {}, {}{from}{why}\n\n",
+        view.cluster, view.instance, view.term, view.wal.timeline, view.wal.durable, upstream.state,
+    );
+    let mut nodes = vec![
+        ["NODE", "ROLE", "STATE", "TIMELINE", "POSITION", "LAG", "STREAM", "ADDRESS"].map(str::to_owned),
+    ];
+    nodes.extend(view.nodes.iter().map(node_row));
+    text += &table(&nodes);
+    let strangers =
+        view.followers.iter().filter(|f| !view.nodes.iter().any(|n| n.name.as_str() == f.application_name));
+    let mut others = vec![["FOLLOWER", "PID", "STATE", "TIMELINE", "REPLAY", "LAG"].map(str::to_owned)];
+    others.extend(strangers.map(follower_row));
+    if others.len() > 1 {
+        text += "\n";
+        text += &table(&others);
+    }
+    text
+}
+
+fn node_row(node: &NodeView) -> [String; 8] {
+    let role = match node.role {
+        Some(Role::Primary) => "primary",
+        Some(Role::Standby) => "standby",
+        None => "-",
+    };
+    let state = match &node.why {
+        Some(why) => format!("{}: {why}", node.state),
+        None => node.state.clone(),
+    };
+    let lag = match (node.lag_bytes, node.lag_seconds) {
+        (None, _) => "-".to_owned(),
+        (Some(bytes), None) => bytes_text(bytes),
+        (Some(bytes), Some(seconds)) => format!("{} {seconds:.3}s", bytes_text(bytes)),
+    };
+    [
+        node.name.to_string(),
+        role.to_owned(),
+        state,
+        node.timeline.map_or_else(|| "-".to_owned(), |timeline| timeline.to_string()),
+        node.position.to_string(),
+        lag,
+        node.follower.clone().unwrap_or_else(|| "-".to_owned()),
+        node.address.clone(),
+    ]
+}
+
+fn follower_row(follower: &FollowerView) -> [String; 6] {
+    [
+        follower.application_name.clone(),
+        follower.pid.to_string(),
+        follower.state.clone(),
+        follower.timeline.to_string(),
+        follower.replay.to_string(),
+        format!("{} {:.3}s", bytes_text(follower.lag_bytes), follower.lag_seconds),
+    ]
+}
+
+/// Every election, the oldest first.
+pub fn history_text(elections: &[Election]) -> String {
+    if elections.is_empty() {
+        return "no elections yet\n".to_owned();
+    }
+    elections.iter().map(election_text).collect::<Vec<_>>().join("\n")
+}
+
+fn election_text(election: &Election) -> String {
+    let started = UNIX_EPOCH.checked_add(Duration::from_millis(election.started_at_ms)).unwrap_or(UNIX_EPOCH);
+    let name =
+        |node: &Option<NodeName>| node.as_ref().map_or_else(|| "nobody".to_owned(), ToString::to_string);
+    let outcome = match &election.outcome {
+        Outcome::Running => "running".to_owned(),
+        Outcome::Completed => "completed".to_owned(),
+        Outcome::Failed { why } => format!("failed: {why}"),
+    };
+    let mut text = format!(
+        "term {}  {}  {} -> {}  {outcome}\n  rule      {}\n",
+        election.term,
+        humantime::format_rfc3339_millis(started),
+        name(&election.from),
+        name(&election.to),
+        election.rule,
+    );
+    // Writing to a String cannot fail.
+    if let (Some(timeline), Some(switchpoint)) = (election.timeline, election.switchpoint) {
+        let _ = writeln!(text, "  timeline  {timeline} from {switchpoint}");
+    }
+    let _ = writeln!(text, "  lost      {}", bytes_text(election.lost_bytes));
+    if !election.phases.is_empty() {
+        let total: u64 = election.phases.iter().map(|phase| phase.millis).sum();
+        let phases: Vec<String> =
+            election.phases.iter().map(|p| format!("{} {}", p.name, p.millis)).collect();
+        let _ = writeln!(text, "  phases    {} = {total} ms", phases.join(" + "));
+    }
+    for (i, evidence) in election.evidence.iter().enumerate() {
+        let _ = writeln!(text, "  {}  {evidence}", if i == 0 { "evidence" } else { "        " });
+    }
+    text
+}
+
+/// `1.5 MiB`; below 1 KiB exact.
+fn bytes_text(bytes: u64) -> String {
+    let units = ["KiB", "MiB", "GiB", "TiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let mut value = bytes as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", units[unit])
+}
+
+/// Columns as wide as their widest cell, two spaces apart, nothing behind the last.
+fn table<const N: usize>(rows: &[[String; N]]) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..N).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let cells: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        text += cells.join("  ").trim_end();
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::super::view::cluster;
+    use super::super::view::tests::{identity, snapshot};
+    use super::{bytes_text, history_text, status_text};
+    use crate::pg::{Lsn, TimelineId};
+    use crate::topology::{Election, Outcome, Phase, Term, Writes};
+
+    #[test]
+    fn status_shows_what_one_asks_first() {
+        let now = Instant::now();
+        let mut seen = snapshot(now);
+        assert_eq!(
+            status_text(&cluster(&identity(), &seen, now)),
+            "\
+cluster orders at bw1: term 3, durability quorum
+writes  open on pg1
+wal     timeline 0, durable 0/0, streaming from pg1
+
+NODE  ROLE     STATE                         TIMELINE  POSITION  LAG           STREAM     ADDRESS
+pg1   primary  up                            2         0/3E8     -             -          10.0.0.1:5432
+pg2   standby  up                            2         0/370     100 B 0.012s  streaming  10.0.0.1:5432
+pg3   standby  up                            2         0/190     600 B         -          10.0.0.1:5432
+pg4   -        down: refused the connection  2         0/0       -             -          10.0.0.1:5432
+"
+        );
+        seen.directive.writes = Writes::Held { reason: "electing".to_owned() };
+        seen.proxy.held = 5;
+        seen.wal.followers[0].application_name = "stranger".to_owned();
+        let text = status_text(&cluster(&identity(), &seen, now));
+        assert!(text.contains("writes  held (electing), 5 waiting\n"), "{text}");
+        assert!(text.contains("stranger  7    streaming  2         0/384   100 B 0.012s\n"), "{text}");
+    }
+
+    #[test]
+    fn history_tells_the_whole_election() {
+        let election = Election {
+            term: Term(2),
+            started_at_ms: 1_700_000_000_123,
+            rule: "F3".to_owned(),
+            evidence: vec!["the stream ended".to_owned(), "3 probes failed".to_owned()],
+            from: "pg1".parse().ok(),
+            to: "pg2".parse().ok(),
+            timeline: Some(TimelineId(2)),
+            switchpoint: Some(Lsn(0x3000_0000)),
+            lost_bytes: 0,
+            phases: vec![
+                Phase { name: "fence".to_owned(), millis: 12 },
+                Phase { name: "promote".to_owned(), millis: 230 },
+            ],
+            outcome: Outcome::Completed,
+        };
+        assert_eq!(
+            history_text(&[election]),
+            "\
+term 2  2023-11-14T22:13:20.123Z  pg1 -> pg2  completed
+  rule      F3
+  timeline  2 from 0/30000000
+  lost      0 B
+  phases    fence 12 + promote 230 = 242 ms
+  evidence  the stream ended
+            3 probes failed
+"
+        );
+        assert_eq!(history_text(&[]), "no elections yet\n");
+    }
+
+    #[test]
+    fn bytes() {
+        for (bytes, text) in [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (16 << 20, "16.0 MiB")] {
+            assert_eq!(bytes_text(bytes), text);
+        }
+    }
+}

@@ -1,0 +1,354 @@
+//! The cluster as JSON: what the planes published, side by side, with ages instead of clocks. PURE.
+
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::pg::{Lsn, SystemIdentifier, TimelineId};
+use crate::topology::{
+    Directive, Durability, Election, Follower, FollowerState, Health, NodeHealth, NodeName, NodeState,
+    ProxyStatus, Role, StreamEnd, Term, Upstream, WalStatus, Writes,
+};
+
+/// Whose state this is.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    pub cluster: String,
+    pub instance: String,
+}
+
+/// The latest published values.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    pub directive: Directive,
+    pub health: Health,
+    pub wal: WalStatus,
+    pub proxy: ProxyStatus,
+    pub history: Vec<Election>,
+}
+
+/// `/api/v1/cluster`. Fields are added, never renamed: scripts rely on them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClusterView {
+    pub cluster: String,
+    pub instance: String,
+    pub term: Term,
+    pub durability: Durability,
+    pub directive: DirectiveView,
+    pub nodes: Vec<NodeView>,
+    pub wal: WalView,
+    pub followers: Vec<FollowerView>,
+    pub clients: ClientsView,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DirectiveView {
+    pub term: Term,
+    pub primary: Option<NodeName>,
+    pub upstream: Option<NodeName>,
+    pub writes: WritesView,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "lowercase")]
+pub enum WritesView {
+    Open,
+    Held { reason: String },
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodeView {
+    pub name: NodeName,
+    pub address: String,
+    /// `unknown`, `up`, `down` or `quarantined`.
+    pub state: String,
+    /// Why it is down or quarantined.
+    pub why: Option<String>,
+    pub role: Option<Role>,
+    pub timeline: Option<TimelineId>,
+    pub system_identifier: Option<SystemIdentifier>,
+    /// Its own flush position as a primary, its replay position as a standby.
+    pub position: Lsn,
+    /// Seconds since the last probe it answered.
+    pub seen_seconds_ago: Option<f64>,
+    /// A standby's state as a follower of the relay; `None`: it does not stream from here.
+    pub follower: Option<String>,
+    /// How far its replay is behind the primary's last known end; `None` for a primary and where it is unknown.
+    pub lag_bytes: Option<u64>,
+    pub lag_seconds: Option<f64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WalView {
+    pub promised: Term,
+    pub system_identifier: Option<SystemIdentifier>,
+    pub timeline: TimelineId,
+    pub received: Lsn,
+    pub durable: Lsn,
+    pub verified: Lsn,
+    pub upstream_end: Lsn,
+    pub upstream: UpstreamView,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct UpstreamView {
+    /// `idle`, `connecting`, `streaming`, `timeline_end`, `shutdown`, `lost` or `refused`.
+    pub state: String,
+    pub node: Option<NodeName>,
+    /// In this state since so many seconds.
+    pub seconds: Option<f64>,
+    pub silent_seconds: Option<f64>,
+    pub why: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FollowerView {
+    pub application_name: String,
+    pub pid: u32,
+    pub timeline: TimelineId,
+    /// `startup`, `catchup` or `streaming`.
+    pub state: String,
+    pub sent: Lsn,
+    pub write: Lsn,
+    pub flush: Lsn,
+    pub replay: Lsn,
+    pub lag_bytes: u64,
+    pub lag_seconds: f64,
+    pub reported_seconds_ago: f64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClientsView {
+    /// Transactions that wait for writes to open.
+    pub held: usize,
+    /// The highest term for which the query plane has let go of every earlier primary.
+    pub confirmed: Term,
+}
+
+pub fn cluster(identity: &Identity, seen: &Snapshot, now: Instant) -> ClusterView {
+    let directive = &seen.directive;
+    ClusterView {
+        cluster: identity.cluster.clone(),
+        instance: identity.instance.clone(),
+        term: directive.term,
+        durability: directive.durability,
+        directive: DirectiveView {
+            term: directive.term,
+            primary: directive.primary.clone(),
+            upstream: directive.upstream.clone(),
+            writes: match &directive.writes {
+                Writes::Open => WritesView::Open,
+                Writes::Held { reason } => WritesView::Held { reason: reason.clone() },
+            },
+        },
+        nodes: seen.health.nodes.iter().map(|health| node(health, &seen.wal, now)).collect(),
+        wal: wal(&seen.wal, now),
+        followers: seen.wal.followers.iter().map(|it| follower(it, now)).collect(),
+        clients: ClientsView { held: seen.proxy.held, confirmed: seen.proxy.confirmed },
+    }
+}
+
+fn node(health: &NodeHealth, wal: &WalStatus, now: Instant) -> NodeView {
+    let follower = wal.follower(&health.name);
+    let standby = health.role == Some(Role::Standby);
+    // A standby that does not stream from us tells its position to the probe only.
+    let probed = (health.position.is_valid() && wal.upstream_end.is_valid())
+        .then(|| wal.upstream_end.bytes_since(health.position));
+    NodeView {
+        name: health.name.clone(),
+        address: health.address.to_string(),
+        state: health.state.word().to_owned(),
+        why: match &health.state {
+            NodeState::Unknown | NodeState::Up => None,
+            NodeState::Down { why, .. } | NodeState::Quarantined { why } => Some(why.clone()),
+        },
+        role: health.role,
+        timeline: health.timeline,
+        system_identifier: health.system,
+        position: health.position,
+        seen_seconds_ago: health.seen_at.map(|at| seconds(now, at)),
+        follower: follower.map(|it| state_word(it.state).to_owned()),
+        lag_bytes: if standby { follower.map(|it| it.lag.bytes).or(probed) } else { None },
+        lag_seconds: follower.filter(|_| standby).map(|it| rounded(it.lag.time)),
+    }
+}
+
+fn wal(wal: &WalStatus, now: Instant) -> WalView {
+    WalView {
+        promised: wal.promised,
+        system_identifier: wal.system,
+        timeline: wal.timeline,
+        received: wal.received,
+        durable: wal.durable,
+        verified: wal.verified,
+        upstream_end: wal.upstream_end,
+        upstream: upstream(&wal.upstream, now),
+    }
+}
+
+fn upstream(upstream: &Upstream, now: Instant) -> UpstreamView {
+    let view = |state: &str, node: &NodeName, since, why| UpstreamView {
+        state: state.to_owned(),
+        node: Some(node.clone()),
+        seconds: Some(seconds(now, since)),
+        silent_seconds: None,
+        why,
+    };
+    match upstream {
+        Upstream::Idle => UpstreamView {
+            state: "idle".to_owned(),
+            node: None,
+            seconds: None,
+            silent_seconds: None,
+            why: None,
+        },
+        Upstream::Connecting { node, since, last_error } => {
+            view("connecting", node, *since, last_error.clone())
+        }
+        Upstream::Streaming { node, since, last_message } => UpstreamView {
+            silent_seconds: Some(seconds(now, *last_message)),
+            ..view("streaming", node, *since, None)
+        },
+        Upstream::Ended { node, at, how } => {
+            let (state, why) = match how {
+                StreamEnd::TimelineEnd { next, switchpoint } => {
+                    ("timeline_end", Some(format!("timeline {next} begins at {switchpoint}")))
+                }
+                StreamEnd::Shutdown => ("shutdown", None),
+                StreamEnd::Lost { why } => ("lost", Some(why.clone())),
+                StreamEnd::Refused { why } => ("refused", Some(why.clone())),
+            };
+            view(state, node, *at, why)
+        }
+    }
+}
+
+fn follower(follower: &Follower, now: Instant) -> FollowerView {
+    FollowerView {
+        application_name: follower.application_name.clone(),
+        pid: follower.pid,
+        timeline: follower.timeline,
+        state: state_word(follower.state).to_owned(),
+        sent: follower.sent,
+        write: follower.write,
+        flush: follower.flush,
+        replay: follower.replay,
+        lag_bytes: follower.lag.bytes,
+        lag_seconds: rounded(follower.lag.time),
+        reported_seconds_ago: seconds(now, follower.reported_at),
+    }
+}
+
+fn state_word(state: FollowerState) -> &'static str {
+    match state {
+        FollowerState::Startup => "startup",
+        FollowerState::Catchup => "catchup",
+        FollowerState::Streaming => "streaming",
+    }
+}
+
+fn seconds(now: Instant, then: Instant) -> f64 {
+    rounded(now.saturating_duration_since(then))
+}
+
+/// To the millisecond: nobody reads more, and the JSON stays short.
+fn rounded(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1000.0).round() / 1000.0
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::{Identity, Snapshot, cluster};
+    use crate::pg::{Lsn, TimelineId};
+    use crate::topology::{
+        Directive, Durability, Follower, FollowerState, Health, Lag, NodeHealth, NodeName, NodeState,
+        ProxyStatus, Role, Term, Upstream, WalStatus, Writes,
+    };
+
+    pub(in crate::admin) fn identity() -> Identity {
+        Identity { cluster: "orders".to_owned(), instance: "bw1".to_owned() }
+    }
+
+    fn name(name: &str) -> NodeName {
+        name.parse().expect("a node name")
+    }
+
+    fn health(node: &str, state: NodeState, role: Option<Role>, position: u64, now: Instant) -> NodeHealth {
+        NodeHealth {
+            name: name(node),
+            address: "10.0.0.1:5432".parse().expect("an address"),
+            state,
+            role,
+            timeline: Some(TimelineId(2)),
+            system: None,
+            position: Lsn(position),
+            seen_at: Some(now - Duration::from_millis(250)),
+        }
+    }
+
+    /// Writes open on pg1; pg2 streams 100 bytes behind; pg3 is up and streams from nobody; pg4 is down.
+    pub(in crate::admin) fn snapshot(now: Instant) -> Snapshot {
+        let followers = vec![Follower {
+            application_name: "pg2".to_owned(),
+            pid: 7,
+            timeline: TimelineId(2),
+            state: FollowerState::Streaming,
+            sent: Lsn(1000),
+            write: Lsn(1000),
+            flush: Lsn(1000),
+            replay: Lsn(900),
+            lag: Lag { bytes: 100, time: Duration::from_micros(12_345) },
+            reported_at: now,
+        }];
+        let (second, down) = (Duration::from_secs(1), "refused the connection".to_owned());
+        let upstream = Upstream::Streaming { node: name("pg1"), since: now - second, last_message: now };
+        Snapshot {
+            directive: Directive {
+                term: Term(3),
+                primary: Some(name("pg1")),
+                writes: Writes::Open,
+                upstream: Some(name("pg1")),
+                durability: Durability::Quorum,
+            },
+            health: Health {
+                nodes: vec![
+                    health("pg1", NodeState::Up, Some(Role::Primary), 1000, now),
+                    health("pg2", NodeState::Up, Some(Role::Standby), 880, now),
+                    health("pg3", NodeState::Up, Some(Role::Standby), 400, now),
+                    health("pg4", NodeState::Down { since: now - second, why: down }, None, 0, now),
+                ],
+            },
+            wal: WalStatus { upstream_end: Lsn(1000), upstream, followers, ..WalStatus::starting() },
+            proxy: ProxyStatus { confirmed: Term(3), held: 0, evidence: Vec::new() },
+            history: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn lag_is_the_followers_own_word_and_else_the_probes() {
+        let now = Instant::now();
+        let view = cluster(&identity(), &snapshot(now), now);
+        let lags: Vec<_> = view.nodes.iter().map(|n| (n.name.as_str(), n.lag_bytes, n.lag_seconds)).collect();
+        let expected = [
+            ("pg1", None, None),
+            ("pg2", Some(100), Some(0.012)),
+            ("pg3", Some(600), None),
+            ("pg4", None, None),
+        ];
+        assert_eq!(lags, expected);
+        assert_eq!(view.nodes[3].why.as_deref(), Some("refused the connection"));
+        assert_eq!(view.nodes[0].seen_seconds_ago, Some(0.25));
+        assert_eq!((view.wal.upstream.state.as_str(), view.wal.upstream.seconds), ("streaming", Some(1.0)));
+    }
+
+    #[test]
+    fn what_is_written_as_json_is_read_back() {
+        let now = Instant::now();
+        let view = cluster(&identity(), &snapshot(now), now);
+        let json = serde_json::to_string(&view).expect("it is all text and numbers");
+        assert_eq!(serde_json::from_str::<super::ClusterView>(&json).expect("our own"), view);
+        assert!(json.contains(r#""writes":{"state":"open"}"#), "{json}");
+    }
+}
