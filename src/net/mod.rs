@@ -3,15 +3,28 @@
 //! Both sides of the house come through this room: [`Client`] is somebody who has connected to us and proved
 //! who they are, [`Backend`] is a server we have connected to and logged in at.
 
+mod accept;
+mod dial;
+mod listen;
+pub mod sql;
 mod stream;
+mod users;
+mod wire;
 
-pub use stream::Stream;
+pub use crate::pg::protocol::startup::CancelKey;
+pub use accept::{Acceptor, Hello, Method, hello};
+pub use dial::{cancel, dial, log_in};
+pub use listen::{ListenAddress, Listener};
+pub use stream::{Detached, PeerAddress, Stream};
+pub use users::Users;
 
 use std::sync::Arc;
 
 use bytes::BytesMut;
 
+use crate::pg::auth::md5::Md5Secret;
 use crate::pg::error::ErrorFields;
+use crate::pg::protocol::startup::Replication;
 use crate::topology::Address;
 
 /// A client that has passed startup and authentication: AuthenticationOk is already in `out`, the rest of the
@@ -42,6 +55,16 @@ pub enum ConnectionKind {
     LogicalReplication,
 }
 
+impl From<Replication> for ConnectionKind {
+    fn from(replication: Replication) -> ConnectionKind {
+        match replication {
+            Replication::Off => ConnectionKind::Sql,
+            Replication::Physical => ConnectionKind::PhysicalReplication,
+            Replication::Logical => ConnectionKind::LogicalReplication,
+        }
+    }
+}
+
 /// How we prove who we are to a server.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Credentials {
@@ -54,6 +77,8 @@ pub enum Credentials {
         client_key: [u8; 32],
         server_key: [u8; 32],
     },
+    /// A stored md5 password, which is all that an md5 login takes.
+    Md5(Md5Secret),
 }
 
 impl std::fmt::Debug for Credentials {
@@ -62,6 +87,7 @@ impl std::fmt::Debug for Credentials {
             Credentials::Trust => "Trust",
             Credentials::Password(_) => "Password(..)",
             Credentials::ScramKeys { .. } => "ScramKeys(..)",
+            Credentials::Md5(_) => "Md5(..)",
         })
     }
 }
@@ -96,12 +122,14 @@ pub enum DialError {
     /// Nobody listens: the process is not there (first-hand evidence).
     #[error("{address} refused the connection")]
     Refused { address: Address },
-    /// No answer within the limit, or the host cannot be reached: silence, which proves nothing.
+    /// No answer within the limit, or no way to the host: silence, which proves nothing.
     #[error("{address} did not answer within {limit:?}")]
     Timeout { address: Address, limit: std::time::Duration },
     /// The server said no; the client may be told the same.
     #[error("{address} said {error}")]
     Rejected { address: Address, error: ErrorFields },
+    /// The connection broke or could not be made for a reason of our own (a name that does not resolve, no more
+    /// descriptors), or what came was not what PostgreSQL says.
     #[error("log in at {address}")]
     Protocol {
         address: Address,

@@ -1,8 +1,13 @@
 //! One byte stream, whatever carries it.
 
+use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
@@ -11,6 +16,88 @@ use tokio::net::{TcpStream, UnixStream};
 pub enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
+}
+
+/// A stream on its way from one runtime to another. It must be attached inside the new one.
+#[derive(Debug)]
+pub enum Detached {
+    Tcp(std::net::TcpStream),
+    Unix(std::os::unix::net::UnixStream),
+}
+
+/// Who is at the other end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerAddress {
+    Tcp(SocketAddr),
+    /// Somebody on this machine, through a unix socket.
+    Unix,
+    /// Gone before anybody asked.
+    Unknown,
+}
+
+/// A dead peer is noticed after at most 60 + 3 * 10 seconds of silence, whoever waits for it.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_RETRIES: u32 = 3;
+
+impl Stream {
+    /// A TCP stream without Nagle's delay and with keepalive.
+    pub fn tcp(stream: TcpStream) -> io::Result<Stream> {
+        stream.set_nodelay(true)?;
+        let keepalive = TcpKeepalive::new()
+            .with_time(KEEPALIVE_IDLE)
+            .with_interval(KEEPALIVE_INTERVAL)
+            .with_retries(KEEPALIVE_RETRIES);
+        SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+        Ok(Stream::Tcp(stream))
+    }
+
+    pub fn peer(&self) -> PeerAddress {
+        match self {
+            Stream::Tcp(stream) => stream.peer_addr().map_or(PeerAddress::Unknown, PeerAddress::Tcp),
+            Stream::Unix(_) => PeerAddress::Unix,
+        }
+    }
+
+    /// Takes the stream out of this thread's runtime. Nothing is lost: what has not been read stays in the
+    /// kernel.
+    pub fn detach(self) -> io::Result<Detached> {
+        Ok(match self {
+            Stream::Tcp(stream) => Detached::Tcp(stream.into_std()?),
+            Stream::Unix(stream) => Detached::Unix(stream.into_std()?),
+        })
+    }
+}
+
+impl Detached {
+    /// Registers the stream with the runtime of the calling thread.
+    pub fn attach(self) -> io::Result<Stream> {
+        Ok(match self {
+            Detached::Tcp(stream) => Stream::Tcp(TcpStream::from_std(stream)?),
+            Detached::Unix(stream) => Stream::Unix(UnixStream::from_std(stream)?),
+        })
+    }
+}
+
+impl PeerAddress {
+    /// On this machine: a unix socket, or a loopback address.
+    pub fn is_local(&self) -> bool {
+        match self {
+            PeerAddress::Tcp(address) => address.ip().to_canonical().is_loopback(),
+            PeerAddress::Unix => true,
+            PeerAddress::Unknown => false,
+        }
+    }
+}
+
+impl fmt::Display for PeerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PeerAddress::Tcp(address) => address.fmt(f),
+            PeerAddress::Unix => f.write_str("[local]"),
+            PeerAddress::Unknown => f.write_str("[unknown]"),
+        }
+    }
 }
 
 impl AsyncRead for Stream {
