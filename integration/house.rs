@@ -186,7 +186,7 @@ fn rule_against(room: &str, path: &str) -> Option<&'static str> {
     }
     let impure = |forbidden: &&str| *path == **forbidden || path.starts_with(&format!("{forbidden}::"));
     let everything = ["std::*", "std::time::Instant::*"].contains(&path);
-    (PURE.contains(&room) && (everything || IMPURE.iter().any(|f| impure(f)))).then_some("this room is pure")
+    (PURE.contains(&room) && (everything || IMPURE.iter().any(impure))).then_some("this room is pure")
 }
 
 /// `proxy/pool/core.rs` is the module `proxy::pool::core`; the crate's root and `main` are in no room.

@@ -185,6 +185,7 @@ fn lag_limit(text: &str) -> Option<u64> {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "any instant will do")]
 mod tests {
     use std::time::Instant;
 

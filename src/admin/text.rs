@@ -150,6 +150,7 @@ fn table<const N: usize>(rows: &[[String; N]]) -> String {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "any instant will do")]
 mod tests {
     use std::time::Instant;
 

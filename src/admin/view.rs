@@ -257,6 +257,7 @@ fn rounded(duration: Duration) -> f64 {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "any instant will do")]
 pub(super) mod tests {
     use std::time::{Duration, Instant};
 

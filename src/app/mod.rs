@@ -1,5 +1,6 @@
 //! The composition root: command line, configuration, wiring. It alone builds the planes and connects them.
 
+pub mod check;
 pub mod config;
 pub mod telemetry;
 

@@ -1,0 +1,93 @@
+//! `bellwether check`: everything that stands in the way, at once, with what mends it.
+//!
+//! First the file; then, when the file is whole, every server, side by side. [`facts`] asks the servers,
+//! [`judge`] and [`hba`] decide, without a server, what the answers mean.
+
+mod facts;
+mod hba;
+mod judge;
+
+use std::fmt;
+use std::path::Path;
+
+use super::config::{self, Config, LoadError, Problem};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// It will not work, or a promise would not hold.
+    Error,
+    /// It works, but somebody should know.
+    Warn,
+}
+
+/// One line of the report.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Finding {
+    pub severity: Severity,
+    /// A path in the file, or a node.
+    pub place: String,
+    pub what: String,
+    /// SQL, a line of a file, or what to do.
+    pub mend: Option<String>,
+}
+
+impl Finding {
+    fn new(severity: Severity, place: impl Into<String>, what: impl Into<String>) -> Finding {
+        Finding { severity, place: place.into(), what: what.into(), mend: None }
+    }
+
+    fn error(place: impl Into<String>, what: impl Into<String>) -> Finding {
+        Finding::new(Severity::Error, place, what)
+    }
+
+    fn warn(place: impl Into<String>, what: impl Into<String>) -> Finding {
+        Finding::new(Severity::Warn, place, what)
+    }
+
+    fn mend(mut self, how: impl Into<String>) -> Finding {
+        self.mend = Some(how.into());
+        self
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let severity = match self.severity {
+            Severity::Error => "ERROR",
+            Severity::Warn => "WARN",
+        };
+        write!(f, "{severity} {}: {}.", self.place, self.what)?;
+        match &self.mend {
+            Some(mend) => write!(f, " Mend: {mend}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Checks the file at `path` and, if it is whole, its servers.
+pub async fn check(path: &Path) -> Vec<Finding> {
+    match config::load(path) {
+        Ok((config, warnings)) => {
+            let mut findings: Vec<Finding> = warnings.into_iter().map(in_file(Severity::Warn)).collect();
+            findings.extend(servers(&config).await);
+            findings
+        }
+        Err(LoadError::Invalid { problems, .. }) => {
+            problems.into_iter().map(in_file(Severity::Error)).collect()
+        }
+        Err(error @ LoadError::Read { .. }) => vec![Finding::error("--config", error.to_string())],
+    }
+}
+
+/// Asks every server of `config` and judges the answers.
+pub async fn servers(config: &Config) -> Vec<Finding> {
+    let facts = facts::gather(config).await;
+    judge::judge(config, &facts)
+}
+
+fn in_file(severity: Severity) -> impl Fn(Problem) -> Finding {
+    move |problem| {
+        let place = if problem.path.is_empty() { "the file".to_owned() } else { problem.path };
+        Finding::new(severity, place, problem.what)
+    }
+}
