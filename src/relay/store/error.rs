@@ -1,5 +1,10 @@
 //! What can go wrong with the files.
 
+use std::io;
+
+use crate::pg::wal::{HistoryError, VerifyError};
+use crate::pg::{Lsn, TimelineId};
+
 /// Why WAL could not be read or kept.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StoreError {
@@ -11,6 +16,53 @@ pub(crate) enum StoreError {
         operation: &'static str,
         file: String,
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
+    /// What was offered does not follow what is stored.
+    #[error("WAL at {offered} was offered where {end} is the end")]
+    Gap { offered: Lsn, end: Lsn },
+    /// The same place on the same timeline holds other bytes: two servers wrote on one timeline. What is stored
+    /// stays.
+    #[error("WAL at {lsn} on timeline {timeline} differs from what is stored")]
+    Diverged { timeline: TimelineId, lsn: Lsn },
+    /// Not a torn tail: later segments are good.
+    #[error("segment {segment} is corrupt")]
+    Corrupt {
+        segment: String,
+        #[source]
+        source: VerifyError,
+    },
+    #[error("segment {segment} is missing though later ones exist")]
+    Missing { segment: String },
+    #[error("control file {file}: {why}")]
+    Control { file: String, why: String },
+    #[error("{directory} holds WAL segments but no control file")]
+    NoControl { directory: String },
+    #[error("{directory} is in use by another process")]
+    InUse { directory: String },
+    #[error("history of timeline {timeline}")]
+    History {
+        timeline: TimelineId,
+        #[source]
+        source: HistoryError,
+    },
+    /// The store's thread has ended.
+    #[error("the WAL store has stopped")]
+    Stopped,
+}
+
+impl StoreError {
+    pub(super) fn io(operation: &'static str, file: &str) -> impl FnOnce(io::Error) -> StoreError {
+        let file = file.to_owned();
+        move |source| StoreError::Io { operation, file, source }
+    }
+
+    /// Whether the stream is at fault and the store itself goes on.
+    pub(super) fn concerns_stream_only(&self) -> bool {
+        matches!(self, StoreError::Gap { .. } | StoreError::Diverged { .. })
+    }
+
+    pub(super) fn is_disk_full(&self) -> bool {
+        matches!(self, StoreError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull)
+    }
 }

@@ -1,26 +1,91 @@
-//! The segment store.
+//! The segment store: one cluster's WAL in a directory of segment files that `pg_waldump` reads.
+//!
+//! Files carry PostgreSQL's names, are allocated at full size ahead of need, and are written by one thread
+//! ([`writer`]). Readers see durable bytes only: the newest from memory ([`ring`]), older ones from the files.
+//! Where the log ends after a restart is found by walking its records ([`recover`]).
+//!
+//! It does not talk to servers and does not know who reads: what slots pin is asked for through [`Pins`].
 
+mod control;
 mod error;
+mod files;
+mod layout;
+mod recover;
+mod ring;
+mod spare;
+mod writer;
 
 pub(crate) use error::StoreError;
+pub(crate) use writer::Change;
 
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use tokio::sync::watch;
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
-use crate::pg::wal::{History, WalSegmentSize};
+use self::control::Control;
+use self::files::{Files, SPARE_PREFIX};
+use self::ring::Ring;
+use self::writer::{Command, Writer};
+use super::metrics::Metrics;
+use crate::pg::wal::{History, SegmentFile, WalSegmentSize, parse_history_file_name};
 use crate::pg::{Lsn, SystemIdentifier, TimelineId};
+use crate::topology::Term;
+
+/// Commands waiting for the writer. When full, the stream is not read on.
+const QUEUE_COMMANDS: usize = 4096;
+/// WAL waiting for the writer, in units of [`QUEUE_UNIT`]. When full, the stream is not read on.
+const QUEUE_UNITS: usize = 32 << 10;
+const QUEUE_UNIT: usize = 1 << 10;
+
+/// The oldest LSN that a replication slot still needs.
+pub(crate) type Pins = Box<dyn Fn() -> Option<Lsn> + Send + Sync>;
+
+#[derive(Clone, Debug)]
+pub(crate) struct StoreConfig {
+    pub(crate) directory: PathBuf,
+    /// Kept behind the durable end beside what slots pin.
+    pub(crate) retain_bytes: u64,
+    /// Durable WAL kept in memory for followers that are close.
+    pub(crate) ring_bytes: usize,
+}
 
 /// The durable WAL of one cluster. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Store {
     shared: Arc<Shared>,
+    commands: mpsc::Sender<Command>,
+    queue: Arc<Semaphore>,
 }
 
-#[derive(Debug)]
+/// What the writer shares with the readers.
 struct Shared {
+    files: Files,
+    state: Mutex<State>,
     tail: watch::Sender<Tail>,
+    report: watch::Sender<Report>,
+    failed: watch::Sender<Option<Arc<StoreError>>>,
+    pins: OnceLock<Pins>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("files", &self.files).field("tail", &*self.tail.borrow()).finish()
+    }
+}
+
+/// Held for a few instructions at a time.
+struct State {
+    system: Option<SystemIdentifier>,
+    segment_size: WalSegmentSize,
+    parameters: Arc<Vec<(String, String)>>,
+    histories: BTreeMap<TimelineId, Bytes>,
+    history: Arc<History>,
+    segments: BTreeSet<SegmentFile>,
+    ring: Ring,
 }
 
 /// How far the store reaches. Published after every fsync and every change of timeline.
@@ -30,52 +95,314 @@ pub(crate) struct Tail {
     pub(crate) durable: Lsn,
 }
 
+/// Names one upstream connection, so that what is left of an old one in the queue is told apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct StreamId(pub(crate) u64);
+
+/// What the receiver must know of the writer.
+#[derive(Clone, Debug)]
+pub(crate) struct Report {
+    pub(crate) tail: Tail,
+    /// <= durable.
+    pub(crate) verified: Lsn,
+    pub(crate) promised: Term,
+    /// The stream whose WAL did not fit, and why.
+    pub(crate) refused: Option<(StreamId, Arc<StoreError>)>,
+}
+
 impl Store {
+    /// Opens or creates the store, finds its end and starts its writer.
+    pub(crate) fn open(config: &StoreConfig, metrics: &Metrics) -> Result<Store, StoreError> {
+        let files = Files::open(&config.directory)?;
+        let opened = Opened::read(&files, config)?;
+        let (durable, timeline) = (opened.durable, opened.control.timeline);
+        let tail = Tail { timeline, durable };
+        let report = Report { tail, verified: durable, promised: opened.control.promised, refused: None };
+        let shared = Arc::new(Shared {
+            files: files.clone(),
+            state: Mutex::new(opened.state),
+            tail: watch::Sender::new(tail),
+            report: watch::Sender::new(report),
+            failed: watch::Sender::new(None),
+            pins: OnceLock::new(),
+        });
+        let writer = Writer {
+            files,
+            shared: shared.clone(),
+            metrics: metrics.clone(),
+            control: opened.control,
+            end: durable,
+            durable,
+            verified: durable,
+            retain_bytes: config.retain_bytes,
+            spares: None,
+            recycled: opened.spares,
+            recycled_count: 0,
+            current: None,
+            pending: Vec::new(),
+            refused: None,
+        };
+        let (commands, receiver) = mpsc::channel(QUEUE_COMMANDS);
+        start_writer(writer, receiver)?;
+        Ok(Store { shared, commands, queue: Arc::new(Semaphore::new(QUEUE_UNITS)) })
+    }
+
     pub(crate) fn tail(&self) -> watch::Receiver<Tail> {
         self.shared.tail.subscribe()
     }
 
     /// `None` until the first upstream was seen.
     pub(crate) fn system(&self) -> Option<SystemIdentifier> {
-        None
+        self.shared.state.lock().system
     }
 
     pub(crate) fn segment_size(&self) -> WalSegmentSize {
-        WalSegmentSize::default()
+        self.shared.state.lock().segment_size
     }
 
     /// The history file of `timeline`, byte for byte as its server wrote it.
-    pub(crate) fn history_file(&self, _timeline: TimelineId) -> Option<Bytes> {
-        None
+    pub(crate) fn history_file(&self, timeline: TimelineId) -> Option<Bytes> {
+        self.shared.state.lock().histories.get(&timeline).cloned()
     }
 
     /// The ancestry of the current timeline.
     pub(crate) fn history(&self) -> Arc<History> {
-        Arc::new(History::without_ancestors(self.shared.tail.borrow().timeline))
+        self.shared.state.lock().history.clone()
     }
 
     /// Start of the oldest segment kept for `timeline`.
-    pub(crate) fn oldest(&self, _timeline: TimelineId) -> Option<Lsn> {
-        None
+    pub(crate) fn oldest(&self, timeline: TimelineId) -> Option<Lsn> {
+        let state = self.shared.state.lock();
+        let oldest = state.segments.iter().find(|segment| segment.timeline == timeline)?;
+        Some(state.segment_size.start(oldest.number))
     }
 
     /// Up to `max` durable bytes at `from` out of memory; `None` when they are not (or not yet) there.
-    pub(crate) fn recent(&self, _timeline: TimelineId, _from: Lsn, _max: usize) -> Option<Bytes> {
-        None
+    pub(crate) fn recent(&self, timeline: TimelineId, from: Lsn, max: usize) -> Option<Bytes> {
+        self.shared.state.lock().ring.get(timeline, from, max)
     }
 
-    /// Up to `max` durable bytes at `from` out of the segment file, within one segment; empty at the end.
+    /// Up to `max` durable bytes at `from` out of the segment file, within one segment; empty at the end of
+    /// what `timeline` has.
     pub(crate) async fn read(
         &self,
-        _timeline: TimelineId,
+        timeline: TimelineId,
         from: Lsn,
-        _max: usize,
+        max: usize,
     ) -> Result<Bytes, StoreError> {
-        Err(StoreError::Removed { segment: from.to_string() })
+        let (segment, size, len) = match self.locate(timeline, from, max)? {
+            Some(place) => place,
+            None => return Ok(Bytes::new()),
+        };
+        let shared = self.shared.clone();
+        let read = move || {
+            let name = segment.name(size);
+            let removed = |name: &str| StoreError::Removed { segment: name.to_owned() };
+            let mut bytes = vec![0; len];
+            let read = match shared.files.open_segment(&name) {
+                Ok(file) => file.read_at(&mut bytes, size.offset(from))?,
+                Err(StoreError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                    return Err(removed(&name));
+                }
+                Err(e) => return Err(e),
+            };
+            // Retention may have made another segment of the file while it was read.
+            if !shared.state.lock().segments.contains(&segment) {
+                return Err(removed(&name));
+            }
+            bytes.truncate(read);
+            Ok(Bytes::from(bytes))
+        };
+        tokio::task::spawn_blocking(read).await.map_err(|_| StoreError::Stopped)?
     }
 
     /// The ParameterStatus set of the last upstream.
     pub(crate) fn server_parameters(&self) -> Arc<Vec<(String, String)>> {
-        Arc::default()
+        self.shared.state.lock().parameters.clone()
+    }
+
+    /// What slots pin is asked for through this whenever a segment is finished. Set once.
+    pub(crate) fn set_pins(&self, pins: Pins) {
+        if self.shared.pins.set(pins).is_err() {
+            tracing::error!("what slots pin was set twice; the first stays");
+        }
+    }
+
+    pub(crate) fn report(&self) -> watch::Receiver<Report> {
+        self.shared.report.subscribe()
+    }
+
+    /// Set once, when the writer has met what it must not go on after.
+    pub(crate) fn failed(&self) -> watch::Receiver<Option<Arc<StoreError>>> {
+        self.shared.failed.subscribe()
+    }
+
+    /// Hands over streamed WAL; waits while the queue is full. `verified` is how far the records in it and
+    /// before it are known to be good. What does not fit shows in [`Store::report`].
+    pub(crate) async fn append(
+        &self,
+        stream: StreamId,
+        at: Lsn,
+        bytes: Bytes,
+        verified: Option<Lsn>,
+    ) -> Result<(), StoreError> {
+        let units = bytes.len().div_ceil(QUEUE_UNIT).clamp(1, QUEUE_UNITS);
+        let units = u32::try_from(units).expect("the whole queue has fewer");
+        let permit = self.queue.clone().acquire_many_owned(units).await.map_err(|_| StoreError::Stopped)?;
+        let command = Command::Append { stream, at, bytes, verified, _permit: permit };
+        self.commands.send(command).await.map_err(|_| StoreError::Stopped)
+    }
+
+    /// Makes a change durable, behind all WAL handed over before.
+    pub(crate) async fn change(&self, change: Change) -> Result<(), StoreError> {
+        let (done, answer) = oneshot::channel();
+        self.commands.send(Command::Change { change, done }).await.map_err(|_| StoreError::Stopped)?;
+        answer.await.map_err(|_| StoreError::Stopped)?
+    }
+
+    /// Where bytes at `from` are; `None` when `timeline` has none there (yet).
+    fn locate(
+        &self,
+        timeline: TimelineId,
+        from: Lsn,
+        max: usize,
+    ) -> Result<Option<(SegmentFile, WalSegmentSize, usize)>, StoreError> {
+        let tail = *self.shared.tail.borrow();
+        let state = self.shared.state.lock();
+        let size = state.segment_size;
+        let number = size.segment(from);
+        let end =
+            if timeline == tail.timeline { Some(tail.durable) } else { state.history.switchpoint(timeline) };
+        let removed = || StoreError::Removed { segment: SegmentFile { timeline, number }.name(size) };
+        let end = end.ok_or_else(removed)?;
+        if from >= end {
+            return Ok(None);
+        }
+        // The fork segment of an ancestor may be there only as its descendant's; up to the switchpoint they
+        // are the same.
+        let mut holder = timeline;
+        loop {
+            let segment = SegmentFile { timeline: holder, number };
+            if state.segments.contains(&segment) {
+                let within = layout::within_segment(from, max, size);
+                let len = within.min(usize::try_from(end.bytes_since(from)).unwrap_or(usize::MAX));
+                return Ok(Some((segment, size, len)));
+            }
+            let (next, switchpoint) = state.history.next(holder).ok_or_else(removed)?;
+            if size.segment(switchpoint) != number {
+                return Err(removed());
+            }
+            holder = next;
+        }
     }
 }
+
+/// What was found in the directory.
+struct Opened {
+    control: Control,
+    durable: Lsn,
+    state: State,
+    spares: VecDeque<String>,
+}
+
+impl Opened {
+    fn read(files: &Files, config: &StoreConfig) -> Result<Opened, StoreError> {
+        let names = files.names()?;
+        let control = match files.read_whole(control::FILE_NAME)? {
+            Some(content) => decode_control(&content)?,
+            None => Control::default(),
+        };
+        let size = control.segment_size();
+        let mut segments: BTreeSet<SegmentFile> = names
+            .iter()
+            .filter(|name| name.len() == 24)
+            .filter_map(|name| SegmentFile::parse(name, size))
+            .collect();
+        if control.system.is_none() && !segments.is_empty() {
+            return Err(StoreError::NoControl { directory: files.directory() });
+        }
+        let histories = read_histories(files, &names)?;
+        let history = match histories.get(&control.timeline) {
+            Some(content) => History::parse(control.timeline, content)
+                .map_err(|source| StoreError::History { timeline: control.timeline, source })?,
+            None => History::without_ancestors(control.timeline),
+        };
+        let log = recover::Log { segment_size: size, system: control.system, history: &history };
+        let end = recover::find_end(files, &log, &segments)?;
+        for unused in &end.unused {
+            segments.remove(unused);
+            files.remove(&unused.name(size))?;
+        }
+        for spare in names.iter().filter(|name| name.starts_with(SPARE_PREFIX)) {
+            files.remove(spare)?;
+        }
+        let state = State {
+            system: control.system,
+            segment_size: size,
+            parameters: Arc::new(control.parameters.clone()),
+            histories,
+            history: Arc::new(history),
+            segments,
+            ring: Ring::new(control.timeline, config.ring_bytes),
+        };
+        Ok(Opened { control, durable: end.durable, state, spares: VecDeque::new() })
+    }
+}
+
+fn decode_control(content: &[u8]) -> Result<Control, StoreError> {
+    let fail = |why: String| StoreError::Control { file: control::FILE_NAME.to_owned(), why };
+    let text = std::str::from_utf8(content).map_err(|e| fail(e.to_string()))?;
+    Control::decode(text).map_err(fail)
+}
+
+fn read_histories(files: &Files, names: &[String]) -> Result<BTreeMap<TimelineId, Bytes>, StoreError> {
+    let mut histories = BTreeMap::new();
+    for name in names {
+        let Some(timeline) = parse_history_file_name(name) else { continue };
+        if let Some(content) = files.read_whole(name)? {
+            histories.insert(timeline, Bytes::from(content));
+        }
+    }
+    Ok(histories)
+}
+
+/// The writer's thread. How it ends is told through [`Store::failed`]: also a panic is a failure.
+fn start_writer(writer: Writer, commands: mpsc::Receiver<Command>) -> Result<(), StoreError> {
+    let shared = writer.shared.clone();
+    let run = move || {
+        let guard = FailOnDrop { shared: shared.clone(), armed: true };
+        let result = writer.run(commands);
+        guard.disarm();
+        if let Err(error) = result {
+            shared.failed.send_replace(Some(Arc::new(error)));
+        }
+    };
+    std::thread::Builder::new()
+        .name("wal-sync".to_owned())
+        .spawn(run)
+        .map(drop)
+        .map_err(StoreError::io("start the thread of", "the WAL store"))
+}
+
+/// Turns a panic of the writer into a failure of the store.
+struct FailOnDrop {
+    shared: Arc<Shared>,
+    armed: bool,
+}
+
+impl FailOnDrop {
+    fn disarm(mut self) {
+        self.armed = false;
+    }
+}
+
+impl Drop for FailOnDrop {
+    fn drop(&mut self) {
+        if self.armed {
+            self.shared.failed.send_replace(Some(Arc::new(StoreError::Stopped)));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,39 @@
+//! What the WAL plane counts.
+
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, Registry};
+
+/// Cheap to clone; all clones count together.
+#[derive(Clone, Debug)]
+pub(crate) struct Metrics {
+    pub(crate) received_bytes: IntCounter,
+    pub(crate) durable_lsn: IntGauge,
+    pub(crate) sync_seconds: Histogram,
+    pub(crate) upstream_connects: IntCounter,
+}
+
+impl Metrics {
+    pub(crate) fn new(registry: &Registry) -> Result<Metrics, prometheus::Error> {
+        let sync = HistogramOpts::new("bellwether_wal_sync_seconds", "Duration of an fdatasync of WAL")
+            .buckets(prometheus::exponential_buckets(0.000_05, 2.0, 16)?);
+        let metrics = Metrics {
+            received_bytes: IntCounter::new(
+                "bellwether_wal_received_bytes_total",
+                "WAL received from the upstream, repetitions included",
+            )?,
+            durable_lsn: IntGauge::new(
+                "bellwether_wal_durable_lsn_bytes",
+                "End of the WAL that is synced to disk, as a position in bytes",
+            )?,
+            sync_seconds: Histogram::with_opts(sync)?,
+            upstream_connects: IntCounter::new(
+                "bellwether_wal_upstream_connects_total",
+                "Connections made to an upstream",
+            )?,
+        };
+        registry.register(Box::new(metrics.received_bytes.clone()))?;
+        registry.register(Box::new(metrics.durable_lsn.clone()))?;
+        registry.register(Box::new(metrics.sync_seconds.clone()))?;
+        registry.register(Box::new(metrics.upstream_connects.clone()))?;
+        Ok(metrics)
+    }
+}

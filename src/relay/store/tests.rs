@@ -1,0 +1,248 @@
+//! The store on a real directory, without a server.
+
+use bytes::Bytes;
+use prometheus::Registry;
+
+use super::{Change, Metrics, Store, StoreConfig, StoreError, StreamId, Tail};
+use crate::pg::wal::build::{SYSTEM, WalBuilder};
+use crate::pg::wal::{SegmentFile, SegmentNumber};
+use crate::pg::{Lsn, TimelineId};
+
+const START: Lsn = Lsn(0x30_0000);
+
+struct World {
+    directory: tempfile::TempDir,
+    wal: WalBuilder,
+}
+
+impl World {
+    fn new() -> World {
+        World {
+            directory: tempfile::tempdir().expect("a temporary directory"),
+            wal: WalBuilder::new(START, TimelineId(1)),
+        }
+    }
+
+    fn open(&self) -> Result<Store, StoreError> {
+        let config = StoreConfig {
+            directory: self.directory.path().to_owned(),
+            retain_bytes: 64 << 20,
+            ring_bytes: 1 << 20,
+        };
+        Store::open(&config, &Metrics::new(&Registry::new()).expect("fresh registry"))
+    }
+
+    async fn begun(&self) -> Store {
+        let store = self.open().expect("opens");
+        let adopt = Change::Adopt { system: SYSTEM, segment_size: self.wal.segment_size() };
+        store.change(adopt).await.expect("adopted");
+        store.change(Change::Begin { timeline: TimelineId(1), start: START }).await.expect("begun");
+        store
+    }
+
+    /// Streams the builder's bytes from `from` in chunks and waits until the last one is durable.
+    async fn stream(&self, store: &Store, from: Lsn, to: Lsn) {
+        let bytes = self.bytes(from, to);
+        let mut at = from;
+        for chunk in bytes.chunks(77_777) {
+            store.append(StreamId(1), at, Bytes::copy_from_slice(chunk), None).await.expect("queued");
+            at = at.advanced(chunk.len() as u64);
+        }
+        reached(store, to).await;
+    }
+
+    fn bytes(&self, from: Lsn, to: Lsn) -> &[u8] {
+        let at = |lsn: Lsn| usize::try_from(lsn.bytes_since(START)).expect("small");
+        &self.wal.bytes()[at(from)..at(to)]
+    }
+
+    fn segment_path(&self, timeline: u32, lsn: Lsn) -> std::path::PathBuf {
+        let size = self.wal.segment_size();
+        let segment = SegmentFile { timeline: TimelineId(timeline), number: size.segment(lsn) };
+        self.directory.path().join(segment.name(size))
+    }
+}
+
+async fn reached(store: &Store, lsn: Lsn) {
+    let mut tail = store.tail();
+    tail.wait_for(|tail| tail.durable >= lsn).await.expect("the store lives");
+}
+
+async fn read_all(store: &Store, timeline: u32, from: Lsn) -> Vec<u8> {
+    let mut all = Vec::new();
+    loop {
+        let at = from.advanced(all.len() as u64);
+        let bytes = store.read(TimelineId(timeline), at, 100_000).await.expect("kept");
+        if bytes.is_empty() {
+            return all;
+        }
+        all.extend_from_slice(&bytes);
+    }
+}
+
+fn three_segments(world: &mut World) {
+    for len in [10, 20_000, 900_000, 5, 800_000, 77] {
+        world.wal.record(len);
+    }
+}
+
+#[tokio::test]
+async fn what_was_durable_is_found_again() {
+    let mut world = World::new();
+    three_segments(&mut world);
+    let end = world.wal.end();
+    let store = world.begun().await;
+    world.stream(&store, START, end).await;
+    assert_eq!(read_all(&store, 1, START).await, world.wal.bytes());
+    assert_eq!(
+        store.recent(TimelineId(1), Lsn(end.0 - 8), 100).as_deref(),
+        Some(world.bytes(Lsn(end.0 - 8), end))
+    );
+    drop(store);
+
+    let store = world.open().expect("opens again");
+    assert_eq!(*store.tail().borrow(), Tail { timeline: TimelineId(1), durable: end });
+    assert_eq!(store.system(), Some(SYSTEM));
+    assert_eq!(read_all(&store, 1, START).await, world.wal.bytes());
+    assert_eq!(store.oldest(TimelineId(1)), Some(START));
+}
+
+#[tokio::test]
+async fn a_torn_tail_is_streamed_again_and_a_corrupt_middle_is_not() {
+    let mut world = World::new();
+    three_segments(&mut world);
+    let whole = world.wal.end();
+    world.wal.record(30_000);
+    let store = world.begun().await;
+    world.stream(&store, START, Lsn(world.wal.end().0 - 10_000)).await;
+    drop(store);
+
+    let store = world.open().expect("a torn tail is normal");
+    assert_eq!(store.tail().borrow().durable, whole);
+    let again = world.wal.segment_size().segment_start(whole);
+    world.stream(&store, again, world.wal.end()).await;
+    assert_eq!(read_all(&store, 1, START).await, world.wal.bytes());
+    drop(store);
+
+    // In a record that lies wholly in an earlier segment.
+    let path = world.segment_path(1, START);
+    let mut content = std::fs::read(&path).expect("readable");
+    content[500_000] ^= 1;
+    std::fs::write(&path, content).expect("writable");
+    assert!(matches!(world.open(), Err(StoreError::Corrupt { .. })));
+}
+
+#[tokio::test]
+async fn gaps_and_other_bytes_are_refused_and_nothing_is_overwritten() {
+    let mut world = World::new();
+    three_segments(&mut world);
+    let end = world.wal.end();
+    let store = world.begun().await;
+    world.stream(&store, START, end).await;
+
+    let mut report = store.report();
+    let gap = Bytes::from_static(b"x");
+    store.append(StreamId(2), end.advanced(1), gap, None).await.expect("queued");
+    let refused = report.wait_for(|r| r.refused.as_ref().is_some_and(|(s, _)| *s == StreamId(2))).await;
+    assert!(refused.is_ok());
+    drop(refused);
+    let mut other = world.bytes(START, START.advanced(9000)).to_vec();
+    other[8500] ^= 1;
+    store.append(StreamId(3), START, Bytes::from(other), None).await.expect("queued");
+    let report = report.wait_for(|r| r.refused.as_ref().is_some_and(|(s, _)| *s == StreamId(3))).await;
+    let error = report.expect("the store lives").refused.clone().map(|(_, error)| error);
+    let at = START.advanced(8500);
+    assert!(matches!(error.as_deref(), Some(StoreError::Diverged { lsn, .. }) if *lsn == at), "{error:?}");
+    assert_eq!(read_all(&store, 1, START).await, world.wal.bytes());
+}
+
+#[tokio::test]
+async fn the_fork_segment_is_there_on_both_timelines() {
+    let mut world = World::new();
+    three_segments(&mut world);
+    let fork = world.wal.end();
+    let old = world.wal.clone();
+    world.wal.record(9_000);
+    let beyond = world.wal.end();
+    let store = world.begun().await;
+    // Half of a record that the promoted server never had.
+    world.stream(&store, START, Lsn(beyond.0 - 100)).await;
+
+    world.wal = old.clone();
+    world.wal.fork(TimelineId(3));
+    world.wal.record(50_000);
+    let history = Bytes::from(format!("1\t{fork}\tno recovery target specified\n"));
+    let keep = Change::KeepHistory { timeline: TimelineId(3), content: history.clone() };
+    store.change(keep).await.expect("kept");
+    store.change(Change::Follow { timeline: TimelineId(3), switchpoint: fork }).await.expect("follows");
+    assert_eq!(*store.tail().borrow(), Tail { timeline: TimelineId(3), durable: fork });
+    let segment = world.wal.segment_size().segment_start(fork);
+    world.stream(&store, segment, world.wal.end()).await;
+
+    let check = |store: Store| {
+        let (old, new) = (old.bytes().to_vec(), world.bytes(segment, world.wal.end()).to_vec());
+        let history = history.clone();
+        async move {
+            assert_eq!(read_all(&store, 1, START).await, old, "the old timeline ends at the switchpoint");
+            assert_eq!(read_all(&store, 3, segment).await, new);
+            assert_eq!(store.history_file(TimelineId(3)), Some(history));
+            assert_eq!(store.history().next(TimelineId(1)), Some((TimelineId(3), fork)));
+            assert!(matches!(store.read(TimelineId(2), segment, 1).await, Err(StoreError::Removed { .. })));
+        }
+    };
+    check(store.clone()).await;
+    drop(store);
+    let store = world.open().expect("opens again");
+    assert_eq!(*store.tail().borrow(), Tail { timeline: TimelineId(3), durable: world.wal.end() });
+    check(store).await;
+}
+
+#[tokio::test]
+async fn old_segments_become_new_ones_unless_a_slot_needs_them() {
+    let mut world = World::new();
+    for _ in 0..160 {
+        world.wal.record(1_000_000);
+    }
+    let end = world.wal.end();
+    let store = world.begun().await;
+    store.set_pins(Box::new(|| Some(Lsn(0x75_0000))));
+    world.stream(&store, START, end).await;
+    assert_eq!(store.oldest(TimelineId(1)), Some(Lsn(0x70_0000)));
+    let gone = store.read(TimelineId(1), START, 10).await;
+    assert!(matches!(gone, Err(StoreError::Removed { segment }) if segment == "000000010000000000000003"));
+    drop(store);
+
+    let store = world.open().expect("opens again");
+    assert_eq!(store.tail().borrow().durable, end);
+    let more = world.wal.segment_size();
+    for _ in 0..8 {
+        world.wal.record(1_000_000);
+    }
+    let from = more.segment_start(end);
+    world.stream(&store, from, world.wal.end()).await;
+    let oldest = store.oldest(TimelineId(1)).expect("not empty");
+    assert!(world.wal.end().bytes_since(oldest) <= 66 << 20, "without the slot only the size counts");
+    drop(store);
+    let store = world.open().expect("recycled segments hold old pages");
+    assert_eq!(store.tail().borrow().durable, world.wal.end());
+    assert_eq!(read_all(&store, 1, oldest).await, world.bytes(oldest, world.wal.end()));
+}
+
+#[tokio::test]
+async fn an_empty_store_has_no_end() {
+    let world = World::new();
+    let store = world.open().expect("opens");
+    assert_eq!(*store.tail().borrow(), Tail { timeline: TimelineId(0), durable: Lsn::INVALID });
+    drop(store);
+    let store = world.begun().await;
+    drop(store);
+    let store = world.open().expect("opens");
+    assert_eq!(store.tail().borrow().timeline, TimelineId(1));
+    assert!(!store.tail().borrow().durable.is_valid(), "begun, but nothing came");
+    let size = world.wal.segment_size();
+    let stray = SegmentFile { timeline: TimelineId(1), number: SegmentNumber(3) }.name(size);
+    drop(store);
+    std::fs::remove_file(world.directory.path().join("control.json")).expect("it exists");
+    std::fs::write(world.directory.path().join(stray), b"").expect("writable");
+    assert!(matches!(world.open(), Err(StoreError::NoControl { .. })));
+}

@@ -1,0 +1,366 @@
+//! The thread that owns the log's end: it alone writes, syncs and moves the durable LSN.
+//!
+//! Group commit: everything that has been handed over while a sync ran is written, then one `fdatasync` covers
+//! it, then the durable LSN moves. A failed sync is never tried again, since the kernel may have dropped the
+//! pages it could not write: the thread ends, and with it the WAL plane. A full disk is different, because it
+//! is met while a segment is allocated, before any byte of WAL depends on it: the thread waits, nothing is
+//! acknowledged meanwhile, and the upstream keeps what we lack.
+#![expect(clippy::disallowed_methods, reason = "shell: measures how long a sync takes")]
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver as SpareReceiver;
+use std::time::Instant;
+
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+
+use super::control::{self, Control};
+use super::files::{Files, SPARE_PREFIX, Segment};
+use super::layout::{first_kept, place, within_segment};
+use super::{Report, Shared, StoreError, StreamId, Tail};
+use crate::pg::wal::{History, SegmentFile, SegmentNumber, WalSegmentSize, history_file_name};
+use crate::pg::{Lsn, SystemIdentifier, TimelineId};
+use crate::relay::metrics::Metrics;
+use crate::topology::Term;
+
+/// Bytes written at most before they are synced, so that the durable LSN moves while a long catch-up runs.
+const GROUP_BYTES: usize = 8 << 20;
+
+/// Old segments kept for use as new ones; further ones are removed.
+const MAX_RECYCLED: usize = 4;
+
+#[derive(Debug)]
+pub(super) enum Command {
+    Append { stream: StreamId, at: Lsn, bytes: Bytes, verified: Option<Lsn>, _permit: OwnedSemaphorePermit },
+    Change { change: Change, done: oneshot::Sender<Result<(), StoreError>> },
+}
+
+/// What else is made durable, in order with the WAL before and after it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// The first contact with a cluster: whose WAL this store is for.
+    Adopt {
+        system: SystemIdentifier,
+        segment_size: WalSegmentSize,
+    },
+    /// An empty log begins at the start of a segment.
+    Begin {
+        timeline: TimelineId,
+        start: Lsn,
+    },
+    KeepHistory {
+        timeline: TimelineId,
+        content: Bytes,
+    },
+    /// The log goes on on `timeline`, which forked at `switchpoint`; its history file is kept already.
+    Follow {
+        timeline: TimelineId,
+        switchpoint: Lsn,
+    },
+    Promise(Term),
+    Parameters(Vec<(String, String)>),
+}
+
+/// A segment allocated ahead of need.
+pub(super) type Spare = Result<String, StoreError>;
+
+pub(super) struct Writer {
+    pub(super) files: Files,
+    pub(super) shared: Arc<Shared>,
+    pub(super) metrics: Metrics,
+    pub(super) control: Control,
+    /// durable <= end; bytes up to `end` are written, those up to `durable` synced.
+    pub(super) end: Lsn,
+    pub(super) durable: Lsn,
+    /// <= durable when published.
+    pub(super) verified: Lsn,
+    pub(super) retain_bytes: u64,
+    /// Starts the thread that allocates segments, once their size is known.
+    pub(super) spares: Option<SpareReceiver<Spare>>,
+    pub(super) recycled: VecDeque<String>,
+    pub(super) recycled_count: u64,
+    pub(super) current: Option<(SegmentFile, Segment)>,
+    /// Written, not synced yet.
+    pub(super) pending: Vec<(Lsn, Bytes)>,
+    /// A stream that offered what does not fit; the rest of it is ignored.
+    pub(super) refused: Option<StreamId>,
+}
+
+impl Writer {
+    /// Runs until every [`super::Store`] is gone, or until something fails that must not be tried again.
+    pub(super) fn run(mut self, mut commands: mpsc::Receiver<Command>) -> Result<(), StoreError> {
+        while let Some(command) = commands.blocking_recv() {
+            let mut written = self.obey(command)?;
+            while written < GROUP_BYTES {
+                let Ok(command) = commands.try_recv() else { break };
+                written += self.obey(command)?;
+            }
+            self.sync()?;
+        }
+        Ok(())
+    }
+
+    /// Returns how many bytes it took.
+    fn obey(&mut self, command: Command) -> Result<usize, StoreError> {
+        match command {
+            Command::Append { stream, .. } if self.refused == Some(stream) => Ok(0),
+            Command::Append { stream, at, bytes, verified, _permit } => {
+                let len = bytes.len();
+                match self.append(at, bytes) {
+                    Ok(()) => self.verified = self.verified.max(verified.unwrap_or(Lsn::INVALID)),
+                    Err(e) if e.concerns_stream_only() => self.refuse(stream, e),
+                    Err(e) => return Err(e),
+                }
+                Ok(len)
+            }
+            Command::Change { change, done } => {
+                self.sync()?;
+                let result = self.change(change);
+                // Nobody waits any more when the receiver was dropped; the change stands.
+                match result {
+                    Err(e) if !e.concerns_stream_only() => return Err(e),
+                    answer => drop(done.send(answer)),
+                }
+                Ok(0)
+            }
+        }
+    }
+
+    fn refuse(&mut self, stream: StreamId, error: StoreError) {
+        self.refused = Some(stream);
+        self.shared.report.send_modify(|report| report.refused = Some((stream, Arc::new(error))));
+    }
+
+    fn append(&mut self, at: Lsn, bytes: Bytes) -> Result<(), StoreError> {
+        let placement = place(at, bytes.len(), self.end)?;
+        if placement.compare > 0 {
+            self.compare(at, &bytes[..placement.compare])?;
+        }
+        if placement.append == 0 {
+            return Ok(());
+        }
+        let fresh = bytes.slice(placement.compare..);
+        let size = self.control.segment_size();
+        let mut rest = &fresh[..];
+        let begin = self.end;
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(within_segment(self.end, rest.len(), size));
+            self.write_segment(size.segment(self.end), size.offset(self.end), now)?;
+            self.end = self.end.advanced(now.len() as u64);
+            rest = later;
+        }
+        self.pending.push((begin, fresh));
+        Ok(())
+    }
+
+    /// What is stored must be what the upstream sends again.
+    fn compare(&self, at: Lsn, offered: &[u8]) -> Result<(), StoreError> {
+        let size = self.control.segment_size();
+        let mut at = at;
+        let mut rest = offered;
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(within_segment(at, rest.len(), size));
+            let segment = SegmentFile { timeline: self.control.timeline, number: size.segment(at) };
+            let file = self.files.open_segment(&segment.name(size))?;
+            let mut stored = vec![0; now.len()];
+            let read = file.read_at(&mut stored, size.offset(at))?;
+            let same = stored[..read].iter().zip(now).take_while(|(a, b)| a == b).count();
+            if same < now.len() {
+                let lsn = at.advanced(same as u64);
+                return Err(StoreError::Diverged { timeline: segment.timeline, lsn });
+            }
+            at = at.advanced(now.len() as u64);
+            rest = later;
+        }
+        Ok(())
+    }
+
+    fn write_segment(&mut self, number: SegmentNumber, offset: u64, bytes: &[u8]) -> Result<(), StoreError> {
+        let wanted = SegmentFile { timeline: self.control.timeline, number };
+        if self.current.as_ref().is_none_or(|(segment, _)| *segment != wanted) {
+            // What is in a later segment proves the earlier one whole (see `recover`).
+            self.sync()?;
+            self.prune()?;
+            let file = self.open_or_create(wanted)?;
+            self.current = Some((wanted, file));
+        }
+        let (_, file) = self.current.as_ref().expect("set above");
+        file.write_at(bytes, offset)
+    }
+
+    fn open_or_create(&mut self, segment: SegmentFile) -> Result<Segment, StoreError> {
+        let name = segment.name(self.control.segment_size());
+        if !self.shared.state.lock().segments.contains(&segment) {
+            let spare = self.take_spare()?;
+            self.files.rename(&spare, &name)?;
+            self.shared.state.lock().segments.insert(segment);
+        }
+        self.files.open_segment(&name)
+    }
+
+    /// Waits while the disk is full.
+    fn take_spare(&mut self) -> Result<String, StoreError> {
+        if let Some(recycled) = self.recycled.pop_front() {
+            return Ok(recycled);
+        }
+        let size = self.control.segment_size();
+        let files = self.files.clone();
+        let spares = self.spares.get_or_insert_with(|| super::spare::start(files, size));
+        let mut warned = false;
+        loop {
+            match spares.recv().map_err(|_| StoreError::Stopped)? {
+                Ok(name) => return Ok(name),
+                Err(error) if error.is_disk_full() => {
+                    if !warned {
+                        tracing::warn!(%error, end = %self.end, "disk full: WAL is not acknowledged");
+                        warned = true;
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn sync(&mut self) -> Result<(), StoreError> {
+        if self.durable == self.end {
+            return Ok(());
+        }
+        if let Some((_, file)) = &self.current {
+            let began = Instant::now();
+            file.sync_data()?;
+            self.metrics.sync_seconds.observe(began.elapsed().as_secs_f64());
+        }
+        self.durable = self.end;
+        {
+            let mut state = self.shared.state.lock();
+            for (at, bytes) in self.pending.drain(..) {
+                state.ring.push(at, bytes);
+            }
+        }
+        self.publish();
+        Ok(())
+    }
+
+    fn publish(&self) {
+        self.metrics.durable_lsn.set(i64::try_from(self.durable.0).unwrap_or(i64::MAX));
+        let tail = Tail { timeline: self.control.timeline, durable: self.durable };
+        self.shared.tail.send_replace(tail);
+        let verified = self.verified.min(self.durable);
+        self.shared.report.send_modify(|report| {
+            *report =
+                Report { tail, verified, promised: self.control.promised, refused: report.refused.take() };
+        });
+    }
+
+    /// Removes what nobody needs any more; the newest of it become segments again.
+    fn prune(&mut self) -> Result<(), StoreError> {
+        let size = self.control.segment_size();
+        let pinned = self.shared.pins.get().and_then(|pins| pins());
+        let keep = first_kept(self.durable, self.retain_bytes, pinned, size);
+        loop {
+            // Out of the set first: a reader looks there again after it has read.
+            let segment = {
+                let mut state = self.shared.state.lock();
+                let Some(old) = state.segments.iter().find(|s| s.number < keep).copied() else {
+                    return Ok(());
+                };
+                state.segments.remove(&old);
+                old
+            };
+            let name = segment.name(size);
+            if self.recycled.len() < MAX_RECYCLED {
+                self.recycled_count += 1;
+                let spare = format!("{SPARE_PREFIX}recycled.{}", self.recycled_count);
+                self.files.rename(&name, &spare)?;
+                self.recycled.push_back(spare);
+            } else {
+                self.files.remove(&name)?;
+            }
+        }
+    }
+
+    fn change(&mut self, change: Change) -> Result<(), StoreError> {
+        match change {
+            Change::Adopt { system, segment_size } => {
+                self.control.system = Some(system);
+                self.control.set_segment_size(segment_size);
+                self.save_control()?;
+                let mut state = self.shared.state.lock();
+                state.system = Some(system);
+                state.segment_size = segment_size;
+            }
+            Change::Begin { timeline, start } => self.begin(timeline, start)?,
+            Change::KeepHistory { timeline, content } => {
+                self.files.replace(&history_file_name(timeline), &content)?;
+                self.shared.state.lock().histories.insert(timeline, content);
+            }
+            Change::Follow { timeline, switchpoint } => self.follow(timeline, switchpoint)?,
+            Change::Promise(term) => {
+                self.control.promised = self.control.promised.max(term);
+                self.save_control()?;
+                self.publish();
+            }
+            Change::Parameters(parameters) => {
+                self.control.parameters.clone_from(&parameters);
+                self.save_control()?;
+                self.shared.state.lock().parameters = Arc::new(parameters);
+            }
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, timeline: TimelineId, start: Lsn) -> Result<(), StoreError> {
+        if self.end.is_valid() {
+            return Err(StoreError::Gap { offered: start, end: self.end });
+        }
+        self.control.timeline = timeline;
+        self.save_control()?;
+        (self.end, self.durable, self.verified) = (start, start, Lsn::INVALID);
+        self.take_timeline(timeline)
+    }
+
+    /// The fork segment exists on both timelines; up to the switchpoint they are the same. Everything of the
+    /// new timeline that a follower may ask for is durable before the timeline is announced.
+    fn follow(&mut self, timeline: TimelineId, switchpoint: Lsn) -> Result<(), StoreError> {
+        if switchpoint > self.end {
+            return Err(StoreError::Gap { offered: switchpoint, end: self.end });
+        }
+        let size = self.control.segment_size();
+        let prefix = size.offset(switchpoint);
+        if prefix > 0 {
+            let number = size.segment(switchpoint);
+            let from = SegmentFile { timeline: self.control.timeline, number };
+            let mut bytes = vec![0; usize::try_from(prefix).expect("a segment fits into memory")];
+            self.files.open_segment(&from.name(size))?.read_at(&mut bytes, 0)?;
+            let to = self.open_or_create(SegmentFile { timeline, number })?;
+            to.write_at(&bytes, 0)?;
+            to.sync_data()?;
+        }
+        self.control.timeline = timeline;
+        self.save_control()?;
+        self.current = None;
+        (self.end, self.durable) = (switchpoint, switchpoint);
+        self.verified = self.verified.min(switchpoint);
+        self.take_timeline(timeline)
+    }
+
+    fn take_timeline(&mut self, timeline: TimelineId) -> Result<(), StoreError> {
+        {
+            let mut state = self.shared.state.lock();
+            let history = match state.histories.get(&timeline) {
+                Some(content) => History::parse(timeline, content)
+                    .map_err(|source| StoreError::History { timeline, source })?,
+                None => History::without_ancestors(timeline),
+            };
+            state.history = Arc::new(history);
+            state.ring.restart(timeline);
+        }
+        self.publish();
+        Ok(())
+    }
+
+    fn save_control(&self) -> Result<(), StoreError> {
+        self.files.replace(control::FILE_NAME, self.control.encode().as_bytes())
+    }
+}
