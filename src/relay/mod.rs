@@ -5,7 +5,9 @@ pub(crate) mod metrics;
 #[cfg_attr(not(test), expect(dead_code, reason = "the receiver follows"))]
 pub(crate) mod store;
 
-#[expect(dead_code, reason = "the walsender follows")]
+#[allow(dead_code, reason = "the receiver follows")]
 pub(crate) mod followers;
-#[expect(dead_code, reason = "the walsender follows")]
+#[allow(dead_code, reason = "the receiver follows")]
+pub(crate) mod sender;
+#[allow(dead_code, reason = "the receiver follows")]
 pub(crate) mod slots;

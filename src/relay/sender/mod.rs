@@ -1,0 +1,346 @@
+//! Walsender: ships the store to followers as PostgreSQL's own would, one task for each.
+//!
+//! [`core`] decides, this module does: it reads and writes the socket at the same time (a follower that only
+//! talks, or only listens, blocks nothing), fetches WAL from the store, and keeps the time. A slow follower waits
+//! behind its own socket and is dropped after `wal_sender_timeout`; the others never notice.
+#![expect(clippy::disallowed_methods, reason = "shell: reads both clocks")]
+
+mod core;
+mod error;
+mod metrics;
+mod outbox;
+mod reply;
+mod stream;
+
+pub(crate) use metrics::Metrics;
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info};
+
+use crate::net::{Client, Stream};
+use crate::pg::protocol::frame::{HEADER_LEN, Header};
+use crate::pg::wal::{History, WalSegmentSize};
+use crate::pg::{Lsn, PgTimestamp, SystemIdentifier, TimelineId};
+
+use self::core::{CloseReason, Input, Now, Output, Peer, ReadFailure, SlotsNotSaved, WalSource, Walsender};
+use super::followers::Followers;
+use super::slots::Slots;
+use super::store::{Store, StoreError, Tail};
+use outbox::Outbox;
+
+/// A whole message of a follower: commands and status updates are short, a base backup's manifest is not ours.
+const MAX_MESSAGE: usize = 64 * 1024;
+/// What was queued before the end may take this long to leave.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SenderConfig {
+    /// A follower that is silent, or takes nothing, for this long is dropped; it is asked at half of it.
+    pub(crate) wal_sender_timeout: Duration,
+}
+
+impl Default for SenderConfig {
+    fn default() -> SenderConfig {
+        SenderConfig { wal_sender_timeout: Duration::from_secs(10) }
+    }
+}
+
+/// What all walsenders of a relay share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) store: Store,
+    pub(crate) slots: Arc<Slots>,
+    pub(crate) followers: Arc<Followers>,
+    pub(crate) config: SenderConfig,
+    pub(crate) metrics: Metrics,
+    pub(crate) shutdown: CancellationToken,
+}
+
+/// Serves one follower until it or the relay ends.
+pub(crate) async fn serve(client: Client, shared: Arc<Shared>) {
+    let peer = peer(&client, &shared);
+    let _registration = Registration { shared: Arc::clone(&shared), pid: peer.pid };
+    info!(pid = peer.pid, follower = peer.application_name, user = &*peer.user, "follower connected");
+    let mut connection = Connection::new(client, &peer, Arc::clone(&shared));
+    let end = connection.run().await;
+    let reason = match &end {
+        Ok(CloseReason::Terminate) => "terminated",
+        Ok(CloseReason::Timeout) => "timeout",
+        Ok(CloseReason::Refused) => "refused",
+        Ok(CloseReason::Shutdown) => "shutdown",
+        Err(_) => "lost",
+    };
+    shared.metrics.disconnects.with_label_values(&[reason]).inc();
+    let cause = end.err().map(tracing::field::display);
+    info!(pid = peer.pid, follower = peer.application_name, reason, cause, "follower disconnected");
+}
+
+fn peer(client: &Client, shared: &Shared) -> Peer {
+    let named = client.parameters.iter().find(|(name, _)| name == "application_name");
+    let application_name = named.map_or("walreceiver", |(_, value)| value.as_str()).to_owned();
+    let pid = shared.followers.register(application_name.clone(), Instant::now());
+    shared.metrics.followers.inc();
+    Peer { application_name, user: Arc::clone(&client.user), pid, secret: rand::random() }
+}
+
+/// Whatever ends the task, nothing of its follower stays behind.
+struct Registration {
+    shared: Arc<Shared>,
+    pid: u32,
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.shared.slots.release_all(self.pid);
+        self.shared.followers.unregister(self.pid);
+        self.shared.metrics.followers.dec();
+    }
+}
+
+type ReadDone = (Lsn, Result<Bytes, StoreError>);
+
+struct Connection {
+    shared: Arc<Shared>,
+    pid: u32,
+    core: Walsender<Store>,
+    tail: watch::Receiver<Tail>,
+    reader: ReadHalf<Stream>,
+    writer: WriteHalf<Stream>,
+    /// At most one message and one socket read more than [`MAX_MESSAGE`].
+    inbox: BytesMut,
+    outbox: Outbox,
+    reading: Option<Pin<Box<dyn Future<Output = ReadDone> + Send>>>,
+}
+
+enum Event {
+    Received(io::Result<usize>),
+    Written(io::Result<usize>),
+    Read(ReadDone),
+    TailMoved(Result<(), watch::error::RecvError>),
+    Timer,
+    Shutdown,
+}
+
+impl Connection {
+    fn new(client: Client, peer: &Peer, shared: Arc<Shared>) -> Connection {
+        let mut tail = shared.store.tail();
+        let at_start = *tail.borrow_and_update();
+        let (store, slots) = (shared.store.clone(), Arc::clone(&shared.slots));
+        let core = Walsender::new(peer, shared.config, store, slots, at_start, now());
+        let (reader, writer) = tokio::io::split(client.stream);
+        let mut outbox = Outbox::default();
+        outbox.push(client.out.freeze());
+        let (pid, inbox) = (peer.pid, client.received);
+        Connection { shared, pid, core, tail, reader, writer, inbox, outbox, reading: None }
+    }
+
+    async fn run(&mut self) -> io::Result<CloseReason> {
+        loop {
+            if let Some(reason) = self.carry_out().await {
+                self.say_farewell(reason).await;
+                return Ok(reason);
+            }
+            if self.core.takes_messages() && self.next_message() {
+                continue;
+            }
+            match self.next_event().await {
+                Event::Received(received) => {
+                    if received? == 0 {
+                        return Err(io::ErrorKind::UnexpectedEof.into());
+                    }
+                }
+                Event::Written(written) => {
+                    self.outbox.advance(written?);
+                    let input = if self.outbox.is_empty() { Input::AllWritten } else { Input::SomeWritten };
+                    self.core.handle(now(), input);
+                }
+                Event::Read((from, result)) => {
+                    self.reading = None;
+                    let result = result.map_err(|error| read_failure(&error));
+                    self.core.handle(now(), Input::Read { from, result });
+                }
+                Event::TailMoved(alive) => {
+                    alive.map_err(|_| io::Error::other("the store is gone"))?;
+                    self.take_tail();
+                }
+                Event::Timer => self.core.handle(now(), Input::Timer),
+                Event::Shutdown => self.core.handle(now(), Input::Shutdown),
+            }
+        }
+    }
+
+    /// Does what the core has decided; the reason when it has decided to close.
+    async fn carry_out(&mut self) -> Option<CloseReason> {
+        while let Some(output) = self.core.poll_output() {
+            match output {
+                Output::Send(bytes) => self.outbox.push(bytes),
+                Output::SendWal { header, wal } => {
+                    self.shared.metrics.sent_bytes.inc_by(wal.len() as u64);
+                    self.outbox.push(header);
+                    self.outbox.push(wal);
+                }
+                Output::Read { timeline, from, max } => {
+                    let store = self.shared.store.clone();
+                    let read = async move { (from, store.read(timeline, from, max).await) };
+                    self.reading = Some(Box::pin(read));
+                }
+                Output::SaveSlots => {
+                    let result = save_slots(Arc::clone(&self.shared.slots)).await;
+                    self.core.handle(now(), Input::SlotsSaved(result));
+                }
+                Output::Report(progress) => self.shared.followers.update(self.pid, progress),
+                Output::Heard => self.shared.followers.heard(self.pid, Instant::now()),
+                Output::Feedback(xmins) => self.shared.followers.feedback(self.pid, xmins),
+                Output::Close(reason) => return Some(reason),
+            }
+        }
+        None
+    }
+
+    /// Whether there was a whole message to give to the core.
+    fn next_message(&mut self) -> bool {
+        match Header::peek(&self.inbox) {
+            Ok(Some(header)) if header.total > MAX_MESSAGE => {
+                self.core.handle(now(), Input::Malformed);
+                true
+            }
+            Ok(Some(header)) if header.total <= self.inbox.len() => {
+                let message = self.inbox.split_to(header.total);
+                // What it asks is answered with what is durable now.
+                if self.tail.has_changed().unwrap_or(false) {
+                    self.take_tail();
+                }
+                self.core.handle(now(), Input::Message { tag: header.tag, payload: &message[HEADER_LEN..] });
+                true
+            }
+            Ok(_) => false,
+            Err(_) => {
+                self.core.handle(now(), Input::Malformed);
+                true
+            }
+        }
+    }
+
+    fn take_tail(&mut self) {
+        let tail = *self.tail.borrow_and_update();
+        self.core.handle(now(), Input::Tail(tail));
+    }
+
+    /// Waits for whatever comes first. Each arm loses nothing when another one wins.
+    async fn next_event(&mut self) -> Event {
+        let deadline = self.core.poll_timeout();
+        let slices = self.outbox.slices();
+        let reading = self.reading.as_mut();
+        tokio::select! {
+            received = self.reader.read_buf(&mut self.inbox), if self.inbox.len() <= MAX_MESSAGE => {
+                Event::Received(received)
+            }
+            written = self.writer.write_vectored(&slices), if !slices.is_empty() => Event::Written(written),
+            read = async { reading.expect("checked by the arm's condition").await }, if reading.is_some() => {
+                Event::Read(read)
+            }
+            moved = self.tail.changed() => Event::TailMoved(moved),
+            () = sleep_until(deadline) => Event::Timer,
+            () = self.shared.shutdown.cancelled() => Event::Shutdown,
+        }
+    }
+
+    /// What is queued is still sent, unless the follower does not take anything anyway.
+    async fn say_farewell(&mut self, reason: CloseReason) {
+        if reason == CloseReason::Timeout {
+            return;
+        }
+        let flush = async {
+            while !self.outbox.is_empty() {
+                let written = self.writer.write_vectored(&self.outbox.slices()).await?;
+                self.outbox.advance(written);
+            }
+            self.writer.shutdown().await
+        };
+        if let Ok(Err(error)) = tokio::time::timeout(FAREWELL_TIMEOUT, flush).await {
+            debug!(pid = self.pid, %error, "follower did not take its last bytes");
+        }
+    }
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn save_slots(slots: Arc<Slots>) -> Result<(), SlotsNotSaved> {
+    let saved = tokio::task::spawn_blocking(move || slots.save()).await;
+    let cause: &dyn std::error::Error = match &saved {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(cause)) => cause,
+        Err(cause) => cause,
+    };
+    error!(error = cause, "replication slots not saved");
+    Err(SlotsNotSaved)
+}
+
+/// Writes the slots' file once per `interval` while there is something new, and once more at the end.
+pub(crate) async fn keep_slots_saved(slots: Arc<Slots>, interval: Duration, shutdown: CancellationToken) {
+    while tokio::time::timeout(interval, shutdown.cancelled()).await.is_err() {
+        // The error is logged there; the table stays marked and is tried again: nothing was acknowledged.
+        let _ = save_slots(Arc::clone(&slots)).await;
+    }
+    let _ = save_slots(slots).await;
+}
+
+fn read_failure(error: &StoreError) -> ReadFailure {
+    match error {
+        StoreError::Removed { .. } => ReadFailure::Removed,
+        error => {
+            error!(error = error as &dyn std::error::Error, "WAL could not be read for a follower");
+            ReadFailure::Failed
+        }
+    }
+}
+
+fn now() -> Now {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let micros = i64::try_from(since_epoch.as_micros()).unwrap_or(i64::MAX);
+    Now { at: Instant::now(), timestamp: PgTimestamp::from_unix_micros(micros) }
+}
+
+impl WalSource for Store {
+    fn system(&self) -> Option<SystemIdentifier> {
+        Store::system(self)
+    }
+
+    fn segment_size(&self) -> WalSegmentSize {
+        Store::segment_size(self)
+    }
+
+    fn history_file(&self, timeline: TimelineId) -> Option<Bytes> {
+        Store::history_file(self, timeline)
+    }
+
+    fn history(&self) -> Arc<History> {
+        Store::history(self)
+    }
+
+    fn oldest(&self, timeline: TimelineId) -> Option<Lsn> {
+        Store::oldest(self, timeline)
+    }
+
+    fn recent(&self, timeline: TimelineId, from: Lsn, max: usize) -> Option<Bytes> {
+        Store::recent(self, timeline, from, max)
+    }
+
+    fn server_parameters(&self) -> Arc<Vec<(String, String)>> {
+        Store::server_parameters(self)
+    }
+}
