@@ -8,6 +8,8 @@ mod dial;
 mod listen;
 pub mod sql;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod users;
 mod wire;
 
