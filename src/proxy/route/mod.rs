@@ -10,14 +10,21 @@
 //! cannot be read on a standby, the standby refuses by itself (25006, or 0A000 for an unlogged table), before
 //! it has changed anything: the session may run the statement again on the primary.
 
+mod catalog;
 pub mod choose;
 pub mod classify;
 pub mod setting;
 pub mod verdict;
 
 mod cache;
+mod statement;
+mod walk;
+
+#[cfg(test)]
+mod cases;
 
 pub use cache::{CacheLimits, Classifier};
+pub use catalog::safe_functions;
 pub use choose::{Balance, Choice, OwnWrite, Policy, Request, Transaction, View};
 pub use classify::classify;
 pub use setting::{Consistency, InvalidSetting, MaxLag, OwnCommand, Route, Scope, Setting, Shown};

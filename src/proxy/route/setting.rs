@@ -76,7 +76,7 @@ impl MaxLag {
             let (number, unit) = (part[..unit_at].parse::<u64>().ok()?, part[unit_at..].trim_start());
             match (size_unit(unit), time_unit_millis(unit)) {
                 (Some(factor), _) if max_lag.bytes.is_none() => {
-                    max_lag.bytes = Some(number.checked_mul(factor)?)
+                    max_lag.bytes = Some(number.checked_mul(factor)?);
                 }
                 (_, Some(factor)) if max_lag.time.is_none() => {
                     max_lag.time = Some(Duration::from_millis(number.checked_mul(factor)?));

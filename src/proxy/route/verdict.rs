@@ -26,6 +26,21 @@ pub struct Verdict {
 }
 
 impl Verdict {
+    /// Of what is not understood: the primary's, and it may do anything. Also for a text that the classifier
+    /// must not be asked about, see [`super::classify()`].
+    pub fn unparsable(hint: Option<Route>) -> Verdict {
+        Verdict {
+            access: Access::Write { reason: WriteReason::Unparsable },
+            statements: 0,
+            transaction: TransactionEffect::None,
+            session: Vec::new(),
+            own: Vec::new(),
+            hint,
+            copy: CopyData::None,
+            may_write: MayWrite::Yes,
+        }
+    }
+
     pub fn is_read(&self) -> bool {
         self.access == Access::Read
     }
@@ -274,7 +289,7 @@ pub enum Isolation {
 /// What stays at the server when the transaction is over.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SessionEffect {
-    /// `SET name = ...`, also `SET SESSION CHARACTERISTICS` (as `default_transaction_*`), `SET ROLE` (`role`),
+    /// `SET name = ...`, `set_config(name, ...)`; also `SET SESSION CHARACTERISTICS` (as `default_transaction_*`), `SET ROLE` (`role`),
     /// `SET SESSION AUTHORIZATION` (`session_authorization`). Names in lower case.
     Set(Box<str>),
     /// `SET LOCAL`: gone with the transaction. Not a pin.
@@ -296,7 +311,7 @@ pub enum SessionEffect {
     DeallocateAll,
     /// `DECLARE ... WITH HOLD`.
     DeclareHold,
-    /// FETCH, MOVE, CLOSE.
+    /// FETCH, MOVE, CLOSE: of a cursor that is the transaction's, or WITH HOLD. Not a pin.
     Cursor,
     /// A session-level advisory lock was taken or released (transaction-level ones go with the transaction).
     AdvisoryLock,
@@ -304,7 +319,7 @@ pub enum SessionEffect {
     /// DO and CALL: procedural code that may do any of these.
     Do,
     Call,
-    /// `set_config(...)`, `currval`, `lastval`, `setseed`: state by function call.
+    /// State by function call: `setseed`.
     Function(Box<str>),
 }
 

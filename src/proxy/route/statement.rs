@@ -1,0 +1,383 @@
+//! What each kind of statement does. Queries are left to [`Findings`]; a kind that is not named here is DDL.
+
+use pg_query::NodeEnum;
+use pg_query::protobuf::{
+    self as pg, CopyStmt, CreateTableAsStmt, DeclareCursorStmt, DiscardMode, ExplainStmt, Node,
+    TransactionStmt, TransactionStmtKind, VariableSetKind, VariableSetStmt,
+};
+
+use super::catalog;
+use super::setting::{self, OwnCommand, Route, Scope, Setting, Shown};
+use super::verdict::{
+    Access, CopyData, Isolation, MayWrite, SessionEffect, TransactionAccess, TransactionEffect,
+    TransactionEnd, TransactionModes, Verdict, WriteReason,
+};
+use super::walk::{Findings, constant};
+
+/// The statements of one text, as they are added up.
+#[derive(Debug)]
+pub(super) struct Statements<'a> {
+    sql: &'a str,
+    count: usize,
+    findings: Findings,
+    transactions: Vec<TransactionEffect>,
+    own: Vec<OwnCommand>,
+    copy: CopyData,
+}
+
+impl<'a> Statements<'a> {
+    pub(super) fn new(sql: &'a str) -> Statements<'a> {
+        Statements {
+            sql,
+            count: 0,
+            findings: Findings::default(),
+            transactions: Vec::new(),
+            own: Vec::new(),
+            copy: CopyData::None,
+        }
+    }
+
+    pub(super) fn add(&mut self, statement: Option<&NodeEnum>) {
+        self.count += 1;
+        match statement {
+            Some(statement) => self.statement(statement),
+            None => self.findings.write(WriteReason::UnknownNode),
+        }
+    }
+
+    pub(super) fn verdict(mut self, hint: Option<Route>) -> Verdict {
+        if !self.own.is_empty() && self.own.len() < self.count {
+            // The text is sent as it is; a server keeps what it does not know as a placeholder.
+            self.findings.session(SessionEffect::Set("bellwether".into()));
+        }
+        let Findings { reason, may_write, session } = self.findings;
+        Verdict {
+            access: reason.map_or(Access::Read, |reason| Access::Write { reason }),
+            statements: self.count,
+            transaction: united(self.transactions, self.count),
+            session,
+            own: self.own,
+            hint,
+            copy: self.copy,
+            may_write,
+        }
+    }
+
+    fn statement(&mut self, statement: &NodeEnum) {
+        match statement {
+            NodeEnum::SelectStmt(select) => self.findings.select(select),
+            NodeEnum::InsertStmt(_)
+            | NodeEnum::UpdateStmt(_)
+            | NodeEnum::DeleteStmt(_)
+            | NodeEnum::MergeStmt(_) => {
+                self.findings.write(WriteReason::Dml);
+                self.findings.modification(statement);
+            }
+            NodeEnum::ExplainStmt(explain) => self.explain(explain),
+            NodeEnum::CopyStmt(copy) => self.copy(copy),
+            NodeEnum::TransactionStmt(transaction) => self.transaction(transaction),
+            NodeEnum::VariableSetStmt(set) => self.set(set),
+            NodeEnum::VariableShowStmt(pg::VariableShowStmt { name }) => self.show(name),
+            NodeEnum::CreateTableAsStmt(create) => self.create_table_as(create),
+            NodeEnum::CreateStmt(create) => self.create(create.relation.as_ref()),
+            NodeEnum::CreateSeqStmt(create) => self.create(create.sequence.as_ref()),
+            NodeEnum::ViewStmt(create) => self.create(create.view.as_ref()),
+            NodeEnum::DeclareCursorStmt(declare) => self.declare(declare),
+            NodeEnum::FetchStmt(_) | NodeEnum::ClosePortalStmt(_) => {
+                self.findings.session(SessionEffect::Cursor);
+            }
+            _ => self.utility(statement),
+        }
+    }
+
+    fn utility(&mut self, statement: &NodeEnum) {
+        let findings = &mut self.findings;
+        match statement {
+            NodeEnum::PrepareStmt(prepare) => {
+                findings.session(SessionEffect::Prepare(prepare.name.as_str().into()));
+            }
+            NodeEnum::ExecuteStmt(execute) => {
+                findings.session(SessionEffect::Execute(execute.name.as_str().into()));
+                findings.may_write = MayWrite::Yes;
+            }
+            NodeEnum::DeallocateStmt(deallocate) if deallocate.isall => {
+                findings.session(SessionEffect::DeallocateAll);
+            }
+            NodeEnum::DeallocateStmt(deallocate) => {
+                findings.session(SessionEffect::Deallocate(deallocate.name.as_str().into()));
+            }
+            NodeEnum::DiscardStmt(discard) => findings.session(match discard.target() {
+                DiscardMode::DiscardAll => SessionEffect::DiscardAll,
+                _ => SessionEffect::Discard,
+            }),
+            NodeEnum::ListenStmt(_) => findings.session(SessionEffect::Listen),
+            NodeEnum::UnlistenStmt(_) => findings.session(SessionEffect::Unlisten),
+            NodeEnum::LoadStmt(_) => findings.session(SessionEffect::Load),
+            NodeEnum::DoStmt(_) => {
+                findings.write(WriteReason::Utility);
+                findings.pin(SessionEffect::Do);
+            }
+            NodeEnum::CallStmt(_) => {
+                findings.write(WriteReason::Utility);
+                findings.pin(SessionEffect::Call);
+            }
+            NodeEnum::LockStmt(_) => findings.primary(WriteReason::Lock),
+            NodeEnum::ConstraintsSetStmt(_) | NodeEnum::CheckPointStmt(_) => {
+                findings.primary(WriteReason::Utility);
+            }
+            NodeEnum::NotifyStmt(_)
+            | NodeEnum::VacuumStmt(_)
+            | NodeEnum::ClusterStmt(_)
+            | NodeEnum::ReindexStmt(_)
+            | NodeEnum::RefreshMatViewStmt(_)
+            | NodeEnum::AlterSystemStmt(_) => findings.write(WriteReason::Utility),
+            _ => self.create(None),
+        }
+    }
+
+    fn create(&mut self, relation: Option<&pg::RangeVar>) {
+        self.findings.write(WriteReason::Ddl);
+        relation.into_iter().for_each(|relation| self.findings.created(relation));
+        // Functions, types and operators of this session live in pg_temp, too; their names are spelled in as
+        // many ways as there are statements.
+        if contains_ignoring_case(self.sql, "pg_temp") {
+            self.findings.primary(WriteReason::Temporary);
+            self.findings.pin(SessionEffect::Temporary);
+        }
+    }
+
+    fn create_table_as(&mut self, create: &CreateTableAsStmt) {
+        let relation = create.into.as_ref().and_then(|into| into.rel.as_ref());
+        self.create(relation);
+        self.query(&create.query);
+    }
+
+    /// A statement inside of another; queries and DML only.
+    fn query(&mut self, query: &Option<Box<Node>>) {
+        if let Some(query) = query.as_ref().and_then(|query| query.node.as_ref()) {
+            self.statement(query);
+        }
+    }
+
+    fn explain(&mut self, explain: &ExplainStmt) {
+        let ExplainStmt { query, options } = explain;
+        let analyze = |option: &Node| matches!(&option.node, Some(NodeEnum::DefElem(option)) if option.defname == "analyze");
+        let before = self.findings.may_write;
+        self.query(query);
+        if !options.iter().any(analyze) {
+            // Planned, not run.
+            self.findings.may_write = before;
+        }
+    }
+
+    fn copy(&mut self, copy: &CopyStmt) {
+        let CopyStmt { relation, query, attlist: _, is_from, is_program, filename, options: _, where_clause } =
+            copy;
+        let with_client = filename.is_empty() && !is_program;
+        if *is_from {
+            self.findings.write(WriteReason::CopyFrom);
+            self.findings.child(where_clause);
+        } else {
+            relation.iter().for_each(|relation| self.findings.relation(relation));
+            self.query(query);
+        }
+        match (with_client, *is_from) {
+            (true, true) => self.copy = CopyData::In,
+            (true, false) if self.copy == CopyData::None => self.copy = CopyData::Out,
+            (true, false) => {}
+            // A file or a program of the server.
+            (false, _) => self.findings.write(WriteReason::Utility),
+        }
+    }
+
+    fn declare(&mut self, declare: &DeclareCursorStmt) {
+        /// `CURSOR_OPT_HOLD` in parsenodes.h.
+        const HOLD: i32 = 0x20;
+        self.query(&declare.query);
+        if declare.options & HOLD != 0 {
+            self.findings.session(SessionEffect::DeclareHold);
+        }
+    }
+
+    fn transaction(&mut self, statement: &TransactionStmt) {
+        let TransactionStmt { kind: _, options, savepoint_name: _, gid, chain, location: _ } = statement;
+        let effect = match (statement.kind(), chain) {
+            (TransactionStmtKind::TransStmtBegin | TransactionStmtKind::TransStmtStart, _) => {
+                let modes = modes(options);
+                self.transaction_modes(modes);
+                TransactionEffect::Begin(modes)
+            }
+            (TransactionStmtKind::TransStmtCommit, false) => TransactionEffect::Commit,
+            (TransactionStmtKind::TransStmtCommit, true) => TransactionEffect::CommitAndChain,
+            (TransactionStmtKind::TransStmtRollback, false) => TransactionEffect::Rollback,
+            (TransactionStmtKind::TransStmtRollback, true) => TransactionEffect::RollbackAndChain,
+            (TransactionStmtKind::TransStmtSavepoint, _) => TransactionEffect::Savepoint,
+            (TransactionStmtKind::TransStmtRelease, _) => TransactionEffect::ReleaseSavepoint,
+            (TransactionStmtKind::TransStmtRollbackTo, _) => TransactionEffect::RollbackToSavepoint,
+            (TransactionStmtKind::TransStmtPrepare, _) => {
+                self.findings.primary(WriteReason::Transaction);
+                TransactionEffect::Prepare(gid.as_str().into())
+            }
+            (TransactionStmtKind::TransStmtCommitPrepared, _) => {
+                self.findings.write(WriteReason::Transaction);
+                TransactionEffect::CommitPrepared(gid.as_str().into())
+            }
+            (TransactionStmtKind::TransStmtRollbackPrepared, _) => {
+                self.findings.write(WriteReason::Transaction);
+                TransactionEffect::RollbackPrepared(gid.as_str().into())
+            }
+            (TransactionStmtKind::Undefined, _) => {
+                self.findings.write(WriteReason::UnknownNode);
+                TransactionEffect::None
+            }
+        };
+        self.transactions.push(effect);
+    }
+
+    fn transaction_modes(&mut self, modes: TransactionModes) {
+        if modes.isolation == Some(Isolation::Serializable) {
+            self.findings.primary(WriteReason::Serializable);
+        } else if !modes.fit_for_standby() {
+            self.findings.primary(WriteReason::Transaction);
+        }
+    }
+
+    fn set(&mut self, set: &VariableSetStmt) {
+        let VariableSetStmt { kind: _, name, args, jumble_args: _, is_local, location: _ } = set;
+        let lower = name.to_ascii_lowercase();
+        match set.kind() {
+            VariableSetKind::VarSetMulti => self.set_several(name, args),
+            VariableSetKind::VarResetAll => self.findings.session(SessionEffect::ResetAll),
+            _ if lower.starts_with(setting::PREFIX) => self.set_own(set),
+            VariableSetKind::VarReset => self.findings.session(SessionEffect::Reset(lower.into())),
+            // Of the current transaction, whatever the spelling (guc_tables.c: GUC_NO_RESET_ALL, reset at its end).
+            _ if *is_local || lower.starts_with("transaction_") => {
+                self.findings.session(SessionEffect::SetLocal(lower.into()));
+            }
+            _ => self.findings.session(SessionEffect::Set(lower.into())),
+        }
+    }
+
+    /// `SET TRANSACTION ...` and its relatives, by the names that gram.y gives them.
+    fn set_several(&mut self, name: &str, options: &[Node]) {
+        let modes = modes(options);
+        match name {
+            "TRANSACTION" => {
+                self.transaction_modes(modes);
+                self.transactions.push(TransactionEffect::SetTransaction(modes));
+            }
+            "SESSION CHARACTERISTICS" => {
+                for (said, setting) in [
+                    (modes.access.is_some(), "default_transaction_read_only"),
+                    (modes.isolation.is_some(), "default_transaction_isolation"),
+                ] {
+                    if said {
+                        self.findings.session(SessionEffect::Set(setting.into()));
+                    }
+                }
+                self.findings.session(SessionEffect::Set("session_characteristics".into()));
+            }
+            // TRANSACTION SNAPSHOT: exported by a session of one server, so nobody else has it.
+            _ => {
+                self.findings.primary(WriteReason::Transaction);
+                self.transactions.push(TransactionEffect::SetTransaction(TransactionModes::default()));
+            }
+        }
+    }
+
+    fn set_own(&mut self, set: &VariableSetStmt) {
+        let value = match set.kind() {
+            VariableSetKind::VarSetValue => Some(set.args.iter().map(value).collect::<Vec<_>>().join(", ")),
+            _ => None,
+        };
+        let scope = if set.is_local { Scope::Local } else { Scope::Session };
+        let command = match (Setting::parse(&set.name, value.as_deref()), set.kind()) {
+            (Ok(setting), VariableSetKind::VarReset) => OwnCommand::Reset(setting),
+            (Ok(setting), _) => OwnCommand::Set(scope, setting),
+            (Err(invalid), _) => OwnCommand::Invalid(invalid),
+        };
+        self.own.push(command);
+    }
+
+    fn show(&mut self, name: &str) {
+        if name.to_ascii_lowercase().starts_with(setting::PREFIX) {
+            self.own.push(Shown::parse(name).map_or_else(OwnCommand::Invalid, OwnCommand::Show));
+        } else if !catalog::is_common_setting(name) {
+            self.findings.primary(WriteReason::ServerState);
+        }
+    }
+}
+
+fn modes(options: &[Node]) -> TransactionModes {
+    let mut modes = TransactionModes::default();
+    for option in options {
+        let Some(NodeEnum::DefElem(option)) = &option.node else { continue };
+        let Some(arg) = &option.arg else { continue };
+        match option.defname.as_str() {
+            "transaction_isolation" => modes.isolation = constant(arg).and_then(isolation),
+            "transaction_read_only" if value(arg) == "0" => modes.access = Some(TransactionAccess::ReadWrite),
+            "transaction_read_only" => modes.access = Some(TransactionAccess::ReadOnly),
+            // DEFERRABLE means something for SERIALIZABLE READ ONLY alone.
+            _ => {}
+        }
+    }
+    modes
+}
+
+fn isolation(level: &str) -> Option<Isolation> {
+    match level {
+        "read uncommitted" => Some(Isolation::ReadUncommitted),
+        "read committed" => Some(Isolation::ReadCommitted),
+        "repeatable read" => Some(Isolation::RepeatableRead),
+        "serializable" => Some(Isolation::Serializable),
+        _ => None,
+    }
+}
+
+/// A constant as SET takes it.
+fn value(node: &Node) -> String {
+    use pg::a_const::Val;
+    let Some(NodeEnum::AConst(constant)) = &node.node else { return String::new() };
+    match &constant.val {
+        Some(Val::Ival(number)) => number.ival.to_string(),
+        Some(Val::Fval(number)) => number.fval.clone(),
+        Some(Val::Boolval(boolean)) => boolean.boolval.to_string(),
+        Some(Val::Sval(text)) => text.sval.clone(),
+        Some(Val::Bsval(bits)) => bits.bsval.clone(),
+        None => String::new(),
+    }
+}
+
+/// The transaction control of a text: that of its only statement, or where all of them lead.
+fn united(mut effects: Vec<TransactionEffect>, statements: usize) -> TransactionEffect {
+    if effects.is_empty() || (effects.len() == 1 && statements == 1) {
+        return effects.pop().unwrap_or_default();
+    }
+    let ends = effects.iter().rev().find_map(end).unwrap_or(TransactionEnd::Unchanged);
+    let commits =
+        if effects.iter().any(TransactionEffect::ends_with_commit) { MayWrite::Yes } else { MayWrite::No };
+    TransactionEffect::Several { ends, commits }
+}
+
+fn end(effect: &TransactionEffect) -> Option<TransactionEnd> {
+    match effect {
+        TransactionEffect::Begin(_)
+        | TransactionEffect::CommitAndChain
+        | TransactionEffect::RollbackAndChain => Some(TransactionEnd::InBlock),
+        TransactionEffect::Commit | TransactionEffect::Rollback | TransactionEffect::Prepare(_) => {
+            Some(TransactionEnd::Idle)
+        }
+        TransactionEffect::Several { ends, .. } => Some(*ends),
+        TransactionEffect::None
+        | TransactionEffect::SetTransaction(_)
+        | TransactionEffect::Savepoint
+        | TransactionEffect::RollbackToSavepoint
+        | TransactionEffect::ReleaseSavepoint
+        | TransactionEffect::CommitPrepared(_)
+        | TransactionEffect::RollbackPrepared(_) => None,
+    }
+}
+
+fn contains_ignoring_case(text: &str, lower: &str) -> bool {
+    text.as_bytes().windows(lower.len()).any(|window| window.eq_ignore_ascii_case(lower.as_bytes()))
+}

@@ -1,0 +1,841 @@
+//! One pass over a statement's tree that looks for what a standby may not run.
+//!
+//! It knows the kinds of nodes by name and what each holds; one that it does not know is refused. Every struct
+//! is taken apart completely, so that a field which a later grammar adds fails to compile instead of going
+//! unseen. The depth is bounded by the decoder of the tree, which follows 100 levels and fails beyond.
+
+use pg_query::NodeEnum;
+use pg_query::protobuf::{
+    self as pg, CommonTableExpr, CteCycleClause, CteSearchClause, FuncCall, IntoClause, JsonAggConstructor,
+    JsonArgument, JsonBehavior, JsonFuncExpr, JsonKeyValue, JsonOutput, JsonTable, JsonTableColumn,
+    JsonTablePathSpec, JsonValueExpr, Node, RangeVar, ReturningClause, SelectStmt, TypeName, WindowDef,
+    WithClause,
+};
+
+use super::catalog;
+use super::verdict::{MayWrite, SessionEffect, WriteReason};
+
+/// What the walk has found.
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    /// The first reason against a standby; a certain write before an uncertain one.
+    pub(super) reason: Option<WriteReason>,
+    pub(super) may_write: MayWrite,
+    pub(super) session: Vec<SessionEffect>,
+}
+
+impl Findings {
+    /// Belongs to the primary, and leaves nothing behind.
+    pub(super) fn primary(&mut self, reason: WriteReason) {
+        let stronger = |found: &WriteReason| !found.certainly_writes() && reason.certainly_writes();
+        if self.reason.as_ref().is_none_or(stronger) {
+            self.reason = Some(reason);
+        }
+    }
+
+    pub(super) fn write(&mut self, reason: WriteReason) {
+        self.may_write = MayWrite::Yes;
+        self.primary(reason);
+    }
+
+    /// Changes the session, which is served by the primary.
+    pub(super) fn session(&mut self, effect: SessionEffect) {
+        self.primary(WriteReason::Session);
+        self.pin(effect);
+    }
+
+    /// Keeps something at the server, for a reason that is told elsewhere.
+    pub(super) fn pin(&mut self, effect: SessionEffect) {
+        if !self.session.contains(&effect) {
+            self.session.push(effect);
+        }
+    }
+
+    pub(super) fn nodes(&mut self, nodes: &[Node]) {
+        nodes.iter().filter_map(|node| node.node.as_ref()).for_each(|node| self.node(node));
+    }
+
+    pub(super) fn child(&mut self, node: &Option<Box<Node>>) {
+        if let Some(node) = node.as_ref().and_then(|node| node.node.as_ref()) {
+            self.node(node);
+        }
+    }
+
+    /// The one list of the kinds that may appear in a query.
+    fn node(&mut self, node: &NodeEnum) {
+        match node {
+            NodeEnum::SelectStmt(select) => self.select(select),
+            NodeEnum::InsertStmt(_)
+            | NodeEnum::UpdateStmt(_)
+            | NodeEnum::DeleteStmt(_)
+            | NodeEnum::MergeStmt(_) => {
+                self.write(WriteReason::ModifyingCte);
+                self.modification(node);
+            }
+            NodeEnum::RangeVar(relation) => self.relation(relation),
+            NodeEnum::ColumnRef(pg::ColumnRef { fields, location: _ }) => self.column(fields),
+            NodeEnum::FuncCall(call) => self.function_call(call),
+            NodeEnum::WindowDef(window) => self.window(window),
+            NodeEnum::TypeName(name) => self.type_name(name),
+            NodeEnum::CommonTableExpr(cte) => self.common_table_expression(cte),
+            NodeEnum::LockingClause(_) => self.primary(WriteReason::LockingClause),
+            NodeEnum::List(pg::List { items }) => self.nodes(items),
+            NodeEnum::AConst(_)
+            | NodeEnum::Integer(_)
+            | NodeEnum::Float(_)
+            | NodeEnum::Boolean(_)
+            | NodeEnum::String(_)
+            | NodeEnum::BitString(_)
+            | NodeEnum::ParamRef(_)
+            | NodeEnum::AStar(_)
+            | NodeEnum::Alias(_)
+            | NodeEnum::SetToDefault(_)
+            | NodeEnum::SqlvalueFunction(_)
+            | NodeEnum::MergeSupportFunc(_)
+            | NodeEnum::JsonFormat(_)
+            | NodeEnum::JsonReturning(_) => {}
+            _ => self.expression(node),
+        }
+    }
+
+    fn expression(&mut self, node: &NodeEnum) {
+        match node {
+            NodeEnum::AExpr(expr) => {
+                let pg::AExpr {
+                    kind: _,
+                    name,
+                    lexpr,
+                    rexpr,
+                    rexpr_list_start: _,
+                    rexpr_list_end: _,
+                    location: _,
+                } = expr.as_ref();
+                self.operator(name);
+                self.child(lexpr);
+                self.child(rexpr);
+            }
+            NodeEnum::BoolExpr(expr) => {
+                let pg::BoolExpr { xpr: _, boolop: _, args, location: _ } = expr.as_ref();
+                self.nodes(args);
+            }
+            NodeEnum::TypeCast(cast) => {
+                let pg::TypeCast { arg, type_name, location: _ } = cast.as_ref();
+                self.child(arg);
+                self.types(type_name);
+            }
+            NodeEnum::CollateClause(collate) => {
+                let pg::CollateClause { arg, collname: _, location: _ } = collate.as_ref();
+                self.child(arg);
+            }
+            NodeEnum::SubLink(link) => {
+                let pg::SubLink {
+                    xpr: _,
+                    sub_link_type: _,
+                    sub_link_id: _,
+                    testexpr,
+                    oper_name,
+                    subselect,
+                    location: _,
+                } = link.as_ref();
+                self.child(testexpr);
+                self.operator(oper_name);
+                self.child(subselect);
+            }
+            NodeEnum::CaseExpr(case) => {
+                let pg::CaseExpr { xpr: _, casetype: _, casecollid: _, arg, args, defresult, location: _ } =
+                    case.as_ref();
+                self.child(arg);
+                self.nodes(args);
+                self.child(defresult);
+            }
+            NodeEnum::CaseWhen(when) => {
+                let pg::CaseWhen { xpr: _, expr, result, location: _ } = when.as_ref();
+                self.child(expr);
+                self.child(result);
+            }
+            NodeEnum::CoalesceExpr(expr) => {
+                let pg::CoalesceExpr { xpr: _, coalescetype: _, coalescecollid: _, args, location: _ } =
+                    expr.as_ref();
+                self.nodes(args);
+            }
+            NodeEnum::MinMaxExpr(expr) => {
+                let pg::MinMaxExpr {
+                    xpr: _,
+                    minmaxtype: _,
+                    minmaxcollid: _,
+                    inputcollid: _,
+                    op: _,
+                    args,
+                    location: _,
+                } = expr.as_ref();
+                self.nodes(args);
+            }
+            NodeEnum::NullTest(test) => {
+                let pg::NullTest { xpr: _, arg, nulltesttype: _, argisrow: _, location: _ } = test.as_ref();
+                self.child(arg);
+            }
+            NodeEnum::BooleanTest(test) => {
+                let pg::BooleanTest { xpr: _, arg, booltesttype: _, location: _ } = test.as_ref();
+                self.child(arg);
+            }
+            NodeEnum::NamedArgExpr(named) => {
+                let pg::NamedArgExpr { xpr: _, arg, name: _, argnumber: _, location: _ } = named.as_ref();
+                self.child(arg);
+            }
+            NodeEnum::RowExpr(row) => {
+                let pg::RowExpr { xpr: _, args, row_typeid: _, row_format: _, colnames: _, location: _ } =
+                    row.as_ref();
+                self.nodes(args);
+            }
+            NodeEnum::AArrayExpr(pg::AArrayExpr { elements, list_start: _, list_end: _, location: _ }) => {
+                self.nodes(elements);
+            }
+            NodeEnum::AIndirection(indirection) => {
+                let pg::AIndirection { arg, indirection } = indirection.as_ref();
+                self.child(arg);
+                self.nodes(indirection);
+            }
+            NodeEnum::AIndices(indices) => {
+                let pg::AIndices { is_slice: _, lidx, uidx } = indices.as_ref();
+                self.child(lidx);
+                self.child(uidx);
+            }
+            NodeEnum::GroupingFunc(grouping) => {
+                let pg::GroupingFunc { xpr: _, args, refs: _, agglevelsup: _, location: _ } =
+                    grouping.as_ref();
+                self.nodes(args);
+            }
+            NodeEnum::GroupingSet(pg::GroupingSet { kind: _, content, location: _ }) => self.nodes(content),
+            _ => self.clause(node),
+        }
+    }
+
+    fn clause(&mut self, node: &NodeEnum) {
+        match node {
+            NodeEnum::ResTarget(target) => {
+                let pg::ResTarget { name: _, indirection, val, location: _ } = target.as_ref();
+                self.nodes(indirection);
+                self.child(val);
+            }
+            NodeEnum::SortBy(sort) => {
+                let pg::SortBy { node, sortby_dir: _, sortby_nulls: _, use_op, location: _ } = sort.as_ref();
+                self.child(node);
+                self.operator(use_op);
+            }
+            NodeEnum::JoinExpr(join) => {
+                let pg::JoinExpr {
+                    jointype: _,
+                    is_natural: _,
+                    larg,
+                    rarg,
+                    using_clause: _,
+                    join_using_alias: _,
+                    quals,
+                    alias: _,
+                    rtindex: _,
+                } = join.as_ref();
+                self.child(larg);
+                self.child(rarg);
+                self.child(quals);
+            }
+            NodeEnum::RangeSubselect(range) => {
+                let pg::RangeSubselect { lateral: _, subquery, alias: _ } = range.as_ref();
+                self.child(subquery);
+            }
+            NodeEnum::RangeFunction(range) => {
+                let pg::RangeFunction {
+                    lateral: _,
+                    ordinality: _,
+                    is_rowsfrom: _,
+                    functions,
+                    alias: _,
+                    coldeflist,
+                } = range;
+                self.nodes(functions);
+                self.nodes(coldeflist);
+            }
+            NodeEnum::ColumnDef(column) => self.column_definition(column),
+            NodeEnum::RangeTableFunc(range) => {
+                let pg::RangeTableFunc {
+                    lateral: _,
+                    docexpr,
+                    rowexpr,
+                    namespaces,
+                    columns,
+                    alias: _,
+                    location: _,
+                } = range.as_ref();
+                self.child(docexpr);
+                self.child(rowexpr);
+                self.nodes(namespaces);
+                self.nodes(columns);
+            }
+            NodeEnum::RangeTableFuncCol(column) => {
+                let pg::RangeTableFuncCol {
+                    colname: _,
+                    type_name,
+                    for_ordinality: _,
+                    is_not_null: _,
+                    colexpr,
+                    coldefexpr,
+                    location: _,
+                } = column.as_ref();
+                self.types(type_name);
+                self.child(colexpr);
+                self.child(coldefexpr);
+            }
+            NodeEnum::RangeTableSample(sample) => {
+                let pg::RangeTableSample { relation, method, args, repeatable, location: _ } =
+                    sample.as_ref();
+                self.child(relation);
+                self.sampling_method(method);
+                self.nodes(args);
+                self.child(repeatable);
+            }
+            _ => self.xml_or_json(node),
+        }
+    }
+
+    fn xml_or_json(&mut self, node: &NodeEnum) {
+        match node {
+            NodeEnum::XmlExpr(xml) => {
+                let pg::XmlExpr {
+                    xpr: _,
+                    op: _,
+                    name: _,
+                    named_args,
+                    arg_names: _,
+                    args,
+                    xmloption: _,
+                    indent: _,
+                    r#type: _,
+                    typmod: _,
+                    location: _,
+                } = xml.as_ref();
+                self.nodes(named_args);
+                self.nodes(args);
+            }
+            NodeEnum::XmlSerialize(xml) => {
+                let pg::XmlSerialize { xmloption: _, expr, type_name, indent: _, location: _ } = xml.as_ref();
+                self.child(expr);
+                self.types(type_name);
+            }
+            NodeEnum::JsonFuncExpr(json) => self.json_function(json),
+            NodeEnum::JsonTable(table) => self.json_table(table),
+            NodeEnum::JsonTableColumn(column) => self.json_table_column(column),
+            NodeEnum::JsonTablePathSpec(path) => self.json_path(path),
+            NodeEnum::JsonValueExpr(value) => self.json_value(value),
+            NodeEnum::JsonBehavior(behavior) => self.json_behavior(behavior),
+            NodeEnum::JsonOutput(output) => self.json_output(output),
+            NodeEnum::JsonArgument(argument) => {
+                let JsonArgument { val, name: _ } = argument.as_ref();
+                val.iter().for_each(|value| self.json_value(value));
+            }
+            NodeEnum::JsonKeyValue(pair) => self.json_pair(pair),
+            NodeEnum::JsonIsPredicate(predicate) => {
+                let pg::JsonIsPredicate { expr, format: _, item_type: _, unique_keys: _, location: _ } =
+                    predicate.as_ref();
+                self.child(expr);
+            }
+            _ => self.json_constructor(node),
+        }
+    }
+
+    fn json_constructor(&mut self, node: &NodeEnum) {
+        match node {
+            NodeEnum::JsonParseExpr(parse) => {
+                let pg::JsonParseExpr { expr, output, unique_keys: _, location: _ } = parse.as_ref();
+                expr.iter().for_each(|value| self.json_value(value));
+                output.iter().for_each(|output| self.json_output(output));
+            }
+            NodeEnum::JsonScalarExpr(scalar) => {
+                let pg::JsonScalarExpr { expr, output, location: _ } = scalar.as_ref();
+                self.child(expr);
+                output.iter().for_each(|output| self.json_output(output));
+            }
+            NodeEnum::JsonSerializeExpr(serialize) => {
+                let pg::JsonSerializeExpr { expr, output, location: _ } = serialize.as_ref();
+                expr.iter().for_each(|value| self.json_value(value));
+                output.iter().for_each(|output| self.json_output(output));
+            }
+            NodeEnum::JsonObjectConstructor(object) => {
+                let pg::JsonObjectConstructor { exprs, output, absent_on_null: _, unique: _, location: _ } =
+                    object;
+                self.nodes(exprs);
+                output.iter().for_each(|output| self.json_output(output));
+            }
+            NodeEnum::JsonArrayConstructor(array) => {
+                let pg::JsonArrayConstructor { exprs, output, absent_on_null: _, location: _ } = array;
+                self.nodes(exprs);
+                output.iter().for_each(|output| self.json_output(output));
+            }
+            NodeEnum::JsonArrayQueryConstructor(array) => {
+                let pg::JsonArrayQueryConstructor {
+                    query,
+                    output,
+                    format: _,
+                    absent_on_null: _,
+                    location: _,
+                } = array.as_ref();
+                self.child(query);
+                output.iter().for_each(|output| self.json_output(output));
+            }
+            NodeEnum::JsonObjectAgg(aggregate) => {
+                let pg::JsonObjectAgg { constructor, arg, absent_on_null: _, unique: _ } = aggregate.as_ref();
+                constructor.iter().for_each(|constructor| self.json_aggregate(constructor));
+                arg.iter().for_each(|pair| self.json_pair(pair));
+            }
+            NodeEnum::JsonArrayAgg(aggregate) => {
+                let pg::JsonArrayAgg { constructor, arg, absent_on_null: _ } = aggregate.as_ref();
+                constructor.iter().for_each(|constructor| self.json_aggregate(constructor));
+                arg.iter().for_each(|value| self.json_value(value));
+            }
+            _ => self.write(WriteReason::UnknownNode),
+        }
+    }
+
+    pub(super) fn select(&mut self, select: &SelectStmt) {
+        let SelectStmt {
+            distinct_clause,
+            into_clause,
+            target_list,
+            from_clause,
+            where_clause,
+            group_clause,
+            group_distinct: _,
+            having_clause,
+            window_clause,
+            values_lists,
+            sort_clause,
+            limit_offset,
+            limit_count,
+            limit_option: _,
+            locking_clause,
+            with_clause,
+            op: _,
+            all: _,
+            larg,
+            rarg,
+        } = select;
+        with_clause.iter().for_each(|with| self.with(with));
+        into_clause.iter().for_each(|into| self.into(into));
+        for nodes in [
+            distinct_clause,
+            target_list,
+            from_clause,
+            group_clause,
+            window_clause,
+            values_lists,
+            sort_clause,
+            locking_clause,
+        ] {
+            self.nodes(nodes);
+        }
+        for node in [where_clause, having_clause, limit_offset, limit_count] {
+            self.child(node);
+        }
+        larg.iter().chain(rarg).for_each(|select| self.select(select));
+    }
+
+    /// INSERT, UPDATE, DELETE and MERGE, after their reason has been noted: what their expressions do to the
+    /// session (`UPDATE ... WHERE pg_try_advisory_lock(id)`).
+    pub(super) fn modification(&mut self, node: &NodeEnum) {
+        match node {
+            NodeEnum::InsertStmt(insert) => {
+                let pg::InsertStmt {
+                    relation: _,
+                    cols: _,
+                    select_stmt,
+                    on_conflict_clause,
+                    returning_clause,
+                    with_clause,
+                    r#override: _,
+                } = insert.as_ref();
+                with_clause.iter().for_each(|with| self.with(with));
+                self.child(select_stmt);
+                if let Some(conflict) = on_conflict_clause {
+                    let pg::OnConflictClause { action: _, infer: _, target_list, where_clause, location: _ } =
+                        conflict.as_ref();
+                    self.nodes(target_list);
+                    self.child(where_clause);
+                }
+                self.returning(returning_clause);
+            }
+            NodeEnum::UpdateStmt(update) => {
+                let pg::UpdateStmt {
+                    relation: _,
+                    target_list,
+                    where_clause,
+                    from_clause,
+                    returning_clause,
+                    with_clause,
+                } = update.as_ref();
+                with_clause.iter().for_each(|with| self.with(with));
+                self.nodes(target_list);
+                self.nodes(from_clause);
+                self.child(where_clause);
+                self.returning(returning_clause);
+            }
+            NodeEnum::DeleteStmt(delete) => {
+                let pg::DeleteStmt { relation: _, using_clause, where_clause, returning_clause, with_clause } =
+                    delete.as_ref();
+                with_clause.iter().for_each(|with| self.with(with));
+                self.nodes(using_clause);
+                self.child(where_clause);
+                self.returning(returning_clause);
+            }
+            NodeEnum::MergeStmt(merge) => {
+                let pg::MergeStmt {
+                    relation: _,
+                    source_relation,
+                    join_condition,
+                    merge_when_clauses,
+                    returning_clause,
+                    with_clause,
+                } = merge.as_ref();
+                with_clause.iter().for_each(|with| self.with(with));
+                self.child(source_relation);
+                self.child(join_condition);
+                merge_when_clauses.iter().for_each(|clause| self.merge_when(clause));
+                self.returning(returning_clause);
+            }
+            _ => self.write(WriteReason::UnknownNode),
+        }
+    }
+
+    fn merge_when(&mut self, clause: &Node) {
+        let Some(NodeEnum::MergeWhenClause(when)) = &clause.node else { return };
+        let pg::MergeWhenClause {
+            match_kind: _,
+            command_type: _,
+            r#override: _,
+            condition,
+            target_list,
+            values,
+        } = when.as_ref();
+        self.child(condition);
+        self.nodes(target_list);
+        self.nodes(values);
+    }
+
+    fn returning(&mut self, clause: &Option<ReturningClause>) {
+        let Some(ReturningClause { options: _, exprs }) = clause else { return };
+        self.nodes(exprs);
+    }
+
+    fn with(&mut self, with: &WithClause) {
+        let WithClause { ctes, recursive: _, location: _ } = with;
+        self.nodes(ctes);
+    }
+
+    fn common_table_expression(&mut self, cte: &CommonTableExpr) {
+        let CommonTableExpr {
+            ctename: _,
+            aliascolnames: _,
+            ctematerialized: _,
+            ctequery,
+            search_clause,
+            cycle_clause,
+            location: _,
+            cterecursive: _,
+            cterefcount: _,
+            ctecolnames: _,
+            ctecoltypes: _,
+            ctecoltypmods: _,
+            ctecolcollations: _,
+        } = cte;
+        self.child(ctequery);
+        if let Some(search) = search_clause {
+            let CteSearchClause {
+                search_col_list: _,
+                search_breadth_first: _,
+                search_seq_column: _,
+                location: _,
+            } = search;
+        }
+        if let Some(cycle) = cycle_clause {
+            let CteCycleClause {
+                cycle_col_list: _,
+                cycle_mark_column: _,
+                cycle_mark_value,
+                cycle_mark_default,
+                cycle_path_column: _,
+                location: _,
+                cycle_mark_type: _,
+                cycle_mark_typmod: _,
+                cycle_mark_collation: _,
+                cycle_mark_neop: _,
+            } = cycle.as_ref();
+            self.child(cycle_mark_value);
+            self.child(cycle_mark_default);
+        }
+    }
+
+    /// `SELECT ... INTO`, and the table of CREATE TABLE AS.
+    pub(super) fn into(&mut self, into: &IntoClause) {
+        self.write(WriteReason::SelectInto);
+        into.rel.iter().for_each(|relation| self.created(relation));
+    }
+
+    /// A relation that the statement creates.
+    pub(super) fn created(&mut self, relation: &RangeVar) {
+        if relation.relpersistence == "t" || relation.schemaname.starts_with("pg_temp") {
+            self.primary(WriteReason::Temporary);
+            self.pin(SessionEffect::Temporary);
+        }
+    }
+
+    pub(super) fn relation(&mut self, relation: &RangeVar) {
+        let RangeVar {
+            catalogname: _,
+            schemaname,
+            relname,
+            inh: _,
+            relpersistence: _,
+            alias: _,
+            location: _,
+        } = relation;
+        if schemaname.starts_with("pg_temp") {
+            self.primary(WriteReason::Temporary);
+        } else if relname.starts_with("pg_")
+            && !schemaname.starts_with("pg_toast")
+            && !catalog::is_replicated_relation(relname)
+        {
+            self.primary(WriteReason::ServerState);
+        }
+    }
+
+    /// A sequence's own columns. (`SELECT * FROM a_sequence` cannot be told from a table.)
+    fn column(&mut self, fields: &[Node]) {
+        let last = fields.last().and_then(string);
+        if matches!(last, Some("last_value" | "log_cnt" | "is_called")) {
+            self.primary(WriteReason::Sequence);
+        }
+    }
+
+    fn function_call(&mut self, call: &FuncCall) {
+        let FuncCall {
+            funcname,
+            args,
+            agg_order,
+            agg_filter,
+            over,
+            agg_within_group: _,
+            agg_star: _,
+            agg_distinct: _,
+            func_variadic: _,
+            funcformat: _,
+            location: _,
+        } = call;
+        self.function(funcname, args);
+        self.nodes(args);
+        self.nodes(agg_order);
+        self.child(agg_filter);
+        over.iter().for_each(|window| self.window(window));
+    }
+
+    fn function(&mut self, qualified: &[Node], args: &[Node]) {
+        let name = match qualified {
+            [name] => string(name),
+            [schema, name] if string(schema) == Some("pg_catalog") => string(name),
+            _ => None,
+        };
+        match name {
+            Some(name) if catalog::is_safe_function(name) => {}
+            Some("current_setting")
+                if args.first().and_then(constant).is_some_and(catalog::is_common_setting) => {}
+            Some("set_config") => {
+                let setting = args.first().and_then(constant).unwrap_or("set_config");
+                self.session(SessionEffect::Set(setting.to_ascii_lowercase().into()));
+            }
+            Some("setseed") => self.session(SessionEffect::Function("setseed".into())),
+            Some(name) if name.starts_with("pg_advisory_") || name.starts_with("pg_try_advisory_") => {
+                self.primary(WriteReason::AdvisoryLock);
+                if !name.contains("_xact_") {
+                    self.pin(SessionEffect::AdvisoryLock);
+                }
+            }
+            Some(name) if catalog::tells_of_server(name) => self.primary(WriteReason::ServerState),
+            _ => {
+                let parts: Vec<&str> = qualified.iter().filter_map(string).collect();
+                self.write(WriteReason::Function(parts.join(".").into()));
+            }
+        }
+    }
+
+    /// An operator is looked up like a function. Unqualified ones are taken for PostgreSQL's own.
+    fn operator(&mut self, qualified: &[Node]) {
+        if let [schema, _] = qualified
+            && string(schema) != Some("pg_catalog")
+        {
+            self.write(WriteReason::Operator);
+        }
+    }
+
+    fn sampling_method(&mut self, qualified: &[Node]) {
+        let name = match qualified {
+            [name] => string(name),
+            [schema, name] if string(schema) == Some("pg_catalog") => string(name),
+            _ => None,
+        };
+        if !matches!(name, Some("system" | "bernoulli")) {
+            self.write(WriteReason::Function(name.unwrap_or("tablesample").into()));
+        }
+    }
+
+    fn window(&mut self, window: &WindowDef) {
+        let WindowDef {
+            name: _,
+            refname: _,
+            partition_clause,
+            order_clause,
+            frame_options: _,
+            start_offset,
+            end_offset,
+            location: _,
+        } = window;
+        self.nodes(partition_clause);
+        self.nodes(order_clause);
+        self.child(start_offset);
+        self.child(end_offset);
+    }
+
+    fn types(&mut self, name: &Option<TypeName>) {
+        name.iter().for_each(|name| self.type_name(name));
+    }
+
+    fn type_name(&mut self, name: &TypeName) {
+        let TypeName {
+            names: _,
+            type_oid: _,
+            setof: _,
+            pct_type: _,
+            typmods,
+            typemod: _,
+            array_bounds,
+            location: _,
+        } = name;
+        self.nodes(typmods);
+        self.nodes(array_bounds);
+    }
+
+    /// Of `FROM f() AS t(a int)`: a name and a type only.
+    fn column_definition(&mut self, column: &pg::ColumnDef) {
+        self.types(&column.type_name);
+        if column.raw_default.is_some() || !column.constraints.is_empty() {
+            self.write(WriteReason::UnknownNode);
+        }
+    }
+
+    fn json_function(&mut self, json: &JsonFuncExpr) {
+        let JsonFuncExpr {
+            op: _,
+            column_name: _,
+            context_item,
+            pathspec,
+            passing,
+            output,
+            on_empty,
+            on_error,
+            wrapper: _,
+            quotes: _,
+            location: _,
+        } = json;
+        context_item.iter().for_each(|value| self.json_value(value));
+        self.child(pathspec);
+        self.nodes(passing);
+        output.iter().for_each(|output| self.json_output(output));
+        on_empty.iter().chain(on_error).for_each(|behavior| self.json_behavior(behavior));
+    }
+
+    fn json_table(&mut self, table: &JsonTable) {
+        let JsonTable {
+            context_item,
+            pathspec,
+            passing,
+            columns,
+            on_error,
+            alias: _,
+            lateral: _,
+            location: _,
+        } = table;
+        context_item.iter().for_each(|value| self.json_value(value));
+        pathspec.iter().for_each(|path| self.json_path(path));
+        self.nodes(passing);
+        self.nodes(columns);
+        on_error.iter().for_each(|behavior| self.json_behavior(behavior));
+    }
+
+    fn json_table_column(&mut self, column: &JsonTableColumn) {
+        let JsonTableColumn {
+            coltype: _,
+            name: _,
+            type_name,
+            pathspec,
+            format: _,
+            wrapper: _,
+            quotes: _,
+            columns,
+            on_empty,
+            on_error,
+            location: _,
+        } = column;
+        self.types(type_name);
+        pathspec.iter().for_each(|path| self.json_path(path));
+        self.nodes(columns);
+        on_empty.iter().chain(on_error).for_each(|behavior| self.json_behavior(behavior));
+    }
+
+    fn json_path(&mut self, path: &JsonTablePathSpec) {
+        let JsonTablePathSpec { string, name: _, name_location: _, location: _ } = path;
+        self.child(string);
+    }
+
+    fn json_value(&mut self, value: &JsonValueExpr) {
+        let JsonValueExpr { raw_expr, formatted_expr, format: _ } = value;
+        self.child(raw_expr);
+        self.child(formatted_expr);
+    }
+
+    fn json_pair(&mut self, pair: &JsonKeyValue) {
+        let JsonKeyValue { key, value } = pair;
+        self.child(key);
+        value.iter().for_each(|value| self.json_value(value));
+    }
+
+    fn json_behavior(&mut self, behavior: &JsonBehavior) {
+        let JsonBehavior { btype: _, expr, coerce: _, location: _ } = behavior;
+        self.child(expr);
+    }
+
+    fn json_output(&mut self, output: &JsonOutput) {
+        let JsonOutput { type_name, returning: _ } = output;
+        self.types(type_name);
+    }
+
+    fn json_aggregate(&mut self, aggregate: &JsonAggConstructor) {
+        let JsonAggConstructor { output, agg_filter, agg_order, over, location: _ } = aggregate;
+        output.iter().for_each(|output| self.json_output(output));
+        self.child(agg_filter);
+        self.nodes(agg_order);
+        over.iter().for_each(|window| self.window(window));
+    }
+}
+
+/// A part of a qualified name.
+pub(super) fn string(node: &Node) -> Option<&str> {
+    match &node.node {
+        Some(NodeEnum::String(pg::String { sval })) => Some(sval),
+        _ => None,
+    }
+}
+
+/// A string constant.
+pub(super) fn constant(node: &Node) -> Option<&str> {
+    match &node.node {
+        Some(NodeEnum::AConst(pg::AConst {
+            val: Some(pg::a_const::Val::Sval(pg::String { sval })), ..
+        })) => Some(sval),
+        _ => None,
+    }
+}
