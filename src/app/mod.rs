@@ -1,11 +1,12 @@
-//! The composition root: command line, configuration, wiring. It alone builds the planes and connects them.
+//! The composition root: command line, configuration, wiring. It alone builds the planes and connects them, and
+//! it alone listens for signals, reads the environment and decides on exit codes.
 
 pub mod check;
+mod cli;
 pub mod config;
+mod explain;
+pub mod run;
+pub mod shutdown;
 pub mod telemetry;
 
-use std::process::ExitCode;
-
-pub fn main() -> ExitCode {
-    ExitCode::SUCCESS
-}
+pub use cli::main;

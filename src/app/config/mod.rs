@@ -171,6 +171,8 @@ pub enum Consistency {
     Eventual,
     /// Nothing the session itself wrote.
     Session,
+    /// Nothing that anybody was told is committed.
+    Global,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -240,6 +242,14 @@ pub fn load(path: &Path) -> Result<(Config, Vec<Problem>), LoadError> {
         Some(config) => Ok((config, findings.warnings)),
         None => Err(LoadError::Invalid { path: path.to_owned(), problems: findings.problems }),
     }
+}
+
+/// Where the instance of the file at `path` answers admin commands. Its secrets are not read: whoever asks for
+/// the status need not be allowed to.
+pub fn admin_address(path: &Path) -> Result<Option<SocketAddr>, LoadError> {
+    let read_error = |source| LoadError::Read { path: path.to_owned(), source };
+    let text = std::fs::read_to_string(path).map_err(read_error)?;
+    parse::admin_address(&text).map_err(|problems| LoadError::Invalid { path: path.to_owned(), problems })
 }
 
 fn lines(problems: &[Problem]) -> String {

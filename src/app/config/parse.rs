@@ -34,6 +34,18 @@ pub fn parse(yaml: &str, directory: &Path, sources: &dyn Sources) -> (Option<Con
     (config.filter(|_| findings.problems.is_empty()), findings)
 }
 
+/// `admin.address` of a document in which nothing else is looked at.
+pub(super) fn admin_address(yaml: &str) -> Result<Option<SocketAddr>, Vec<Problem>> {
+    let not_yaml = |error| vec![Problem { path: String::new(), what: format!("is not YAML: {error}") }];
+    let document: serde_yaml::Value = serde_yaml::from_str(yaml).map_err(not_yaml)?;
+    match document.get("admin").and_then(|admin| admin.get("address")) {
+        None => Ok(None),
+        Some(address) => {
+            parsed(address).map(Some).map_err(|what| vec![Problem { path: "admin.address".to_owned(), what }])
+        }
+    }
+}
+
 struct Parser<'a> {
     directory: &'a Path,
     sources: &'a dyn Sources,
@@ -245,7 +257,11 @@ fn pool(pool: &mut Section<'_>) -> Pool {
 }
 
 fn routing(routing: &mut Section<'_>) -> Routing {
-    let levels = [("session", Consistency::Session), ("eventual", Consistency::Eventual)];
+    let levels = [
+        ("session", Consistency::Session),
+        ("eventual", Consistency::Eventual),
+        ("global", Consistency::Global),
+    ];
     let balances = [("least_outstanding", Balance::LeastOutstanding), ("round_robin", Balance::RoundRobin)];
     let (max_lag_bytes, max_lag_time) = routing.section("max_lag", |lag| {
         (lag.or("bytes", 16 << 20, size), lag.or("time", Duration::from_secs(1), duration))

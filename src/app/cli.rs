@@ -1,0 +1,273 @@
+//! The command line.
+//!
+//! Exit codes: 0 done; 1 it failed, and standard error says why (for `check`: there are errors); 2 the command
+//! line itself is wrong.
+
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use super::check::{self, Severity};
+use super::config::{self, LoadError};
+use super::run::{self, RunError};
+use super::{explain, shutdown, telemetry};
+use crate::admin::{self, ClientError, ClusterView};
+use crate::topology::Election;
+
+/// One endpoint in front of a PostgreSQL cluster: pooling, routing, WAL relay and failover in one process.
+#[derive(Debug, Parser)]
+#[command(name = "bellwether", version, after_help = "Exit codes: 0 done, 1 failed, 2 wrong command line.")]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run an instance until SIGTERM or SIGINT
+    Run(ConfigFile),
+    /// Report every error of a configuration at once, then look at its servers
+    Check(ConfigFile),
+    /// Show nodes, roles, timelines, lag, the term, and whether writes are open
+    Status {
+        #[command(flatten)]
+        instance: Instance,
+        /// Show it again every second
+        #[arg(long, conflicts_with = "json")]
+        watch: bool,
+        /// Print the JSON of /api/v1/cluster
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show every election: evidence, rule, phases, WAL lost
+    History {
+        #[command(flatten)]
+        instance: Instance,
+        /// Print the JSON of /api/v1/history
+        #[arg(long)]
+        json: bool,
+    },
+    /// Tell where a statement would go, and why; needs no server
+    Route {
+        /// The statement, or - for standard input
+        sql: String,
+    },
+}
+
+#[derive(Args, Debug)]
+struct ConfigFile {
+    /// The configuration
+    #[arg(long, value_name = "FILE", default_value = "bellwether.yaml")]
+    config: PathBuf,
+}
+
+/// Which running instance is asked.
+#[derive(Args, Debug)]
+struct Instance {
+    /// Its admin address
+    #[arg(long, value_name = "URL", conflicts_with = "config")]
+    admin: Option<String>,
+    /// Its configuration, which names the admin address
+    #[arg(long, value_name = "FILE", default_value = "bellwether.yaml")]
+    config: PathBuf,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum CliError {
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error("{} has no admin address", path.display())]
+    NoAdmin { path: PathBuf },
+    #[error("set up")]
+    SetUp(#[source] io::Error),
+    #[error(transparent)]
+    Run(#[from] RunError),
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error("the instance's answer is not understood")]
+    Answer(#[from] serde_json::Error),
+    #[error("read standard input")]
+    Input(#[source] io::Error),
+    #[error("write to standard output")]
+    Output(#[source] io::Error),
+}
+
+/// `status --watch` asks so often.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+/// Of a statement on standard input.
+const MAX_STATEMENT: u64 = 16 << 20;
+
+pub fn main() -> ExitCode {
+    let command = CommandLine::parse().command;
+    match execute(command) {
+        Ok(code) => code,
+        // `bellwether history | head`
+        Err(CliError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bellwether: {}", chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// One runtime on this thread: the control plane's, or whatever a command waits for.
+fn execute(command: Command) -> Result<ExitCode, CliError> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::SetUp)?;
+    runtime.block_on(async {
+        match command {
+            Command::Run(file) => run_instance(&file.config).await,
+            Command::Check(file) => report(&file.config).await,
+            Command::Status { instance, watch, json } => status(&instance, watch, json).await,
+            Command::History { instance, json } => history(&instance, json).await,
+            Command::Route { sql } => route(&sql),
+        }
+    })
+}
+
+async fn run_instance(path: &Path) -> Result<ExitCode, CliError> {
+    let (config, warnings) = config::load(path)?;
+    telemetry::install(&config.log);
+    for warning in warnings {
+        tracing::warn!(path = warning.path, "{}", warning.what);
+    }
+    let shutdown = shutdown::on_signals().map_err(CliError::SetUp)?;
+    let ready = |endpoints: &run::Endpoints| tracing::info!(%endpoints, "accepting connections");
+    run::run(config, ready, shutdown).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn report(path: &Path) -> Result<ExitCode, CliError> {
+    let mut findings = check::check(path).await;
+    findings.sort();
+    let errors = findings.iter().filter(|finding| finding.severity == Severity::Error).count();
+    let warnings = findings.len() - errors;
+    let lines: String = findings.iter().map(|finding| format!("{finding}\n")).collect();
+    print(&format!("{lines}{}: {errors} errors, {warnings} warnings\n", path.display()))?;
+    Ok(if errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn status(instance: &Instance, watch: bool, json: bool) -> Result<ExitCode, CliError> {
+    let base = instance.url()?;
+    let shown = async || -> Result<String, CliError> {
+        let body = admin::fetch(&base, "/api/v1/cluster").await?;
+        if json {
+            return Ok(String::from_utf8_lossy(&body).into_owned() + "\n");
+        }
+        let view: ClusterView = serde_json::from_slice(&body)?;
+        Ok(admin::status_text(&view))
+    };
+    if !watch {
+        print(&shown().await?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    loop {
+        let text = shown().await.unwrap_or_else(|error| chain(&error) + "\n");
+        // Cursor home, clear to the end of the screen.
+        print(&format!("\x1b[H\x1b[2J{text}"))?;
+        tokio::time::sleep(WATCH_INTERVAL).await;
+    }
+}
+
+async fn history(instance: &Instance, json: bool) -> Result<ExitCode, CliError> {
+    let body = admin::fetch(&instance.url()?, "/api/v1/history").await?;
+    if json {
+        print(&(String::from_utf8_lossy(&body).into_owned() + "\n"))?;
+    } else {
+        let elections: Vec<Election> = serde_json::from_slice(&body)?;
+        print(&admin::history_text(&elections))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn route(sql: &str) -> Result<ExitCode, CliError> {
+    let mut input = String::new();
+    let sql = if sql == "-" {
+        io::stdin().take(MAX_STATEMENT).read_to_string(&mut input).map_err(CliError::Input)?;
+        input.as_str()
+    } else {
+        sql
+    };
+    print(&explain::route(sql))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+impl Instance {
+    fn url(&self) -> Result<String, CliError> {
+        if let Some(url) = &self.admin {
+            return Ok(url.clone());
+        }
+        let admin = config::admin_address(&self.config)?;
+        let address = admin.ok_or_else(|| CliError::NoAdmin { path: self.config.clone() })?;
+        Ok(format!("http://{}", reachable(address)))
+    }
+}
+
+/// Who listens on every address is asked on the loopback one.
+fn reachable(address: std::net::SocketAddr) -> std::net::SocketAddr {
+    let ip = match address.ip() {
+        std::net::IpAddr::V4(ip) if ip.is_unspecified() => std::net::Ipv4Addr::LOCALHOST.into(),
+        std::net::IpAddr::V6(ip) if ip.is_unspecified() => std::net::Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    (ip, address.port()).into()
+}
+
+fn print(text: &str) -> Result<(), CliError> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(CliError::Output)
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::{CommandLine, reachable};
+
+    #[test]
+    fn the_command_line_is_sound() {
+        CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn what_people_type() {
+        for (line, understood) in [
+            ("run --config a.yaml", true),
+            ("check", true),
+            ("status --watch", true),
+            ("status --watch --json", false),
+            ("status --admin http://127.0.0.1:9632", true),
+            ("status --admin http://127.0.0.1:9632 --config a.yaml", false),
+            ("history --json", true),
+            ("route -", true),
+            ("route", false),
+            ("runn", false),
+        ] {
+            let words = std::iter::once("bellwether").chain(line.split(' '));
+            assert_eq!(CommandLine::try_parse_from(words).is_ok(), understood, "{line}");
+        }
+    }
+
+    #[test]
+    fn an_unspecified_address_is_asked_on_loopback() {
+        for (given, asked) in
+            [("0.0.0.0:9632", "127.0.0.1:9632"), ("[::]:1", "[::1]:1"), ("10.0.0.1:9632", "10.0.0.1:9632")]
+        {
+            assert_eq!(given.parse().map(reachable).map(|a| a.to_string()), Ok(asked.to_owned()));
+        }
+    }
+}
