@@ -3,7 +3,7 @@
 use crate::proxy::route::{Access, Route, TransactionEffect, Verdict, classify};
 
 /// The verdict on `sql`, for people: first where, then why, then what else is to know.
-pub fn route(sql: &str) -> String {
+pub(super) fn route(sql: &str) -> String {
     let verdict = classify(sql);
     let mut text = format!("{}\n", destination(&verdict));
     if let TransactionEffect::Begin(modes) = &verdict.transaction

@@ -272,7 +272,8 @@ fn one_cluster(answered: &[(&NodeConfig, &Facts)]) -> Vec<Finding> {
         [_] => {}
         [] => findings.push(Finding::error("nodes", "none that answers is a primary")),
         several => {
-            findings.push(Finding::error("nodes", format!("{} all are primaries", several.join(", "))))
+            let what = format!("{} all are primaries", several.join(", "));
+            findings.push(Finding::error("nodes", what));
         }
     }
     findings
