@@ -1,1 +1,2 @@
-//! failover
+//! The control plane.
+pub mod agent;

@@ -1,0 +1,99 @@
+//! What a stopped server's files say about it: `global/pg_control` (pg_control.h) and `postmaster.pid`
+//! (pidfile.h). Pure readers; the first fields of `ControlFileData` have not moved since PostgreSQL 9.
+
+use crate::pg::{SystemIdentifier, TimelineId};
+
+/// `DBState`: what the server was doing when it last wrote its control file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DbState {
+    StartingUp,
+    ShutDown,
+    ShutDownInRecovery,
+    ShuttingDown,
+    InCrashRecovery,
+    InArchiveRecovery,
+    InProduction,
+}
+
+impl DbState {
+    /// A server in one of these states last ran as a standby; one in any other may have written WAL of its own.
+    pub(super) fn is_recovery(self) -> bool {
+        matches!(self, DbState::ShutDownInRecovery | DbState::InArchiveRecovery)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ControlFile {
+    pub system: SystemIdentifier,
+    pub state: DbState,
+    /// Of the last checkpoint.
+    pub timeline: TimelineId,
+}
+
+impl ControlFile {
+    /// `None`: cut short, or of a layout we do not know.
+    pub(super) fn parse(bytes: &[u8]) -> Option<ControlFile> {
+        let u32_at = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+        let system = u64::from_ne_bytes(bytes.get(..8)?.try_into().ok()?);
+        let state = match u32_at(16)? {
+            0 => DbState::StartingUp,
+            1 => DbState::ShutDown,
+            2 => DbState::ShutDownInRecovery,
+            3 => DbState::ShuttingDown,
+            4 => DbState::InCrashRecovery,
+            5 => DbState::InArchiveRecovery,
+            6 => DbState::InProduction,
+            _ => return None,
+        };
+        // checkPointCopy begins at 40: redo (8 bytes), ThisTimeLineID.
+        Some(ControlFile { system: SystemIdentifier(system), state, timeline: TimelineId(u32_at(48)?) })
+    }
+}
+
+/// `postmaster.pid`: one value per line; the file grows line by line while the server starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PidFile {
+    pub(super) pid: i32,
+}
+
+impl PidFile {
+    pub(super) fn parse(text: &str) -> Option<PidFile> {
+        // A standalone backend (`postgres --single`) writes its own pid negated (CreateLockFile, miscinit.c).
+        let pid: i32 = text.lines().next()?.trim().parse().ok()?;
+        let pid = pid.checked_abs().filter(|pid| *pid > 0)?;
+        Some(PidFile { pid })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ControlFile, DbState, PidFile};
+    use crate::pg::{SystemIdentifier, TimelineId};
+
+    #[test]
+    fn a_control_file_tells_state_and_timeline() {
+        let mut bytes = [0u8; 512];
+        bytes[..8].copy_from_slice(&7_000_000_000_000_000_001u64.to_ne_bytes());
+        bytes[16..20].copy_from_slice(&6u32.to_ne_bytes());
+        bytes[48..52].copy_from_slice(&3u32.to_ne_bytes());
+        let expected = ControlFile {
+            system: SystemIdentifier(7_000_000_000_000_000_001),
+            state: DbState::InProduction,
+            timeline: TimelineId(3),
+        };
+        assert_eq!(ControlFile::parse(&bytes), Some(expected));
+        assert_eq!(ControlFile::parse(&bytes[..50]), None);
+        bytes[16] = 7;
+        assert_eq!(ControlFile::parse(&bytes), None);
+    }
+
+    #[test]
+    fn pid_files() {
+        let pid = |text: &str| PidFile::parse(text).map(|file| file.pid);
+        assert_eq!(pid("4711\n/data\n1700000000\n5432\n"), Some(4711));
+        assert_eq!(pid("-4711\n"), Some(4711));
+        for text in ["", "\n", "x", "0\n", "-2147483648"] {
+            assert_eq!(pid(text), None, "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! What can go wrong with a local server.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::base_backup::BaseBackupError;
+use super::conninfo::InvalidConninfo;
+use super::program::ProgramError;
+use super::settings::LineBreak;
+
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error(transparent)]
+    BaseBackup(#[from] BaseBackupError),
+    #[error("the server in {data_dir} did not start; its log says: {log}")]
+    NotStarted {
+        data_dir: PathBuf,
+        log: String,
+        #[source]
+        source: ProgramError,
+    },
+    #[error("processes of the killed server in {data_dir} are still there: {pids:?}")]
+    Lingering { data_dir: PathBuf, pids: Vec<i32> },
+    #[error("{data_dir} is not empty")]
+    NotEmpty { data_dir: PathBuf },
+    #[error("there is no cluster in {data_dir}")]
+    NoCluster { data_dir: PathBuf },
+    #[error("{data_dir} holds no standby: it must rejoin before it starts as a standby")]
+    NotAStandby { data_dir: PathBuf },
+    #[error("{data_dir} holds a standby: it must be promoted, not started as the primary")]
+    NotAPrimary { data_dir: PathBuf },
+    #[error("{data_dir} is half rewound: it must be rebuilt before it starts")]
+    HalfRewound { data_dir: PathBuf },
+    #[error("another operation on {data_dir} is under way")]
+    Busy { data_dir: PathBuf },
+    #[error("pg_rewind is not installed beside the server's programs")]
+    NoRewind,
+    #[error("pg_rewind needs the password of {user}, of which only a derived key is known")]
+    NoPassword { user: String },
+    #[error("the upstream of {data_dir}")]
+    Conninfo {
+        data_dir: PathBuf,
+        #[source]
+        source: InvalidConninfo,
+    },
+    #[error("the settings of {data_dir}")]
+    Settings {
+        data_dir: PathBuf,
+        #[source]
+        source: LineBreak,
+    },
+    #[error("read the output of initdb and servers from {log}")]
+    Log {
+        log: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// An action on a file that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{action} {path}")]
+pub struct FileError {
+    pub action: &'static str,
+    pub path: PathBuf,
+    #[source]
+    pub source: io::Error,
+}
+
+impl FileError {
+    /// For `map_err`.
+    pub(super) fn of(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FileError {
+        let path = path.to_owned();
+        move |source| FileError { action, path, source }
+    }
+}

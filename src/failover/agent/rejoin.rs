@@ -1,0 +1,383 @@
+//! Back into the cluster as a standby: started, rewound or rebuilt, whichever is the least that is right.
+//!
+//! A former primary may hold WAL that nobody else has. Started as it is, it would either refuse to stream or,
+//! worse, serve what never happened. So what its files say of its past decides ([`plan`]), and all that could not be
+//! shown to be harmless is rewound, or copied anew.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use super::base_backup::{self, BaseBackup};
+use super::conninfo::Conninfo;
+use super::control::DbState;
+use super::conversation::Conversation;
+use super::error::{AgentError, FileError};
+use super::settings::{self, Change};
+use super::{AUTO_CONF, LocalServer, STANDBY_SIGNAL, ServerStatus, StopMode, files};
+use crate::net::{self, Credentials, Target};
+use crate::pg::SlotName;
+use crate::topology::Role;
+
+/// pg_rewind reads the target's WAL from the last common checkpoint on and fetches what has changed since.
+const REWIND_LIMIT: Duration = Duration::from_secs(30 * 60);
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+const RELOAD_LIMIT: Duration = Duration::from_secs(10);
+const CHECKPOINT_LIMIT: Duration = Duration::from_secs(300);
+
+/// A node's own configuration: neither pg_rewind nor a base backup may replace it by its source's.
+const OWN_FILES: [&str; 4] = ["postgresql.conf", AUTO_CONF, "pg_hba.conf", "pg_ident.conf"];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RejoinOutcome {
+    /// It was a standby: it runs (again).
+    Started,
+    /// `pg_rewind` removed what it had written on its own.
+    Rewound,
+    /// A new base backup replaced it.
+    Rebuilt,
+}
+
+/// What the files of a stopped server say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Past {
+    /// `None`: there is no (readable) cluster.
+    state: Option<DbState>,
+    role: Option<Role>,
+    copied: Copied,
+    rewind: Rewind,
+}
+
+/// What the directory is a copy of, if it has not run since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Copied {
+    /// `backup_label` is there: a base backup, or rewound, and not started since.
+    Fresh,
+    HasRun,
+    /// pg_rewind was interrupted.
+    HalfRewound,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rewind {
+    Available,
+    Missing,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Plan {
+    Start,
+    Rewind,
+    Rebuild,
+}
+
+/// `standby.signal` alone proves nothing: somebody may have put it into a primary's directory. Only together
+/// with a control file that was last written in recovery, or with a copy that has not run yet, it does.
+fn plan(past: Past) -> Plan {
+    match past {
+        Past { state: None, .. } | Past { copied: Copied::HalfRewound, .. } => Plan::Rebuild,
+        Past { copied: Copied::Fresh, role: Some(Role::Standby), .. } => Plan::Start,
+        Past { state: Some(state), role: Some(Role::Standby), .. } if state.is_recovery() => Plan::Start,
+        Past { rewind: Rewind::Available, .. } => Plan::Rewind,
+        Past { rewind: Rewind::Missing, .. } => Plan::Rebuild,
+    }
+}
+
+impl LocalServer {
+    /// Makes the server a standby of `primary_conninfo` and lets it run. `source` is the present primary (not
+    /// the relay), with a superuser's login: it is asked for a checkpoint and read from when the server's own
+    /// data is not good enough.
+    ///
+    /// A server that runs as a primary is stopped first: who calls this knows that it no longer is one.
+    pub async fn rejoin(
+        &self,
+        source: &Target,
+        primary_conninfo: &str,
+        slot: &SlotName,
+    ) -> Result<RejoinOutcome, AgentError> {
+        let _lock = self.lock()?;
+        let upstream = self.upstream(primary_conninfo)?;
+        if self.runs_as_standby() {
+            self.repoint_running(&upstream, slot).await?;
+            return Ok(RejoinOutcome::Started);
+        }
+        self.stop_for_good().await?;
+        let outcome = match plan(self.past()) {
+            Plan::Start => {
+                self.become_standby(&self.data_dir, &upstream, slot, &[])?;
+                RejoinOutcome::Started
+            }
+            Plan::Rewind => match self.rewind_locked(source, &upstream, slot).await {
+                Ok(()) => RejoinOutcome::Rewound,
+                Err(error) => {
+                    tracing::info!(node = %self.node, error = %chain(&error), "cannot rewind, rebuilding");
+                    self.rebuild_locked(source, &upstream, slot).await?;
+                    RejoinOutcome::Rebuilt
+                }
+            },
+            Plan::Rebuild => {
+                self.rebuild_locked(source, &upstream, slot).await?;
+                RejoinOutcome::Rebuilt
+            }
+        };
+        self.start_locked(Role::Standby).await?;
+        self.remove_leftovers().await?;
+        Ok(outcome)
+    }
+
+    /// The same with a base backup in any case: for a standby that runs and cannot stream.
+    pub async fn rebuild(
+        &self,
+        source: &Target,
+        primary_conninfo: &str,
+        slot: &SlotName,
+    ) -> Result<BaseBackup, AgentError> {
+        let _lock = self.lock()?;
+        let upstream = self.upstream(primary_conninfo)?;
+        self.stop_for_good().await?;
+        let backup = self.rebuild_locked(source, &upstream, slot).await?;
+        self.start_locked(Role::Standby).await?;
+        self.remove_leftovers().await?;
+        Ok(backup)
+    }
+
+    /// Makes the stopped server follow `primary_conninfo` from its next start on, without a look at its past.
+    pub fn follow(&self, primary_conninfo: &str, slot: &SlotName) -> Result<(), AgentError> {
+        let _lock = self.lock()?;
+        self.become_standby(&self.data_dir, &self.upstream(primary_conninfo)?, slot, &[])
+    }
+
+    /// Whether the server may run as a standby just as it is.
+    pub(super) fn is_standby_by_its_past(&self) -> bool {
+        plan(self.past()) == Plan::Start
+    }
+
+    fn upstream(&self, primary_conninfo: &str) -> Result<String, AgentError> {
+        let parsed = Conninfo::parse(primary_conninfo)
+            .map_err(|source| AgentError::Conninfo { data_dir: self.data_dir.clone(), source })?;
+        Ok(parsed.with("application_name", self.node.as_str()).to_string())
+    }
+
+    fn runs_as_standby(&self) -> bool {
+        // A promoted server has removed its standby.signal.
+        self.status() != ServerStatus::Stopped && self.role_on_disk() == Some(Role::Standby)
+    }
+
+    /// Both settings are taken up by a reload (since PostgreSQL 13); nothing is done if they are in place.
+    async fn repoint_running(&self, upstream: &str, slot: &SlotName) -> Result<(), AgentError> {
+        let text = files::read_or_empty(&self.data_dir.join(AUTO_CONF))?;
+        let value = |name| settings::value_of(&text, name);
+        let in_place = value("primary_conninfo").as_deref() == Some(upstream)
+            && value("primary_slot_name").as_deref() == Some(slot.as_str());
+        if !in_place {
+            self.become_standby(&self.data_dir, upstream, slot, &[])?;
+            self.pg_ctl(RELOAD_LIMIT).args(["reload", "-s"]).run().await?;
+        }
+        Ok(())
+    }
+
+    /// An orderly stop leaves pg_rewind less to do, but a server that cannot stop in order must not stay.
+    async fn stop_for_good(&self) -> Result<(), AgentError> {
+        if let Err(error) = self.stop(StopMode::Fast).await {
+            tracing::info!(node = %self.node, error = %chain(&error), "no orderly stop, stopping at once");
+            self.stop(StopMode::Immediate).await?;
+        }
+        Ok(())
+    }
+
+    fn past(&self) -> Past {
+        let copied = if self.half_rewound().exists() {
+            Copied::HalfRewound
+        } else if self.data_dir.join("backup_label").exists() {
+            Copied::Fresh
+        } else {
+            Copied::HasRun
+        };
+        let rewind = if self.binaries.pg_rewind.is_some() { Rewind::Available } else { Rewind::Missing };
+        let state = self.control_file().map(|control| control.state);
+        Past { state, role: self.role_on_disk(), copied, rewind }
+    }
+
+    async fn rewind_locked(
+        &self,
+        source: &Target,
+        upstream: &str,
+        slot: &SlotName,
+    ) -> Result<(), AgentError> {
+        let pg_rewind = self.pg_rewind(source)?;
+        // Right after a promotion the source's control file still names the old timeline, and pg_rewind would
+        // find nothing to do.
+        checkpoint(source).await?;
+        self.await_no_process().await?;
+        files::remove_file(&self.data_dir.join("postmaster.pid"))?;
+        self.keep_own_files()?;
+        pg_rewind.run().await?;
+        self.restore_own_files(&self.half_rewound(), &self.data_dir)?;
+        self.become_standby(&self.data_dir, upstream, slot, &[])?;
+        files::sync_file_system(&self.data_dir)?;
+        files::remove_tree(&self.half_rewound())?;
+        Ok(())
+    }
+
+    /// The call of pg_rewind. The password goes through the environment: a command line is everybody's to read.
+    fn pg_rewind(&self, source: &Target) -> Result<super::Program, AgentError> {
+        if self.binaries.pg_rewind.is_none() {
+            return Err(AgentError::NoRewind);
+        }
+        let conninfo = Conninfo::new()
+            .with("host", &*source.address.host)
+            .with("port", source.address.port.to_string())
+            .with("user", &*source.user)
+            .with("dbname", &*source.database)
+            .with("connect_timeout", CONNECT_LIMIT.as_secs().to_string());
+        let call = self.program("pg_rewind", REWIND_LIMIT).arg("--target-pgdata").arg(&self.data_dir);
+        let call = call.arg(format!("--source-server={conninfo}"));
+        match &source.credentials {
+            Credentials::Trust => Ok(call),
+            Credentials::Password(password) => Ok(call.env("PGPASSWORD", password)),
+            Credentials::Md5(_) | Credentials::ScramKeys { .. } => {
+                Err(AgentError::NoPassword { user: source.user.to_string() })
+            }
+        }
+    }
+
+    /// Copies the configuration aside. The directory appears complete or not at all: it also says that a rewind
+    /// has begun.
+    fn keep_own_files(&self) -> Result<(), AgentError> {
+        let making = self.beside(".rewinding.tmp");
+        files::remove_tree(&making)?;
+        files::create_private_dir(&making, self.run_as.as_ref())?;
+        self.restore_own_files(&self.data_dir, &making)?;
+        files::rename(&making, &self.half_rewound())?;
+        Ok(())
+    }
+
+    fn restore_own_files(&self, from: &Path, to: &Path) -> Result<(), AgentError> {
+        for name in OWN_FILES {
+            let original = from.join(name);
+            if original.is_file() {
+                let content = fs::read(&original).map_err(FileError::of("read", &original))?;
+                files::write_durably(&to.join(name), &content, self.run_as.as_ref())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The copy is made in `<data_dir>.new` and takes the old directory's place when it is a standby in every
+    /// respect, so that a crash at any point leaves either a directory that is not started or one that may be.
+    /// Needs room for both.
+    async fn rebuild_locked(
+        &self,
+        source: &Target,
+        upstream: &str,
+        slot: &SlotName,
+    ) -> Result<BaseBackup, AgentError> {
+        let making = self.beside(".new");
+        files::remove_tree(&making)?;
+        files::create_private_dir(&making, self.run_as.as_ref())?;
+        let backup = base_backup::receive(source, &making).await?;
+        self.settle(&making, upstream, slot)?;
+        let replaced = self.beside(".old");
+        if self.data_dir.exists() {
+            files::remove_tree(&replaced)?;
+            files::rename(&self.data_dir, &replaced)?;
+        }
+        files::rename(&making, &self.data_dir)?;
+        files::remove_tree(&self.half_rewound())?;
+        Ok(backup)
+    }
+
+    /// A copy of another node becomes this node's standby, durably.
+    fn settle(&self, copy: &Path, upstream: &str, slot: &SlotName) -> Result<(), AgentError> {
+        let own = [self.half_rewound(), self.data_dir.clone(), self.beside(".old")];
+        match own.iter().find(|dir| dir.join(AUTO_CONF).is_file()) {
+            Some(own) => {
+                self.restore_own_files(own, copy)?;
+                self.become_standby(copy, upstream, slot, &[])?;
+            }
+            None => self.become_standby(copy, upstream, slot, &self.own_settings().each())?,
+        }
+        files::give_tree(copy, self.run_as.as_ref())?;
+        files::sync_file_system(copy)?;
+        Ok(())
+    }
+
+    fn become_standby(
+        &self,
+        dir: &Path,
+        upstream: &str,
+        slot: &SlotName,
+        further: &[Change<'_>],
+    ) -> Result<(), AgentError> {
+        // First the signal: a directory that has it is not started as a primary, whatever else is missing.
+        files::write_durably(&dir.join(STANDBY_SIGNAL), b"", self.run_as.as_ref())?;
+        let changes = [further, &settings::standby(upstream, slot.as_str())].concat();
+        self.edit_settings(&dir.join(AUTO_CONF), &changes)
+    }
+
+    pub(super) fn edit_settings(&self, path: &Path, changes: &[Change<'_>]) -> Result<(), AgentError> {
+        let text = files::read_or_empty(path)?;
+        let edited = settings::edit(&text, changes)
+            .map_err(|source| AgentError::Settings { data_dir: self.data_dir.clone(), source })?;
+        Ok(files::write_durably(path, edited.as_bytes(), self.run_as.as_ref())?)
+    }
+
+    /// The replaced directory may be large: removed on a thread of its own.
+    async fn remove_leftovers(&self) -> Result<(), AgentError> {
+        let replaced = self.beside(".old");
+        let removed = tokio::task::spawn_blocking(move || files::remove_tree(&replaced)).await;
+        Ok(removed.unwrap_or(Ok(()))?)
+    }
+}
+
+async fn checkpoint(source: &Target) -> Result<(), AgentError> {
+    let source_address = source.address.to_string();
+    let backend = net::dial(source, CONNECT_LIMIT).await.map_err(base_backup::BaseBackupError::Dial)?;
+    let mut conversation = Conversation::new(backend, CHECKPOINT_LIMIT);
+    let done = conversation.execute("CHECKPOINT").await;
+    Ok(done.map_err(|source| base_backup::BaseBackupError::Conversation { source_address, source })?)
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Copied, DbState, Past, Plan, Rewind, plan};
+    use crate::topology::Role;
+
+    #[test]
+    fn only_what_was_a_standby_is_just_started() {
+        let check = |state, role, copied, with_rewind, without| {
+            let past = Past { state, role, copied, rewind: Rewind::Available };
+            assert_eq!(plan(past), with_rewind, "{past:?}");
+            let past = Past { rewind: Rewind::Missing, ..past };
+            assert_eq!(plan(past), without, "{past:?}");
+        };
+        let (primary, standby) = (Some(Role::Primary), Some(Role::Standby));
+        let in_recovery = [DbState::InArchiveRecovery, DbState::ShutDownInRecovery];
+        let as_primary = [
+            DbState::InProduction,
+            DbState::ShutDown,
+            DbState::ShuttingDown,
+            DbState::StartingUp,
+            DbState::InCrashRecovery,
+        ];
+        for state in in_recovery {
+            check(Some(state), standby, Copied::HasRun, Plan::Start, Plan::Start);
+            // A promotion that was cut off: the signal is gone, the state not written yet.
+            check(Some(state), primary, Copied::HasRun, Plan::Rewind, Plan::Rebuild);
+        }
+        for state in as_primary {
+            check(Some(state), primary, Copied::HasRun, Plan::Rewind, Plan::Rebuild);
+            check(Some(state), standby, Copied::HasRun, Plan::Rewind, Plan::Rebuild);
+            // A base backup's control file is its source's.
+            check(Some(state), standby, Copied::Fresh, Plan::Start, Plan::Start);
+            check(Some(state), standby, Copied::HalfRewound, Plan::Rebuild, Plan::Rebuild);
+        }
+        check(None, None, Copied::HasRun, Plan::Rebuild, Plan::Rebuild);
+    }
+}
