@@ -39,3 +39,24 @@ fn destination(verdict: &Verdict) -> String {
         (Access::Write { reason }, None | Some(Route::Auto)) => format!("primary: {reason}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::route;
+
+    #[test]
+    fn where_and_why() {
+        for (sql, start) in [
+            ("SELECT 1", "standby, if one is fresh enough"),
+            ("INSERT INTO t VALUES (1)", "primary: dml"),
+            ("SELECT f()", "primary: function f"),
+            ("SELECT * FROM t FOR UPDATE", "primary: locking_clause"),
+            ("/* bellwether: primary */ SELECT 1", "primary: the comment"),
+            ("/* bellwether: standby */ DELETE FROM t", "refused (25006)"),
+            ("SELEC 1", "primary: unparsable"),
+        ] {
+            let text = route(sql);
+            assert!(text.starts_with(start), "{sql}: {text}");
+        }
+    }
+}

@@ -169,3 +169,34 @@ fn a_unix_listener_is_a_directory_and_a_port() {
     let listen = config.expect("it is whole").listen;
     assert_eq!(listen[0].on, ListenOn::Unix { directory: "/run/bellwether".into(), port: 5432 });
 }
+
+#[test]
+fn the_example_says_what_the_defaults_are() {
+    let example =
+        include_str!("../../../deploy/bellwether.yaml").replace("/etc/bellwether/password", "/secrets/known");
+    assert_eq!(problems(&example), [""; 0]);
+    // What is commented out, minus prose: every line that is a key when the mark is gone.
+    let uncommented: String = example
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("# local:"))
+        .map(|line| {
+            let bare = line.trim_start();
+            let key = bare.strip_prefix("# ").filter(|rest| {
+                rest.trim_start().split_once([':', '{']).is_some_and(|(key, _)| {
+                    key.trim_start_matches("- ").chars().all(|c| c.is_ascii_lowercase() || c == '_')
+                })
+            });
+            let indent = &line[..line.len() - bare.len()];
+            key.map_or_else(|| format!("{line}\n"), |key| format!("{indent}{key}\n"))
+        })
+        .collect();
+    let uncommented = uncommented.replace("/etc/bellwether/report.verifier", "/secrets/known");
+    let uncommented = uncommented.replace("APP_PASSWORD", "KNOWN");
+    let (with_all, findings) = read(&uncommented);
+    let with_all = with_all.unwrap_or_else(|| panic!("{findings:?}\n{uncommented}"));
+    let (as_is, _) = read(&example);
+    let as_is = as_is.expect("it has no problems");
+    assert_eq!(with_all.auth.users.len(), 2);
+    assert_eq!((with_all.pool, with_all.routing), (as_is.pool, as_is.routing));
+    assert_eq!((with_all.failover, with_all.wal, with_all.log), (as_is.failover, as_is.wal, as_is.log));
+}
