@@ -1,8 +1,8 @@
 //! From an accepted socket to a client that has proved who it is.
 //!
-//! Startup and authentication together have one time limit. Whoever fails is told why in PostgreSQL's words
-//! (DESIGN: every bad input gets an error, within its limit), and the connection is closed so that the words
-//! arrive. A client that says nothing at all, such as a load balancer's check, is closed without a word.
+//! Startup and authentication together have one time limit. Whoever fails is told why, in PostgreSQL's words and
+//! with its SQLSTATE, and the connection is closed so that the words arrive. A client that says nothing at all,
+//! such as a load balancer's check, is closed without a word.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +25,7 @@ use crate::pg::{ErrorFields, SqlState};
 const MAX_PASSWORD_LEN: usize = 65_535;
 
 /// Clients between accept and the end of their authentication. One more is refused with 53300.
-const MAX_LOGINS: usize = 2000;
+const DEFAULT_MAX_LOGINS: usize = 2000;
 
 const DEFAULT_LOGIN_LIMIT: Duration = Duration::from_secs(15);
 
@@ -61,7 +61,7 @@ impl Acceptor {
             login_limit: DEFAULT_LOGIN_LIMIT,
             replication_users: Vec::new(),
             mock_secret: rand::random(),
-            logins: Semaphore::new(MAX_LOGINS),
+            logins: Semaphore::new(DEFAULT_MAX_LOGINS),
         }
     }
 
@@ -72,9 +72,21 @@ impl Acceptor {
     }
 
     #[must_use]
+    pub fn with_max_logins(mut self, max_logins: usize) -> Acceptor {
+        self.logins = Semaphore::new(max_logins);
+        self
+    }
+
+    #[must_use]
     pub fn with_replication_users(mut self, users: impl IntoIterator<Item = String>) -> Acceptor {
         self.replication_users.extend(users);
         self
+    }
+
+    /// A server has turned down the credentials that a client's proof gave us (28P01): the password has changed
+    /// since we looked it up. The client's next login looks again.
+    pub fn doubt(&self, user: &str) {
+        self.users.doubt(user);
     }
 }
 

@@ -132,6 +132,8 @@ pub(super) async fn open(address: &Address) -> Result<Stream, DialFailure> {
         io::ErrorKind::TimedOut | io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
             DialFailure::Unreachable
         }
+        // A unix socket's backlog is full: somebody listens and does not accept.
+        io::ErrorKind::WouldBlock => DialFailure::Unreachable,
         _ => DialFailure::Protocol(error),
     })
 }

@@ -8,8 +8,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use super::{
-    Acceptor, Backend, CancelKey, Client, ConnectionKind, Credentials, DialError, Hello, Method, Stream,
-    Target, Users, hello, log_in,
+    Acceptor, Backend, CancelKey, Client, ConnectionKind, Credentials, DialError, Hello, ListenAddress,
+    Listener, Method, Stream, Target, Users, cancel, hello, log_in,
 };
 use crate::pg::auth::md5::Md5Secret;
 use crate::pg::auth::scram::Verifier;
@@ -219,6 +219,34 @@ async fn a_cancel_request_is_handed_over() {
     let expected = CancelKey { pid: 7, secret: b"abcd".to_vec() };
     assert!(matches!(hello, Hello::Cancel(key, _) if key == expected));
     assert!(answer.is_empty());
+}
+
+#[tokio::test]
+async fn a_cancel_waits_until_it_was_carried_out() {
+    let listener = Listener::bind(&ListenAddress::Tcp(([127, 0, 0, 1], 0).into())).expect("a free port");
+    let ListenAddress::Tcp(at) = *listener.address() else { panic!("not TCP") };
+    let address = Address { host: at.ip().to_string(), port: at.port() };
+    let done = std::cell::Cell::new(false);
+    let serving = async {
+        let (stream, _) = listener.accept().await;
+        let Hello::Cancel(key, _stream) = hello(stream, &acceptor(Method::ScramSha256)).await else {
+            panic!("no cancel request")
+        };
+        assert_eq!(key, CancelKey { pid: 7, secret: vec![1; 32] });
+        tokio::task::yield_now().await;
+        done.set(true);
+    };
+    let asking = async {
+        cancel(&address, 7, &[1; 32], LIMIT).await.expect("the connection is closed in the end");
+        assert!(done.get());
+    };
+    tokio::join!(asking, serving);
+}
+
+#[tokio::test]
+async fn one_login_too_many_is_refused() {
+    let said = refused(&acceptor(Method::Trust).with_max_logins(0), &target("joe", Credentials::Trust)).await;
+    assert_eq!(said.code, SqlState::TOO_MANY_CONNECTIONS);
 }
 
 #[tokio::test]

@@ -114,7 +114,7 @@ impl Users {
         }
     }
 
-    /// A proof has failed: is what we hold still true?
+    /// A proof has failed, or a server has turned down what a proof gave us: is what we hold still true?
     pub(super) fn doubt(&self, user: &str) {
         if let Some(servers) = &self.servers {
             servers.cache.lock().doubt(user, Instant::now());
@@ -289,7 +289,7 @@ mod tests {
 
     use super::{CACHED_USERS, Cache, Lookup, LruCache, Secret, Users};
 
-    fn word(lookup: Option<Lookup>) -> &'static str {
+    fn word(lookup: &Option<Lookup>) -> &'static str {
         match lookup {
             None => "ask",
             Some(Lookup::Found(_)) => "found",
@@ -306,27 +306,27 @@ mod tests {
         cache.insert("joe", Some(Arc::new(Secret::new("joe", "pw"))), start);
         cache.insert("ghost", None, start);
 
-        assert_eq!(word(cache.fresh("joe", at(29_999))), "found");
-        assert_eq!(word(cache.fresh("ghost", at(29_999))), "unknown");
-        assert_eq!(word(cache.fresh("joe", at(30_000))), "ask");
-        assert_eq!(word(cache.any("joe")), "found");
-        assert_eq!(word(cache.fresh("somebody", start)), "ask");
+        assert_eq!(word(&cache.fresh("joe", at(29_999))), "found");
+        assert_eq!(word(&cache.fresh("ghost", at(29_999))), "unknown");
+        assert_eq!(word(&cache.fresh("joe", at(30_000))), "ask");
+        assert_eq!(word(&cache.any("joe")), "found");
+        assert_eq!(word(&cache.fresh("somebody", start)), "ask");
 
         cache.doubt("joe", at(999));
-        assert_eq!(word(cache.fresh("joe", at(999))), "found");
+        assert_eq!(word(&cache.fresh("joe", at(999))), "found");
         cache.doubt("joe", at(1000));
-        assert_eq!(word(cache.fresh("joe", at(1000))), "ask");
+        assert_eq!(word(&cache.fresh("joe", at(1000))), "ask");
         cache.insert("joe", None, at(1000));
-        assert_eq!(word(cache.fresh("joe", at(1001))), "unknown");
+        assert_eq!(word(&cache.fresh("joe", at(1001))), "unknown");
     }
 
     #[tokio::test]
     async fn who_is_listed_is_not_looked_up() {
         let (_keep, candidates) = tokio::sync::watch::channel(Vec::new());
         let users = Users::listed_only([("joe", "pw")]).with_lookup(candidates);
-        assert_eq!(word(Some(users.find("joe").await)), "found");
-        assert_eq!(word(Some(users.find("jim").await)), "unavailable");
-        assert_eq!(word(Some(users.find(&"x".repeat(64)).await)), "unknown");
+        assert_eq!(word(&Some(users.find("joe").await)), "found");
+        assert_eq!(word(&Some(users.find("jim").await)), "unavailable");
+        assert_eq!(word(&Some(users.find(&"x".repeat(64)).await)), "unknown");
     }
 
     #[test]
