@@ -1,0 +1,270 @@
+//! The walreceiver: one connection at a time to the upstream that the directive names.
+//!
+//! [`core`] decides, this shell moves bytes: from the socket through the core into the store, and the core's
+//! answers back. Dropping the future of [`stream`] closes the connection.
+#![expect(clippy::disallowed_methods, reason = "shell: reads the clocks")]
+
+mod core;
+mod reply;
+
+pub(crate) use self::core::{Now, ReceiverConfig};
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use self::core::{Input, Output, Receiver, Stored};
+use super::followers::Followers;
+use super::metrics::Metrics;
+use super::store::{Store, StoreError, StreamId};
+use crate::net::Backend;
+use crate::pg::protocol::frame::{HEADER_LEN, Header};
+use crate::pg::{Lsn, PgTimestamp, TimelineId};
+use crate::topology::StreamEnd;
+
+/// Asked from the allocator at a time; a read takes what is there up to this.
+const READ_BUFFER: usize = 1 << 20;
+/// Less room than this and the rest of a message moves to a new buffer.
+const MIN_READ: usize = 128 << 10;
+/// Stock walsenders send 128 KiB at most (`MAX_SEND_SIZE`).
+const MAX_MESSAGE: usize = 16 << 20;
+/// While the store takes nothing, the upstream hears from us this often.
+const STALL_INTERVAL: Duration = Duration::from_millis(500);
+
+/// What the rest of the plane sees of a running stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Progress {
+    pub(crate) received: Lsn,
+    pub(crate) upstream_end: Lsn,
+    /// When the last byte came.
+    pub(crate) heard_at: Instant,
+    /// WAL flows, on this timeline.
+    pub(crate) streaming: Option<TimelineId>,
+}
+
+pub(crate) fn now() -> Now {
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let micros = i64::try_from(unix.as_micros()).unwrap_or(i64::MAX);
+    Now { at: Instant::now(), timestamp: PgTimestamp::from_unix_micros(micros) }
+}
+
+/// Streams from `backend` into `store` until the stream ends. An error is the store's and ends the plane.
+pub(crate) async fn stream(
+    backend: Backend,
+    config: ReceiverConfig,
+    id: StreamId,
+    store: &Store,
+    followers: &Followers,
+    metrics: &Metrics,
+    publish: &mut (dyn FnMut(Progress) + Send),
+) -> Result<StreamEnd, StoreError> {
+    let stored = stored(store);
+    let write_limit = config.upstream_timeout;
+    let shell = Shell {
+        socket: backend.stream,
+        buffer: backend.received,
+        core: Receiver::new(config, stored, now()),
+        id,
+        store,
+        followers,
+        metrics,
+        write_limit,
+        out: BytesMut::new(),
+        streaming: None,
+        heard_at: Instant::now(),
+    };
+    shell.run(publish).await
+}
+
+fn stored(store: &Store) -> Stored {
+    let report = store.report().borrow().clone();
+    Stored {
+        system: store.system(),
+        segment_size: store.segment_size(),
+        timeline: report.tail.timeline,
+        durable: report.tail.durable,
+        verified: report.verified,
+        histories: store.histories(),
+    }
+}
+
+struct Shell<'a> {
+    socket: crate::net::Stream,
+    buffer: BytesMut,
+    core: Receiver,
+    id: StreamId,
+    store: &'a Store,
+    followers: &'a Followers,
+    metrics: &'a Metrics,
+    /// An upstream that takes nothing for this long is lost.
+    write_limit: Duration,
+    out: BytesMut,
+    streaming: Option<TimelineId>,
+    heard_at: Instant,
+}
+
+enum Event {
+    Read(std::io::Result<usize>),
+    Report,
+    Timer,
+}
+
+impl Shell<'_> {
+    async fn run(mut self, publish: &mut (dyn FnMut(Progress) + Send)) -> Result<StreamEnd, StoreError> {
+        let mut report = self.store.report();
+        loop {
+            if let Some(end) = self.carry_out().await? {
+                return Ok(end);
+            }
+            match self.next_message() {
+                Ok(true) => continue,
+                Ok(false) => {}
+                Err(why) => return Ok(StreamEnd::Lost { why }),
+            }
+            publish(self.progress());
+            if let Err(why) = self.flush().await {
+                return Ok(StreamEnd::Lost { why });
+            }
+            if self.buffer.capacity() - self.buffer.len() < MIN_READ {
+                self.buffer.reserve(READ_BUFFER);
+            }
+            let deadline = self.core.poll_timeout();
+            let event = tokio::select! {
+                read = self.socket.read_buf(&mut self.buffer) => Event::Read(read),
+                changed = report.changed() => {
+                    changed.map_err(|_| StoreError::Stopped)?;
+                    Event::Report
+                }
+                () = sleep_until(deadline) => Event::Timer,
+            };
+            match event {
+                Event::Read(Ok(0)) => return Ok(StreamEnd::Lost { why: "connection closed".to_owned() }),
+                Event::Read(Ok(_)) => self.heard_at = Instant::now(),
+                Event::Read(Err(error)) => return Ok(StreamEnd::Lost { why: error.to_string() }),
+                Event::Timer => self.timer(),
+                Event::Report => {}
+            }
+            if report.has_changed().unwrap_or(true) || matches!(event, Event::Report) {
+                let report = report.borrow_and_update().clone();
+                self.reported(&report);
+            }
+        }
+    }
+
+    fn timer(&mut self) {
+        let now = now();
+        let xmins = self.followers.oldest_xmins();
+        self.core.handle(now, Input::Feedback { xmin: xmins.xmin, catalog_xmin: xmins.catalog_xmin });
+        self.core.handle(now, Input::Tick);
+    }
+
+    fn reported(&mut self, report: &super::store::Report) {
+        if let Some((_, error)) = report.refused.as_ref().filter(|(id, _)| *id == self.id) {
+            self.core.handle(now(), Input::Unfit(error.to_string()));
+        }
+        if Some(report.tail.timeline) == self.streaming {
+            self.core.handle(now(), Input::Durable(report.tail.durable));
+        }
+    }
+
+    /// Gives the next whole message to the core; `false` when there is none.
+    fn next_message(&mut self) -> Result<bool, String> {
+        let Some(header) = Header::peek(&self.buffer).map_err(|e| e.to_string())? else { return Ok(false) };
+        if header.total > MAX_MESSAGE {
+            return Err(format!("a message of {} bytes", header.total));
+        }
+        if self.buffer.len() < header.total {
+            return Ok(false);
+        }
+        let payload = self.buffer.split_to(header.total).freeze().slice(HEADER_LEN..);
+        self.core.handle(now(), Input::Message { tag: header.tag, payload });
+        Ok(true)
+    }
+
+    /// Does what the core wants done.
+    async fn carry_out(&mut self) -> Result<Option<StreamEnd>, StoreError> {
+        while let Some(output) = self.core.poll_output() {
+            match output {
+                Output::Send(bytes) => self.out.extend_from_slice(&bytes),
+                Output::Append { at, bytes, verified } => {
+                    self.metrics.received_bytes.inc_by(bytes.len() as u64);
+                    if let Err(why) = self.append(at, bytes, verified).await? {
+                        return Ok(Some(StreamEnd::Lost { why }));
+                    }
+                }
+                Output::Change(change) => {
+                    let result = match self.store.change(change).await {
+                        Err(error) if error.concerns_stream_only() => Err(error.to_string()),
+                        Err(error) => return Err(error),
+                        Ok(()) => Ok(()),
+                    };
+                    self.core.handle(now(), Input::Changed(result));
+                }
+                Output::Streaming { timeline, from } => {
+                    tracing::info!(%timeline, %from, "streaming WAL");
+                    self.streaming = Some(timeline);
+                }
+                Output::LeftBehind { timeline, switchpoint, verified } => {
+                    let bytes = verified.bytes_since(switchpoint);
+                    tracing::warn!(%timeline, %switchpoint, end = %verified, bytes, "WAL left behind by a promotion");
+                }
+                Output::End(end) => return Ok(Some(end)),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Hands WAL to the store, and keeps the upstream patient while the store is busy.
+    async fn append(
+        &mut self,
+        at: Lsn,
+        bytes: Bytes,
+        verified: Option<Lsn>,
+    ) -> Result<Result<(), String>, StoreError> {
+        let store = self.store;
+        let append = store.append(self.id, at, bytes, verified);
+        tokio::pin!(append);
+        loop {
+            tokio::select! {
+                done = &mut append => return done.map(Ok),
+                () = tokio::time::sleep(STALL_INTERVAL) => {
+                    let status = self.core.stalled(now());
+                    self.out.extend_from_slice(&status);
+                    if let Err(why) = self.flush().await {
+                        return Ok(Err(why));
+                    }
+                }
+            }
+        }
+    }
+
+    async fn flush(&mut self) -> Result<(), String> {
+        if self.out.is_empty() {
+            return Ok(());
+        }
+        let written = tokio::time::timeout(self.write_limit, self.socket.write_all(&self.out)).await;
+        self.out.clear();
+        match written {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err("it takes no status update".to_owned()),
+        }
+    }
+
+    fn progress(&self) -> Progress {
+        Progress {
+            received: self.core.received(),
+            upstream_end: self.core.upstream_end(),
+            heard_at: self.heard_at,
+            streaming: self.streaming,
+        }
+    }
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}
