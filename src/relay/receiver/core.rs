@@ -62,7 +62,10 @@ pub(crate) struct ReceiverConfig {
 #[derive(Debug)]
 pub(crate) enum Input {
     /// A whole message, its payload without tag and length.
-    Message { tag: u8, payload: Bytes },
+    Message {
+        tag: u8,
+        payload: Bytes,
+    },
     /// The store has synced up to here.
     Durable(Lsn),
     /// The store did what [`Output::Change`] asked for, or says why not.
@@ -70,7 +73,10 @@ pub(crate) enum Input {
     /// The store will not take what this stream offers.
     Unfit(String),
     /// The oldest transactions that followers need.
-    Feedback { xmin: Option<FullTransactionId>, catalog_xmin: Option<FullTransactionId> },
+    Feedback {
+        xmin: Option<FullTransactionId>,
+        catalog_xmin: Option<FullTransactionId>,
+    },
     Tick,
 }
 
@@ -78,12 +84,23 @@ pub(crate) enum Input {
 pub(crate) enum Output {
     Send(Bytes),
     Change(Change),
-    Append { at: Lsn, bytes: Bytes, verified: Option<Lsn> },
+    Append {
+        at: Lsn,
+        bytes: Bytes,
+        verified: Option<Lsn>,
+    },
     /// WAL flows from now on.
-    Streaming { timeline: TimelineId, from: Lsn },
+    Streaming {
+        timeline: TimelineId,
+        from: Lsn,
+    },
     /// Whole records of `timeline` from the switchpoint on are not in the upstream's history. They stay in the
     /// files.
-    LeftBehind { timeline: TimelineId, switchpoint: Lsn, verified: Lsn },
+    LeftBehind {
+        timeline: TimelineId,
+        switchpoint: Lsn,
+        verified: Lsn,
+    },
     /// Nothing comes after it.
     End(StreamEnd),
 }
@@ -125,12 +142,18 @@ struct Feedback {
 
 #[derive(Debug)]
 enum Phase {
-    Asking { question: Question, reply: Reply },
+    Asking {
+        question: Question,
+        reply: Reply,
+    },
     /// Waits for the store.
     Changing(Then),
     Streaming(Box<Stream>),
     /// Both sides have said CopyDone; `end` is what was received of `timeline`.
-    Ending { end: Lsn, reply: Reply },
+    Ending {
+        end: Lsn,
+        reply: Reply,
+    },
     Ended,
 }
 
@@ -146,6 +169,7 @@ enum Question {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Then {
+    Identify,
     Slot,
     Histories,
     Plan,
@@ -323,7 +347,8 @@ impl Receiver {
     }
 
     fn identified(&mut self, reply: &Reply) {
-        let (Some(system), Some(timeline), Some(position)) = (reply.system(0), reply.timeline(1), reply.lsn(2))
+        let (Some(system), Some(timeline), Some(position)) =
+            (reply.system(0), reply.timeline(1), reply.lsn(2))
         else {
             return self.lose("IDENTIFY_SYSTEM was not answered".to_owned());
         };
@@ -403,7 +428,8 @@ impl Receiver {
         };
         let stored = self.stored.histories.get(&timeline);
         if stored.is_some_and(|stored| *stored != content) {
-            return self.refuse(format!("its history of timeline {timeline} is not the one stored: another branch"));
+            return self
+                .refuse(format!("its history of timeline {timeline} is not the one stored: another branch"));
         }
         let is_new = stored.is_none();
         if let Some(upstream) = self.upstream.as_mut().filter(|upstream| upstream.timeline == timeline) {
@@ -422,6 +448,7 @@ impl Receiver {
     fn changed(&mut self) {
         let Phase::Changing(then) = self.phase else { return };
         match then {
+            Then::Identify => self.ask(Question::Identify),
             Then::Slot => self.ask(Question::CreateSlot),
             Then::Histories => self.ask_histories(),
             Then::Plan => self.plan(),
@@ -474,7 +501,8 @@ impl Receiver {
             timeline: self.stored.timeline,
             system: self.stored.system,
         };
-        self.phase = Phase::Streaming(Box::new(Stream { next: from, verifier: Verifier::new(from, expected) }));
+        self.phase =
+            Phase::Streaming(Box::new(Stream { next: from, verifier: Verifier::new(from, expected) }));
         self.outputs.push_back(Output::Streaming { timeline: self.stored.timeline, from });
         self.report(now, replication::Reply::NotRequested);
     }
@@ -616,11 +644,11 @@ impl Receiver {
             return self.lose("the end of the timeline was not explained".to_owned());
         };
         if switchpoint > end || next <= self.stored.timeline {
-            return self.refuse(format!("timeline {next} begins at {switchpoint}, but WAL came up to {end} only"));
+            return self
+                .refuse(format!("timeline {next} begins at {switchpoint}, but WAL came up to {end} only"));
         }
-        // All of it was handed to the store, in order before any change of timeline.
         self.stored.durable = end;
-        self.ask(Question::Identify);
+        self.change(Change::Settle, Then::Identify);
     }
 
     fn lose(&mut self, why: String) {

@@ -7,14 +7,14 @@
 mod core;
 mod reply;
 
-pub(crate) use self::core::{Now, ReceiverConfig};
+pub(crate) use self::core::ReceiverConfig;
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use self::core::{Input, Output, Receiver, Stored};
+use self::core::{Input, Now, Output, Receiver, Stored};
 use super::followers::Followers;
 use super::metrics::Metrics;
 use super::store::{Store, StoreError, StreamId};
@@ -43,7 +43,7 @@ pub(crate) struct Progress {
     pub(crate) streaming: Option<TimelineId>,
 }
 
-pub(crate) fn now() -> Now {
+fn now() -> Now {
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let micros = i64::try_from(unix.as_micros()).unwrap_or(i64::MAX);
     Now { at: Instant::now(), timestamp: PgTimestamp::from_unix_micros(micros) }

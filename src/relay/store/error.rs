@@ -58,7 +58,7 @@ impl StoreError {
     }
 
     /// Whether the stream is at fault and the store itself goes on.
-    pub(super) fn concerns_stream_only(&self) -> bool {
+    pub(crate) fn concerns_stream_only(&self) -> bool {
         matches!(self, StoreError::Gap { .. } | StoreError::Diverged { .. })
     }
 

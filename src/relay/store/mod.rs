@@ -165,6 +165,11 @@ impl Store {
         self.shared.state.lock().histories.get(&timeline).cloned()
     }
 
+    /// All history files that are kept.
+    pub(crate) fn histories(&self) -> BTreeMap<TimelineId, Bytes> {
+        self.shared.state.lock().histories.clone()
+    }
+
     /// The ancestry of the current timeline.
     pub(crate) fn history(&self) -> Arc<History> {
         self.shared.state.lock().history.clone()

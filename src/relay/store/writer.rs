@@ -59,6 +59,8 @@ pub(crate) enum Change {
         switchpoint: Lsn,
     },
     Promise(Term),
+    /// Nothing but the order: what was handed over before is durable afterwards.
+    Settle,
     Parameters(Vec<(String, String)>),
 }
 
@@ -301,6 +303,7 @@ impl Writer {
                 self.save_control()?;
                 self.publish();
             }
+            Change::Settle => {}
             Change::Parameters(parameters) => {
                 self.control.parameters.clone_from(&parameters);
                 self.save_control()?;

@@ -1,0 +1,53 @@
+//! What the WAL plane is told at its start.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::net::Credentials;
+use crate::topology::{Directive, Node};
+
+#[derive(Clone, Debug)]
+pub struct RelayConfig {
+    /// Names our slot and our connection at the upstream.
+    pub instance: String,
+    /// Of the segment files; made when missing.
+    pub directory: PathBuf,
+    /// WAL kept behind the durable end beside what slots pin.
+    pub retain_bytes: u64,
+    /// What one slot may hold back at most; a follower further behind has to be made anew.
+    pub max_slot_bytes: u64,
+    /// Durable WAL kept in memory for followers that are close.
+    pub ring_bytes: usize,
+    /// An upstream that is silent for this long is lost.
+    pub upstream_timeout: Duration,
+    /// A follower that is silent for this long is dropped.
+    pub follower_timeout: Duration,
+}
+
+impl RelayConfig {
+    /// With the defaults for everything that is rarely changed.
+    pub fn new(instance: impl Into<String>, directory: impl Into<PathBuf>) -> RelayConfig {
+        RelayConfig {
+            instance: instance.into(),
+            directory: directory.into(),
+            retain_bytes: 1 << 30,
+            max_slot_bytes: 64 << 30,
+            ring_bytes: 16 << 20,
+            upstream_timeout: Duration::from_secs(10),
+            follower_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// What it works with.
+#[derive(Debug)]
+pub struct RelayInputs {
+    pub directive: watch::Receiver<Arc<Directive>>,
+    pub nodes: Vec<Node>,
+    /// `server_login`: needs REPLICATION.
+    pub user: Arc<str>,
+    pub credentials: Credentials,
+}

@@ -1,0 +1,69 @@
+//! What the plane publishes of itself: [`WalStatus`], put together from the store, the stream and the followers.
+#![expect(clippy::disallowed_methods, reason = "shell: reads the clock")]
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use super::followers::Followers;
+use super::store::Store;
+use crate::pg::Lsn;
+use crate::topology::{Upstream, WalStatus};
+
+/// At most one publication in this time: each wakes all its readers.
+const COALESCE: Duration = Duration::from_millis(2);
+
+/// The stream's side of the status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct UpstreamStatus {
+    pub(super) upstream: Upstream,
+    pub(super) received: Lsn,
+    pub(super) upstream_end: Lsn,
+}
+
+impl UpstreamStatus {
+    pub(super) fn idle() -> UpstreamStatus {
+        UpstreamStatus { upstream: Upstream::Idle, received: Lsn::INVALID, upstream_end: Lsn::INVALID }
+    }
+}
+
+/// Publishes until the store ends.
+pub(super) async fn publish(
+    store: Store,
+    followers: Arc<Followers>,
+    mut upstream: watch::Receiver<UpstreamStatus>,
+    status: watch::Sender<Arc<WalStatus>>,
+) {
+    let mut report = store.report();
+    let mut changes = followers.subscribe();
+    loop {
+        changes.borrow_and_update();
+        let stream = upstream.borrow_and_update().clone();
+        let stored = report.borrow_and_update().clone();
+        if stream.upstream_end.is_valid() {
+            followers.observe_upstream_end(stream.upstream_end, Instant::now());
+        }
+        let next = WalStatus {
+            promised: stored.promised,
+            system: store.system(),
+            timeline: stored.tail.timeline,
+            received: stream.received.max(stored.tail.durable),
+            durable: stored.tail.durable,
+            verified: stored.verified,
+            upstream_end: stream.upstream_end,
+            upstream: stream.upstream,
+            followers: followers.snapshot(Instant::now()),
+        };
+        status.send_replace(Arc::new(next));
+        tokio::time::sleep(COALESCE).await;
+        let ended = tokio::select! {
+            changed = report.changed() => changed.is_err(),
+            changed = upstream.changed() => changed.is_err(),
+            changed = changes.changed() => changed.is_err(),
+        };
+        if ended {
+            return;
+        }
+    }
+}
