@@ -333,3 +333,6 @@ fn position(node: &NodeHealth, wal: &WalStatus) -> Result<Position, Stale> {
         } => Ok(Position { replay: *replay, lag: *lag, reported_at: *reported_at }),
     }
 }
+
+#[cfg(test)]
+mod cases;

@@ -4,12 +4,13 @@
 //! is taken apart completely, so that a field which a later grammar adds fails to compile instead of going
 //! unseen. The depth is bounded by the decoder of the tree, which follows 100 levels and fails beyond.
 
+mod json;
+mod modification;
+
 use pg_query::NodeEnum;
 use pg_query::protobuf::{
-    self as pg, CommonTableExpr, CteCycleClause, CteSearchClause, FuncCall, IntoClause, JsonAggConstructor,
-    JsonArgument, JsonBehavior, JsonFuncExpr, JsonKeyValue, JsonOutput, JsonTable, JsonTableColumn,
-    JsonTablePathSpec, JsonValueExpr, Node, RangeVar, ReturningClause, SelectStmt, TypeName, WindowDef,
-    WithClause,
+    self as pg, CommonTableExpr, CteCycleClause, CteSearchClause, FuncCall, IntoClause, Node, RangeVar,
+    SelectStmt, TypeName, WindowDef, WithClause,
 };
 
 use super::catalog;
@@ -296,104 +297,6 @@ impl Findings {
         }
     }
 
-    fn xml_or_json(&mut self, node: &NodeEnum) {
-        match node {
-            NodeEnum::XmlExpr(xml) => {
-                let pg::XmlExpr {
-                    xpr: _,
-                    op: _,
-                    name: _,
-                    named_args,
-                    arg_names: _,
-                    args,
-                    xmloption: _,
-                    indent: _,
-                    r#type: _,
-                    typmod: _,
-                    location: _,
-                } = xml.as_ref();
-                self.nodes(named_args);
-                self.nodes(args);
-            }
-            NodeEnum::XmlSerialize(xml) => {
-                let pg::XmlSerialize { xmloption: _, expr, type_name, indent: _, location: _ } = xml.as_ref();
-                self.child(expr);
-                self.types(type_name);
-            }
-            NodeEnum::JsonFuncExpr(json) => self.json_function(json),
-            NodeEnum::JsonTable(table) => self.json_table(table),
-            NodeEnum::JsonTableColumn(column) => self.json_table_column(column),
-            NodeEnum::JsonTablePathSpec(path) => self.json_path(path),
-            NodeEnum::JsonValueExpr(value) => self.json_value(value),
-            NodeEnum::JsonBehavior(behavior) => self.json_behavior(behavior),
-            NodeEnum::JsonOutput(output) => self.json_output(output),
-            NodeEnum::JsonArgument(argument) => {
-                let JsonArgument { val, name: _ } = argument.as_ref();
-                val.iter().for_each(|value| self.json_value(value));
-            }
-            NodeEnum::JsonKeyValue(pair) => self.json_pair(pair),
-            NodeEnum::JsonIsPredicate(predicate) => {
-                let pg::JsonIsPredicate { expr, format: _, item_type: _, unique_keys: _, location: _ } =
-                    predicate.as_ref();
-                self.child(expr);
-            }
-            _ => self.json_constructor(node),
-        }
-    }
-
-    fn json_constructor(&mut self, node: &NodeEnum) {
-        match node {
-            NodeEnum::JsonParseExpr(parse) => {
-                let pg::JsonParseExpr { expr, output, unique_keys: _, location: _ } = parse.as_ref();
-                expr.iter().for_each(|value| self.json_value(value));
-                output.iter().for_each(|output| self.json_output(output));
-            }
-            NodeEnum::JsonScalarExpr(scalar) => {
-                let pg::JsonScalarExpr { expr, output, location: _ } = scalar.as_ref();
-                self.child(expr);
-                output.iter().for_each(|output| self.json_output(output));
-            }
-            NodeEnum::JsonSerializeExpr(serialize) => {
-                let pg::JsonSerializeExpr { expr, output, location: _ } = serialize.as_ref();
-                expr.iter().for_each(|value| self.json_value(value));
-                output.iter().for_each(|output| self.json_output(output));
-            }
-            NodeEnum::JsonObjectConstructor(object) => {
-                let pg::JsonObjectConstructor { exprs, output, absent_on_null: _, unique: _, location: _ } =
-                    object;
-                self.nodes(exprs);
-                output.iter().for_each(|output| self.json_output(output));
-            }
-            NodeEnum::JsonArrayConstructor(array) => {
-                let pg::JsonArrayConstructor { exprs, output, absent_on_null: _, location: _ } = array;
-                self.nodes(exprs);
-                output.iter().for_each(|output| self.json_output(output));
-            }
-            NodeEnum::JsonArrayQueryConstructor(array) => {
-                let pg::JsonArrayQueryConstructor {
-                    query,
-                    output,
-                    format: _,
-                    absent_on_null: _,
-                    location: _,
-                } = array.as_ref();
-                self.child(query);
-                output.iter().for_each(|output| self.json_output(output));
-            }
-            NodeEnum::JsonObjectAgg(aggregate) => {
-                let pg::JsonObjectAgg { constructor, arg, absent_on_null: _, unique: _ } = aggregate.as_ref();
-                constructor.iter().for_each(|constructor| self.json_aggregate(constructor));
-                arg.iter().for_each(|pair| self.json_pair(pair));
-            }
-            NodeEnum::JsonArrayAgg(aggregate) => {
-                let pg::JsonArrayAgg { constructor, arg, absent_on_null: _ } = aggregate.as_ref();
-                constructor.iter().for_each(|constructor| self.json_aggregate(constructor));
-                arg.iter().for_each(|value| self.json_value(value));
-            }
-            _ => self.write(WriteReason::UnknownNode),
-        }
-    }
-
     pub(super) fn select(&mut self, select: &SelectStmt) {
         let SelectStmt {
             distinct_clause,
@@ -435,92 +338,6 @@ impl Findings {
             self.child(node);
         }
         larg.iter().chain(rarg).for_each(|select| self.select(select));
-    }
-
-    /// INSERT, UPDATE, DELETE and MERGE, after their reason has been noted: what their expressions do to the
-    /// session (`UPDATE ... WHERE pg_try_advisory_lock(id)`).
-    pub(super) fn modification(&mut self, node: &NodeEnum) {
-        match node {
-            NodeEnum::InsertStmt(insert) => {
-                let pg::InsertStmt {
-                    relation: _,
-                    cols: _,
-                    select_stmt,
-                    on_conflict_clause,
-                    returning_clause,
-                    with_clause,
-                    r#override: _,
-                } = insert.as_ref();
-                with_clause.iter().for_each(|with| self.with(with));
-                self.child(select_stmt);
-                if let Some(conflict) = on_conflict_clause {
-                    let pg::OnConflictClause { action: _, infer: _, target_list, where_clause, location: _ } =
-                        conflict.as_ref();
-                    self.nodes(target_list);
-                    self.child(where_clause);
-                }
-                self.returning(returning_clause);
-            }
-            NodeEnum::UpdateStmt(update) => {
-                let pg::UpdateStmt {
-                    relation: _,
-                    target_list,
-                    where_clause,
-                    from_clause,
-                    returning_clause,
-                    with_clause,
-                } = update.as_ref();
-                with_clause.iter().for_each(|with| self.with(with));
-                self.nodes(target_list);
-                self.nodes(from_clause);
-                self.child(where_clause);
-                self.returning(returning_clause);
-            }
-            NodeEnum::DeleteStmt(delete) => {
-                let pg::DeleteStmt { relation: _, using_clause, where_clause, returning_clause, with_clause } =
-                    delete.as_ref();
-                with_clause.iter().for_each(|with| self.with(with));
-                self.nodes(using_clause);
-                self.child(where_clause);
-                self.returning(returning_clause);
-            }
-            NodeEnum::MergeStmt(merge) => {
-                let pg::MergeStmt {
-                    relation: _,
-                    source_relation,
-                    join_condition,
-                    merge_when_clauses,
-                    returning_clause,
-                    with_clause,
-                } = merge.as_ref();
-                with_clause.iter().for_each(|with| self.with(with));
-                self.child(source_relation);
-                self.child(join_condition);
-                merge_when_clauses.iter().for_each(|clause| self.merge_when(clause));
-                self.returning(returning_clause);
-            }
-            _ => self.write(WriteReason::UnknownNode),
-        }
-    }
-
-    fn merge_when(&mut self, clause: &Node) {
-        let Some(NodeEnum::MergeWhenClause(when)) = &clause.node else { return };
-        let pg::MergeWhenClause {
-            match_kind: _,
-            command_type: _,
-            r#override: _,
-            condition,
-            target_list,
-            values,
-        } = when.as_ref();
-        self.child(condition);
-        self.nodes(target_list);
-        self.nodes(values);
-    }
-
-    fn returning(&mut self, clause: &Option<ReturningClause>) {
-        let Some(ReturningClause { options: _, exprs }) = clause else { return };
-        self.nodes(exprs);
     }
 
     fn with(&mut self, with: &WithClause) {
@@ -725,100 +542,6 @@ impl Findings {
         if column.raw_default.is_some() || !column.constraints.is_empty() {
             self.write(WriteReason::UnknownNode);
         }
-    }
-
-    fn json_function(&mut self, json: &JsonFuncExpr) {
-        let JsonFuncExpr {
-            op: _,
-            column_name: _,
-            context_item,
-            pathspec,
-            passing,
-            output,
-            on_empty,
-            on_error,
-            wrapper: _,
-            quotes: _,
-            location: _,
-        } = json;
-        context_item.iter().for_each(|value| self.json_value(value));
-        self.child(pathspec);
-        self.nodes(passing);
-        output.iter().for_each(|output| self.json_output(output));
-        on_empty.iter().chain(on_error).for_each(|behavior| self.json_behavior(behavior));
-    }
-
-    fn json_table(&mut self, table: &JsonTable) {
-        let JsonTable {
-            context_item,
-            pathspec,
-            passing,
-            columns,
-            on_error,
-            alias: _,
-            lateral: _,
-            location: _,
-        } = table;
-        context_item.iter().for_each(|value| self.json_value(value));
-        pathspec.iter().for_each(|path| self.json_path(path));
-        self.nodes(passing);
-        self.nodes(columns);
-        on_error.iter().for_each(|behavior| self.json_behavior(behavior));
-    }
-
-    fn json_table_column(&mut self, column: &JsonTableColumn) {
-        let JsonTableColumn {
-            coltype: _,
-            name: _,
-            type_name,
-            pathspec,
-            format: _,
-            wrapper: _,
-            quotes: _,
-            columns,
-            on_empty,
-            on_error,
-            location: _,
-        } = column;
-        self.types(type_name);
-        pathspec.iter().for_each(|path| self.json_path(path));
-        self.nodes(columns);
-        on_empty.iter().chain(on_error).for_each(|behavior| self.json_behavior(behavior));
-    }
-
-    fn json_path(&mut self, path: &JsonTablePathSpec) {
-        let JsonTablePathSpec { string, name: _, name_location: _, location: _ } = path;
-        self.child(string);
-    }
-
-    fn json_value(&mut self, value: &JsonValueExpr) {
-        let JsonValueExpr { raw_expr, formatted_expr, format: _ } = value;
-        self.child(raw_expr);
-        self.child(formatted_expr);
-    }
-
-    fn json_pair(&mut self, pair: &JsonKeyValue) {
-        let JsonKeyValue { key, value } = pair;
-        self.child(key);
-        value.iter().for_each(|value| self.json_value(value));
-    }
-
-    fn json_behavior(&mut self, behavior: &JsonBehavior) {
-        let JsonBehavior { btype: _, expr, coerce: _, location: _ } = behavior;
-        self.child(expr);
-    }
-
-    fn json_output(&mut self, output: &JsonOutput) {
-        let JsonOutput { type_name, returning: _ } = output;
-        self.types(type_name);
-    }
-
-    fn json_aggregate(&mut self, aggregate: &JsonAggConstructor) {
-        let JsonAggConstructor { output, agg_filter, agg_order, over, location: _ } = aggregate;
-        output.iter().for_each(|output| self.json_output(output));
-        self.child(agg_filter);
-        self.nodes(agg_order);
-        over.iter().for_each(|window| self.window(window));
     }
 }
 
