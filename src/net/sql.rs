@@ -6,6 +6,7 @@ use std::ops::Deref;
 use std::time::Duration;
 
 use tokio_postgres::{Config, NoTls};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::dial::{DialFailure, open, within};
@@ -16,7 +17,15 @@ use crate::pg::error::{ErrorFields, Severity, SqlState};
 #[derive(Debug)]
 pub struct SqlConnection {
     client: tokio_postgres::Client,
+    closed: CancellationToken,
     _connection: AbortOnDropHandle<()>,
+}
+
+impl SqlConnection {
+    /// Until the connection has ended, by whatever cause: a server that goes away is noticed without a query.
+    pub async fn closed(&self) {
+        self.closed.cancelled().await;
+    }
 }
 
 impl Deref for SqlConnection {
@@ -35,8 +44,13 @@ pub async fn connect(target: &Target, limit: Duration) -> Result<SqlConnection, 
         let stream = open(&target.address).await?;
         let (client, connection) = config.connect_raw(stream, NoTls).await.map_err(failure)?;
         // Its error comes to the client's caller as well: nothing is lost with it here.
-        let task = tokio::spawn(async move { drop(connection.await) });
-        Ok(SqlConnection { client, _connection: AbortOnDropHandle::new(task) })
+        let closed = CancellationToken::new();
+        let ended = closed.clone().drop_guard();
+        let task = tokio::spawn(async move {
+            drop(connection.await);
+            drop(ended);
+        });
+        Ok(SqlConnection { client, closed, _connection: AbortOnDropHandle::new(task) })
     })
     .await
 }
