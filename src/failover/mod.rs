@@ -1,2 +1,131 @@
-//! The control plane.
+//! The control plane: who is primary, and what has to be done about it.
+//!
+//! ```text
+//! probe ─┐
+//! relay ─┼─► health ─► decide ─► state (journal) ─► directive ─► proxy, relay
+//! proxy ─┘     (pure)    (pure)        └──────────► execute ─► nodes, agent
+//!                          ▲                           │
+//!                          └────────── results ────────┘
+//! ```
+//!
+//! One task runs this circle: on every event, and ten times a second. The order within a turn is the promise:
+//! decide until nothing more follows, make the state durable, publish the directive, start the actions.
+//!
+//! Not here: fencing of connections that bypass us, and several instances sharing a state.
+
 pub mod agent;
+mod command;
+mod control;
+pub mod decide;
+mod error;
+mod execute;
+pub mod health;
+mod metrics;
+mod probe;
+mod sql;
+mod state;
+
+pub use command::{Command, Commands};
+pub use error::{ActionError, CommandError, FailoverError, JournalError};
+pub use execute::LocalNode;
+pub use metrics::Metrics;
+pub use state::{FileJournal, MAX_HISTORY};
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus::Registry;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use self::control::Control;
+use self::decide::{Mode, Policy};
+use self::health::Detect;
+use crate::net::Credentials;
+use crate::pg::SlotName;
+use crate::topology::{Directive, Durability, Election, Health, Node, NodeName, ProxyStatus, WalStatus};
+
+#[derive(Clone, Debug)]
+pub struct FailoverConfig {
+    /// Names the relay in `synchronous_standby_names`.
+    pub instance: String,
+    /// The relay's replication slot at its upstream.
+    pub relay_slot: SlotName,
+    pub nodes: Vec<Node>,
+    pub login: ServerLogin,
+    pub durability: Durability,
+    pub mode: Mode,
+    pub max_lost_bytes: u64,
+    pub detect: Detect,
+    /// The state file; its history lies beside it.
+    pub state: PathBuf,
+}
+
+/// As whom we probe, prepare and promote: a superuser, or a member of `pg_monitor` with the grants that `check`
+/// names.
+#[derive(Clone, Debug)]
+pub struct ServerLogin {
+    pub user: Arc<str>,
+    pub database: Arc<str>,
+    pub credentials: Credentials,
+}
+
+/// What the other planes publish, and the servers on this host.
+#[derive(Debug)]
+pub struct Inputs {
+    pub wal: watch::Receiver<Arc<WalStatus>>,
+    pub proxy: watch::Receiver<Arc<ProxyStatus>>,
+    pub local: HashMap<NodeName, LocalNode>,
+}
+
+/// What this plane publishes.
+#[derive(Debug)]
+pub struct Outputs {
+    pub directive: watch::Sender<Arc<Directive>>,
+    pub health: watch::Sender<Arc<Health>>,
+    /// Oldest first; a running election is the last.
+    pub history: watch::Sender<Arc<Vec<Election>>>,
+}
+
+/// The control plane, ready to run.
+#[derive(Debug)]
+pub struct Failover {
+    control: Control,
+}
+
+impl Failover {
+    /// Reads the state. Nothing is sent to any node before [`Failover::run`].
+    pub fn new(
+        config: FailoverConfig,
+        inputs: Inputs,
+        outputs: Outputs,
+        registry: &Registry,
+    ) -> Result<(Failover, Commands), FailoverError> {
+        let (control, commands) = Control::new(config, inputs, outputs, Metrics::new(registry)?)?;
+        Ok((Failover { control }, commands))
+    }
+
+    /// Until `shutdown`. An error means that nothing may be decided any more: the process should end.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), FailoverError> {
+        self.control.run(shutdown).await
+    }
+}
+
+impl FailoverConfig {
+    fn policy(&self) -> Policy {
+        Policy {
+            instance: self.instance.clone(),
+            mode: self.mode,
+            durability: self.durability,
+            max_lost_bytes: self.max_lost_bytes,
+            bootstrap_timeout: Duration::from_secs(15),
+            candidate_wait: Duration::from_secs(3),
+            catch_up_timeout: Duration::from_secs(30),
+            follow_timeout: Duration::from_secs(5),
+            promote_timeout: Duration::from_secs(60),
+            attempts: 3,
+        }
+    }
+}

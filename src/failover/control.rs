@@ -1,0 +1,415 @@
+#![expect(clippy::disallowed_methods, reason = "shell: reads the clocks")]
+//! The circle of events, decisions and actions. It decides nothing itself.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::command::{Asked, Command, Commands};
+use super::decide::{
+    self, Action, Agent, Automatic, Finding, Ledger, NodeView, Now, Phase, Policy, Process, Request, State,
+    View,
+};
+use super::error::{ActionError, CommandError, FailoverError};
+use super::execute::Executor;
+use super::health::Watch;
+use super::metrics::Metrics;
+use super::probe::{Probe, Probed};
+use super::state::{FileJournal, MAX_HISTORY};
+use super::{FailoverConfig, Inputs, Outputs};
+use crate::net::Target;
+use crate::topology::{Election, Health, Node, NodeName, Upstream};
+
+const TICK: Duration = Duration::from_millis(100);
+/// Probe results waiting to be looked at; a probe waits for its turn beyond that.
+const PROBE_QUEUE: usize = 64;
+/// Rules that may fire in one turn: more than any chain of them is long.
+const MAX_CHAIN: usize = 16;
+
+#[derive(Debug)]
+pub(super) struct Control {
+    nodes: Vec<Node>,
+    policy: Policy,
+    state: State,
+    journal: Arc<FileJournal>,
+    history: Vec<Election>,
+    watch: Watch,
+    ledger: Ledger,
+    request: Option<Request>,
+    executor: Arc<Executor>,
+    local: BTreeSet<NodeName>,
+    inputs: (
+        watch::Receiver<Arc<crate::topology::WalStatus>>,
+        watch::Receiver<Arc<crate::topology::ProxyStatus>>,
+    ),
+    outputs: Outputs,
+    metrics: Metrics,
+    commands: mpsc::Receiver<Asked>,
+    kicks: HashMap<NodeName, Arc<Notify>>,
+    probes: Vec<Probe>,
+    /// Whether the relay heard its upstream at the last look.
+    stream: StreamSeen,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum StreamSeen {
+    Alive,
+    Gone,
+}
+
+/// The result of an action that ran as a task.
+type Finished = (Action, Result<Finding, ActionError>);
+
+impl Control {
+    pub(super) fn new(
+        config: FailoverConfig,
+        inputs: Inputs,
+        outputs: Outputs,
+        metrics: Metrics,
+    ) -> Result<(Control, Commands), FailoverError> {
+        let policy = config.policy();
+        let journal = FileJournal::new(config.state.clone());
+        let history = journal.history()?;
+        let now_ms = clock().unix_ms;
+        let state = match journal.load()? {
+            Some(state) => state.resumed(config.durability, now_ms),
+            None => State::bootstrapping(config.durability, now_ms),
+        };
+        let probes: Vec<Probe> = config.nodes.iter().map(|node| probe(node, &config)).collect();
+        let executor = Executor {
+            targets: config.nodes.iter().map(|node| (node.name.clone(), target(node, &config))).collect(),
+            relay_slot: config.relay_slot.clone(),
+            promote_limit: policy.promote_timeout,
+            local: inputs.local,
+        };
+        let (commands, asked) = Commands::channel();
+        let control = Control {
+            watch: Watch::new(&config.nodes, config.detect),
+            nodes: config.nodes,
+            policy,
+            state,
+            journal: Arc::new(journal),
+            history,
+            ledger: Ledger::default(),
+            request: None,
+            local: executor.local.keys().cloned().collect(),
+            executor: Arc::new(executor),
+            inputs: (inputs.wal, inputs.proxy),
+            outputs,
+            metrics,
+            commands: asked,
+            kicks: probes.iter().map(|p| (p.node.clone(), p.kick.clone())).collect(),
+            probes,
+            stream: StreamSeen::Gone,
+        };
+        control.publish();
+        Ok((control, commands))
+    }
+
+    pub(super) async fn run(mut self, shutdown: CancellationToken) -> Result<(), FailoverError> {
+        let (probed, mut probes) = mpsc::channel(PROBE_QUEUE);
+        let mut tasks = JoinSet::new();
+        for probe in std::mem::take(&mut self.probes) {
+            tasks.spawn(probe.run(probed.clone(), shutdown.clone()));
+        }
+        let mut actions: JoinSet<Finished> = JoinSet::new();
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        tracing::info!(term = %self.state.term, phase = ?self.state.phase, "control plane started");
+        loop {
+            let (wal, proxy) = &mut self.inputs;
+            tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                _ = tick.tick() => self.watch.tick(Instant::now()),
+                Some(probed) = probes.recv() => self.probed(probed),
+                Some(finished) = actions.join_next() => self.finished(finished?),
+                Some(asked) = self.commands.recv() => self.asked(asked).await?,
+                Ok(()) = wal.changed() => if self.nothing_new_of_wal() { continue },
+                Ok(()) = proxy.changed() => if matches!(self.state.phase, Phase::Steady) { continue },
+            }
+            self.turn(&mut actions).await?;
+        }
+    }
+
+    /// Decide, journal, publish, act: in this order.
+    async fn turn(&mut self, actions: &mut JoinSet<Finished>) -> Result<(), FailoverError> {
+        let before = self.state.clone();
+        let (wanted, concluded) = self.decide();
+        if self.state != before {
+            if let Err(error) = self.make_durable(concluded).await {
+                // Not journaled is not decided.
+                self.state = before;
+                return Err(error);
+            }
+            self.publish();
+            self.kick_primary();
+        }
+        self.publish_health();
+        let now = Instant::now();
+        for action in wanted {
+            if self.ledger.is_due(&action, now) {
+                self.ledger.started(&action);
+                tracing::debug!(term = %action.term, node = %action.node, action = action.what.name(), "action started");
+                let executor = self.executor.clone();
+                actions.spawn(async move {
+                    let result = Box::pin(executor.run(&action)).await;
+                    (action, result)
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn decide(&mut self) -> (Vec<Action>, Vec<Election>) {
+        let mut concluded = Vec::new();
+        let mut wanted = Vec::new();
+        for _ in 0..MAX_CHAIN {
+            let now = clock();
+            self.watch.expect_primary(self.state.primary.as_ref().map(|p| &p.node));
+            let health = self.watch.health(now.instant);
+            let decision = decide::decide(&self.view(&health, now), &self.state, &self.policy, now);
+            wanted = decision.actions;
+            concluded.extend(decision.concluded);
+            let Some(rule) = decision.rule else { break };
+            let words = rule.rule().map_or("", |r| r.name);
+            tracing::info!(term = %decision.next.term, rule = rule.as_str(), "{words}");
+            if decision.next.term > self.state.term {
+                self.ledger.forget_before(decision.next.term);
+                self.request = None;
+            }
+            self.state = decision.next;
+        }
+        (wanted, concluded)
+    }
+
+    fn view<'a>(&'a self, health: &'a Health, now: Now) -> View<'a> {
+        let node = |(node, health): (&'a Node, &'a crate::topology::NodeHealth)| NodeView {
+            node,
+            health,
+            facts: self.watch.facts(&node.name),
+            process: if self.watch.is_refused(&node.name) {
+                Process::Absent
+            } else {
+                Process::PresentOrUnknown
+            },
+            agent: if self.local.contains(&node.name) { Agent::Local } else { Agent::None },
+        };
+        let (wal, proxy) = (self.inputs.0.borrow().clone(), self.inputs.1.borrow().clone());
+        View {
+            nodes: self.nodes.iter().zip(&health.nodes).map(node).collect(),
+            verdict: self.watch.verdict(now.instant, &wal, &proxy),
+            confirmed: proxy.confirmed,
+            wal,
+            ledger: &self.ledger,
+            request: self.request.clone(),
+        }
+    }
+
+    async fn make_durable(&mut self, concluded: Vec<Election>) -> Result<(), FailoverError> {
+        let started = Instant::now();
+        let (journal, state) = (self.journal.clone(), self.state.clone());
+        for election in concluded {
+            self.metrics.concluded(&election);
+            tracing::info!(
+                term = %election.term,
+                rule = election.rule,
+                to = election.to.as_ref().map(tracing::field::display),
+                outcome = ?election.outcome,
+                lost_bytes = election.lost_bytes,
+                evidence = ?election.evidence,
+                phases = ?election.phases.iter().map(|p| (p.name.as_str(), p.millis)).collect::<Vec<_>>(),
+                "election ended"
+            );
+            self.history.push(election);
+        }
+        let excess = self.history.len().saturating_sub(MAX_HISTORY);
+        self.history.drain(..excess);
+        let history = self.history.clone();
+        let is_steady = matches!(state.phase, Phase::Steady);
+        let written = tokio::task::spawn_blocking(move || {
+            journal.put(&state)?;
+            if is_steady { journal.put_history(&history) } else { Ok(()) }
+        });
+        written.await??;
+        self.metrics.journal_seconds.observe(started.elapsed().as_secs_f64());
+        Ok(())
+    }
+
+    fn publish(&self) {
+        let directive = self.state.directive();
+        self.outputs.directive.send_if_modified(|current| {
+            let changed = **current != directive;
+            if changed {
+                tracing::info!(
+                    term = %directive.term,
+                    primary = directive.primary.as_ref().map(tracing::field::display),
+                    upstream = directive.upstream.as_ref().map(tracing::field::display),
+                    writes = ?directive.writes,
+                    "directive"
+                );
+                *current = Arc::new(directive);
+            }
+            changed
+        });
+        let mut history = self.history.clone();
+        if let Phase::Election(election) = &self.state.phase {
+            history.push(election.record.clone());
+        }
+        self.outputs.history.send_if_modified(|current| {
+            let changed = **current != history;
+            if changed {
+                *current = Arc::new(history);
+            }
+            changed
+        });
+    }
+
+    fn publish_health(&self) {
+        let mut health = self.watch.health(Instant::now());
+        decide::quarantine(&mut health, &self.state);
+        let directive = self.outputs.directive.borrow().clone();
+        self.metrics.observe(&health, &self.inputs.0.borrow(), directive.term, directive.primary.as_ref());
+        self.outputs.health.send_if_modified(|current| {
+            let changed = **current != health;
+            if changed {
+                *current = Arc::new(health);
+            }
+            changed
+        });
+    }
+
+    fn probed(&mut self, probed: Probed) {
+        self.watch.observe(probed.at, &probed.node, probed.result);
+    }
+
+    fn finished(&mut self, (action, result): Finished) {
+        let now = Instant::now();
+        let (term, node, name) = (action.term, &action.node, action.what.name());
+        match result {
+            Ok(finding) => {
+                tracing::debug!(%term, %node, action = name, ?finding, "action done");
+                self.ledger.succeeded(&action, finding, now);
+                self.kick(&action.node);
+            }
+            Err(error) => {
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                tracing::info!(%term, %node, action = name, %error, cause, "action failed, to be repeated");
+                self.ledger.failed(&action, now);
+            }
+        }
+    }
+
+    async fn asked(&mut self, asked: Asked) -> Result<(), FailoverError> {
+        let answer = match self.accept(&asked.command) {
+            Ok(accepted) if matches!(asked.command, Command::Pause | Command::Resume) => {
+                self.make_durable(Vec::new()).await?;
+                Ok(accepted)
+            }
+            other => other,
+        };
+        // Who asked may have gone.
+        let _ = asked.answer.send(answer);
+        Ok(())
+    }
+
+    fn accept(&mut self, command: &Command) -> Result<String, CommandError> {
+        match command {
+            Command::Failover { to } => {
+                if !matches!(self.state.phase, Phase::Steady) {
+                    return Err(CommandError::NotNow("an election or the start is under way".to_owned()));
+                }
+                if let Some(to) = to {
+                    self.check_candidate(to)?;
+                }
+                self.request = Some(Request::Failover { to: to.clone() });
+                Ok("failover has begun".to_owned())
+            }
+            Command::Switchover { .. } => Err(CommandError::Unsupported("switchover")),
+            Command::Pause => {
+                self.state.automatic = Automatic::Paused;
+                Ok("automatic failover is paused".to_owned())
+            }
+            Command::Resume => {
+                self.state.automatic = Automatic::On;
+                Ok("automatic failover is on".to_owned())
+            }
+        }
+    }
+
+    fn check_candidate(&self, to: &NodeName) -> Result<(), CommandError> {
+        let node = self.nodes.iter().find(|n| n.name == *to);
+        let node = node.ok_or_else(|| CommandError::UnknownNode(to.clone()))?;
+        let unfit = |why: &str| Err(CommandError::Unfit(to.clone(), why.to_owned()));
+        if self.state.primary.as_ref().is_some_and(|p| p.node == *to) {
+            return unfit("it is the primary");
+        }
+        if node.no_failover { unfit("it is configured with no_failover") } else { Ok(()) }
+    }
+
+    /// The relay's positions change all the time; in peace only its stream's end is news. A stream that has
+    /// just ended is a reason to probe its node now.
+    fn nothing_new_of_wal(&mut self) -> bool {
+        let wal = self.inputs.0.borrow_and_update().clone();
+        let (seen, node) = match &wal.upstream {
+            Upstream::Streaming { node, .. } => (StreamSeen::Alive, Some(node)),
+            Upstream::Connecting { node, last_error: None, .. } => (self.stream, Some(node)),
+            Upstream::Connecting { node, .. } | Upstream::Ended { node, .. } => {
+                (StreamSeen::Gone, Some(node))
+            }
+            Upstream::Idle => (StreamSeen::Gone, None),
+        };
+        let changed = seen != self.stream;
+        self.stream = seen;
+        if changed
+            && seen == StreamSeen::Gone
+            && let Some(node) = node
+        {
+            self.kick(node);
+        }
+        !changed && matches!(self.state.phase, Phase::Steady)
+    }
+
+    fn kick_primary(&self) {
+        if let Some(primary) = &self.state.primary {
+            self.kick(&primary.node);
+        }
+    }
+
+    fn kick(&self, node: &NodeName) {
+        if let Some(kick) = self.kicks.get(node) {
+            kick.notify_one();
+        }
+    }
+}
+
+fn probe(node: &Node, config: &FailoverConfig) -> Probe {
+    // Three attempts fit into the time after which silence counts.
+    let limit = (config.detect.timeout / 3).max(Duration::from_millis(250));
+    Probe {
+        node: node.name.clone(),
+        target: target(node, config),
+        interval: config.detect.interval,
+        limit,
+        relay_slot: config.relay_slot.clone(),
+        kick: Arc::new(Notify::new()),
+    }
+}
+
+fn target(node: &Node, config: &FailoverConfig) -> Target {
+    Target {
+        address: node.address.clone(),
+        user: config.login.user.clone(),
+        database: config.login.database.clone(),
+        credentials: config.login.credentials.clone(),
+        parameters: Vec::new(),
+    }
+}
+
+fn clock() -> Now {
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Now { instant: Instant::now(), unix_ms: u64::try_from(unix.as_millis()).unwrap_or(u64::MAX) }
+}

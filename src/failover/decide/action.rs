@@ -1,0 +1,213 @@
+//! What a decision wants done, and what became of it. PURE.
+//!
+//! Actions are wanted for as long as the state is what it is, not sent once: a lost one is simply wanted again,
+//! also after a restart. Each is idempotent and carries its term, so a result of an earlier term fits nothing.
+
+use std::time::{Duration, Instant};
+
+use super::state::Promoted;
+use crate::pg::{Lsn, TimelineId};
+use crate::topology::{NodeName, Term};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Action {
+    pub term: Term,
+    pub node: NodeName,
+    pub what: What,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum What {
+    /// Sets `synchronous_standby_names` for the term and creates the relay's slot, verified by reading back.
+    Prepare { names: SyncNames },
+    /// `pg_promote()`, until the node is out of recovery; then what it says of its timeline.
+    Promote { from: TimelineId },
+    /// What a primary says of its timeline, relative to `from`.
+    Inspect { from: TimelineId },
+    /// A transaction that commits as a client's would.
+    Marker,
+    /// Brings the new timeline into the control file, for pg_rewind before PostgreSQL 16.
+    Checkpoint,
+    /// Removes the relay's slot from a standby, where nobody moves it and it would keep WAL for ever.
+    DropSlot,
+    /// The agent starts the server.
+    Start { role: StartAs },
+    /// The agent stops a server that runs as a primary and is none.
+    Stop,
+    /// The agent turns the server into a standby of `source`.
+    Rejoin { source: NodeName },
+    /// No agent: the operator is told, once, what to run.
+    Advise { source: NodeName },
+}
+
+/// As what the agent may start a server; it refuses when the server's files say otherwise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartAs {
+    /// Whatever its files say: nobody is primary yet, or it is the recorded one.
+    ItIs,
+    Standby,
+}
+
+/// What `synchronous_standby_names` has to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SyncNames {
+    /// Quorum: exactly this relay, quoted, with its term.
+    Relay(String),
+    /// Async: anything but a name of ours; somebody else's value stays.
+    NotOurs { prefix: String },
+}
+
+impl SyncNames {
+    /// Whether `setting` needs no change.
+    pub fn fits(&self, setting: &str) -> bool {
+        match self {
+            SyncNames::Relay(name) => setting == self.quoted(name),
+            SyncNames::NotOurs { prefix } => !setting.contains(prefix.as_str()),
+        }
+    }
+
+    /// The value to set.
+    pub fn setting(&self) -> String {
+        match self {
+            SyncNames::Relay(name) => self.quoted(name),
+            SyncNames::NotOurs { .. } => String::new(),
+        }
+    }
+
+    fn quoted(&self, name: &str) -> String {
+        format!("\"{name}\"")
+    }
+}
+
+/// What a finished action found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finding {
+    Done,
+    /// Of `Promote` and `Inspect`.
+    Promoted(Promoted),
+    /// Of `Marker`: the primary's flush position after its commit.
+    Committed {
+        lsn: Lsn,
+    },
+}
+
+/// Which actions run, and how the last run of each ended. Forgets everything of an older term.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    entries: Vec<Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    action: Action,
+    progress: Progress,
+    /// Runs that failed, in a row.
+    failures: u32,
+}
+
+#[derive(Debug)]
+enum Progress {
+    Running,
+    Done { finding: Finding, at: Instant },
+    Failed { at: Instant },
+}
+
+impl Ledger {
+    /// A failed action waits this long, doubled with each failure in a row ...
+    const FIRST_RETRY: Duration = Duration::from_millis(100);
+    /// ... up to this.
+    const LAST_RETRY: Duration = Duration::from_secs(10);
+    /// What is still wanted although it was done is done again after this.
+    const REPEAT: Duration = Duration::from_secs(5);
+
+    pub fn finding(&self, action: &Action) -> Option<&Finding> {
+        match &self.entry(action)?.progress {
+            Progress::Done { finding, .. } => Some(finding),
+            Progress::Running | Progress::Failed { .. } => None,
+        }
+    }
+
+    pub fn failures(&self, action: &Action) -> u32 {
+        self.entry(action).map_or(0, |entry| entry.failures)
+    }
+
+    /// Whether a wanted action should be started now.
+    pub fn is_due(&self, action: &Action, now: Instant) -> bool {
+        let Some(entry) = self.entry(action) else { return true };
+        let waited = |at: Instant| now.saturating_duration_since(at);
+        match &entry.progress {
+            Progress::Running => false,
+            Progress::Done { at, .. } => {
+                !matches!(action.what, What::Advise { .. }) && waited(*at) >= Self::REPEAT
+            }
+            Progress::Failed { at } => {
+                let doublings = entry.failures.saturating_sub(1).min(10);
+                waited(*at) >= (Self::FIRST_RETRY * 2u32.pow(doublings)).min(Self::LAST_RETRY)
+            }
+        }
+    }
+
+    pub fn started(&mut self, action: &Action) {
+        match self.entries.iter_mut().find(|e| e.action == *action) {
+            Some(entry) => entry.progress = Progress::Running,
+            None => {
+                self.entries.push(Entry { action: action.clone(), progress: Progress::Running, failures: 0 });
+            }
+        }
+    }
+
+    pub fn succeeded(&mut self, action: &Action, finding: Finding, at: Instant) {
+        if let Some(entry) = self.entries.iter_mut().find(|e| e.action == *action) {
+            entry.failures = 0;
+            entry.progress = Progress::Done { finding, at };
+        }
+    }
+
+    pub fn failed(&mut self, action: &Action, at: Instant) {
+        if let Some(entry) = self.entries.iter_mut().find(|e| e.action == *action) {
+            entry.failures = entry.failures.saturating_add(1);
+            entry.progress = Progress::Failed { at };
+        }
+    }
+
+    /// What of an older term has ended fits nothing any more; what still runs is kept until it ends.
+    pub fn forget_before(&mut self, term: Term) {
+        self.entries.retain(|e| e.action.term >= term || matches!(e.progress, Progress::Running));
+    }
+
+    /// Whether any action that touches the node's server process runs, whatever its term: two of them at once
+    /// would fight over one data directory.
+    pub fn is_server_busy(&self, node: &NodeName) -> bool {
+        self.entries.iter().any(|e| {
+            e.action.node == *node
+                && e.action.what.touches_server()
+                && matches!(e.progress, Progress::Running)
+        })
+    }
+
+    fn entry(&self, action: &Action) -> Option<&Entry> {
+        self.entries.iter().find(|e| e.action == *action)
+    }
+}
+
+impl What {
+    pub fn name(&self) -> &'static str {
+        match self {
+            What::Prepare { .. } => "prepare",
+            What::Promote { .. } => "promote",
+            What::Inspect { .. } => "inspect",
+            What::Marker => "marker",
+            What::Checkpoint => "checkpoint",
+            What::DropSlot => "drop_slot",
+            What::Start { .. } => "start",
+            What::Stop => "stop",
+            What::Rejoin { .. } => "rejoin",
+            What::Advise { .. } => "advise",
+        }
+    }
+
+    /// Done by the agent to the server's process and files.
+    pub fn touches_server(&self) -> bool {
+        matches!(self, What::Start { .. } | What::Stop | What::Rejoin { .. })
+    }
+}

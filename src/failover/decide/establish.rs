@@ -1,0 +1,177 @@
+//! Making a node that already is primary ready for its term: at the first start, after a restart of this
+//! process, after a primary came back. Writes are held until a marker transaction has committed.
+
+use super::{
+    Action, Agent, EstablishStep, Finding, Fired, Now, Phase, Policy, Primary, Process, RuleId, StartAs,
+    State, View, What, Why, marker, marker_is_durable, steady,
+};
+use crate::failover::health::Facts;
+use crate::topology::{Durability, NodeName, Role, Upstream};
+
+/// B1. Nobody is chosen here: there must be one primary already, and no doubt about it.
+pub(super) fn bootstrap(
+    view: &View<'_>,
+    state: &State,
+    policy: &Policy,
+    since_ms: u64,
+    now: Now,
+) -> Option<Fired> {
+    let up: Vec<_> = view.nodes.iter().filter(|n| n.health.state.is_up()).collect();
+    let accounted = up.len() + view.nodes.iter().filter(|n| n.process == Process::Absent).count();
+    let waited = u128::from(now.unix_ms.saturating_sub(since_ms)) >= policy.bootstrap_timeout.as_millis();
+    if accounted < view.nodes.len() && !(waited && accounted * 2 > view.nodes.len()) {
+        return None;
+    }
+    let mut primaries = up.iter().filter(|n| n.is_up_as(Role::Primary));
+    let (Some(only), None) = (primaries.next(), primaries.next()) else { return None };
+    let facts = only.facts?;
+    let one_cluster = up.iter().all(|n| n.facts.is_some_and(|f| f.system == facts.system));
+    let relay_agrees =
+        view.wal.system.is_none_or(|system| system == facts.system) && view.wal.timeline <= facts.timeline;
+    if !one_cluster || !relay_agrees {
+        return None;
+    }
+    let mut next = state.clone();
+    // A lost state file must not take a term back that the relay has promised.
+    next.term = state.term.max(view.wal.promised).max(view.confirmed).next();
+    next.primary = Some(verified(&only.node.name, facts, &next));
+    Fired::new(RuleId::B1, establishing(next, Why::Bootstrap, EstablishStep::Prepare, now))
+}
+
+pub(super) fn advance(
+    view: &View<'_>,
+    state: &State,
+    policy: &Policy,
+    (why, step): (Why, EstablishStep),
+    now: Now,
+) -> Option<Fired> {
+    let primary = state.primary.as_ref()?;
+    if step == EstablishStep::Confirm {
+        if let Some(successor) = successor(view, state, primary) {
+            return adopt_successor(view, state, primary, successor, now);
+        }
+        if let Some(facts) = confirmed(view, primary) {
+            let mut next = state.clone();
+            next.primary = Some(verified(&primary.node, facts, state));
+            return Fired::new(RuleId::A1, establishing(next, why, EstablishStep::Prepare, now));
+        }
+    }
+    if let Some(fired) = steady::primary_dead(view, state, policy, now) {
+        return Some(fired);
+    }
+    match step {
+        EstablishStep::Confirm => None,
+        EstablishStep::Prepare => {
+            view.ledger.finding(&policy.prepare(state.term, &primary.node))?;
+            let step = match state.durability {
+                Durability::Quorum => EstablishStep::Follow,
+                // The primary's own disk is the promise; the relay connects meanwhile.
+                Durability::Async => EstablishStep::Marker,
+            };
+            Fired::new(RuleId::P1, establishing(state.clone(), why, step, now))
+        }
+        EstablishStep::Follow => relay_follows(view, primary)
+            .then(|| establishing(state.clone(), why, EstablishStep::Marker, now))
+            .and_then(|next| Fired::new(RuleId::P2, next)),
+        EstablishStep::Marker => marker_is_durable(view, state, &primary.node)
+            .then(|| State { phase: Phase::Steady, ..state.clone() })
+            .and_then(|next| Fired::new(RuleId::P3, next)),
+    }
+}
+
+/// The relay streams from the primary, on its timeline.
+pub(super) fn relay_follows(view: &View<'_>, primary: &Primary) -> bool {
+    matches!(&view.wal.upstream, Upstream::Streaming { node, .. } if *node == primary.node)
+        && view.wal.timeline == primary.timeline
+}
+
+pub(super) fn establishing(state: State, why: Why, step: EstablishStep, now: Now) -> State {
+    State { phase: Phase::Establishing { why, step, since_ms: now.unix_ms }, ..state }
+}
+
+/// The recorded primary's answer, when it is still what was recorded.
+fn confirmed<'a>(view: &'a View<'_>, primary: &Primary) -> Option<&'a Facts> {
+    let node = view.node(&primary.node).filter(|n| n.is_up_as(Role::Primary))?;
+    node.facts.filter(|f| f.system == primary.system && f.timeline == primary.timeline)
+}
+
+/// Somebody else who runs as a primary and is not one of those we have deposed ourselves.
+fn successor<'a>(view: &'a View<'_>, state: &State, primary: &Primary) -> Option<&'a NodeName> {
+    let is_foreign = |name: &NodeName| *name != primary.node && !state.is_deposed(name);
+    view.nodes.iter().find(|n| n.is_up_as(Role::Primary) && is_foreign(&n.node.name)).map(|n| &n.node.name)
+}
+
+/// A2. While this process was away somebody promoted another node. It is believed only when nothing else claims
+/// to be primary, every node is accounted for, and its history takes over all that the relay holds; else writes
+/// stay held, for a person to decide.
+fn adopt_successor(
+    view: &View<'_>,
+    state: &State,
+    primary: &Primary,
+    successor: &NodeName,
+    now: Now,
+) -> Option<Fired> {
+    let all_accounted = view.nodes.iter().all(|n| n.health.state.is_up() || n.process == Process::Absent);
+    let alone = view.nodes.iter().filter(|n| n.is_up_as(Role::Primary)).count() == 1;
+    if !all_accounted || !alone {
+        return None;
+    }
+    let Some(Finding::Promoted(found)) = view.ledger.finding(&inspect(state, primary, successor)) else {
+        return None;
+    };
+    let facts = view.node(successor)?.facts?;
+    let descends = found.system == primary.system
+        && found.timeline > primary.timeline
+        && found.timeline == facts.timeline
+        && found.switchpoint.is_some_and(|at| view.wal.verified <= at);
+    if !descends {
+        return None;
+    }
+    let mut next = state.clone();
+    next.term = state.term.max(view.wal.promised).next();
+    next.depose(&primary.node);
+    next.primary = Some(verified(successor, facts, &next));
+    Fired::new(RuleId::A2, establishing(next, Why::Adopt, EstablishStep::Prepare, now))
+}
+
+fn verified(node: &NodeName, facts: &Facts, state: &State) -> Primary {
+    Primary {
+        node: node.clone(),
+        system: facts.system,
+        timeline: facts.timeline,
+        term: state.term,
+        started_at: Some(facts.started_at.clone()),
+    }
+}
+
+fn inspect(state: &State, primary: &Primary, node: &NodeName) -> Action {
+    Action { term: state.term, node: node.clone(), what: What::Inspect { from: primary.timeline } }
+}
+
+/// Local servers that do not run are started: without them nothing can be learned.
+pub(super) fn wanted_to_bootstrap(view: &View<'_>, state: &State) -> Vec<Action> {
+    let absent = view.nodes.iter().filter(|n| n.agent == Agent::Local && n.process == Process::Absent);
+    absent
+        .map(|n| Action {
+            term: state.term,
+            node: n.node.name.clone(),
+            what: What::Start { role: StartAs::ItIs },
+        })
+        .collect()
+}
+
+pub(super) fn wanted(view: &View<'_>, state: &State, policy: &Policy, step: EstablishStep) -> Vec<Action> {
+    let Some(primary) = &state.primary else { return Vec::new() };
+    match step {
+        EstablishStep::Confirm => match successor(view, state, primary) {
+            Some(successor) => vec![inspect(state, primary, successor)],
+            // A deposed node is not started here: it would come up as a primary.
+            None => {
+                wanted_to_bootstrap(view, state).into_iter().filter(|a| !state.is_deposed(&a.node)).collect()
+            }
+        },
+        EstablishStep::Prepare => vec![policy.prepare(state.term, &primary.node)],
+        EstablishStep::Follow => Vec::new(),
+        EstablishStep::Marker => vec![marker(state.term, &primary.node)],
+    }
+}

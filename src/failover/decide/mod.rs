@@ -1,0 +1,239 @@
+//! Who is primary: one pure function over a numbered rule table.
+//!
+//! ```text
+//! decide(view, state, policy, now) -> Decision { rule, next, actions, concluded }
+//! ```
+//!
+//! At most one rule fires per call; the caller repeats until none does, journals the last state, publishes its
+//! [`State::directive`], and only then starts the actions. Two things follow. A term is durable before anybody
+//! hears of it, and what is wanted is a function of the journaled state alone, so that a restart at any point
+//! wants it again.
+//!
+//! | phase | rules | file |
+//! |---|---|---|
+//! | bootstrapping | B1 | `establish` |
+//! | establishing: confirm, prepare, follow, marker | A1 A2 P1 P2 P3, F1..F5 | `establish` |
+//! | steady | F1..F6, S1 S2 S3 | `steady` |
+//! | election: fence, elect, catch_up, prepare, promote, verify, follow, marker | E1..E11 | `election` |
+//!
+//! The table itself, with every condition in words, is [`RULES`].
+//!
+//! Why nothing here waits for a lease: the relay is the primary's only way to acknowledge (quorum) and the proxy
+//! its only way to be written to. When both have confirmed the term, the old primary may live on, but nobody
+//! hears it. What they do not cover, connections that bypass the proxy, is not ours to fence.
+
+mod action;
+mod election;
+mod establish;
+mod rules;
+mod state;
+mod steady;
+#[cfg(test)]
+mod tests;
+
+pub use action::{Action, Finding, Ledger, StartAs, SyncNames, What};
+pub use rules::{RULES, Rule, RuleId};
+pub use state::{Automatic, Election, EstablishStep, Fenced, Phase, Primary, Promoted, State, Step, Why};
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::health::{Cause, Facts, PrimaryVerdict};
+use crate::topology::{
+    Durability, Health, Node, NodeHealth, NodeName, NodeState, Role, Term, WalStatus, relay_application_name,
+};
+
+/// What is configured; the same for every call.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    pub instance: String,
+    pub mode: Mode,
+    pub durability: Durability,
+    /// Async: more WAL than this is known to exist beyond what the relay holds: nobody is promoted. Quorum: such
+    /// WAL was never acknowledged, so it does not count.
+    pub max_lost_bytes: u64,
+    /// How long a bootstrap waits for the nodes that have not been seen; then a majority is enough.
+    pub bootstrap_timeout: Duration,
+    /// How long an election waits for a candidate before the old primary may be restored.
+    pub candidate_wait: Duration,
+    /// How long a candidate may take to receive what the relay has.
+    pub catch_up_timeout: Duration,
+    /// Async: writes open without the relay after this.
+    pub follow_timeout: Duration,
+    /// How long a candidate that still answers may take to leave recovery, its replay included.
+    pub promote_timeout: Duration,
+    /// Failed runs of one step after which another candidate is tried.
+    pub attempts: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    Automatic,
+    /// A dead primary is reported, nothing else; an operator's command works.
+    Manual,
+}
+
+/// Two clocks: the monotonic one for evidence, the calendar's for what is remembered.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    pub instant: Instant,
+    pub unix_ms: u64,
+}
+
+/// Everything a decision may look at.
+#[derive(Debug)]
+pub struct View<'a> {
+    pub nodes: Vec<NodeView<'a>>,
+    /// Of the state's primary.
+    pub verdict: PrimaryVerdict,
+    pub wal: Arc<WalStatus>,
+    /// `ProxyStatus::confirmed`.
+    pub confirmed: Term,
+    pub ledger: &'a Ledger,
+    /// An operator's wish not yet taken up.
+    pub request: Option<Request>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    Failover { to: Option<NodeName> },
+}
+
+#[derive(Debug)]
+pub struct NodeView<'a> {
+    pub node: &'a Node,
+    pub health: &'a NodeHealth,
+    /// Its last answer.
+    pub facts: Option<&'a Facts>,
+    pub process: Process,
+    pub agent: Agent,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Process {
+    /// The last probe was refused: no server runs there.
+    Absent,
+    PresentOrUnknown,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Agent {
+    /// We start, stop and rebuild this server.
+    Local,
+    None,
+}
+
+#[derive(Debug)]
+pub struct Decision {
+    /// `None`: nothing changes, only `actions` count.
+    pub rule: Option<RuleId>,
+    pub next: State,
+    /// What `next` wants done, in this order of importance.
+    pub actions: Vec<Action>,
+    /// An election that this decision ended.
+    pub concluded: Option<crate::topology::Election>,
+}
+
+/// A rule that fired.
+#[derive(Debug)]
+pub(super) struct Fired {
+    rule: RuleId,
+    next: State,
+    concluded: Option<crate::topology::Election>,
+}
+
+impl Fired {
+    fn new(rule: RuleId, next: State) -> Option<Fired> {
+        Some(Fired { rule, next, concluded: None })
+    }
+}
+
+pub fn decide(view: &View<'_>, state: &State, policy: &Policy, now: Now) -> Decision {
+    let fired = match &state.phase {
+        Phase::Bootstrapping { since_ms } => establish::bootstrap(view, state, policy, *since_ms, now),
+        Phase::Establishing { why, step, .. } => establish::advance(view, state, policy, (*why, *step), now),
+        Phase::Steady => steady::watch(view, state, policy, now),
+        Phase::Election(election) => election::advance(view, state, policy, election, now),
+    };
+    let (rule, next, concluded) = match fired {
+        Some(fired) => (Some(fired.rule), fired.next, fired.concluded),
+        None => (None, state.clone(), None),
+    };
+    let actions = match &next.phase {
+        Phase::Bootstrapping { .. } => establish::wanted_to_bootstrap(view, &next),
+        Phase::Establishing { step, .. } => establish::wanted(view, &next, policy, *step),
+        Phase::Steady => steady::wanted(view, &next, policy),
+        Phase::Election(election) => election::wanted(view, &next, policy, election, now),
+    };
+    Decision { rule, next, actions, concluded }
+}
+
+/// Marks in `health` the nodes that answer and must not be used.
+pub fn quarantine(health: &mut Health, state: &State) {
+    let Some(primary) = &state.primary else { return };
+    for node in health.nodes.iter_mut().filter(|n| n.state.is_up()) {
+        let why = if node.system.is_some_and(|system| system != primary.system) {
+            format!("it belongs to another cluster: the system identifier is not {}", primary.system)
+        } else if node.role == Some(Role::Primary) && node.name != primary.node {
+            format!("it runs as a primary, but {} is the primary of term {}", primary.node, primary.term)
+        } else {
+            continue;
+        };
+        node.state = NodeState::Quarantined { why };
+    }
+}
+
+impl Policy {
+    fn names(&self, term: Term) -> SyncNames {
+        match self.durability {
+            Durability::Quorum => SyncNames::Relay(relay_application_name(&self.instance, term)),
+            Durability::Async => SyncNames::NotOurs { prefix: format!("bellwether_{}_t", self.instance) },
+        }
+    }
+
+    fn prepare(&self, term: Term, node: &NodeName) -> Action {
+        Action { term, node: node.clone(), what: What::Prepare { names: self.names(term) } }
+    }
+}
+
+impl View<'_> {
+    fn node(&self, name: &NodeName) -> Option<&NodeView<'_>> {
+        self.nodes.iter().find(|n| n.node.name == *name)
+    }
+}
+
+impl NodeView<'_> {
+    fn is_up_as(&self, role: Role) -> bool {
+        self.health.state.is_up() && self.facts.is_some_and(|f| f.role == role)
+    }
+
+    fn is_down(&self) -> bool {
+        matches!(self.health.state, NodeState::Down { .. })
+    }
+}
+
+/// Whether the marker of `state`'s term has committed where it must be durable.
+fn marker_is_durable(view: &View<'_>, state: &State, node: &NodeName) -> bool {
+    let Some(Finding::Committed { lsn }) = view.ledger.finding(&marker(state.term, node)) else {
+        return false;
+    };
+    match state.durability {
+        Durability::Quorum => *lsn <= view.wal.durable,
+        Durability::Async => true,
+    }
+}
+
+fn marker(term: Term, node: &NodeName) -> Action {
+    Action { term, node: node.clone(), what: What::Marker }
+}
+
+/// The automatic reasons for an election, as rules.
+fn rule_of(cause: Cause) -> RuleId {
+    match cause {
+        Cause::Gone => RuleId::F1,
+        Cause::Silent => RuleId::F2,
+        Cause::Stalled => RuleId::F3,
+        Cause::Restarting => RuleId::F4,
+        Cause::Demoted => RuleId::F5,
+    }
+}

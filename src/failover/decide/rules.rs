@@ -1,0 +1,162 @@
+//! The rule table as data: number, name, condition in words. `bellwether history` and the log name the number.
+
+/// The number of a rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RuleId {
+    B1,
+    A1,
+    A2,
+    P1,
+    P2,
+    P3,
+    F1,
+    F2,
+    F3,
+    F4,
+    F5,
+    F6,
+    E1,
+    E2,
+    E3,
+    E4,
+    E5,
+    E6,
+    E7,
+    E8,
+    E9,
+    E10,
+    E11,
+    S1,
+    S2,
+    S3,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Rule {
+    pub id: RuleId,
+    pub name: &'static str,
+    pub condition: &'static str,
+}
+
+/// In the order of the phases.
+pub const RULES: &[Rule] = &[
+    rule(
+        RuleId::B1,
+        "bootstrap",
+        "no state; exactly one primary, one system identifier, every node accounted for (or a majority, after the bootstrap timeout)",
+    ),
+    rule(
+        RuleId::A1,
+        "adopt",
+        "the recorded primary still is primary on the recorded timeline, and nobody newer is",
+    ),
+    rule(
+        RuleId::A2,
+        "adopt successor",
+        "another node is the only primary, and its history forks from the recorded timeline at or after the relay's last record",
+    ),
+    rule(RuleId::P1, "prepared", "synchronous_standby_names and the relay's slot are in place"),
+    rule(RuleId::P2, "followed", "the relay streams from the primary (async: not waited for)"),
+    rule(
+        RuleId::P3,
+        "open",
+        "the marker transaction has committed, and the relay holds it durably (async: on the primary's disk)",
+    ),
+    rule(RuleId::F1, "primary gone", "connection refused and the WAL stream ended"),
+    rule(
+        RuleId::F2,
+        "primary silent",
+        "probe, WAL stream and clients hear nothing for detect.timeout while other nodes answer",
+    ),
+    rule(RuleId::F3, "primary stalled", "a commit on its own disk hangs for the stall timeout"),
+    rule(RuleId::F4, "primary restarting", "it answers 57P03 for the restart timeout"),
+    rule(RuleId::F5, "primary demoted", "it answers that it is in recovery"),
+    rule(RuleId::F6, "asked", "an operator asked for a failover"),
+    rule(RuleId::E1, "fenced", "the relay has promised and the proxy has confirmed the term"),
+    rule(
+        RuleId::E2,
+        "restored",
+        "no candidate, and the old primary is back, unchanged, with everything the relay has",
+    ),
+    rule(
+        RuleId::E3,
+        "candidate",
+        "a standby that may be promoted streams from the relay on its timeline, and no more WAL than max_lost_bytes would be lost",
+    ),
+    rule(RuleId::E4, "caught up", "the candidate has flushed everything the relay held when it promised"),
+    rule(
+        RuleId::E5,
+        "prepared",
+        "synchronous_standby_names and the relay's slot are set on the candidate, still a standby",
+    ),
+    rule(RuleId::E6, "promoted", "the candidate is out of recovery"),
+    rule(
+        RuleId::E7,
+        "verified",
+        "same system identifier, a higher timeline, and its switchpoint not before the relay's last record",
+    ),
+    rule(
+        RuleId::E8,
+        "followed",
+        "the relay streams the new timeline (async: or the follow timeout has passed)",
+    ),
+    rule(RuleId::E9, "open", "the marker transaction has committed, and the relay holds it durably"),
+    rule(
+        RuleId::E10,
+        "next candidate",
+        "the candidate is lost, or its step failed, before it was asked to promote",
+    ),
+    rule(RuleId::E11, "fenced again", "the candidate is lost after it was asked to promote"),
+    rule(RuleId::S1, "primary seen", "the first probe of a primary since it was elected"),
+    rule(
+        RuleId::S2,
+        "primary restarted",
+        "its postmaster's start time changed: quorum holds writes until the relay has what its recovery brought back",
+    ),
+    rule(
+        RuleId::S3,
+        "follows again",
+        "a deposed primary streams from the relay as a standby on the primary's timeline",
+    ),
+];
+
+const fn rule(id: RuleId, name: &'static str, condition: &'static str) -> Rule {
+    Rule { id, name, condition }
+}
+
+impl RuleId {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            RuleId::B1 => "B1",
+            RuleId::A1 => "A1",
+            RuleId::A2 => "A2",
+            RuleId::P1 => "P1",
+            RuleId::P2 => "P2",
+            RuleId::P3 => "P3",
+            RuleId::F1 => "F1",
+            RuleId::F2 => "F2",
+            RuleId::F3 => "F3",
+            RuleId::F4 => "F4",
+            RuleId::F5 => "F5",
+            RuleId::F6 => "F6",
+            RuleId::E1 => "E1",
+            RuleId::E2 => "E2",
+            RuleId::E3 => "E3",
+            RuleId::E4 => "E4",
+            RuleId::E5 => "E5",
+            RuleId::E6 => "E6",
+            RuleId::E7 => "E7",
+            RuleId::E8 => "E8",
+            RuleId::E9 => "E9",
+            RuleId::E10 => "E10",
+            RuleId::E11 => "E11",
+            RuleId::S1 => "S1",
+            RuleId::S2 => "S2",
+            RuleId::S3 => "S3",
+        }
+    }
+
+    pub fn rule(self) -> Option<&'static Rule> {
+        RULES.iter().find(|rule| rule.id == self)
+    }
+}

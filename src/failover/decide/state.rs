@@ -1,0 +1,260 @@
+//! The journaled facts: what must survive a restart for the next decision to be the same. PURE.
+
+use serde::{Deserialize, Serialize};
+
+use crate::pg::{Lsn, SystemIdentifier, TimelineId};
+use crate::topology::{Directive, Durability, Election as Record, NodeName, Phase as Timing, Term, Writes};
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// Only grows; durable before anybody hears of it.
+    pub term: Term,
+    /// Who receives writes in `term`, or, during an election before its verification, who did before.
+    pub primary: Option<Primary>,
+    pub durability: Durability,
+    pub automatic: Automatic,
+    /// Nodes that were primary, or may have been promoted, and were not seen to follow since.
+    pub deposed: Vec<NodeName>,
+    pub phase: Phase,
+}
+
+/// A verified primary.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Primary {
+    pub node: NodeName,
+    pub system: SystemIdentifier,
+    pub timeline: TimelineId,
+    /// The term in which it was verified last.
+    pub term: Term,
+    /// `pg_postmaster_start_time()`: a change shows a restart between two probes. `None` until probed.
+    pub started_at: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Automatic {
+    On,
+    /// An operator asked for no automatic failover.
+    Paused,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// No primary was ever recorded.
+    Bootstrapping {
+        since_ms: u64,
+    },
+    /// `State::primary` is known and runs already; it is made ready for the term before writes open.
+    Establishing {
+        why: Why,
+        step: EstablishStep,
+        since_ms: u64,
+    },
+    Steady,
+    Election(Box<Election>),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Why {
+    Bootstrap,
+    /// This process started and found a state.
+    Adopt,
+    /// The primary of the last term came back before anybody was promoted.
+    Restore,
+    /// The primary restarted by itself.
+    Restarted,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EstablishStep {
+    /// Is it still primary, on the recorded timeline?
+    Confirm,
+    /// `synchronous_standby_names` and the relay's slot.
+    Prepare,
+    /// The relay streams from it.
+    Follow,
+    /// A transaction commits as every client's will.
+    Marker,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Election {
+    /// As it will be remembered; grows with every step.
+    pub record: Record,
+    pub step: Step,
+    /// When `step` began, Unix milliseconds.
+    pub since_ms: u64,
+    /// Where the relay stood when it had promised the term; `None` before.
+    pub fenced: Option<Fenced>,
+    /// Candidates that failed in this term: chosen again only when there is nobody else.
+    pub excluded: Vec<NodeName>,
+    /// The operator's choice.
+    pub preferred: Option<NodeName>,
+}
+
+/// The relay's word that not a byte of an older term comes after this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fenced {
+    pub timeline: TimelineId,
+    /// Everything acknowledged is at or before this: the candidate must have it.
+    pub durable: Lsn,
+    /// The end of the last whole record: the new timeline must not begin before this.
+    pub verified: Lsn,
+    /// The last end of WAL that the old primary told of.
+    pub upstream_end: Lsn,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// Until the relay has promised and the proxy has confirmed the term.
+    Fence,
+    /// Fenced; looking for a candidate.
+    Elect,
+    CatchUp {
+        candidate: NodeName,
+    },
+    Prepare {
+        candidate: NodeName,
+    },
+    /// From here on the candidate may be a primary: only a higher term may choose another.
+    Promote {
+        candidate: NodeName,
+    },
+    /// Promoted, and compared with what was expected. Stays here when it does not fit.
+    Verify {
+        candidate: NodeName,
+        found: Promoted,
+    },
+    Follow,
+    Marker,
+}
+
+/// What a promoted node says of its new timeline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Promoted {
+    pub system: SystemIdentifier,
+    pub timeline: TimelineId,
+    /// Where it forked from the old timeline; `None` when the server could not tell.
+    pub switchpoint: Option<Lsn>,
+}
+
+impl Step {
+    /// As in [`Timing::name`] and in the metric's label.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Step::Fence => "fence",
+            Step::Elect => "elect",
+            Step::CatchUp { .. } => "catch_up",
+            Step::Prepare { .. } => "prepare",
+            Step::Promote { .. } => "promote",
+            Step::Verify { .. } => "verify",
+            Step::Follow => "follow",
+            Step::Marker => "marker",
+        }
+    }
+
+    /// Who is being made primary.
+    pub fn candidate(&self) -> Option<&NodeName> {
+        match self {
+            Step::CatchUp { candidate }
+            | Step::Prepare { candidate }
+            | Step::Promote { candidate }
+            | Step::Verify { candidate, .. } => Some(candidate),
+            Step::Fence | Step::Elect | Step::Follow | Step::Marker => None,
+        }
+    }
+}
+
+impl Election {
+    /// Goes on to `step`; the time spent in the last one is remembered.
+    #[must_use]
+    pub fn entered(mut self, step: Step, now_ms: u64) -> Election {
+        self.note_time(now_ms);
+        self.step = step;
+        self
+    }
+
+    pub fn note_time(&mut self, now_ms: u64) {
+        let millis = now_ms.saturating_sub(self.since_ms);
+        self.record.phases.push(Timing { name: self.step.name().to_owned(), millis });
+        self.since_ms = now_ms;
+    }
+}
+
+impl State {
+    pub fn bootstrapping(durability: Durability, now_ms: u64) -> State {
+        State {
+            term: Term(0),
+            primary: None,
+            durability,
+            automatic: Automatic::On,
+            deposed: Vec::new(),
+            phase: Phase::Bootstrapping { since_ms: now_ms },
+        }
+    }
+
+    /// The state after a restart of this process: what was steady has to be looked at again; an election goes
+    /// on where it was, for every one of its steps may be repeated.
+    #[must_use]
+    pub fn resumed(mut self, durability: Durability, now_ms: u64) -> State {
+        self.durability = durability;
+        self.phase = match self.phase {
+            Phase::Bootstrapping { .. } => Phase::Bootstrapping { since_ms: now_ms },
+            Phase::Steady => {
+                Phase::Establishing { why: Why::Adopt, step: EstablishStep::Confirm, since_ms: now_ms }
+            }
+            Phase::Establishing { why, .. } => {
+                Phase::Establishing { why, step: EstablishStep::Confirm, since_ms: now_ms }
+            }
+            Phase::Election(mut election) => {
+                election.since_ms = now_ms;
+                Phase::Election(election)
+            }
+        };
+        self
+    }
+
+    pub fn is_deposed(&self, node: &NodeName) -> bool {
+        self.deposed.contains(node)
+    }
+
+    pub fn depose(&mut self, node: &NodeName) {
+        if !self.is_deposed(node) {
+            self.deposed.push(node.clone());
+        }
+    }
+
+    /// What proxy and relay are told while the state is this.
+    pub fn directive(&self) -> Directive {
+        let primary = self.primary.as_ref().map(|p| p.node.clone());
+        let held = |reason: &str| Writes::Held { reason: reason.to_owned() };
+        let (primary, writes, follow) = match &self.phase {
+            Phase::Bootstrapping { .. } => (None, held("starting: no primary is known yet"), Follow::Nobody),
+            Phase::Establishing { step: EstablishStep::Confirm | EstablishStep::Prepare, .. } => {
+                (None, held("the primary is being verified"), Follow::Nobody)
+            }
+            Phase::Establishing { .. } => (primary, held("the primary is being made ready"), Follow::Primary),
+            Phase::Steady => (primary, Writes::Open, Follow::Primary),
+            Phase::Election(election) => match election.step {
+                Step::Follow | Step::Marker => {
+                    (primary, held("failover: the relay follows"), Follow::Primary)
+                }
+                _ => (None, held("failover: a new primary is being elected"), Follow::Nobody),
+            },
+        };
+        let upstream = match follow {
+            Follow::Primary => primary.clone(),
+            Follow::Nobody => None,
+        };
+        Directive { term: self.term, primary, writes, upstream, durability: self.durability }
+    }
+}
+
+enum Follow {
+    Nobody,
+    Primary,
+}

@@ -1,0 +1,166 @@
+//! While a primary is open for writes: noticing its end, and the duties that keep the cluster whole.
+
+use super::{
+    Action, Agent, Automatic, Election, EstablishStep, Fired, Mode, NodeView, Now, Phase, Policy, Primary,
+    Process, Request, RuleId, StartAs, State, Step, View, What, Why, election, establish, rule_of,
+};
+use crate::failover::health::{Facts, PrimaryVerdict, SlotState};
+use crate::topology::{Durability, Election as Record, NodeName, Outcome, Role};
+
+pub(super) fn watch(view: &View<'_>, state: &State, policy: &Policy, now: Now) -> Option<Fired> {
+    if let Some(fired) = primary_dead(view, state, policy, now) {
+        return Some(fired);
+    }
+    if let Some(Request::Failover { to }) = &view.request {
+        let evidence = vec!["an operator asked for it".to_owned()];
+        return fence(view, state, RuleId::F6, evidence, to.clone(), now);
+    }
+    restarted(view, state, now).or_else(|| follows_again(view, state))
+}
+
+/// F1..F5: the primary is dead and we are to do something about it.
+pub(super) fn primary_dead(view: &View<'_>, state: &State, policy: &Policy, now: Now) -> Option<Fired> {
+    let PrimaryVerdict::Dead { cause, evidence } = &view.verdict else { return None };
+    if policy.mode == Mode::Manual || state.automatic == Automatic::Paused {
+        return None;
+    }
+    fence(view, state, rule_of(*cause), evidence.clone(), None, now)
+}
+
+/// Begins an election: the next term, and nobody is primary in it yet.
+pub(super) fn fence(
+    view: &View<'_>,
+    state: &State,
+    rule: RuleId,
+    evidence: Vec<String>,
+    preferred: Option<NodeName>,
+    now: Now,
+) -> Option<Fired> {
+    let from = state.primary.as_ref().map(|p| p.node.clone());
+    let mut next = state.clone();
+    next.term = state.term.max(view.wal.promised).max(view.confirmed).next();
+    if let Some(from) = &from {
+        next.depose(from);
+    }
+    let record = Record {
+        term: next.term,
+        started_at_ms: now.unix_ms,
+        rule: rule.as_str().to_owned(),
+        evidence,
+        from,
+        to: None,
+        timeline: None,
+        switchpoint: None,
+        lost_bytes: 0,
+        phases: Vec::new(),
+        outcome: Outcome::Running,
+    };
+    next.phase = Phase::Election(Box::new(Election {
+        record,
+        step: Step::Fence,
+        since_ms: now.unix_ms,
+        fenced: None,
+        excluded: Vec::new(),
+        preferred,
+    }));
+    Fired::new(rule, next)
+}
+
+/// S1, S2. A crashed primary's recovery makes commits visible that the relay may not hold yet: with quorum
+/// durability it goes through a term of its own, whose marker follows them all.
+fn restarted(view: &View<'_>, state: &State, now: Now) -> Option<Fired> {
+    let primary = state.primary.as_ref()?;
+    let facts = view.node(&primary.node).filter(|n| n.is_up_as(Role::Primary))?.facts?;
+    if primary.started_at.as_ref() == Some(&facts.started_at) {
+        return None;
+    }
+    let seen = Primary { started_at: Some(facts.started_at.clone()), ..primary.clone() };
+    let mut next = State { primary: Some(seen), ..state.clone() };
+    if primary.started_at.is_none() {
+        return Fired::new(RuleId::S1, next);
+    }
+    if state.durability == Durability::Quorum {
+        next.term = state.term.next();
+        next = establish::establishing(next, Why::Restarted, EstablishStep::Confirm, now);
+    }
+    Fired::new(RuleId::S2, next)
+}
+
+/// S3.
+fn follows_again(view: &View<'_>, state: &State) -> Option<Fired> {
+    let primary = state.primary.as_ref()?;
+    let follows = |name: &NodeName| {
+        view.node(name).is_some_and(|n| n.is_up_as(Role::Standby))
+            && view.wal.follower(name).is_some_and(|f| f.timeline == primary.timeline)
+    };
+    let back = state.deposed.iter().find(|name| *name == &primary.node || follows(name))?.clone();
+    let mut next = state.clone();
+    next.deposed.retain(|name| *name != back);
+    Fired::new(RuleId::S3, next)
+}
+
+pub(super) fn wanted(view: &View<'_>, state: &State, policy: &Policy) -> Vec<Action> {
+    let Some(primary) = &state.primary else { return Vec::new() };
+    let mut actions = Vec::new();
+    let want = |node: &NodeName, what| Action { term: state.term, node: node.clone(), what };
+    let source = view.node(&primary.node).filter(|n| n.is_up_as(Role::Primary)).and_then(|n| n.facts);
+    if let Some(facts) = source {
+        let names = policy.names(state.term);
+        if !names.fits(&facts.synchronous_standby_names) || facts.relay_slot == SlotState::Absent {
+            actions.push(want(&primary.node, What::Prepare { names }));
+        }
+        if facts.checkpoint_timeline != primary.timeline {
+            actions.push(want(&primary.node, What::Checkpoint));
+        }
+    }
+    let others = view.nodes.iter().filter(|n| n.node.name != primary.node);
+    for node in others.filter(|n| !view.ledger.is_server_busy(&n.node.name)) {
+        let Some(what) = duty(node, state, primary, source) else { continue };
+        let action = want(&node.node.name, what);
+        // A server that does not start as the standby it was is looked at more closely.
+        let fails =
+            matches!(action.what, What::Start { .. }) && view.ledger.failures(&action) >= policy.attempts;
+        let rejoin = What::Rejoin { source: primary.node.clone() };
+        actions.push(if fails { Action { what: rejoin, ..action } } else { action });
+    }
+    actions
+}
+
+/// What a node that is not the primary needs. `source`: the primary's own answer, while it gives one.
+fn duty(node: &NodeView<'_>, state: &State, primary: &Primary, source: Option<&Facts>) -> Option<What> {
+    let name = &node.node.name;
+    let runs_as_primary = node.is_up_as(Role::Primary);
+    let out_of_use = node.is_down() || node.process == Process::Absent;
+    let was_primary = node.facts.is_some_and(|f| f.role == Role::Primary);
+    if runs_as_primary || (out_of_use && (was_primary || state.is_deposed(name))) {
+        let rejoin = || primary.node.clone();
+        // pg_rewind finds the fork by the source's control file, which has the new timeline only after a
+        // checkpoint (before PostgreSQL 16).
+        let source_is_ready = source.is_some_and(|f| f.checkpoint_timeline == primary.timeline);
+        return match node.agent {
+            Agent::Local if source_is_ready => Some(What::Rejoin { source: rejoin() }),
+            Agent::Local => runs_as_primary.then_some(What::Stop),
+            Agent::None => Some(What::Advise { source: rejoin() }),
+        };
+    }
+    if node.process == Process::Absent {
+        return (node.agent == Agent::Local).then_some(What::Start { role: StartAs::Standby });
+    }
+    let stale_slot =
+        node.is_up_as(Role::Standby) && node.facts.is_some_and(|f| f.relay_slot == SlotState::Inactive);
+    stale_slot.then_some(What::DropSlot)
+}
+
+/// The record of a running election ends badly, and the next term begins.
+pub(super) fn fence_again(
+    view: &View<'_>,
+    state: &State,
+    failed: &Election,
+    why: String,
+    now: Now,
+) -> Option<Fired> {
+    let record = election::concluded(failed, Outcome::Failed { why: why.clone() }, now);
+    let mut fired = fence(view, state, RuleId::E11, vec![why], failed.preferred.clone(), now)?;
+    fired.concluded = Some(record);
+    Some(fired)
+}

@@ -1,0 +1,220 @@
+mod world;
+
+use self::world::{Life, World};
+use super::{Agent, Phase, Request, RuleId, State, Step};
+use crate::topology::{Durability, NodeName, Outcome, Term};
+
+fn step_name(state: &State) -> &'static str {
+    match &state.phase {
+        Phase::Election(election) => election.step.name(),
+        _ => "none",
+    }
+}
+
+fn name(name: &str) -> NodeName {
+    name.parse().unwrap()
+}
+
+#[test]
+fn every_rule_is_in_the_table_once() {
+    for (index, rule) in super::RULES.iter().enumerate() {
+        assert_eq!(rule.id.rule().map(|r| r.name), Some(rule.name));
+        assert!(super::RULES[..index].iter().all(|other| other.id != rule.id), "{:?}", rule.id);
+    }
+}
+
+#[test]
+fn a_killed_primary_is_replaced_by_the_book() {
+    for durability in [Durability::Quorum, Durability::Async] {
+        let mut world = World::steady(durability);
+        assert_eq!((world.state.term, world.primary(), world.is_open()), (Term(1), Some("pg1"), true));
+        world.kill("pg1");
+        world.run_until("open again", |w| w.is_open() && w.primary() != Some("pg1"));
+        use RuleId::{E1, E3, E4, E5, E6, E7, E8, E9, F1, S1};
+        assert_eq!(world.rules, [F1, E1, E3, E4, E5, E6, E7, E8, E9, S1]);
+        assert_eq!((world.state.term, world.primary()), (Term(2), Some("pg3")));
+
+        let election = world.history.last().unwrap();
+        assert_eq!(election.outcome, Outcome::Completed);
+        assert_eq!((election.from.clone(), election.to.clone()), (Some(name("pg1")), Some(name("pg3"))));
+        let phases: Vec<&str> = election.phases.iter().map(|p| p.name.as_str()).collect();
+        let expected = ["fence", "elect", "catch_up", "prepare", "promote", "verify", "follow", "marker"];
+        assert_eq!(phases, expected);
+
+        world.run_until("the old primary follows", |w| w.state.deposed.is_empty());
+        assert_eq!(world.server("pg1").role, crate::topology::Role::Standby);
+    }
+}
+
+#[test]
+fn the_operators_choice_and_priority_are_heard() {
+    let mut world = World::steady(Durability::Quorum);
+    world.server("pg2").node.priority = 200;
+    world.kill("pg1");
+    world.run_until("open again", |w| w.is_open() && w.primary() == Some("pg2"));
+    world.run_until("whole again", |w| w.state.deposed.is_empty());
+
+    world.request = Some(Request::Failover { to: Some(name("pg3")) });
+    world.run_until("open again", |w| w.is_open() && w.primary() == Some("pg3"));
+    assert!(world.rules.contains(&RuleId::F6));
+    // The primary was alive: it is stopped and comes back as a standby.
+    world.run_until("whole again", |w| w.state.deposed.is_empty());
+}
+
+#[test]
+fn blind_is_not_dead() {
+    let mut world = World::steady(Durability::Quorum);
+    world.blind = true;
+    world.run(600);
+    world.blind = false;
+    world.run(50);
+    assert_eq!((world.state.term, world.primary(), &*world.rules), (Term(1), Some("pg1"), &[][..]));
+}
+
+#[test]
+fn a_frozen_primary_is_replaced_and_thawed_as_a_standby() {
+    let mut world = World::steady(Durability::Quorum);
+    world.server("pg1").life = Life::Frozen;
+    world.run_until("open again", |w| w.is_open() && w.primary() != Some("pg1"));
+    assert_eq!(world.rules[0], RuleId::F2);
+    world.server("pg1").life = Life::Runs;
+    world.run_until("the old primary follows", |w| w.state.deposed.is_empty());
+}
+
+#[test]
+fn nobody_to_promote_means_the_old_primary_is_restored() {
+    let mut world = World::steady(Durability::Quorum);
+    for node in ["pg1", "pg2", "pg3"] {
+        world.kill(node);
+    }
+    world.run_until("open again", |w| w.is_open() && w.state.term > Term(1));
+    assert_eq!(world.primary(), Some("pg1"));
+    assert!(world.rules.contains(&RuleId::E2), "{:?}", world.rules);
+}
+
+#[test]
+fn without_an_agent_a_dead_primary_stays_out_until_it_is_a_standby() {
+    let mut world = World::steady(Durability::Quorum);
+    world.agent = Agent::None;
+    world.kill("pg1");
+    world.run_until("open again", |w| w.is_open() && w.primary() != Some("pg1"));
+    let term = world.state.term;
+    world.revive("pg1");
+    world.run(100);
+    assert_eq!((world.state.term, world.state.deposed.clone()), (term, vec![name("pg1")]));
+}
+
+#[test]
+fn more_than_may_be_lost_is_not_lost() {
+    let mut world = World::steady(Durability::Async);
+    world.agent = Agent::None;
+    world.kill("pg1");
+    world.wal.upstream_end = world.wal.upstream_end.advanced(1);
+    world.run(200);
+    assert_eq!(step_name(&world.state), "elect");
+    world.revive("pg1");
+    world.run_until("open again", World::is_open);
+    assert_eq!(world.primary(), Some("pg1"));
+}
+
+#[test]
+fn a_restarted_primary_takes_a_new_term_under_quorum() {
+    let mut world = World::steady(Durability::Quorum);
+    world.server("pg1").life = Life::Dead;
+    world.revive("pg1");
+    world.run_until("open again", |w| w.is_open() && w.state.term > Term(1));
+    assert_eq!((world.primary(), world.rules[0]), (Some("pg1"), RuleId::S2));
+}
+
+/// Whatever happens at whatever step of an election: the cluster ends open, whole, and with every promise kept
+/// (the world looks at them after every decision).
+#[test]
+fn every_disturbance_at_every_step() {
+    let steps = ["fence", "elect", "catch_up", "prepare", "promote", "verify", "follow", "marker"];
+    type Disturbance = (&'static str, fn(&mut World));
+    let disturbances: [Disturbance; 7] = [
+        ("restart", World::restart),
+        ("old primary back", |w| w.revive("pg1")),
+        ("candidate dies", |w| w.kill("pg3")),
+        ("candidate freezes", |w| w.server("pg3").life = Life::Frozen),
+        ("all die", |w| ["pg2", "pg3"].into_iter().for_each(|n| w.kill(n))),
+        ("an action fails", |w| w.fail_next = true),
+        ("candidate dies, restart", |w| {
+            w.kill("pg3");
+            w.restart();
+        }),
+    ];
+    for durability in [Durability::Quorum, Durability::Async] {
+        for at in steps {
+            for (what, disturb) in &disturbances {
+                let mut world = World::steady(durability);
+                world.kill("pg1");
+                // Steps that pass within one turn are never seen from outside.
+                for _ in 0..100 {
+                    if step_name(&world.state) == at {
+                        disturb(&mut world);
+                        break;
+                    }
+                    world.step();
+                }
+                world.run(300);
+                world.server("pg3").life = Life::Runs;
+                world.run_until(&format!("whole after {what} at {at} ({durability:?})"), |w| {
+                    w.is_open() && w.state.deposed.is_empty()
+                });
+            }
+        }
+    }
+}
+
+/// Random faults, then peace: the promises hold all the time, and in the end writes are open.
+#[test]
+fn random_faults_and_then_peace() {
+    for seed in 1..=200u64 {
+        let mut random = Xorshift(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        let durability = if random.below(2) == 0 { Durability::Quorum } else { Durability::Async };
+        let mut world = World::new(durability);
+        world.policy.max_lost_bytes = u64::MAX;
+        world.run(usize::try_from(random.below(40)).unwrap());
+        for _ in 0..60 {
+            disturb(&mut world, &mut random);
+            world.run(usize::try_from(random.below(60)).unwrap());
+        }
+        world.blind = false;
+        for server in &mut world.servers {
+            if server.life == Life::Frozen {
+                server.life = Life::Runs;
+            }
+        }
+        world.run_until(&format!("peace with seed {seed}"), |w| w.is_open() && w.state.deposed.is_empty());
+    }
+}
+
+fn disturb(world: &mut World, random: &mut Xorshift) {
+    let node = ["pg1", "pg2", "pg3"][usize::try_from(random.below(3)).unwrap()];
+    match random.below(8) {
+        0 | 1 => world.kill(node),
+        2 => world.server(node).life = Life::Frozen,
+        3 | 4 => world.revive(node),
+        5 => world.restart(),
+        6 => world.fail_next = true,
+        _ => world.blind = !world.blind,
+    }
+}
+
+struct Xorshift(u64);
+
+impl Xorshift {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % bound
+    }
+}
+
+#[test]
+fn a_step_after_promotion_names_no_candidate() {
+    assert_eq!(Step::Follow.candidate(), None);
+    assert_eq!(Step::CatchUp { candidate: name("pg2") }.candidate(), Some(&name("pg2")));
+}

@@ -1,0 +1,278 @@
+//! Does what was decided, one action at a time per call, each within its limit.
+//!
+//! Every action looks first at what is there: done twice, it does nothing the second time. It knows nothing of
+//! the election; whether its result still matters is the decision's to say.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use super::agent::{AgentError, LocalServer, StopMode};
+use super::decide::{Action, Finding, Promoted, StartAs, SyncNames, What};
+use super::error::ActionError;
+use super::sql::{row, rows};
+use crate::net::Target;
+use crate::net::sql::{self, SqlConnection};
+use crate::pg::wal::History;
+use crate::pg::{Lsn, SlotName, SystemIdentifier, TimelineId};
+use crate::topology::{NodeName, Role};
+
+/// A server on this host.
+#[derive(Clone, Debug)]
+pub struct LocalNode {
+    pub server: LocalServer,
+    /// What its `primary_conninfo` has to be: the relay, with the node's name as `application_name`.
+    pub primary_conninfo: String,
+}
+
+#[derive(Debug)]
+pub(super) struct Executor {
+    pub(super) targets: HashMap<NodeName, Target>,
+    pub(super) local: HashMap<NodeName, LocalNode>,
+    pub(super) relay_slot: SlotName,
+    pub(super) promote_limit: Duration,
+}
+
+const CONNECT_LIMIT: Duration = Duration::from_secs(3);
+const SETTING_LIMIT: Duration = Duration::from_secs(10);
+/// A marker that waits longer for the relay is given up, and another tried.
+const MARKER_LIMIT: Duration = Duration::from_secs(5);
+/// A checkpoint of large shared buffers takes its time.
+const CHECKPOINT_LIMIT: Duration = Duration::from_secs(600);
+/// The agent has its own limits below this one.
+const SERVER_LIMIT: Duration = Duration::from_secs(3600);
+/// Between two looks at something that PostgreSQL does asynchronously and tells nobody.
+const POLL: Duration = Duration::from_millis(5);
+
+impl Executor {
+    pub(super) async fn run(&self, action: &Action) -> Result<Finding, ActionError> {
+        let node = &action.node;
+        let limit = self.limit(&action.what);
+        let work = async {
+            match &action.what {
+                What::Prepare { names } => self.prepare(node, names).await,
+                What::Promote { from } => self.promote(node, *from).await,
+                What::Inspect { from } => self.inspect(&self.connect(node).await?, node, *from).await,
+                What::Marker => self.marker(action).await,
+                What::Checkpoint => {
+                    rows(&self.connect(node).await?, "CHECKPOINT").await?;
+                    Ok(Finding::Done)
+                }
+                What::DropSlot => self.drop_slot(&self.connect(node).await?).await,
+                What::Start { role } => self.start(node, *role).await,
+                What::Stop => {
+                    self.local(node)?.server.stop(StopMode::Fast).await.map_err(agent_error)?;
+                    Ok(Finding::Done)
+                }
+                What::Rejoin { source } => self.rejoin(node, source).await,
+                What::Advise { source } => {
+                    advise(node, source);
+                    Ok(Finding::Done)
+                }
+            }
+        };
+        tokio::time::timeout(limit, Box::pin(work)).await.unwrap_or(Err(ActionError::Timeout(limit)))
+    }
+
+    fn limit(&self, what: &What) -> Duration {
+        match what {
+            What::Prepare { .. } | What::DropSlot | What::Advise { .. } | What::Inspect { .. } => {
+                SETTING_LIMIT
+            }
+            What::Promote { .. } => self.promote_limit,
+            What::Marker => MARKER_LIMIT,
+            What::Checkpoint => CHECKPOINT_LIMIT,
+            What::Start { .. } | What::Stop | What::Rejoin { .. } => SERVER_LIMIT,
+        }
+    }
+
+    /// The slot first: WAL is kept from here on, before anything else happens.
+    async fn prepare(&self, node: &NodeName, names: &SyncNames) -> Result<Finding, ActionError> {
+        let sql = self.connect(node).await?;
+        let slot = &self.relay_slot;
+        // On a standby a slot of ours can only be left from when it was primary: it keeps WAL, or has lost it.
+        let stale = format!(
+            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots \
+             WHERE slot_name = '{slot}' AND NOT active AND (pg_is_in_recovery() OR restart_lsn IS NULL)"
+        );
+        rows(&sql, &stale).await?;
+        let create = format!(
+            "SELECT pg_create_physical_replication_slot('{slot}', true) \
+             WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = '{slot}')"
+        );
+        rows(&sql, &create).await?;
+        if !names.fits(&self.sync_names(&sql, node).await?) {
+            let setting = names.setting().replace('\'', "''");
+            rows(&sql, &format!("ALTER SYSTEM SET synchronous_standby_names = '{setting}'")).await?;
+            rows(&sql, "SELECT pg_reload_conf()").await?;
+            self.await_setting(&sql, node, names).await?;
+        }
+        Ok(Finding::Done)
+    }
+
+    /// The reload reaches this backend by a signal.
+    async fn await_setting(
+        &self,
+        sql: &SqlConnection,
+        node: &NodeName,
+        names: &SyncNames,
+    ) -> Result<(), ActionError> {
+        let mut found = String::new();
+        for _ in 0..400 {
+            found = self.sync_names(sql, node).await?;
+            if names.fits(&found) {
+                return Ok(());
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        Err(ActionError::SettingStays { found })
+    }
+
+    async fn sync_names(&self, sql: &SqlConnection, node: &NodeName) -> Result<String, ActionError> {
+        let row = row(sql, node, "SELECT current_setting('synchronous_standby_names')").await?;
+        Ok(text(node, row.try_get(0)?)?.to_owned())
+    }
+
+    /// Does not wait in `pg_promote` itself, which looks only every 100 ms (`pg_promote` in xlogfuncs.c).
+    async fn promote(&self, node: &NodeName, from: TimelineId) -> Result<Finding, ActionError> {
+        let sql = self.connect(node).await?;
+        let mut asked = false;
+        while text(node, row(&sql, node, "SELECT pg_is_in_recovery()").await?.try_get(0)?)? == "t" {
+            if !asked {
+                rows(&sql, "SELECT pg_promote(false)").await?;
+                asked = true;
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        self.inspect(&sql, node, from).await
+    }
+
+    /// The timeline's history file tells where it forked; without the right to read files, the end of replay
+    /// does, which is where a promotion puts the fork.
+    async fn inspect(
+        &self,
+        sql: &SqlConnection,
+        node: &NodeName,
+        from: TimelineId,
+    ) -> Result<Finding, ActionError> {
+        let question = "SELECT (SELECT system_identifier FROM pg_control_system()), \
+                        substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8), pg_last_wal_replay_lsn()";
+        let row = row(sql, node, question).await?;
+        let unreadable = |what: &str| ActionError::Answer { node: node.clone(), what: what.to_owned() };
+        let system = text(node, row.try_get(0)?)?.parse().map_err(|_| unreadable("system identifier"))?;
+        let timeline = text(node, row.try_get(1)?)?;
+        let timeline = u32::from_str_radix(timeline, 16).map_err(|_| unreadable("timeline"))?;
+        let timeline = TimelineId(timeline);
+        let replayed: Option<Lsn> = row.try_get(2)?.and_then(|lsn| lsn.parse().ok());
+        let forked = self.fork_by_history(sql, timeline, from).await;
+        Ok(Finding::Promoted(Promoted {
+            system: SystemIdentifier(system),
+            timeline,
+            switchpoint: forked.or(replayed),
+        }))
+    }
+
+    async fn fork_by_history(
+        &self,
+        sql: &SqlConnection,
+        timeline: TimelineId,
+        from: TimelineId,
+    ) -> Option<Lsn> {
+        let read = format!("SELECT pg_read_file('pg_wal/{:08X}.history')", timeline.0);
+        let row = rows(sql, &read).await.ok()?.into_iter().next()?;
+        let history = History::parse(timeline, row.try_get(0).ok()??.as_bytes()).ok()?;
+        history.switchpoint(from)
+    }
+
+    /// Commits as a client's transaction would; a heartbeat of the same name commits locally only.
+    async fn marker(&self, action: &Action) -> Result<Finding, ActionError> {
+        let node = &action.node;
+        let sql = self.connect(node).await?;
+        let term = action.term;
+        rows(
+            &sql,
+            &format!(
+                "BEGIN READ WRITE; SET LOCAL synchronous_commit = on; \
+             SELECT pg_logical_emit_message(true, 'bellwether', 'term {term}'); COMMIT"
+            ),
+        )
+        .await?;
+        let row = row(&sql, node, "SELECT pg_current_wal_flush_lsn()").await?;
+        let lsn = text(node, row.try_get(0)?)?.parse();
+        lsn.map(|lsn| Finding::Committed { lsn }).map_err(|error: crate::pg::ParseLsnError| {
+            ActionError::Answer { node: node.clone(), what: error.to_string() }
+        })
+    }
+
+    async fn drop_slot(&self, sql: &SqlConnection) -> Result<Finding, ActionError> {
+        let slot = &self.relay_slot;
+        let drop = format!(
+            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots \
+             WHERE slot_name = '{slot}' AND NOT active AND pg_is_in_recovery()"
+        );
+        rows(sql, &drop).await?;
+        Ok(Finding::Done)
+    }
+
+    async fn start(&self, node: &NodeName, role: StartAs) -> Result<Finding, ActionError> {
+        let server = &self.local(node)?.server;
+        // Nothing there (yet): somebody has to make it first.
+        let Some(on_disk) = server.role_on_disk() else { return Ok(Finding::Done) };
+        let role = match role {
+            StartAs::Standby => Role::Standby,
+            StartAs::ItIs => on_disk,
+        };
+        match server.start(role).await {
+            // Somebody is at its files: it is looked at again.
+            Err(AgentError::Busy { .. }) => return Ok(Finding::Done),
+            started => started.map_err(agent_error)?,
+        }
+        tracing::info!(%node, ?role, "server started");
+        Ok(Finding::Done)
+    }
+
+    async fn rejoin(&self, node: &NodeName, source: &NodeName) -> Result<Finding, ActionError> {
+        let local = self.local(node)?;
+        let source = self.target(source)?;
+        let outcome =
+            local.server.rejoin(source, &local.primary_conninfo, &node.slot()).await.map_err(agent_error)?;
+        tracing::info!(%node, ?outcome, "server rejoined as a standby");
+        Ok(Finding::Done)
+    }
+
+    async fn connect(&self, node: &NodeName) -> Result<SqlConnection, ActionError> {
+        Ok(sql::connect(self.target(node)?, CONNECT_LIMIT).await?)
+    }
+
+    fn target(&self, node: &NodeName) -> Result<&Target, ActionError> {
+        self.targets.get(node).ok_or_else(|| ActionError::UnknownNode(node.clone()))
+    }
+
+    fn local(&self, node: &NodeName) -> Result<&LocalNode, ActionError> {
+        self.local.get(node).ok_or_else(|| ActionError::NoAgent(node.clone()))
+    }
+}
+
+fn text<'a>(node: &NodeName, value: Option<&'a str>) -> Result<&'a str, ActionError> {
+    value.ok_or_else(|| ActionError::Answer { node: node.clone(), what: "NULL".to_owned() })
+}
+
+fn advise(node: &NodeName, source: &NodeName) {
+    tracing::warn!(
+        %node,
+        primary = %source,
+        run = "stop it; pg_rewind --target-pgdata=DIR --source-server='host=PRIMARY ...' (or a new base backup); \
+               touch DIR/standby.signal; start it",
+        "a former primary must be made a standby by hand: no agent runs on its host"
+    );
+}
+
+/// With its causes: the log shows one line.
+fn agent_error(error: impl std::error::Error) -> ActionError {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    ActionError::Agent(text)
+}
