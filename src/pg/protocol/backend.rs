@@ -69,23 +69,25 @@ pub struct Column<'a> {
     pub type_oid: u32,
     /// Bytes of the type; -1 when it varies.
     pub type_len: i16,
+    /// -1: none.
+    pub type_modifier: i32,
 }
 
 impl<'a> Column<'a> {
     pub fn text(name: &'a str) -> Column<'a> {
-        Column { name, type_oid: 25, type_len: -1 }
+        Column { name, type_oid: 25, type_len: -1, type_modifier: -1 }
     }
 
     pub fn int4(name: &'a str) -> Column<'a> {
-        Column { name, type_oid: 23, type_len: 4 }
+        Column { name, type_oid: 23, type_len: 4, type_modifier: -1 }
     }
 
     pub fn int8(name: &'a str) -> Column<'a> {
-        Column { name, type_oid: 20, type_len: 8 }
+        Column { name, type_oid: 20, type_len: 8, type_modifier: -1 }
     }
 
     pub fn bytea(name: &'a str) -> Column<'a> {
-        Column { name, type_oid: 17, type_len: -1 }
+        Column { name, type_oid: 17, type_len: -1, type_modifier: -1 }
     }
 }
 
@@ -157,8 +159,8 @@ pub fn row_description(columns: &[Column<'_>], out: &mut BytesMut) {
             out.put_u16(0);
             out.put_u32(column.type_oid);
             out.put_i16(column.type_len);
-            // No type modifier; text format.
-            out.put_i32(-1);
+            out.put_i32(column.type_modifier);
+            // Text format.
             out.put_u16(0);
         }
     });

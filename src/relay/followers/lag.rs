@@ -51,6 +51,7 @@ impl LagTracker {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "tests: any instant will do to count from")]
 mod tests {
     use std::time::{Duration, Instant};
 

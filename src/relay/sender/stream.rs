@@ -160,6 +160,7 @@ impl StreamClock {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "tests: any instant will do to count from")]
 mod tests {
     use std::time::{Duration, Instant};
 

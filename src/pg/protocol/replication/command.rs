@@ -142,10 +142,10 @@ struct Words<'a> {
 
 impl Words<'_> {
     fn next(&mut self) -> Result<Option<Token>, CommandError> {
-        while self.chars.next_if(|c| c.is_ascii_whitespace()).is_some() {}
+        while self.chars.next_if(char::is_ascii_whitespace).is_some() {}
         let Some(first) = self.chars.next() else { return Ok(None) };
         match first {
-            '"' | '\'' => self.quoted(first).map(|text| Some(Token::Quoted(text))),
+            '"' | '\'' => Ok(Some(Token::Quoted(self.quoted(first)?))),
             c if is_word(c) => {
                 let mut word = String::from(c);
                 while let Some(c) = self.chars.next_if(|c| is_word(*c)) {
@@ -305,6 +305,7 @@ mod tests {
     use crate::pg::{Lsn, TimelineId};
 
     #[track_caller]
+    #[expect(clippy::needless_pass_by_value, reason = "the expectation is written down where it is checked")]
     fn check(text: &str, expected: Result<Command, CommandError>) {
         assert_eq!(Command::parse(text), expected, "{text}");
     }

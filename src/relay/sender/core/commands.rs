@@ -91,7 +91,8 @@ impl<S: WalSource> Walsender<S> {
     pub(super) fn drop_slot(&mut self, now: Now, slot: String, wait: Wait) -> Outcome {
         match self.slots.drop_slot(&slot, self.pid) {
             Ok(()) => {
-                self.save_slots(Reply::default().command_complete("DROP_REPLICATION_SLOT").ready_for_query())
+                let reply = Reply::default().command_complete("DROP_REPLICATION_SLOT");
+                self.save_slots(reply.ready_for_query());
             }
             Err(SlotError::Active { .. }) if wait == Wait::UntilReleased => {
                 self.phase = Phase::Dropping { slot, retry_at: now.at + Self::DROP_RETRY_INTERVAL };

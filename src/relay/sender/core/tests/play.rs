@@ -1,4 +1,5 @@
 //! A stage for the walsender: a made-up store, and both sides of the conversation written as lines.
+#![expect(clippy::disallowed_methods, reason = "tests: any instant will do to count from")]
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
