@@ -1,3 +1,6 @@
 //! proxy
 
 pub mod route;
+mod prepared;
+mod session;
+mod settings;

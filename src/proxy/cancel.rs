@@ -1,0 +1,235 @@
+//! Every session's slot: who can be told to stop, and what runs where.
+//!
+//! A client's CancelRequest names the session; it goes to the backend that runs the session's statement at that
+//! moment, and the session does not give that backend back before the request has been dealt with. So a cancel
+//! never reaches another client's statement. The same slots tell which sessions use a primary, and wake them
+//! when it no longer is one.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::Waker;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::pool::BackendKey;
+use crate::pg::protocol::startup::CancelKey;
+use crate::topology::{NodeName, Term};
+
+/// What a session runs on.
+#[derive(Clone, Debug)]
+pub(crate) struct Serving {
+    pub(crate) backend: Arc<BackendKey>,
+    pub(crate) node: NodeName,
+    /// Checked out as this term's primary.
+    pub(crate) primary_of: Option<Term>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    serving: Option<Serving>,
+    /// CancelRequests on their way to `serving`.
+    cancels: usize,
+    waker: Option<Waker>,
+}
+
+/// Why a session was woken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Poke {
+    /// Its server is no longer the primary.
+    Cut,
+    Shutdown,
+}
+
+const POKED_CUT: u8 = 1;
+const POKED_SHUTDOWN: u8 = 2;
+
+#[derive(Debug)]
+pub(crate) struct Slot {
+    pub(crate) key: CancelKey,
+    state: Mutex<State>,
+    poked: AtomicU8,
+    /// The last cancel on its way has arrived.
+    quiet: Notify,
+}
+
+impl Slot {
+    pub(crate) fn serve(&self, serving: Serving) {
+        self.state.lock().serving = Some(serving);
+    }
+
+    /// The session's task, to be woken by [`Slot::poke`].
+    pub(crate) fn set_waker(&self, waker: &Waker) {
+        self.state.lock().waker = Some(waker.clone());
+    }
+
+    /// The session gives its server up. `false`: a cancel is on its way, see [`Slot::quiet`].
+    pub(crate) fn release(&self) -> bool {
+        let mut state = self.state.lock();
+        state.serving = None;
+        self.poked.fetch_and(!POKED_CUT, Ordering::Relaxed);
+        state.cancels == 0
+    }
+
+    /// Until no cancel is on its way.
+    pub(crate) async fn quiet(&self) {
+        while self.state.lock().cancels > 0 {
+            self.quiet.notified().await;
+        }
+    }
+
+    /// Checked at every turn of the session.
+    pub(crate) fn poked(&self) -> Option<Poke> {
+        if self.poked.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        let cut = self.poked.fetch_and(!POKED_CUT, Ordering::Relaxed) & POKED_CUT != 0;
+        Some(if cut { Poke::Cut } else { Poke::Shutdown })
+    }
+
+    fn poke(&self, state: &State, what: u8) {
+        self.poked.fetch_or(what, Ordering::Relaxed);
+        if let Some(waker) = &state.waker {
+            waker.wake_by_ref();
+        }
+    }
+}
+
+/// All sessions by the pid they were told.
+#[derive(Debug, Default)]
+pub(crate) struct Slots {
+    slots: Mutex<HashMap<u32, Arc<Slot>>>,
+}
+
+impl Slots {
+    /// A slot with a key that no other session has. `random` gives random numbers.
+    pub(crate) fn open(&self, mut random: impl FnMut() -> u32) -> Arc<Slot> {
+        let mut slots = self.slots.lock();
+        loop {
+            // A pid is a positive i32 to drivers.
+            let pid = random() & 0x7FFF_FFFF;
+            if pid == 0 || slots.contains_key(&pid) {
+                continue;
+            }
+            let key = CancelKey { pid, secret: random().to_be_bytes().to_vec() };
+            let slot =
+                Slot { key, state: Mutex::default(), poked: AtomicU8::new(0), quiet: Notify::new() };
+            let slot = Arc::new(slot);
+            slots.insert(pid, slot.clone());
+            return slot;
+        }
+    }
+
+    pub(crate) fn close(&self, slot: &Slot) {
+        self.slots.lock().remove(&slot.key.pid);
+    }
+
+    /// The backend to cancel for `key`, as long as the value lives. `None`: no such session, a wrong secret, or
+    /// nothing runs.
+    pub(crate) fn cancelling(&self, key: &CancelKey) -> Option<Cancelling> {
+        let slot = self.slots.lock().get(&key.pid).filter(|slot| slot.key == *key)?.clone();
+        let backend = {
+            let mut state = slot.state.lock();
+            let backend = state.serving.as_ref()?.backend.clone();
+            state.cancels += 1;
+            backend
+        };
+        Some(Cancelling { slot, backend })
+    }
+
+    /// Wakes the sessions that use an earlier term's primary which is not `primary`; how many there are.
+    pub(crate) fn cut(&self, term: Term, primary: Option<&NodeName>) -> usize {
+        let mut cut = 0;
+        for slot in self.slots.lock().values() {
+            let state = slot.state.lock();
+            let old = |serving: &Serving| {
+                serving.primary_of.is_some_and(|of| of < term) && primary != Some(&serving.node)
+            };
+            if state.serving.as_ref().is_some_and(old) {
+                slot.poke(&state, POKED_CUT);
+                cut += 1;
+            }
+        }
+        cut
+    }
+
+    pub(crate) fn shut_down(&self) {
+        for slot in self.slots.lock().values() {
+            slot.poke(&slot.state.lock(), POKED_SHUTDOWN);
+        }
+    }
+}
+
+/// A CancelRequest on its way.
+#[derive(Debug)]
+pub(crate) struct Cancelling {
+    slot: Arc<Slot>,
+    pub(crate) backend: Arc<BackendKey>,
+}
+
+impl Drop for Cancelling {
+    fn drop(&mut self) {
+        let mut state = self.slot.state.lock();
+        state.cancels -= 1;
+        if state.cancels == 0 {
+            self.slot.quiet.notify_one();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::{Poke, Serving, Slots};
+    use crate::pg::protocol::startup::CancelKey;
+    use crate::proxy::pool::BackendKey;
+    use crate::topology::Term;
+
+    fn serving(node: &str, primary_of: Option<u64>) -> Serving {
+        let address = "127.0.0.1:5432".parse().expect("an address");
+        let backend = Arc::new(BackendKey { address, key: CancelKey { pid: 7, secret: vec![0; 4] } });
+        Serving { backend, node: node.parse().expect("a name"), primary_of: primary_of.map(Term) }
+    }
+
+    #[test]
+    fn only_the_owner_of_the_key_cancels_and_only_what_runs() {
+        let slots = Slots::default();
+        let mut numbers = [0, 5, 1, 5, 6, 2].into_iter();
+        let mut random = || numbers.next().expect("enough numbers");
+        let (one, other) = (slots.open(&mut random), slots.open(&mut random));
+        assert_eq!((one.key.pid, other.key.pid), (5, 6));
+        assert!(slots.cancelling(&one.key).is_none(), "nothing runs");
+        one.serve(serving("pg1", None));
+        assert!(slots.cancelling(&CancelKey { pid: 5, secret: vec![0; 4] }).is_none(), "a guess");
+        let cancelling = slots.cancelling(&one.key).expect("something runs");
+        assert_eq!(cancelling.backend.key.pid, 7);
+        assert!(!one.release(), "the cancel is on its way");
+        drop(cancelling);
+        assert!(one.release());
+        assert!(other.release());
+    }
+
+    #[test]
+    fn a_new_term_cuts_what_runs_on_another_primary() {
+        let slots = Slots::default();
+        let mut number = 0;
+        let all: Vec<_> = [("pg1", Some(1)), ("pg2", Some(1)), ("pg1", None), ("pg1", Some(2))]
+            .into_iter()
+            .map(|(node, primary_of)| {
+                let slot = slots.open(|| {
+                    number += 1;
+                    number
+                });
+                slot.serve(serving(node, primary_of));
+                slot
+            })
+            .collect();
+        let pg2 = "pg2".parse().expect("a name");
+        assert_eq!(slots.cut(Term(2), Some(&pg2)), 1);
+        let poked: Vec<_> = all.iter().map(|slot| slot.poked()).collect();
+        assert_eq!(poked, [Some(Poke::Cut), None, None, None]);
+        assert_eq!(slots.cut(Term(2), None), 2);
+    }
+}

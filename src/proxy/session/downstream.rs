@@ -1,0 +1,177 @@
+//! From the server to the client.
+
+use super::core::{Core, Heard, ServerState, undo_client};
+use super::lane::Lane;
+use super::ledger::{For, Owed, Undo};
+use super::message::{self, Status, put};
+use crate::pg::error::{ErrorFields, Severity, SqlState};
+use crate::pg::protocol::frame::Header;
+
+/// An ErrorResponse up to this long is read before it is forwarded; longer ones are only forwarded.
+const MAX_ERROR: usize = 64 * 1024;
+
+/// What to do with the message in front.
+enum Deal {
+    Pass,
+    Swallow,
+    /// Wait until all of it is there.
+    Whole,
+    Stop(Heard),
+}
+
+impl Core {
+    /// Decides about as many of the server's messages as it can; stops behind a ReadyForQuery for the client.
+    pub(crate) fn server(&mut self, down: &mut Lane, server: &mut ServerState) -> Heard {
+        loop {
+            if !self.go_on_with_answer(down) {
+                return Heard::Nothing;
+            }
+            let header = match Header::peek(down.unread()) {
+                Err(error) => return broken(error.to_string()),
+                Ok(None) => return Heard::Nothing,
+                Ok(Some(header)) => header,
+            };
+            // Rows and COPY data, the bulk of all bytes, concern nobody but the client.
+            if matches!(header.tag, b'D' | b'd') && self.ledger.head() != Some(&Owed::Query(For::Nobody)) {
+                self.down_pass = header.total;
+                self.unit.answered = true;
+                continue;
+            }
+            while let Some(tag) = self.ledger.pop_own() {
+                put(down.out(), tag, &[]);
+            }
+            let deal = if self.ledger.head() == Some(&Owed::Query(For::Nobody)) {
+                self.swallow(header, down.unread())
+            } else {
+                self.hear(header, down.unread(), server)
+            };
+            match deal {
+                Deal::Pass => {
+                    self.down_pass = header.total;
+                    self.unit.answered = true;
+                    if header.tag == b'Z' {
+                        self.go_on_with_answer(down);
+                        return Heard::Ready;
+                    }
+                }
+                Deal::Swallow => self.down_skip = header.total,
+                Deal::Whole => return Heard::Nothing,
+                Deal::Stop(heard) => return heard,
+            }
+        }
+    }
+
+    fn go_on_with_answer(&mut self, down: &mut Lane) -> bool {
+        let passed = self.down_pass.min(down.unread().len());
+        down.pass(passed);
+        self.down_pass -= passed;
+        let skipped = self.down_skip.min(down.unread().len());
+        if skipped > 0 {
+            down.skip(skipped);
+            self.down_skip -= skipped;
+        }
+        self.down_pass == 0 && self.down_skip == 0
+    }
+
+    /// The answers to our own SET.
+    fn swallow(&mut self, header: Header, bytes: &[u8]) -> Deal {
+        match header.tag {
+            b'Z' | b'E' if bytes.len() < header.total => Deal::Whole,
+            b'Z' => {
+                self.ledger.ready();
+                Deal::Swallow
+            }
+            b'E' => {
+                let error = message::read_error(&bytes[..header.total]);
+                let error = error.unwrap_or_else(|| ErrorFields::error(SqlState::INTERNAL_ERROR, "settings refused"));
+                Deal::Stop(Heard::Broken(ErrorFields { severity: Severity::Fatal, ..error }))
+            }
+            _ => Deal::Swallow,
+        }
+    }
+
+    fn hear(&mut self, header: Header, bytes: &[u8], server: &mut ServerState) -> Deal {
+        match header.tag {
+            b'1' | b'2' | b'3' | b'n' | b'T' | b'I' | b's' | b'C' | b't' => self.hear_answer(header, bytes, server),
+            b'Z' => self.hear_ready(header, bytes),
+            b'E' => self.hear_error(header, bytes, server),
+            b'G' => {
+                self.ledger.copy_in_began();
+                Deal::Pass
+            }
+            // CopyOutResponse, CopyDone, FunctionCallResponse; asynchronous: notice, parameter, notification.
+            b'H' | b'c' | b'V' | b'N' | b'S' | b'A' => Deal::Pass,
+            other => Deal::Stop(broken(format!("message of type 0x{other:02x}"))),
+        }
+    }
+
+    fn hear_answer(&mut self, header: Header, bytes: &[u8], server: &mut ServerState) -> Deal {
+        if header.tag == b'C' {
+            if bytes.len() < header.total.min(MAX_ERROR) {
+                return Deal::Whole;
+            }
+            match bytes.get(5..header.total) {
+                Some(b"DISCARD ALL\0") => self.discarded_all(server),
+                Some(b"DEALLOCATE ALL\0" | b"DISCARD PLANS\0") => {
+                    server.statements.clear();
+                    self.prepared.clear();
+                }
+                _ => {}
+            }
+        }
+        let answers = match (header.tag, self.ledger.head()) {
+            (b'1', Some(Owed::Parse(whom, _))) => Some(*whom),
+            (b'3', Some(Owed::Close(whom))) => Some(*whom),
+            (b'2', Some(Owed::Bind)) | (b'n' | b'T', Some(Owed::Describe)) => Some(For::Client),
+            (b'C' | b'I' | b's', Some(Owed::Execute)) => {
+                self.ledger.copy_ended();
+                Some(For::Client)
+            }
+            // Of a simple query, and ParameterDescription.
+            _ => None,
+        };
+        if answers.is_some() {
+            self.ledger.pop();
+        }
+        if answers == Some(For::Nobody) { Deal::Swallow } else { Deal::Pass }
+    }
+
+    fn hear_ready(&mut self, header: Header, bytes: &[u8]) -> Deal {
+        if bytes.len() < header.total {
+            return Deal::Whole;
+        }
+        let Some(status) = bytes.get(5).copied().and_then(Status::from_byte) else {
+            return Deal::Stop(broken("ReadyForQuery without a status".to_owned()));
+        };
+        self.ledger.ready();
+        self.unit_ended(status);
+        Deal::Pass
+    }
+
+    fn hear_error(&mut self, header: Header, bytes: &[u8], server: &mut ServerState) -> Deal {
+        if header.total <= MAX_ERROR {
+            let Some(whole) = bytes.get(..header.total) else { return Deal::Whole };
+            // The last word of a server: what it means for the client depends on what was under way.
+            if let Some(error) = message::read_error(whole).filter(|error| error.severity == Severity::Fatal) {
+                return Deal::Stop(Heard::Lost(error));
+            }
+        }
+        self.unit.failed = true;
+        if !matches!(self.ledger.head(), Some(Owed::Query(_) | Owed::Function | Owed::Sync)) {
+            let prepared = &mut self.prepared;
+            self.ledger.failed(|undo| {
+                undo_client(prepared, &undo);
+                match undo {
+                    Undo::Unnamed => server.statements.unnamed = 0,
+                    Undo::Server(id) | Undo::Client { server: Some(id), .. } => server.statements.remove(id),
+                    Undo::Client { server: None, .. } => {}
+                }
+            });
+        }
+        Deal::Pass
+    }
+}
+
+fn broken(what: String) -> Heard {
+    Heard::Broken(ErrorFields::fatal(SqlState::PROTOCOL_VIOLATION, format!("the server sent an {what}")))
+}

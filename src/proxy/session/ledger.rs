@@ -1,0 +1,216 @@
+//! What the server at hand still owes, in the order in which it was asked.
+//!
+//! The server answers in order, and after an error it skips what it was sent up to the next Sync
+//! (protocol-flow, "Extended Query"); so one queue tells for every answer whom it is for.
+
+use std::collections::VecDeque;
+
+/// For whom an answer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum For {
+    Client,
+    /// We asked on our own account: swallowed.
+    Nobody,
+    /// The client asked, but nothing was sent: we answer when its turn comes.
+    Own,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Owed {
+    /// Ends with ReadyForQuery.
+    Query(For),
+    /// FunctionCall; ends with ReadyForQuery.
+    Function,
+    Sync,
+    Parse(For, Undo),
+    Bind,
+    /// Of a statement or a portal: RowDescription or NoData.
+    Describe,
+    Execute,
+    Close(For),
+}
+
+impl Owed {
+    fn ends_a_unit(&self) -> bool {
+        matches!(self, Owed::Query(For::Client) | Owed::Function | Owed::Sync)
+    }
+}
+
+/// What was noted when a Parse was sent, and does not hold if it fails.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Undo {
+    /// The server's unnamed statement is not what we think.
+    Unnamed,
+    /// The server does not have this statement.
+    Server(u64),
+    /// The client does not have a statement of this name, nor the server, if we sent it there.
+    Client { name: Box<[u8]>, server: Option<u64> },
+}
+
+/// More requests than this in one pipeline wait until answers have come.
+pub(crate) const MAX_OWED: usize = 4096;
+
+#[derive(Debug, Default)]
+pub(crate) struct Ledger {
+    owed: VecDeque<Owed>,
+    /// After an error, until the Sync that has not been sent yet: the server answers nothing.
+    skipping: bool,
+    /// The server takes CopyData; it ignores Flush and Sync meanwhile (copyfromparse.c, `CopyGetData`).
+    copy_in: bool,
+    /// Of `owed`, those that end with a ReadyForQuery for the client.
+    units: usize,
+}
+
+impl Ledger {
+    pub(crate) fn sent(&mut self, owed: Owed) {
+        if matches!(owed, Owed::Sync) {
+            if self.copy_in {
+                return;
+            }
+            self.skipping = false;
+        }
+        if !self.skipping {
+            self.units += usize::from(owed.ends_a_unit());
+            self.owed.push_back(owed);
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.owed.is_empty()
+    }
+
+    /// The server leaves out whatever comes before the next Sync.
+    pub(crate) fn is_skipping(&self) -> bool {
+        self.skipping
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.owed.len() >= MAX_OWED
+    }
+
+    pub(crate) fn units(&self) -> usize {
+        self.units
+    }
+
+    pub(crate) fn copy_in(&self) -> bool {
+        self.copy_in
+    }
+
+    /// CopyDone or CopyFail went to the server.
+    pub(crate) fn copy_ended(&mut self) {
+        self.copy_in = false;
+    }
+
+    pub(crate) fn head(&self) -> Option<&Owed> {
+        self.owed.front()
+    }
+
+    pub(crate) fn pop(&mut self) -> Option<Owed> {
+        let owed = self.owed.pop_front()?;
+        self.units -= usize::from(owed.ends_a_unit());
+        Some(owed)
+    }
+
+    /// Pops the head if it is one that we answer ourselves; its tag.
+    pub(crate) fn pop_own(&mut self) -> Option<u8> {
+        let tag = match self.head()? {
+            Owed::Parse(For::Own, _) => b'1',
+            Owed::Close(For::Own) => b'3',
+            _ => return None,
+        };
+        self.pop();
+        Some(tag)
+    }
+
+    /// CopyInResponse. Syncs that were sent along with the Execute are ignored by the server, so nothing will
+    /// come for them: libpq sends one with the Execute and another after CopyDone.
+    pub(crate) fn copy_in_began(&mut self) {
+        self.copy_in = true;
+        if matches!(self.head(), Some(Owed::Execute)) {
+            while matches!(self.owed.get(1), Some(Owed::Sync)) {
+                self.owed.remove(1);
+                self.units -= 1;
+            }
+        }
+    }
+
+    /// ErrorResponse in the extended protocol: everything up to the next Sync is skipped. `undone` hears of
+    /// every Parse that did not happen.
+    pub(crate) fn failed(&mut self, mut undone: impl FnMut(Undo)) {
+        self.copy_in = false;
+        while self.owed.front().is_some_and(|owed| !matches!(owed, Owed::Sync)) {
+            if let Some(Owed::Parse(_, undo)) = self.pop() {
+                undone(undo);
+            }
+        }
+        self.skipping = self.owed.is_empty();
+    }
+
+    /// ReadyForQuery: whose it is. One that nobody waits for is the client's (the Sync that ended a COPY
+    /// which had already failed).
+    pub(crate) fn ready(&mut self) -> For {
+        self.skipping = false;
+        self.copy_in = false;
+        while let Some(owed) = self.pop() {
+            match owed {
+                Owed::Query(whom) => return whom,
+                Owed::Sync | Owed::Function => return For::Client,
+                _ => {}
+            }
+        }
+        For::Client
+    }
+
+    /// The server is gone.
+    pub(crate) fn clear(&mut self, mut undone: impl FnMut(Undo)) {
+        while let Some(owed) = self.pop() {
+            if let Owed::Parse(_, undo) = owed {
+                undone(undo);
+            }
+        }
+        *self = Ledger::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{For, Ledger, Owed, Undo};
+
+    #[test]
+    fn an_error_skips_to_the_next_sync() {
+        let mut ledger = Ledger::default();
+        let parse = Owed::Parse(For::Nobody, Undo::Server(7));
+        for owed in [Owed::Bind, Owed::Execute, parse, Owed::Sync, Owed::Bind] {
+            ledger.sent(owed);
+        }
+        let mut undone = Vec::new();
+        ledger.failed(|undo| undone.push(undo));
+        assert_eq!(undone, [Undo::Server(7)]);
+        assert_eq!(ledger.ready(), For::Client);
+        assert_eq!(ledger.head(), Some(&Owed::Bind));
+    }
+
+    #[test]
+    fn what_is_sent_after_an_error_and_before_its_sync_is_not_answered() {
+        let mut ledger = Ledger::default();
+        ledger.sent(Owed::Bind);
+        ledger.failed(|_| {});
+        ledger.sent(Owed::Execute);
+        assert!(ledger.is_empty());
+        ledger.sent(Owed::Sync);
+        assert_eq!(ledger.units(), 1);
+    }
+
+    #[test]
+    fn copy_in_swallows_the_sync_that_came_with_its_execute() {
+        let mut ledger = Ledger::default();
+        ledger.sent(Owed::Execute);
+        ledger.sent(Owed::Sync);
+        ledger.copy_in_began();
+        ledger.sent(Owed::Sync);
+        assert_eq!(ledger.units(), 0);
+        ledger.copy_ended();
+        ledger.sent(Owed::Sync);
+        assert_eq!((ledger.units(), ledger.pop()), (1, Some(Owed::Execute)));
+    }
+}

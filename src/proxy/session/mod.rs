@@ -1,0 +1,15 @@
+//! One client's conversation.
+//!
+//! [`core::Core`] decides, over bytes in memory: what of them is forwarded as it is, what is replaced, what is
+//! answered by us, when a server is needed and when it can go back. [`run`] does it: one task owns the client's
+//! socket and, while one is attached, the server's, so that a message goes from one to the other without a hop.
+
+pub(crate) mod core;
+mod downstream;
+mod lane;
+mod ledger;
+mod local;
+mod look;
+pub(crate) mod message;
+mod own;
+mod upstream;

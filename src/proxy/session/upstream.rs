@@ -1,0 +1,431 @@
+//! From the client to the server.
+
+use std::sync::Arc;
+
+use super::core::{Ask, Core, ServerState, Texts};
+use super::lane::Lane;
+use super::ledger::{For, Owed, Undo};
+use super::look::{self, Look, MAX_QUERY, malformed, query_text, unexpected};
+use super::message::{self, Parse, Status, bind_names, put, put_head, target};
+use crate::pg::protocol::frame::{HEADER_LEN, Header};
+use crate::proxy::prepared::Statement;
+use crate::proxy::route::Verdict;
+
+/// Between two messages.
+#[derive(Debug)]
+pub(super) enum Step {
+    Next,
+    /// For the rest of a message of this length in all, or (0) for the server.
+    Wait(usize),
+    Ask(Ask),
+}
+
+/// Both lanes of a session.
+#[derive(Debug)]
+pub(super) struct Lanes<'a> {
+    pub(super) up: &'a mut Lane,
+    pub(super) down: &'a mut Lane,
+}
+
+impl Core {
+    /// Decides about as many of the client's messages as it can.
+    pub(crate) fn client(
+        &mut self,
+        up: &mut Lane,
+        down: &mut Lane,
+        mut server: Option<&mut ServerState>,
+        texts: &mut Texts<'_>,
+    ) -> Ask {
+        let mut lanes = Lanes { up, down };
+        self.wants = 0;
+        loop {
+            if !self.go_on_with_message(lanes.up) {
+                return Ask::Nothing;
+            }
+            let header = match Header::peek(lanes.up.unread()) {
+                Err(error) => return Ask::Fatal(Core::violation(&error)),
+                Ok(None) => return Ask::Nothing,
+                Ok(Some(header)) => header,
+            };
+            let step = match (&mut server, self.skip_to_sync) {
+                _ if header.tag == b'X' => return Ask::End,
+                (_, Some(status)) => self.skip(header, status, &mut lanes),
+                (Some(server), None) => self.forward(header, &mut lanes, server, texts),
+                (None, None) => self.without_server(header, &mut lanes, texts),
+            };
+            match step {
+                Step::Next => {}
+                Step::Wait(total) => {
+                    self.wants = total;
+                    return Ask::Nothing;
+                }
+                Step::Ask(ask) => return ask,
+            }
+        }
+    }
+
+    /// How many unread bytes of the client may have to be held before the next decision.
+    pub(crate) fn wants(&self) -> usize {
+        self.wants
+    }
+
+    /// Whether the message under way has been dealt with.
+    fn go_on_with_message(&mut self, up: &mut Lane) -> bool {
+        let passed = self.up_pass.min(up.unread().len());
+        up.pass(passed);
+        self.up_pass -= passed;
+        let skipped = self.up_skip.min(up.unread().len());
+        if skipped > 0 {
+            up.skip(skipped);
+            self.up_skip -= skipped;
+        }
+        self.up_pass == 0 && self.up_skip == 0
+    }
+
+    /// After an error of our own in the extended protocol.
+    fn skip(&mut self, header: Header, status: Status, lanes: &mut Lanes<'_>) -> Step {
+        self.up_skip = header.total;
+        if header.tag == b'S' {
+            self.skip_to_sync = None;
+            message::put_ready(lanes.down.out(), status);
+        }
+        Step::Next
+    }
+
+    fn without_server(&mut self, header: Header, lanes: &mut Lanes<'_>, texts: &mut Texts<'_>) -> Step {
+        match header.tag {
+            b'Q' | b'F' | b'P' | b'B' | b'D' | b'E' | b'C' => {}
+            // Left over from a COPY that has failed (postgres.c ignores them too); nothing to flush.
+            b'd' | b'c' | b'f' | b'H' => {
+                self.up_skip = header.total;
+                return Step::Next;
+            }
+            b'S' => {
+                self.up_skip = header.total;
+                let status = if self.cut.is_some() { Status::Failed } else { Status::Idle };
+                message::put_ready(lanes.down.out(), status);
+                return Step::Next;
+            }
+            other => return Step::Ask(Ask::Fatal(unexpected(other))),
+        }
+        let look = self.look(header, lanes.up.unread(), texts);
+        match look {
+            Look::More(total) => Step::Wait(total),
+            Look::Fatal(error) => Step::Ask(Ask::Fatal(error)),
+            Look::Serve(demand, total) if self.cut.is_some() => self.answer_cut(&demand, total, lanes),
+            Look::Own(total) if self.cut.is_some() => self.answer_cut_own(total, lanes),
+            Look::Own(total) => {
+                self.answer_own(total, lanes, texts);
+                Step::Next
+            }
+            Look::Serve(demand, _) => Step::Ask(Ask::Server(demand)),
+        }
+    }
+
+    fn forward(
+        &mut self,
+        header: Header,
+        lanes: &mut Lanes<'_>,
+        server: &mut ServerState,
+        texts: &mut Texts<'_>,
+    ) -> Step {
+        let starts_unit = !self.unit.open && !matches!(header.tag, b'd' | b'c' | b'f' | b'H' | b'S');
+        if self.ledger.is_full() || (starts_unit && !self.takes_all && self.ledger.units() > 0) {
+            return Step::Wait(0);
+        }
+        if self.ledger.is_skipping() && !matches!(header.tag, b'S' | b'H') {
+            // The server would read and drop it.
+            self.up_skip = header.total;
+            return Step::Next;
+        }
+        match header.tag {
+            b'Q' => self.forward_query(header, lanes, server, texts),
+            b'P' => self.forward_parse(header, lanes, server, texts),
+            b'B' => self.forward_bind(header, lanes, server),
+            b'D' | b'C' => self.forward_target(header, lanes, server),
+            b'E' => self.forward_extended(header, Some(Owed::Execute), lanes.up),
+            b'H' => {
+                while let Some(tag) = self.ledger.pop_own() {
+                    put(lanes.down.out(), tag, &[]);
+                }
+                self.forward_extended(header, None, lanes.up)
+            }
+            b'S' => {
+                let step = self.forward_extended(header, Some(Owed::Sync), lanes.up);
+                self.unit.open = false;
+                step
+            }
+            b'F' => {
+                self.note(&look::unread());
+                self.send(header, Some(Owed::Function), lanes.up)
+            }
+            b'd' | b'c' | b'f' if self.ledger.is_empty() => {
+                self.up_skip = header.total;
+                Step::Next
+            }
+            b'd' => self.send(header, None, lanes.up),
+            b'c' | b'f' => {
+                self.ledger.copy_ended();
+                self.send(header, None, lanes.up)
+            }
+            other => Step::Ask(Ask::Fatal(unexpected(other))),
+        }
+    }
+
+    /// Forwards the message as it is.
+    fn send(&mut self, header: Header, owed: Option<Owed>, up: &mut Lane) -> Step {
+        self.keep(header, up);
+        self.unit.started = true;
+        if let Some(owed) = owed {
+            self.ledger.sent(owed);
+        }
+        self.up_pass = header.total;
+        Step::Next
+    }
+
+    fn forward_extended(&mut self, header: Header, owed: Option<Owed>, up: &mut Lane) -> Step {
+        self.unit.open = true;
+        self.send(header, owed, up)
+    }
+
+    /// Keeps the message in case that it must be run again.
+    fn keep(&mut self, header: Header, up: &Lane) {
+        if !self.unit.replayable {
+            return;
+        }
+        let kept = &mut self.unit.replay;
+        match up.unread().get(..header.total) {
+            Some(message) if kept.len() + header.total <= super::core::MAX_REPLAY => kept.extend_from_slice(message),
+            _ => self.unit.replayable = false,
+        }
+    }
+
+    fn forward_query(
+        &mut self,
+        header: Header,
+        lanes: &mut Lanes<'_>,
+        server: &mut ServerState,
+        texts: &mut Texts<'_>,
+    ) -> Step {
+        let verdict = if header.total > MAX_QUERY {
+            Arc::new(look::unread())
+        } else {
+            let Some(message) = lanes.up.unread().get(..header.total) else { return Step::Wait(header.total) };
+            let Some(text) = query_text(message) else { return Step::Ask(Ask::Fatal(malformed(b'Q'))) };
+            match self.ahead.pop_front() {
+                Some(verdict) => verdict,
+                None => texts.verdict(text),
+            }
+        };
+        if verdict.is_own() {
+            if self.is_busy() {
+                return Step::Wait(0);
+            }
+            self.answer_own(header.total, lanes, texts);
+            return Step::Next;
+        }
+        self.note(&verdict);
+        // exec_simple_query drops the unnamed statement.
+        self.prepared.forget_unnamed();
+        server.statements.unnamed = 0;
+        self.send(header, Some(Owed::Query(For::Client)), lanes.up)
+    }
+
+    fn forward_parse(
+        &mut self,
+        header: Header,
+        lanes: &mut Lanes<'_>,
+        server: &mut ServerState,
+        texts: &mut Texts<'_>,
+    ) -> Step {
+        if header.total > look::MAX_PARSE {
+            return Step::Ask(Ask::Fatal(malformed(b'P')));
+        }
+        let Some(message) = lanes.up.unread().get(..header.total) else { return Step::Wait(header.total) };
+        let Some(parse) = Parse::read(message) else { return Step::Ask(Ask::Fatal(malformed(b'P'))) };
+        let verdict = match self.ahead.pop_front() {
+            Some(verdict) => verdict,
+            None => texts.verdict(parse.text),
+        };
+        if verdict.is_own() && !self.is_busy() {
+            match self.look(header, lanes.up.unread(), texts) {
+                Look::More(total) => return Step::Wait(total),
+                Look::Own(total) => {
+                    self.answer_own(total, lanes, texts);
+                    return Step::Next;
+                }
+                // Mixed with others: the server takes it for a setting of an unknown extension, which is harmless.
+                Look::Serve(..) | Look::Fatal(_) => {
+                    self.ahead.pop_front();
+                }
+            }
+        }
+        let message = &lanes.up.unread()[..header.total];
+        let Some(parse) = Parse::read(message) else { return Step::Ask(Ask::Fatal(malformed(b'P'))) };
+        if parse.name.is_empty() {
+            self.last_unnamed += 1;
+            self.prepared.remember_unnamed(self.last_unnamed, message, verdict);
+            server.statements.unnamed = self.last_unnamed;
+            return self.forward_extended(header, Some(Owed::Parse(For::Client, Undo::Unnamed)), lanes.up);
+        }
+        if self.prepared.is_full() {
+            return Step::Ask(Ask::Fatal(too_many_statements()));
+        }
+        let statement = texts.statements.intern(parse.rest, &verdict);
+        let name: Box<[u8]> = parse.name.into();
+        self.keep(header, lanes.up);
+        lanes.up.skip(header.total);
+        self.prepared.insert(&name, statement.clone());
+        (self.unit.open, self.unit.started) = (true, true);
+        if server.statements.touch(&statement) {
+            self.ledger.sent(Owed::Parse(For::Own, Undo::Client { name, server: None }));
+        } else {
+            let undo = Undo::Client { name, server: Some(statement.id) };
+            self.prepare(&statement, For::Client, undo, lanes.up, server);
+        }
+        Step::Next
+    }
+
+    /// Sends the Parse of one of our statements, and the Close of another when the server has too many.
+    fn prepare(
+        &mut self,
+        statement: &Arc<Statement>,
+        whom: For,
+        undo: Undo,
+        up: &mut Lane,
+        server: &mut ServerState,
+    ) {
+        if let Some(oldest) = server.statements.insert(statement) {
+            put(up.out(), b'C', &[b"S", oldest.name.as_bytes(), b"\0"]);
+            self.ledger.sent(Owed::Close(For::Nobody));
+        }
+        up.out().extend_from_slice(&statement.parse);
+        self.ledger.sent(Owed::Parse(whom, undo));
+    }
+
+    /// Makes sure that the server has what the client calls `name`; what the server calls it, when that is
+    /// something else.
+    fn provide(&mut self, name: &[u8], up: &mut Lane, server: &mut ServerState) -> Option<ServerName> {
+        if name.is_empty() {
+            let Some(unnamed) = &self.prepared.unnamed else {
+                // The server's may be another client's.
+                return (server.statements.unnamed != 0).then_some(ServerName::Missing);
+            };
+            if server.statements.unnamed != unnamed.id && !unnamed.parse.is_empty() {
+                server.statements.unnamed = unnamed.id;
+                up.out().extend_from_slice(&unnamed.parse);
+                self.ledger.sent(Owed::Parse(For::Nobody, Undo::Unnamed));
+            }
+            return (server.statements.unnamed != unnamed.id).then_some(ServerName::Missing);
+        }
+        match self.prepared.named(name).cloned() {
+            Some(statement) => {
+                if !server.statements.touch(&statement) {
+                    self.prepare(&statement, For::Nobody, Undo::Server(statement.id), up, server);
+                }
+                Some(ServerName::Ours(statement))
+            }
+            // Ours are not to be had by guessing their names.
+            None => name.starts_with(b"bw_").then_some(ServerName::Missing),
+        }
+    }
+
+    fn forward_bind(&mut self, header: Header, lanes: &mut Lanes<'_>, server: &mut ServerState) -> Step {
+        let unread = lanes.up.unread();
+        let message = &unread[..unread.len().min(header.total)];
+        let Some((portal, name)) = bind_names(message) else {
+            let whole = message.len() == header.total || message.len() > look::MAX_LOOK;
+            return if whole { Step::Ask(Ask::Fatal(malformed(b'B'))) } else { Step::Wait(header.total.min(look::MAX_LOOK)) };
+        };
+        // The usual unnamed one has no allocation.
+        let (portal, name): (Box<[u8]>, Box<[u8]>) = (portal.into(), name.into());
+        if let Some(verdict) = self.prepared.verdict(&name).cloned() {
+            self.note_executed(&verdict);
+        }
+        self.keep(header, lanes.up);
+        let ours = self.provide(&name, lanes.up, server);
+        (self.unit.open, self.unit.started) = (true, true);
+        self.ledger.sent(Owed::Bind);
+        let Some(ours) = ours else {
+            self.up_pass = header.total;
+            return Step::Next;
+        };
+        let ours = ours.as_bytes();
+        let head = HEADER_LEN + portal.len() + name.len() + 2;
+        lanes.up.skip(head);
+        let out = lanes.up.out();
+        put_head(out, b'B', header.total - HEADER_LEN - name.len() + ours.len());
+        for part in [&portal, b"\0".as_slice(), ours, b"\0"] {
+            out.extend_from_slice(part);
+        }
+        self.up_pass = header.total - head;
+        Step::Next
+    }
+
+    fn note_executed(&mut self, verdict: &Verdict) {
+        self.note(verdict);
+    }
+
+    /// Describe and Close.
+    fn forward_target(&mut self, header: Header, lanes: &mut Lanes<'_>, server: &mut ServerState) -> Step {
+        if header.total > look::MAX_LOOK {
+            return Step::Ask(Ask::Fatal(malformed(header.tag)));
+        }
+        let Some(message) = lanes.up.unread().get(..header.total) else { return Step::Wait(header.total) };
+        let Some((kind, name)) = target(message) else { return Step::Ask(Ask::Fatal(malformed(header.tag))) };
+        let name: Box<[u8]> = name.into();
+        match (header.tag, kind) {
+            (b'D', b'S') => {
+                self.keep(header, lanes.up);
+                let ours = self.provide(&name, lanes.up, server);
+                (self.unit.open, self.unit.started) = (true, true);
+                self.ledger.sent(Owed::Describe);
+                let Some(ours) = ours else {
+                    self.up_pass = header.total;
+                    return Step::Next;
+                };
+                lanes.up.skip(header.total);
+                put(lanes.up.out(), b'D', &[b"S", ours.as_bytes(), b"\0"]);
+                Step::Next
+            }
+            (b'D', _) => self.forward_extended(header, Some(Owed::Describe), lanes.up),
+            (_, b'S') if !name.is_empty() && (self.prepared.named(&name).is_some() || self.pinned().is_none()) => {
+                self.keep(header, lanes.up);
+                self.prepared.remove(&name);
+                lanes.up.skip(header.total);
+                (self.unit.open, self.unit.started) = (true, true);
+                self.ledger.sent(Owed::Close(For::Own));
+                Step::Next
+            }
+            (_, b'S') if name.is_empty() => {
+                self.prepared.forget_unnamed();
+                server.statements.unnamed = 0;
+                self.forward_extended(header, Some(Owed::Close(For::Client)), lanes.up)
+            }
+            _ => self.forward_extended(header, Some(Owed::Close(For::Client)), lanes.up),
+        }
+    }
+}
+
+/// What a statement is called at the server.
+#[derive(Debug)]
+enum ServerName {
+    Ours(Arc<Statement>),
+    /// By a name that nothing has: the server answers 26000 when its turn comes.
+    Missing,
+}
+
+impl ServerName {
+    fn as_bytes(&self) -> &[u8] {
+        match self {
+            ServerName::Ours(statement) => statement.name.as_bytes(),
+            ServerName::Missing => b"no such statement",
+        }
+    }
+}
+
+fn too_many_statements() -> crate::pg::error::ErrorFields {
+    use crate::pg::error::{ErrorFields, SqlState};
+    let message = format!("more than {} prepared statements", crate::proxy::prepared::MAX_PER_CLIENT);
+    ErrorFields::fatal(SqlState::FEATURE_NOT_SUPPORTED, message)
+}
