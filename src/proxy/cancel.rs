@@ -113,8 +113,7 @@ impl Slots {
                 continue;
             }
             let key = CancelKey { pid, secret: random().to_be_bytes().to_vec() };
-            let slot =
-                Slot { key, state: Mutex::default(), poked: AtomicU8::new(0), quiet: Notify::new() };
+            let slot = Slot { key, state: Mutex::default(), poked: AtomicU8::new(0), quiet: Notify::new() };
             let slot = Arc::new(slot);
             slots.insert(pid, slot.clone());
             return slot;

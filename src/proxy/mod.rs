@@ -1,6 +1,169 @@
-//! proxy
+//! The query plane: clients' sessions, where their statements go, and the server connections they share.
+//!
+//! One task serves one client on one worker thread ([`session`]); it asks [`route`] where a statement belongs
+//! and takes a connection from that node's [`pool`]. [`background`] obeys the directive: when a term has another
+//! primary, what runs on the old one is cut, and the term is confirmed when nothing does any more.
 
-pub mod route;
+mod background;
+mod cancel;
+mod config;
+mod evidence;
+mod metrics;
+mod pool;
 mod prepared;
+pub mod route;
+mod sampler;
 mod session;
 mod settings;
+mod worker;
+mod workers;
+
+pub use config::{Entrance, ProxyConfig, ServerLogin};
+pub use session::core::PoolMode;
+pub use worker::Worker;
+pub use workers::{Dispatch, Workers};
+
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use self::cancel::Slots;
+use self::evidence::NodeEvidence;
+use self::metrics::Metrics;
+use self::pool::{Key, Pool};
+use self::prepared::Statements;
+use self::sampler::Sampler;
+use crate::net::{self, Client};
+use crate::pg::protocol::startup::CancelKey;
+use crate::topology::{Directive, Health, Node, NodeName, ProxyStatus, WalStatus};
+
+/// What the plane obeys and routes by.
+#[derive(Clone, Debug)]
+pub struct Inputs {
+    pub directive: watch::Receiver<Arc<Directive>>,
+    pub health: watch::Receiver<Arc<Health>>,
+    pub wal: watch::Receiver<Arc<WalStatus>>,
+    pub nodes: Vec<Node>,
+}
+
+/// The query plane. Cheap to clone; shared by all workers.
+#[derive(Clone, Debug)]
+pub struct Proxy {
+    shared: Arc<Shared>,
+}
+
+type Parameters = Arc<[(String, String)]>;
+
+#[derive(Debug)]
+struct Shared {
+    config: ProxyConfig,
+    login: ServerLogin,
+    inputs: Inputs,
+    /// Ends all sessions.
+    stop: CancellationToken,
+    metrics: Metrics,
+    slots: Slots,
+    statements: Statements,
+    /// Locked when a session first needs a pool, not per statement.
+    pools: Mutex<HashMap<Key, Arc<Pool>>>,
+    /// The greeting per database and user, from the first server connection.
+    greetings: Mutex<HashMap<(Arc<str>, Arc<str>), Parameters>>,
+    evidence: Vec<Arc<NodeEvidence>>,
+    sampler: Arc<Sampler>,
+    status: watch::Sender<Arc<ProxyStatus>>,
+    /// The status should be published now.
+    pressing: Notify,
+    /// The term that sessions must not check out a primary of an earlier one in.
+    term: AtomicU64,
+    clients: AtomicUsize,
+    waiting: AtomicUsize,
+    held: AtomicUsize,
+    last_session: AtomicU64,
+}
+
+/// A CancelRequest is passed on within this time or not at all.
+const CANCEL_LIMIT: Duration = Duration::from_secs(5);
+
+impl Proxy {
+    /// `now` is the origin of the evidence's times. Fails when `registry` has metrics of these names already.
+    pub fn new(
+        now: Instant,
+        config: ProxyConfig,
+        inputs: Inputs,
+        login: ServerLogin,
+        registry: &prometheus::Registry,
+        stop: CancellationToken,
+    ) -> prometheus::Result<(Proxy, watch::Receiver<Arc<ProxyStatus>>)> {
+        let (status, receiver) = watch::channel(Arc::default());
+        let evidence =
+            inputs.nodes.iter().map(|node| Arc::new(NodeEvidence::new(node.name.clone(), now))).collect();
+        let shared = Shared {
+            config,
+            login,
+            inputs,
+            stop,
+            metrics: Metrics::new(registry)?,
+            slots: Slots::default(),
+            statements: Statements::default(),
+            pools: Mutex::default(),
+            greetings: Mutex::default(),
+            evidence,
+            sampler: Arc::default(),
+            status,
+            pressing: Notify::new(),
+            term: AtomicU64::new(0),
+            clients: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
+            held: AtomicUsize::new(0),
+            last_session: AtomicU64::new(0),
+        };
+        Ok((Proxy { shared: Arc::new(shared) }, receiver))
+    }
+
+    fn worker(&self, index: usize) -> Worker {
+        Worker::new(index, &self.shared.inputs, self.shared.config.policy, &self.shared.metrics)
+    }
+
+    /// Serves an authenticated client until it leaves. To be called on the thread of `worker`.
+    pub async fn serve(&self, worker: &Rc<Worker>, entrance: Entrance, client: Client) {
+        session::run::serve(&self.shared, worker, entrance, client).await;
+    }
+
+    /// Carries out a client's CancelRequest.
+    pub async fn cancel(&self, key: &CancelKey) {
+        let Some(cancelling) = self.shared.slots.cancelling(key) else { return };
+        let backend = cancelling.backend.clone();
+        let sent = net::cancel(&backend.address, backend.key.pid, &backend.key.secret, CANCEL_LIMIT).await;
+        if let Err(error) = sent {
+            tracing::info!(%error, "cancel request not delivered");
+        }
+    }
+}
+
+impl Shared {
+    /// `None` when no such node is configured.
+    fn pool(&self, key: Key) -> Option<Arc<Pool>> {
+        let node = self.inputs.nodes.iter().find(|node| node.name == key.node)?;
+        let evidence = self.evidence.iter().find(|evidence| evidence.node == key.node)?;
+        let limits = pool::core::Limits {
+            size: self.config.pool_size.max(1),
+            idle: self.config.server_idle,
+            lifetime: self.config.server_lifetime,
+        };
+        let new = || Arc::new(Pool::new(key.clone(), node.address.clone(), limits, evidence.clone()));
+        Some(self.pools.lock().entry(key.clone()).or_insert_with(new).clone())
+    }
+
+    fn outstanding(&self, node: &NodeName) -> usize {
+        self.evidence
+            .iter()
+            .find(|evidence| evidence.node == *node)
+            .map_or(0, |evidence| evidence.outstanding())
+    }
+}

@@ -195,8 +195,9 @@ mod tests {
         let statements = Statements::default();
         let verdict = Arc::new(classify("select 1"));
         let mut server = ServerStatements::default();
-        let all: Vec<_> =
-            (0..=MAX_PER_SERVER).map(|n| statements.intern(format!("select {n}").as_bytes(), &verdict)).collect();
+        let all: Vec<_> = (0..=MAX_PER_SERVER)
+            .map(|n| statements.intern(format!("select {n}").as_bytes(), &verdict))
+            .collect();
         for statement in &all[..MAX_PER_SERVER] {
             assert!(server.insert(statement).is_none());
         }

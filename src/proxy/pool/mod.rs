@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 use self::core::{Checkout, Core, Limits, Next};
 use super::evidence::{DialEvidence, NodeEvidence};
 use super::session::core::ServerState;
-use crate::net::{self, Credentials, DialError, Detached, Stream, Target};
+use crate::net::{self, Credentials, Detached, DialError, Stream, Target};
 use crate::pg::protocol::startup::CancelKey;
 use crate::topology::{Address, NodeName};
 
@@ -211,7 +211,8 @@ impl Lease {
     /// Gives a clean connection back.
     pub(crate) fn put_back(mut self, now: Instant) {
         let Some(connection) = self.connection.take() else { return };
-        let (worker, generation, opened_at) = (connection.worker, connection.generation, connection.opened_at);
+        let (worker, generation, opened_at) =
+            (connection.worker, connection.generation, connection.opened_at);
         let next = self.pool.core.lock().put_back(connection, worker, generation, opened_at, now);
         match next {
             Next::Serve(waiter, connection) => {
@@ -255,7 +256,9 @@ impl Connection {
         // The new reactor does not know yet what has come: the kernel does.
         let nothing = match &detached {
             Detached::Tcp(stream) => stream.peek(&mut [0]),
-            Detached::Unix(stream) => socket2::SockRef::from(stream).peek(&mut [std::mem::MaybeUninit::uninit()]),
+            Detached::Unix(stream) => {
+                socket2::SockRef::from(stream).peek(&mut [std::mem::MaybeUninit::uninit()])
+            }
         };
         let silent = matches!(nothing, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
         let stream = silent.then(|| detached.attach().ok()).flatten()?;

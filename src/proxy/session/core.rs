@@ -212,7 +212,8 @@ impl Core {
         up: &mut Lane,
     ) {
         self.takes_all = takes == Takes::Everything;
-        self.unit = Unit { replayable: true, replay: std::mem::take(&mut self.unit.replay), ..Unit::default() };
+        self.unit =
+            Unit { replayable: true, replay: std::mem::take(&mut self.unit.replay), ..Unit::default() };
         self.unit.replay.clear();
         if Arc::ptr_eq(&server.settings, settings) {
             return;
@@ -224,6 +225,24 @@ impl Core {
             server.statements.unnamed = 0;
             self.ledger.sent(Owed::Query(For::Nobody));
         }
+    }
+
+    /// For the DISCARD ALL behind a session: hears one answer.
+    pub(super) fn cleaning() -> Core {
+        let mut core = Core::new(PoolMode::Session, 0, OwnSettings::default());
+        core.ledger.sent(Owed::Query(For::Client));
+        core
+    }
+
+    /// The last unit had an error.
+    pub(super) fn failed(&self) -> bool {
+        self.unit.failed
+    }
+
+    /// A server was attached, and nothing is sent to it after all.
+    pub(super) fn forget_attachment(&mut self) {
+        self.ledger.clear(|_| {});
+        self.detached();
     }
 
     /// Nothing ties the server to this client: it can serve another.
@@ -263,7 +282,8 @@ impl Core {
         self.unit.replayable &= verdict.is_read() && verdict.transaction == TransactionEffect::None;
         if self.pinned.is_none() {
             self.pinned = verdict.session.iter().find_map(pin_reason);
-            let unparsed = matches!(&verdict.access, Access::Write { reason } if reason.as_str() == "unparsable");
+            let unparsed =
+                matches!(&verdict.access, Access::Write { reason } if reason.as_str() == "unparsable");
             if self.pinned.is_none() && unparsed {
                 self.pinned = Some("unparsable");
                 self.unit.unparsed = true;
@@ -274,9 +294,12 @@ impl Core {
     /// ReadyForQuery came for the client.
     pub(super) fn unit_ended(&mut self, status: Status) {
         self.status = status;
-        if std::mem::take(&mut self.unit.failed) && std::mem::take(&mut self.unit.unparsed) {
+        if self.unit.failed && std::mem::take(&mut self.unit.unparsed) {
             // PostgreSQL could not parse it either: nothing of it ran.
             self.pinned = None;
+        }
+        if self.mode == PoolMode::Transaction {
+            self.unit.failed = false;
         }
         if self.ledger.units() == 0 && !self.unit.open {
             self.unit.commits = false;
@@ -314,9 +337,10 @@ impl Core {
         let retry = self.unit.replayable && !self.unit.answered && !open && self.up_skip == 0;
         match () {
             () if mid_message => AfterLoss::Close,
-            () if pinned || self.mode == PoolMode::Session => {
-                AfterLoss::Fatal(ErrorFields::fatal(SqlState::ADMIN_SHUTDOWN, "terminating connection: its server is gone").with_detail(error.message))
-            }
+            () if pinned || self.mode == PoolMode::Session => AfterLoss::Fatal(
+                ErrorFields::fatal(SqlState::ADMIN_SHUTDOWN, "terminating connection: its server is gone")
+                    .with_detail(error.message),
+            ),
             () if !busy && status == Status::Idle => AfterLoss::GoOn,
             () if !busy => {
                 self.cut = Some(Cut::Untold(error));

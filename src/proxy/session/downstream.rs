@@ -83,7 +83,8 @@ impl Core {
             }
             b'E' => {
                 let error = message::read_error(&bytes[..header.total]);
-                let error = error.unwrap_or_else(|| ErrorFields::error(SqlState::INTERNAL_ERROR, "settings refused"));
+                let error =
+                    error.unwrap_or_else(|| ErrorFields::error(SqlState::INTERNAL_ERROR, "settings refused"));
                 Deal::Stop(Heard::Broken(ErrorFields { severity: Severity::Fatal, ..error }))
             }
             _ => Deal::Swallow,
@@ -92,7 +93,9 @@ impl Core {
 
     fn hear(&mut self, header: Header, bytes: &[u8], server: &mut ServerState) -> Deal {
         match header.tag {
-            b'1' | b'2' | b'3' | b'n' | b'T' | b'I' | b's' | b'C' | b't' => self.hear_answer(header, bytes, server),
+            b'1' | b'2' | b'3' | b'n' | b'T' | b'I' | b's' | b'C' | b't' => {
+                self.hear_answer(header, bytes, server)
+            }
             b'Z' => self.hear_ready(header, bytes),
             b'E' => self.hear_error(header, bytes, server),
             b'G' => {
@@ -152,7 +155,8 @@ impl Core {
         if header.total <= MAX_ERROR {
             let Some(whole) = bytes.get(..header.total) else { return Deal::Whole };
             // The last word of a server: what it means for the client depends on what was under way.
-            if let Some(error) = message::read_error(whole).filter(|error| error.severity == Severity::Fatal) {
+            if let Some(error) = message::read_error(whole).filter(|error| error.severity == Severity::Fatal)
+            {
                 return Deal::Stop(Heard::Lost(error));
             }
         }

@@ -63,6 +63,13 @@ impl Buffer {
         debug_assert!(self.end <= self.data.len(), "a read stays within its space");
     }
 
+    /// When a read took all the room there was, the next one gets more.
+    pub(crate) fn grow_if_full(&mut self) {
+        if self.end == self.data.len() && self.data.len() < BUFFER_MAX {
+            self.data.resize(self.data.len() * 2, 0);
+        }
+    }
+
     pub(crate) fn consume(&mut self, count: usize) {
         self.start += count;
         debug_assert!(self.start <= self.end, "only what is there is consumed");

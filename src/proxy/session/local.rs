@@ -4,7 +4,9 @@
 use super::core::{Core, Demand, Texts};
 use super::lane::Lane;
 use super::look::query_text;
-use super::message::{Parse, Status, bind_names, put, put_complete, put_error, put_ready, put_text_column, target};
+use super::message::{
+    Parse, Status, bind_names, put, put_complete, put_error, put_ready, put_text_column, target,
+};
 use super::own::Rows;
 use super::upstream::{Lanes, Step};
 use crate::pg::error::{ErrorFields, SqlState};
@@ -41,7 +43,12 @@ impl Core {
     }
 
     /// A unit in a block whose server is gone.
-    pub(super) fn answer_cut(&mut self, demand: &Demand, total: Option<usize>, lanes: &mut Lanes<'_>) -> Step {
+    pub(super) fn answer_cut(
+        &mut self,
+        demand: &Demand,
+        total: Option<usize>,
+        lanes: &mut Lanes<'_>,
+    ) -> Step {
         let simple = lanes.up.unread().first().is_some_and(|tag| matches!(tag, b'Q' | b'F'));
         let ending = match demand.verdict.transaction {
             TransactionEffect::Commit => Some(Ending::Commit),
@@ -57,7 +64,9 @@ impl Core {
                 put_complete(lanes.down.out(), "ROLLBACK");
                 put_ready(lanes.down.out(), Status::Idle);
             }
-            (Some(_), Some(_), Some(total)) => self.answer_extended(total, lanes, &mut |_, out| put_complete(out, "ROLLBACK")),
+            (Some(_), Some(_), Some(total)) => {
+                self.answer_extended(total, lanes, &mut |_, out| put_complete(out, "ROLLBACK"))
+            }
             (Some(Cut::Untold(error)), _, _) => {
                 self.cut = Some(Cut::Told);
                 self.fail_unit(&error, Status::Failed, simple, lanes);

@@ -56,7 +56,7 @@ impl Seen {
 }
 
 /// The verdict on a unit without a text: Describe or Close of what is not there.
-fn nothing() -> Verdict {
+pub(super) fn nothing() -> Verdict {
     Verdict {
         access: Access::Read,
         statements: 0,

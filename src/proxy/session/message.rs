@@ -82,7 +82,8 @@ pub(crate) fn put(out: &mut Vec<u8>, tag: u8, parts: &[&[u8]]) {
 /// Appends tag and length of a message whose payload follows.
 pub(crate) fn put_head(out: &mut Vec<u8>, tag: u8, payload: usize) {
     out.push(tag);
-    let length = u32::try_from(payload + 4).expect("a message that was within the protocol's bound, or our own");
+    let length =
+        u32::try_from(payload + 4).expect("a message that was within the protocol's bound, or our own");
     out.extend_from_slice(&length.to_be_bytes());
 }
 

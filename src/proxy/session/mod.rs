@@ -4,12 +4,14 @@
 //! answered by us, when a server is needed and when it can go back. [`run`] does it: one task owns the client's
 //! socket and, while one is attached, the server's, so that a message goes from one to the other without a hop.
 
+mod attach;
 pub(crate) mod core;
 mod downstream;
-mod lane;
+pub(crate) mod lane;
 mod ledger;
 mod local;
 mod look;
 pub(crate) mod message;
 mod own;
+pub(crate) mod run;
 mod upstream;

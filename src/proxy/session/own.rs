@@ -3,7 +3,9 @@
 use super::message::{put_complete, put_error, put_text_column, put_text_row};
 use crate::pg::Lsn;
 use crate::pg::error::ErrorFields;
-use crate::proxy::route::{Consistency, InvalidSetting, MaxLag, OwnCommand, OwnWrite, Route, Scope, Setting, Shown};
+use crate::proxy::route::{
+    Consistency, InvalidSetting, MaxLag, OwnCommand, OwnWrite, Route, Scope, Setting, Shown,
+};
 
 /// What the routing of a statement depends on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,7 +34,10 @@ pub(crate) struct Defaults {
 
 impl OwnSettings {
     /// With what the startup packet says.
-    pub(crate) fn new(defaults: Defaults, startup: &[(String, String)]) -> Result<OwnSettings, InvalidSetting> {
+    pub(crate) fn new(
+        defaults: Defaults,
+        startup: &[(String, String)],
+    ) -> Result<OwnSettings, InvalidSetting> {
         let mut own = OwnSettings { defaults, ..OwnSettings::default() };
         for (name, value) in startup {
             own.session.set(Setting::parse(name, Some(value))?);
@@ -82,7 +87,9 @@ impl OwnSettings {
                 put_text_row(out, &self.show(*shown));
                 put_complete(out, "SHOW");
             }
-            OwnCommand::Invalid(error) => put_error(out, &ErrorFields::error(error.sqlstate(), error.to_string())),
+            OwnCommand::Invalid(error) => {
+                put_error(out, &ErrorFields::error(error.sqlstate(), error.to_string()))
+            }
         }
     }
 

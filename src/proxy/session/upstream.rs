@@ -195,7 +195,9 @@ impl Core {
         }
         let kept = &mut self.unit.replay;
         match up.unread().get(..header.total) {
-            Some(message) if kept.len() + header.total <= super::core::MAX_REPLAY => kept.extend_from_slice(message),
+            Some(message) if kept.len() + header.total <= super::core::MAX_REPLAY => {
+                kept.extend_from_slice(message)
+            }
             _ => self.unit.replayable = false,
         }
     }
@@ -210,7 +212,9 @@ impl Core {
         let verdict = if header.total > MAX_QUERY {
             Arc::new(look::unread())
         } else {
-            let Some(message) = lanes.up.unread().get(..header.total) else { return Step::Wait(header.total) };
+            let Some(message) = lanes.up.unread().get(..header.total) else {
+                return Step::Wait(header.total);
+            };
             let Some(text) = query_text(message) else { return Step::Ask(Ask::Fatal(malformed(b'Q'))) };
             match self.ahead.pop_front() {
                 Some(verdict) => verdict,
@@ -335,7 +339,11 @@ impl Core {
         let message = &unread[..unread.len().min(header.total)];
         let Some((portal, name)) = bind_names(message) else {
             let whole = message.len() == header.total || message.len() > look::MAX_LOOK;
-            return if whole { Step::Ask(Ask::Fatal(malformed(b'B'))) } else { Step::Wait(header.total.min(look::MAX_LOOK)) };
+            return if whole {
+                Step::Ask(Ask::Fatal(malformed(b'B')))
+            } else {
+                Step::Wait(header.total.min(look::MAX_LOOK))
+            };
         };
         // The usual unnamed one has no allocation.
         let (portal, name): (Box<[u8]>, Box<[u8]>) = (portal.into(), name.into());
@@ -389,7 +397,9 @@ impl Core {
                 Step::Next
             }
             (b'D', _) => self.forward_extended(header, Some(Owed::Describe), lanes.up),
-            (_, b'S') if !name.is_empty() && (self.prepared.named(&name).is_some() || self.pinned().is_none()) => {
+            (_, b'S')
+                if !name.is_empty() && (self.prepared.named(&name).is_some() || self.pinned().is_none()) =>
+            {
                 self.keep(header, lanes.up);
                 self.prepared.remove(&name);
                 lanes.up.skip(header.total);

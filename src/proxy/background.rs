@@ -1,0 +1,145 @@
+//! The plane's own tasks, on a thread of their own: they obey the directive's terms, publish what the plane has
+//! seen, sample the primary's WAL, and look after idle connections.
+#![expect(clippy::disallowed_methods, reason = "shell: starts a thread and reads the clock")]
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+
+use super::{Proxy, Shared};
+use crate::topology::{NodeName, ProxyStatus, Term};
+
+/// How often evidence is published while nothing presses.
+const STATUS_INTERVAL: Duration = Duration::from_millis(50);
+/// How often a term that is not confirmed yet is looked at.
+const CUT_INTERVAL: Duration = Duration::from_millis(2);
+/// How often pools are looked after, in status intervals.
+const UPKEEP_EVERY: u32 = 20;
+
+pub(super) fn start(proxy: &Proxy, stop: &CancellationToken) -> io::Result<JoinHandle<()>> {
+    let (shared, stop) = (proxy.shared.clone(), stop.clone());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new().name("proxy".to_owned()).spawn(move || {
+        runtime.block_on(async {
+            let directive = shared.inputs.directive.clone();
+            let sampling =
+                shared.sampler.clone().run(shared.login.clone(), shared.inputs.nodes.clone(), directive);
+            tokio::select! {
+                () = sampling => {}
+                () = obey(&shared) => {}
+                () = stop.cancelled() => {}
+            }
+            shared.slots.shut_down();
+        });
+    })
+}
+
+/// Never ends.
+async fn obey(shared: &Shared) {
+    let mut fence = Fence { term: Term(0), primary: None, confirmed: Term(0) };
+    let mut directive = shared.inputs.directive.clone();
+    let mut rounds = 0u32;
+    loop {
+        fence.obey(shared);
+        shared.publish(fence.confirmed);
+        rounds = rounds.wrapping_add(1);
+        if rounds.is_multiple_of(UPKEEP_EVERY) {
+            shared.keep_up(Instant::now());
+        }
+        let pause = if fence.confirmed < fence.term { CUT_INTERVAL } else { STATUS_INTERVAL };
+        tokio::select! {
+            changed = directive.changed() => if changed.is_err() {
+                tokio::time::sleep(pause).await;
+            },
+            () = shared.pressing.notified() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+/// The proxy's half of "one primary".
+struct Fence {
+    term: Term,
+    primary: Option<NodeName>,
+    /// confirmed <= term.
+    confirmed: Term,
+}
+
+impl Fence {
+    fn obey(&mut self, shared: &Shared) {
+        let directive = shared.inputs.directive.borrow().clone();
+        if directive.term < self.term {
+            return;
+        }
+        let before = self.primary.clone();
+        if directive.term > self.term {
+            // A session that checks out after this sees the new term; one that did so before is in its slot.
+            shared.term.store(directive.term.0, Ordering::SeqCst);
+            self.term = directive.term;
+            tracing::info!(term = %directive.term, primary = ?directive.primary, "proxy: new term");
+        }
+        self.primary.clone_from(&directive.primary);
+        if let Some(before) = before.filter(|before| directive.primary.as_ref() != Some(before)) {
+            shared.renew(&before);
+        }
+        if self.confirmed < self.term && shared.slots.cut(self.term, self.primary.as_ref()) == 0 {
+            self.confirmed = self.term;
+        }
+    }
+}
+
+impl Shared {
+    fn publish(&self, confirmed: Term) {
+        let status = ProxyStatus {
+            confirmed,
+            held: self.held.load(Ordering::Relaxed),
+            evidence: self.evidence.iter().map(|evidence| evidence.publish()).collect(),
+        };
+        self.status.send_if_modified(|last| {
+            let modified = **last != status;
+            if modified {
+                *last = Arc::new(status);
+            }
+            modified
+        });
+    }
+
+    /// Closes what is idle at `node`: it belongs to a primary that is none any more.
+    fn renew(&self, node: &NodeName) {
+        for pool in self.pools.lock().values().filter(|pool| pool.key.node == *node) {
+            pool.renew();
+        }
+    }
+
+    fn keep_up(&self, now: Instant) {
+        let pools: Vec<_> = self.pools.lock().values().cloned().collect();
+        let mut active_clients = 0;
+        for evidence in &self.evidence {
+            let (mut idle, mut active) = (0, 0);
+            for pool in pools.iter().filter(|pool| pool.key.node == evidence.node) {
+                pool.expire(now);
+                let sizes = pool.sizes();
+                idle += sizes.0;
+                active += sizes.1;
+            }
+            active_clients += active;
+            let servers = |state| self.metrics.servers.with_label_values(&[evidence.node.as_str(), state]);
+            servers("idle").set(gauge(idle));
+            servers("active").set(gauge(active));
+        }
+        let all = self.clients.load(Ordering::Relaxed);
+        let waiting = self.waiting.load(Ordering::Relaxed);
+        let clients = |state| self.metrics.clients.with_label_values(&[state]);
+        clients("active").set(gauge(active_clients.min(all)));
+        clients("waiting").set(gauge(waiting));
+        clients("idle").set(gauge(all.saturating_sub(active_clients + waiting)));
+    }
+}
+
+fn gauge(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}

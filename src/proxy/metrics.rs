@@ -1,0 +1,96 @@
+//! What the query plane counts. Gauges are set by the background task; on the way of a query there are relaxed
+//! atomics only.
+
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry,
+};
+
+#[derive(Clone, Debug)]
+pub(crate) struct Metrics {
+    pub(crate) statements: IntCounterVec,
+    pub(crate) clients: IntGaugeVec,
+    pub(crate) servers: IntGaugeVec,
+    pub(crate) pool_wait: Histogram,
+    pub(crate) query: HistogramVec,
+    pub(crate) pins: IntCounterVec,
+}
+
+/// 100 µs to 100 s.
+const QUERY_BUCKETS: [f64; 13] =
+    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 10.0, 100.0];
+
+impl Metrics {
+    /// Fails when one of the names is registered already.
+    pub(crate) fn new(registry: &Registry) -> prometheus::Result<Metrics> {
+        let buckets = |name: &str, help: &str| HistogramOpts::new(name, help).buckets(QUERY_BUCKETS.to_vec());
+        let metrics = Metrics {
+            statements: IntCounterVec::new(
+                Opts::new(
+                    "bellwether_statements_total",
+                    "Units of work (a statement, or all up to a Sync) by node and reason",
+                ),
+                &["route", "reason"],
+            )?,
+            clients: IntGaugeVec::new(Opts::new("bellwether_clients", "Client connections"), &["state"])?,
+            servers: IntGaugeVec::new(
+                Opts::new("bellwether_servers", "Server connections in the pools"),
+                &["node", "state"],
+            )?,
+            pool_wait: Histogram::with_opts(buckets(
+                "bellwether_pool_wait_seconds",
+                "How long a client waited for a server connection, when it had to",
+            ))?,
+            query: HistogramVec::new(
+                buckets("bellwether_query_seconds", "How long a server was with a client at a stretch"),
+                &["route"],
+            )?,
+            pins: IntCounterVec::new(
+                Opts::new("bellwether_pins_total", "Sessions that had to keep their server, by reason"),
+                &["reason"],
+            )?,
+        };
+        registry.register(Box::new(metrics.statements.clone()))?;
+        registry.register(Box::new(metrics.clients.clone()))?;
+        registry.register(Box::new(metrics.servers.clone()))?;
+        registry.register(Box::new(metrics.pool_wait.clone()))?;
+        registry.register(Box::new(metrics.query.clone()))?;
+        registry.register(Box::new(metrics.pins.clone()))?;
+        Ok(metrics)
+    }
+}
+
+/// A worker's way to the counters without their maps' locks.
+#[derive(Debug)]
+pub(crate) struct Counters {
+    metrics: Metrics,
+    statements: Vec<(&'static str, &'static str, IntCounter)>,
+    primary: Histogram,
+    standby: Histogram,
+}
+
+impl Counters {
+    pub(crate) fn new(metrics: &Metrics) -> Counters {
+        let query = |route| metrics.query.with_label_values(&[route]);
+        Counters {
+            metrics: metrics.clone(),
+            statements: vec![],
+            primary: query("primary"),
+            standby: query("standby"),
+        }
+    }
+
+    pub(crate) fn statement(&mut self, route: &'static str, reason: &'static str) {
+        let known = self.statements.iter().find(|(r, why, _)| *r == route && *why == reason);
+        if let Some((_, _, counter)) = known {
+            counter.inc();
+            return;
+        }
+        let counter = self.metrics.statements.with_label_values(&[route, reason]);
+        counter.inc();
+        self.statements.push((route, reason, counter));
+    }
+
+    pub(crate) fn served(&self, route: &'static str, seconds: f64) {
+        if route == "primary" { self.primary.observe(seconds) } else { self.standby.observe(seconds) }
+    }
+}

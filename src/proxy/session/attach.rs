@@ -1,0 +1,323 @@
+//! Getting a server: choose a node, take a place in its pool, wait where waiting is what the situation asks for.
+#![expect(clippy::disallowed_methods, reason = "shell: reads the clock")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use super::core::{Demand, Takes};
+use super::message;
+use super::run::{Attached, Session, route_word};
+use crate::net::DialError;
+use crate::pg::error::{ErrorFields, Severity, SqlState};
+use crate::proxy::cancel::Serving;
+use crate::proxy::pool::{CheckoutError, Key, Lease, Pool};
+use crate::proxy::route::{
+    Access, Choice, OwnWrite, Request, Route, Transaction, TransactionEffect, Verdict, WriteReason,
+};
+use crate::topology::{Directive, NodeName, Role, Term};
+
+/// Between two attempts to reach a primary that does not answer.
+const BACK_OFF: Duration = Duration::from_millis(50);
+
+#[derive(Debug)]
+pub(super) enum Refusal {
+    /// The unit fails, the connection goes on.
+    Unit(ErrorFields),
+    /// The client hung up.
+    Gone,
+}
+
+impl From<ErrorFields> for Refusal {
+    fn from(error: ErrorFields) -> Refusal {
+        Refusal::Unit(error)
+    }
+}
+
+/// What an attempt came to, when it was not a server.
+enum Obstacle {
+    /// The primary's, and there is none or it does not answer: wait and try again.
+    Hold(&'static str),
+    /// This standby does not answer: try the primary.
+    Standby,
+    Refused(ErrorFields),
+}
+
+impl Session<'_> {
+    /// Attaches a server for `demand`.
+    pub(super) async fn attach(&mut self, demand: &Demand) -> Result<(), Refusal> {
+        let mut now = Instant::now();
+        let started = now;
+        let mut avoid_standbys = false;
+        loop {
+            let obstacle = match self.choose(demand, now, avoid_standbys) {
+                (Choice::Node { node, role, reason }, term) => {
+                    match self.attach_at(&node, role, term, now).await {
+                        Ok(true) => {
+                            self.worker.counters.borrow_mut().statement(route_word(role), reason);
+                            return Ok(());
+                        }
+                        // The directive changed meanwhile.
+                        Ok(false) => {
+                            now = Instant::now();
+                            continue;
+                        }
+                        Err(obstacle) => obstacle,
+                    }
+                }
+                (Choice::Wait { reason }, _) => Obstacle::Hold(reason),
+                (Choice::Unavailable { reason }, _) => Obstacle::Refused(unavailable(reason)),
+                (Choice::ReadOnly { reason }, _) => Obstacle::Refused(read_only(reason)),
+            };
+            match obstacle {
+                Obstacle::Refused(error) => return Err(error.into()),
+                Obstacle::Standby => avoid_standbys = true,
+                Obstacle::Hold(reason) => {
+                    let limit = self.shared.config.hold_clients;
+                    let left = limit.saturating_sub(now.saturating_duration_since(started));
+                    if left.is_zero() {
+                        return Err(no_primary(reason, limit).into());
+                    }
+                    self.hold(left).await;
+                }
+            }
+            now = Instant::now();
+            if self.shared.stop.is_cancelled() {
+                return Err(Refusal::Gone);
+            }
+        }
+    }
+
+    /// A node for `demand`, and the term in which it was chosen.
+    fn choose(&mut self, demand: &Demand, now: Instant, avoid_standbys: bool) -> (Choice, Term) {
+        self.learn_position();
+        let own = &self.core.own;
+        let verdict = &*demand.verdict;
+        let hinted = verdict.hint.unwrap_or(own.route());
+        let must_stay = verdict.transaction == TransactionEffect::None && !verdict.session.is_empty();
+        let to_primary = demand.forced.is_some() || avoid_standbys || must_stay;
+        let route = if hinted == Route::Auto && to_primary { Route::Primary } else { hinted };
+        let request = Request {
+            access: &verdict.access,
+            transaction: transaction(verdict),
+            route,
+            consistency: own.consistency(),
+            own_write: own.write,
+            min_lsn: own.min_lsn(),
+            max_lag: own.max_lag(),
+        };
+        let rotation = self.worker.rotation();
+        let shared = self.shared;
+        let (choice, term) = self.worker.with_view(now, |view, term| {
+            (view.choose(&request, now, rotation, |node| shared.outstanding(node)), term)
+        });
+        match (choice, demand.forced) {
+            (Choice::Node { node, role, reason: "asked" }, Some(forced)) if hinted == Route::Auto => {
+                (Choice::Node { node, role, reason: forced }, term)
+            }
+            (choice, _) => (choice, term),
+        }
+    }
+
+    /// Where the session's last write is, if that has become known.
+    fn learn_position(&mut self) {
+        let Some(written_at) = self.written_at else { return };
+        match self.shared.sampler.since(written_at) {
+            Some(lsn) => {
+                self.written_at = None;
+                self.core.own.write = OwnWrite::At(lsn);
+            }
+            None => self.shared.sampler.want(),
+        }
+    }
+
+    /// `false`: what was chosen does not hold any more.
+    async fn attach_at(
+        &mut self,
+        node: &NodeName,
+        role: Role,
+        term: Term,
+        now: Instant,
+    ) -> Result<bool, Obstacle> {
+        let Some(pool) = self.pool(node) else { return Ok(false) };
+        let mut lease = match pool.checkout(self.worker.index) {
+            Ok(lease) => lease,
+            Err(waiting) => {
+                let _counted = Counted::new(&self.shared.waiting);
+                let waited = waiting.wait(self.shared.config.pool_wait).await;
+                self.shared.metrics.pool_wait.observe(now.elapsed().as_secs_f64());
+                waited.map_err(|error| obstacle(&error, role))?
+            }
+        };
+        self.make_ready(&mut lease).await.map_err(|error| obstacle(&error.into(), role))?;
+        Ok(self.take(lease, node, role, term, now))
+    }
+
+    /// A living connection: the leased one, another idle one of the pool, or a new one.
+    async fn make_ready(&mut self, lease: &mut Lease) -> Result<(), DialError> {
+        let limit = self.shared.config.server_login;
+        lease.ready(self.worker.index, &self.credentials, limit).await
+    }
+
+    fn take(&mut self, mut lease: Lease, node: &NodeName, role: Role, term: Term, now: Instant) -> bool {
+        let Some(server) = lease.connection() else { return false };
+        let primary_of = (role == Role::Primary).then_some(term);
+        self.slot.serve(Serving { backend: server.backend.clone(), node: node.clone(), primary_of });
+        if primary_of.is_some() && self.shared.term.load(Ordering::SeqCst) > term.0 {
+            // The order has changed since the choice: nothing was sent yet.
+            if self.slot.release() {
+                lease.put_back(now);
+            }
+            return false;
+        }
+        let takes = if role == Role::Primary || self.core.own.route() == Route::Standby {
+            Takes::Everything
+        } else {
+            Takes::ReadsOnly
+        };
+        self.core.attached(takes, &mut server.state, &self.settings, &mut self.up);
+        self.attached = Some(Attached { lease, node: node.clone(), role, since: now });
+        true
+    }
+
+    fn pool(&mut self, node: &NodeName) -> Option<Arc<Pool>> {
+        if let Some(pool) = self.pools.iter().find(|pool| pool.key.node == *node) {
+            return Some(pool.clone());
+        }
+        let key = Key { node: node.clone(), database: self.database.clone(), user: self.user.clone() };
+        let pool = self.shared.pool(key)?;
+        self.pools.push(pool.clone());
+        Some(pool)
+    }
+
+    /// Until the directive changes, at most for `limit`, and not much longer than a back-off: the primary may
+    /// answer again without any order having changed.
+    async fn hold(&self, limit: Duration) {
+        let _counted = Counted::new(&self.shared.held);
+        self.shared.pressing.notify_one();
+        let mut directive: watch::Receiver<Arc<Directive>> = self.shared.inputs.directive.clone();
+        directive.mark_unchanged();
+        let pause = if directive.borrow().writable().is_some() { BACK_OFF.min(limit) } else { limit };
+        tokio::select! {
+            _ = directive.changed() => {}
+            () = tokio::time::sleep(pause) => {}
+            () = self.shared.stop.cancelled() => {}
+        }
+    }
+
+    /// ParameterStatus, BackendKeyData, ReadyForQuery.
+    pub(super) async fn greet(&mut self) -> Result<(), ErrorFields> {
+        let key = (self.database.clone(), self.user.clone());
+        let known = self.shared.greetings.lock().get(&key).cloned();
+        let parameters = match known {
+            Some(parameters) => parameters,
+            None => {
+                let parameters = self.first_greeting().await?;
+                self.shared.greetings.lock().insert(key, parameters.clone());
+                parameters
+            }
+        };
+        let out = self.down.out();
+        for (name, value) in parameters.iter() {
+            let asked = self.settings.value(&name.to_ascii_lowercase());
+            message::put_parameter(out, name, asked.unwrap_or(value));
+        }
+        let cancel = &self.slot.key;
+        message::put(out, b'K', &[&cancel.pid.to_be_bytes(), &cancel.secret]);
+        message::put_ready(out, message::Status::Idle);
+        Ok(())
+    }
+
+    /// As a server tells it that this database and user have not been seen at.
+    async fn first_greeting(&mut self) -> Result<Arc<[(String, String)]>, ErrorFields> {
+        let access = Access::Write { reason: WriteReason::Session };
+        let verdict = Arc::new(Verdict { access, ..super::look::nothing() });
+        match self.attach(&Demand { verdict, forced: None }).await {
+            Ok(()) => {}
+            Err(Refusal::Unit(error)) => return Err(ErrorFields { severity: Severity::Fatal, ..error }),
+            Err(Refusal::Gone) => {
+                return Err(ErrorFields::fatal(SqlState::ADMIN_SHUTDOWN, "the endpoint is shutting down"));
+            }
+        }
+        let attached = self.attached.take();
+        // What was to set there has not been sent.
+        self.up.discard_pending();
+        self.core.forget_attachment();
+        if !self.slot.release() {
+            self.slot.quiet().await;
+        }
+        let mut lease = attached.map(|attached| attached.lease);
+        let parameters = lease.as_mut().and_then(Lease::connection).map(|server| {
+            server.state.settings = Arc::default();
+            server.parameters.clone()
+        });
+        if let Some(lease) = lease {
+            lease.put_back(Instant::now());
+        }
+        parameters.ok_or_else(|| ErrorFields::fatal(SqlState::CANNOT_CONNECT_NOW, "no server connection"))
+    }
+}
+
+fn transaction(verdict: &Verdict) -> Transaction {
+    match &verdict.transaction {
+        TransactionEffect::Begin(modes) if modes.fit_for_standby() => Transaction::ReadOnly,
+        TransactionEffect::None => Transaction::Autocommit,
+        _ => Transaction::ReadWrite,
+    }
+}
+
+fn obstacle(error: &CheckoutError, role: Role) -> Obstacle {
+    match (error, role) {
+        (CheckoutError::Wait { .. }, _) => {
+            Obstacle::Refused(ErrorFields::error(SqlState::TOO_MANY_CONNECTIONS, error.to_string()))
+        }
+        // Starting up, or shutting down: as good as not there.
+        (CheckoutError::Dial(DialError::Rejected { error, .. }), Role::Primary)
+            if !matches!(error.code, SqlState::CANNOT_CONNECT_NOW | SqlState::ADMIN_SHUTDOWN) =>
+        {
+            Obstacle::Refused(ErrorFields { severity: Severity::Error, ..error.clone() })
+        }
+        (CheckoutError::Dial(error), Role::Primary) => {
+            tracing::info!(%error, "primary not reached");
+            Obstacle::Hold("primary_unreachable")
+        }
+        (CheckoutError::Dial(error), Role::Standby) => {
+            tracing::info!(%error, "standby not reached");
+            Obstacle::Standby
+        }
+    }
+}
+
+fn no_primary(reason: &str, limit: Duration) -> ErrorFields {
+    ErrorFields::error(SqlState::CANNOT_CONNECT_NOW, "no primary can take this now")
+        .with_detail(format!("Waited {limit:?}: {reason}."))
+}
+
+fn unavailable(reason: &str) -> ErrorFields {
+    ErrorFields::error(SqlState::CANNOT_CONNECT_NOW, "no standby is fresh enough")
+        .with_detail(format!("The nearest one: {reason}."))
+}
+
+fn read_only(reason: &str) -> ErrorFields {
+    ErrorFields::error(SqlState::READ_ONLY_SQL_TRANSACTION, "cannot execute this statement on a standby")
+        .with_detail(format!("It needs the primary: {reason}."))
+        .with_hint("SET bellwether.route = 'auto', or connect to another listener.")
+}
+
+/// One more in a count, as long as it lives.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    fn new(count: &'a AtomicUsize) -> Counted<'a> {
+        count.fetch_add(1, Ordering::Relaxed);
+        Counted(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

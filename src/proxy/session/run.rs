@@ -1,0 +1,569 @@
+//! The session's shell: one task, two sockets, no decision.
+//!
+//! Every turn moves what can be moved and then waits for both sockets at once. A slow client is not read for
+//! by its server's side: while answers are pending the server's socket is left alone, so the server waits and
+//! nothing piles up here.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "shell: reads the clock once when a server comes and once when it goes"
+)]
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+
+use super::attach::Refusal;
+use super::core::{AfterLoss, Ask, Core, Demand, Heard, Loss, Texts};
+use super::lane::{BUFFER_MAX, Lane};
+use super::look::MAX_LOOK;
+use super::message;
+use super::own::{Defaults, OwnSettings};
+use crate::net::{Client, Credentials, Stream};
+use crate::pg::error::{ErrorFields, SqlState};
+use crate::proxy::cancel::{Poke, Slot};
+use crate::proxy::config::Entrance;
+use crate::proxy::pool::{Lease, Pool};
+use crate::proxy::settings::{Settings, Startup};
+use crate::proxy::{Shared, Worker};
+use crate::topology::{NodeName, Role};
+
+/// A last word to the client must be taken within this time.
+const FAREWELL_LIMIT: Duration = Duration::from_secs(2);
+/// For the DISCARD ALL behind a session that kept its server.
+const CLEAN_LIMIT: Duration = Duration::from_secs(5);
+/// Room for one read at least.
+const LEAST_READ: usize = 4096;
+/// A read that only needs another server is run again this often.
+const MAX_RETRIES: u32 = 3;
+
+/// A server at the session's disposal.
+#[derive(Debug)]
+pub(super) struct Attached {
+    pub(super) lease: Lease,
+    pub(super) node: NodeName,
+    pub(super) role: Role,
+    pub(super) since: Instant,
+}
+
+#[derive(Debug)]
+pub(super) struct Session<'a> {
+    pub(super) shared: &'a Shared,
+    pub(super) worker: &'a Worker,
+    pub(super) client: Stream,
+    pub(super) core: Core,
+    pub(super) up: Lane,
+    pub(super) down: Lane,
+    pub(super) slot: Arc<Slot>,
+    pub(super) settings: Arc<Settings>,
+    pub(super) attached: Option<Attached>,
+    /// The pools this session has used.
+    pub(super) pools: Vec<Arc<Pool>>,
+    pub(super) user: Arc<str>,
+    pub(super) database: Arc<str>,
+    pub(super) credentials: Credentials,
+    /// When the last write's answer came, while its position is not known.
+    pub(super) written_at: Option<Instant>,
+    pub(super) retries: u32,
+    /// Its reason has been counted.
+    pin_counted: bool,
+    ending: bool,
+}
+
+/// Why a turn ended.
+#[derive(Debug)]
+enum Turn {
+    Need(Demand),
+    /// The server can go back.
+    Release,
+    ServerLost {
+        loss: Loss,
+        what: String,
+    },
+    /// The client is told, and disconnected.
+    Fatal(ErrorFields),
+    /// Terminate, or the client hung up.
+    End,
+}
+
+/// Serves `client` until it leaves.
+pub(crate) async fn serve(shared: &Shared, worker: &Rc<Worker>, entrance: Entrance, mut client: Client) {
+    let connected = Connected::new(shared);
+    let mut out = client.out.split().to_vec();
+    let startup = Startup::read(&client.parameters);
+    let defaults = Defaults { route: entrance.route, consistency: shared.config.consistency };
+    let own = OwnSettings::new(defaults, &startup.own);
+    let refused = match (&own, connected.is_too_many()) {
+        (_, true) => {
+            Some(ErrorFields::fatal(SqlState::TOO_MANY_CONNECTIONS, "sorry, too many clients already"))
+        }
+        (Err(error), _) => Some(ErrorFields::fatal(error.sqlstate(), error.to_string())),
+        (Ok(_), false) => None,
+    };
+    if let Some(error) = refused {
+        message::put_error(&mut out, &error);
+        farewell(&mut client.stream, &out).await;
+        return;
+    }
+    let number = shared.last_session.fetch_add(1, Ordering::Relaxed);
+    #[expect(clippy::cast_possible_truncation, reason = "only has to be unique among living sessions")]
+    let core = Core::new(shared.config.mode, number as u32, own.unwrap_or_default());
+    let slot = shared.slots.open(rand::random::<u32>);
+    let mut session = Session {
+        shared,
+        worker,
+        client: client.stream,
+        core,
+        up: Lane::default(),
+        down: Lane::default(),
+        slot,
+        settings: Arc::new(startup.settings),
+        attached: None,
+        pools: vec![],
+        user: client.user,
+        database: client.database,
+        credentials: client.credentials,
+        written_at: None,
+        retries: 0,
+        pin_counted: false,
+        ending: false,
+    };
+    session.up.input.push(&client.received);
+    session.down.out().extend_from_slice(&out);
+    session.run().await;
+    session.finish().await;
+    shared.slots.close(&session.slot);
+}
+
+impl Session<'_> {
+    async fn run(&mut self) {
+        poll_fn(|cx| {
+            self.slot.set_waker(cx.waker());
+            Poll::Ready(())
+        })
+        .await;
+        if let Err(error) = self.greet().await {
+            return self.say_farewell(&error).await;
+        }
+        loop {
+            match poll_fn(|cx| self.poll(cx)).await {
+                Turn::Need(demand) => match self.attach(&demand).await {
+                    Ok(()) => {}
+                    Err(Refusal::Unit(error)) => self.core.refuse(&error, &mut self.up, &mut self.down),
+                    Err(Refusal::Gone) => return,
+                },
+                Turn::Release => self.release().await,
+                Turn::ServerLost { loss, what } => {
+                    if let Err(error) = self.lost(loss, &what) {
+                        return match error {
+                            Some(error) => self.say_farewell(&error).await,
+                            None => {}
+                        };
+                    }
+                }
+                Turn::Fatal(error) => return self.say_farewell(&error).await,
+                Turn::End => return,
+            }
+        }
+    }
+
+    /// Moves bytes until nothing moves any more.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Turn> {
+        if let Some(turn) = self.poked() {
+            return Poll::Ready(turn);
+        }
+        loop {
+            let mut moved = false;
+            match self.write_client(cx) {
+                Ok(wrote) => moved |= wrote,
+                Err(_) => return Poll::Ready(Turn::End),
+            }
+            match self.decide() {
+                Some(turn) => return Poll::Ready(turn),
+                None => {}
+            }
+            if self.attached.is_some() {
+                match self.exchange(cx) {
+                    Ok(Some(turn)) => return Poll::Ready(turn),
+                    Ok(None) => {}
+                    Err(error) => {
+                        let what = error.to_string();
+                        return Poll::Ready(Turn::ServerLost { loss: Loss::Connection, what });
+                    }
+                }
+            }
+            if self.down.has_pending() && self.client_takes(cx) {
+                continue;
+            }
+            match self.read_client(cx) {
+                Ok(read) => moved |= read,
+                Err(_) => return Poll::Ready(Turn::End),
+            }
+            if !moved {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    fn poked(&mut self) -> Option<Turn> {
+        match self.slot.poked()? {
+            Poke::Cut if self.attached.is_some() => Some(Turn::ServerLost {
+                loss: Loss::Failover,
+                what: "a newer term has another primary".to_owned(),
+            }),
+            Poke::Cut => None,
+            Poke::Shutdown => {
+                self.ending = true;
+                (self.attached.is_none()).then(|| Turn::Fatal(shutting_down()))
+            }
+        }
+    }
+
+    /// What the client's bytes ask for.
+    fn decide(&mut self) -> Option<Turn> {
+        if self.up.unread().is_empty() {
+            return None;
+        }
+        let mut classifier = self.worker.classifier.borrow_mut();
+        let mut texts = Texts { classifier: &mut classifier, statements: &self.shared.statements };
+        let server = self.attached.as_mut().and_then(|attached| attached.lease.connection());
+        let ask = self.core.client(
+            &mut self.up,
+            &mut self.down,
+            server.map(|server| &mut server.state),
+            &mut texts,
+        );
+        match ask {
+            Ask::Nothing => None,
+            Ask::Server(demand) => Some(Turn::Need(demand)),
+            Ask::End => Some(Turn::End),
+            Ask::Fatal(error) => Some(Turn::Fatal(error)),
+        }
+    }
+
+    /// To and from the server.
+    fn exchange(&mut self, cx: &mut Context<'_>) -> io::Result<Option<Turn>> {
+        loop {
+            let Some(server) = self.attached.as_mut().and_then(|attached| attached.lease.connection()) else {
+                return Ok(None);
+            };
+            write_lane(&mut server.stream, &mut self.up, cx)?;
+            if self.down.has_pending() {
+                return Ok(None);
+            }
+            if !self.down.input.has_storage() {
+                self.down.input.lend(self.worker.buffer());
+            }
+            let Poll::Ready(read) = read_lane(&mut server.stream, &mut self.down, cx)? else {
+                if let Some(buffer) = self.down.input.give_back() {
+                    self.worker.keep_buffer(buffer);
+                }
+                return Ok(None);
+            };
+            if read == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            match self.core.server(&mut self.down, &mut server.state) {
+                Heard::Nothing => {}
+                Heard::Ready if self.core.can_release(&self.up) => return Ok(Some(Turn::Release)),
+                Heard::Ready => {
+                    // More may have been read behind it, for the next unit of a pipeline.
+                    while !self.down.unread().is_empty() {
+                        match self.core.server(&mut self.down, &mut server.state) {
+                            Heard::Nothing => break,
+                            Heard::Ready if self.core.can_release(&self.up) => {
+                                return Ok(Some(Turn::Release));
+                            }
+                            Heard::Ready => {}
+                            other => return Ok(Some(ended(other))),
+                        }
+                    }
+                    if self.ending && !self.core.is_busy() {
+                        return Ok(Some(Turn::Fatal(shutting_down())));
+                    }
+                }
+                other => return Ok(Some(ended(other))),
+            }
+            self.count_pin();
+            // What was heard may let the client's next unit go.
+            if let Some(turn) = self.decide() {
+                return Ok(Some(turn));
+            }
+            if self.write_client(cx).is_err() {
+                return Ok(Some(Turn::End));
+            }
+        }
+    }
+
+    fn write_client(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
+        write_lane(&mut self.client, &mut self.down, cx)
+    }
+
+    /// Whether a second attempt to write got anywhere; otherwise the waker is registered.
+    fn client_takes(&mut self, cx: &mut Context<'_>) -> bool {
+        matches!(self.write_client(cx), Ok(true))
+    }
+
+    fn read_client(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
+        let most = self.core.wants().max(MAX_LOOK);
+        if self.up.has_pending() || self.up.unread().len() >= most {
+            return Ok(false);
+        }
+        if !self.up.input.has_storage() {
+            self.up.input.lend(self.worker.buffer());
+        }
+        match read_lane(&mut self.client, &mut self.up, cx)? {
+            Poll::Ready(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Poll::Ready(_) => Ok(true),
+            Poll::Pending => {
+                // An idle client costs no buffer.
+                if let Some(buffer) = self.up.input.give_back() {
+                    self.worker.keep_buffer(buffer);
+                }
+                Ok(false)
+            }
+        }
+    }
+
+    /// Gives the server back.
+    async fn release(&mut self) {
+        let now = Instant::now();
+        self.note_write(now);
+        let Some(attached) = self.attached.take() else { return };
+        self.core.detached();
+        self.retries = 0;
+        let route = route_word(attached.role);
+        self.worker
+            .counters
+            .borrow()
+            .served(route, now.saturating_duration_since(attached.since).as_secs_f64());
+        attached.lease.pool().evidence.answered(now);
+        // Clean hands: whatever was not asked for does not go to the next client.
+        let clean = self.down.unread().is_empty();
+        if !self.slot.release() {
+            self.slot.quiet().await;
+        }
+        if clean {
+            attached.lease.put_back(now);
+        }
+        if self.ending {
+            // The answer first.
+            let pending = self.down.pending().to_vec();
+            self.down.discard_pending();
+            farewell(&mut self.client, &pending).await;
+        }
+    }
+
+    /// Remembers that the session has written.
+    pub(super) fn note_write(&mut self, now: Instant) {
+        let on_primary = self.attached.as_ref().is_some_and(|attached| attached.role == Role::Primary);
+        if self.core.take_ended().wrote && on_primary {
+            self.core.own.write = crate::proxy::route::OwnWrite::Unknown;
+            self.written_at = Some(now);
+            self.shared.sampler.want();
+        }
+    }
+
+    fn count_pin(&mut self) {
+        let Some(reason) = self.core.pinned() else {
+            self.pin_counted = false;
+            return;
+        };
+        if !std::mem::replace(&mut self.pin_counted, true) {
+            self.shared.metrics.pins.with_label_values(&[reason]).inc();
+        }
+        if let Some(server) = self.attached.as_mut().and_then(|attached| attached.lease.connection()) {
+            server.state.dirty = true;
+        }
+    }
+
+    /// The server at hand is gone. `Err`: the session ends, with or without a last word.
+    fn lost(&mut self, loss: Loss, what: &str) -> Result<(), Option<ErrorFields>> {
+        let now = Instant::now();
+        let Some(attached) = self.attached.take() else { return Ok(()) };
+        self.slot.release();
+        if loss == Loss::Connection {
+            attached.lease.pool().evidence.broken(now);
+        }
+        tracing::info!(node = %attached.node, loss = ?loss, what, "server connection lost");
+        // A primary that breaks is on its way to be replaced more often than not, and then the client may
+        // safely try again.
+        let term = self.shared.inputs.directive.borrow().clone();
+        let failing_over = attached.role == Role::Primary && term.writable() != Some(&attached.node);
+        drop(attached);
+        self.shared.pressing.notify_one();
+        let loss = if failing_over { Loss::Failover } else { loss };
+        match self.core.lost(loss, what, &mut self.up, &mut self.down) {
+            AfterLoss::GoOn => Ok(()),
+            AfterLoss::Retry if self.retries < MAX_RETRIES => {
+                self.retries += 1;
+                Ok(())
+            }
+            AfterLoss::Retry => {
+                let error =
+                    ErrorFields::error(SqlState::CONNECTION_FAILURE, "the connection to the server was lost");
+                self.core.refuse(&error, &mut self.up, &mut self.down);
+                Ok(())
+            }
+            AfterLoss::Fatal(error) => Err(Some(error)),
+            AfterLoss::Close => Err(None),
+        }
+    }
+
+    async fn say_farewell(&mut self, error: &ErrorFields) {
+        message::put_error(self.down.out(), error);
+        // One run of bytes: the rest of the answer, then the error.
+        let mut bytes = vec![];
+        while self.down.has_pending() {
+            bytes.extend_from_slice(self.down.pending());
+            let written = self.down.pending().len();
+            self.down.wrote(written);
+        }
+        farewell(&mut self.client, &bytes).await;
+    }
+
+    /// The client is gone: what happens to its server.
+    async fn finish(&mut self) {
+        for lane in [&mut self.up, &mut self.down] {
+            lane.discard_pending();
+            let unread = lane.unread().len();
+            lane.skip(unread);
+            if let Some(buffer) = lane.input.give_back() {
+                self.worker.keep_buffer(buffer);
+            }
+        }
+        let Some(mut attached) = self.attached.take() else { return };
+        let quiet = self.slot.release();
+        if self.core.is_busy() {
+            // Nobody waits for this any more; the server would only notice when it wants to write.
+            if let Some(server) = attached.lease.connection() {
+                let backend = server.backend.clone();
+                let sent =
+                    crate::net::cancel(&backend.address, backend.key.pid, &backend.key.secret, CLEAN_LIMIT)
+                        .await;
+                drop(sent);
+            }
+            return;
+        }
+        if !quiet {
+            self.slot.quiet().await;
+        }
+        if self.core.status() == message::Status::Idle && clean(&mut attached.lease).await.is_some() {
+            attached.lease.put_back(Instant::now());
+        }
+    }
+}
+
+fn ended(heard: Heard) -> Turn {
+    match heard {
+        Heard::Lost(error) => Turn::ServerLost { loss: Loss::Connection, what: error.message },
+        Heard::Broken(error) => Turn::Fatal(error),
+        Heard::Nothing | Heard::Ready => Turn::End,
+    }
+}
+
+pub(super) fn route_word(role: Role) -> &'static str {
+    match role {
+        Role::Primary => "primary",
+        Role::Standby => "standby",
+    }
+}
+
+fn shutting_down() -> ErrorFields {
+    ErrorFields::fatal(SqlState::ADMIN_SHUTDOWN, "terminating connection due to administrator command")
+}
+
+/// Whether anything was written.
+fn write_lane(stream: &mut Stream, lane: &mut Lane, cx: &mut Context<'_>) -> io::Result<bool> {
+    let mut wrote = false;
+    while lane.has_pending() {
+        match Pin::new(&mut *stream).poll_write(cx, lane.pending())? {
+            Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Poll::Ready(count) => {
+                lane.wrote(count);
+                wrote = true;
+            }
+            Poll::Pending => break,
+        }
+    }
+    Ok(wrote)
+}
+
+fn read_lane(stream: &mut Stream, lane: &mut Lane, cx: &mut Context<'_>) -> io::Result<Poll<usize>> {
+    let space = lane.input.space(LEAST_READ);
+    let most = space.len().min(BUFFER_MAX);
+    let mut into = ReadBuf::new(&mut space[..most]);
+    match Pin::new(stream).poll_read(cx, &mut into)? {
+        Poll::Pending => Ok(Poll::Pending),
+        Poll::Ready(()) => {
+            let read = into.filled().len();
+            lane.input.filled(read);
+            lane.input.grow_if_full();
+            Ok(Poll::Ready(read))
+        }
+    }
+}
+
+async fn farewell(stream: &mut Stream, bytes: &[u8]) {
+    let said = async {
+        stream.write_all(bytes).await?;
+        stream.shutdown().await
+    };
+    // Whoever does not take it does not get it.
+    drop(tokio::time::timeout(FAREWELL_LIMIT, said).await);
+}
+
+/// Removes what a client left on the connection; `None` when that did not work.
+async fn clean(lease: &mut Lease) -> Option<()> {
+    let server = lease.connection()?;
+    let mut discard = Core::cleaning();
+    let (mut up, mut down) = (Lane::default(), Lane::default());
+    message::put_query(up.out(), "DISCARD ALL");
+    let work = poll_fn(|cx| -> Poll<Option<()>> {
+        loop {
+            let Ok(_) = write_lane(&mut server.stream, &mut up, cx) else { return Poll::Ready(None) };
+            match read_lane(&mut server.stream, &mut down, cx) {
+                Ok(Poll::Pending) => return Poll::Pending,
+                Err(_) | Ok(Poll::Ready(0)) => return Poll::Ready(None),
+                Ok(Poll::Ready(_)) => {}
+            }
+            match discard.server(&mut down, &mut server.state) {
+                Heard::Nothing => down.discard_pending(),
+                Heard::Ready => {
+                    let clean = discard.status() == message::Status::Idle && !discard.failed();
+                    return Poll::Ready((clean && down.unread().is_empty()).then_some(()));
+                }
+                Heard::Lost(_) | Heard::Broken(_) => return Poll::Ready(None),
+            }
+        }
+    });
+    tokio::time::timeout(CLEAN_LIMIT, work).await.ok()?
+}
+
+/// Counts the client in and out.
+struct Connected<'a> {
+    shared: &'a Shared,
+    before: usize,
+}
+
+impl<'a> Connected<'a> {
+    fn new(shared: &'a Shared) -> Connected<'a> {
+        Connected { shared, before: shared.clients.fetch_add(1, Ordering::Relaxed) }
+    }
+
+    fn is_too_many(&self) -> bool {
+        self.before >= self.shared.config.max_clients
+    }
+}
+
+impl Drop for Connected<'_> {
+    fn drop(&mut self) {
+        self.shared.clients.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,90 @@
+//! What the sessions of one worker thread share, without locks.
+#![expect(clippy::disallowed_methods, reason = "shell: reads the clock for the view")]
+
+use std::cell::{Cell, RefCell};
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::watch;
+
+use super::Inputs;
+use super::metrics::{Counters, Metrics};
+use super::route::{Classifier, Policy, View};
+use super::session::lane::BUFFER_LEN;
+use crate::topology::{Directive, Health, Term, WalStatus};
+
+/// Read buffers kept for the next session that needs one.
+const SPARE_BUFFERS: usize = 64;
+
+#[derive(Debug)]
+pub struct Worker {
+    pub(crate) index: usize,
+    pub(crate) classifier: RefCell<Classifier>,
+    pub(crate) counters: RefCell<Counters>,
+    view: RefCell<Watched>,
+    spare: RefCell<Vec<Vec<u8>>>,
+    rotation: Cell<usize>,
+}
+
+#[derive(Debug)]
+struct Watched {
+    directive: watch::Receiver<Arc<Directive>>,
+    health: watch::Receiver<Arc<Health>>,
+    wal: watch::Receiver<Arc<WalStatus>>,
+    policy: Policy,
+    view: View,
+    term: Term,
+}
+
+impl Worker {
+    pub(crate) fn new(index: usize, inputs: &Inputs, policy: Policy, metrics: &Metrics) -> Worker {
+        let (mut directive, mut health, mut wal) =
+            (inputs.directive.clone(), inputs.health.clone(), inputs.wal.clone());
+        let now = Instant::now();
+        let order = directive.borrow_and_update().clone();
+        let view =
+            View::new(now, None, &order, &health.borrow_and_update(), &wal.borrow_and_update(), policy);
+        Worker {
+            index,
+            classifier: RefCell::default(),
+            counters: RefCell::new(Counters::new(metrics)),
+            view: RefCell::new(Watched { directive, health, wal, policy, view, term: order.term }),
+            spare: RefCell::default(),
+            rotation: Cell::new(index),
+        }
+    }
+
+    /// With the latest view of the cluster and the term it belongs to.
+    pub(crate) fn with_view<T>(&self, now: Instant, look: impl FnOnce(&View, Term) -> T) -> T {
+        let mut watched = self.view.borrow_mut();
+        let watched = &mut *watched;
+        // A sender that is gone changes nothing any more.
+        let changed = watched.directive.has_changed().unwrap_or(false)
+            || watched.health.has_changed().unwrap_or(false)
+            || watched.wal.has_changed().unwrap_or(false);
+        if changed {
+            let order = watched.directive.borrow_and_update().clone();
+            let (health, wal) = (watched.health.borrow_and_update(), watched.wal.borrow_and_update());
+            watched.view = View::new(now, Some(&watched.view), &order, &health, &wal, watched.policy);
+            watched.term = order.term;
+        }
+        look(&watched.view, watched.term)
+    }
+
+    pub(crate) fn rotation(&self) -> usize {
+        let rotation = self.rotation.get().wrapping_add(1);
+        self.rotation.set(rotation);
+        rotation
+    }
+
+    pub(crate) fn buffer(&self) -> Vec<u8> {
+        self.spare.borrow_mut().pop().unwrap_or_else(|| vec![0; BUFFER_LEN])
+    }
+
+    pub(crate) fn keep_buffer(&self, buffer: Vec<u8>) {
+        let mut spare = self.spare.borrow_mut();
+        if buffer.len() <= 4 * BUFFER_LEN && spare.len() < SPARE_BUFFERS {
+            spare.push(buffer);
+        }
+    }
+}
