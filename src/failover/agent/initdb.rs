@@ -1,10 +1,11 @@
 //! A new cluster: `initdb`, and the settings under which a server fits into Bellwether's cluster.
 
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
-use super::error::{AgentError, FileError};
+use super::error::AgentError;
 use super::{AUTO_CONF, LocalServer, files, settings};
-use std::fs;
 
 const INITDB_LIMIT: Duration = Duration::from_secs(180);
 
@@ -54,34 +55,42 @@ host    replication  all   ::1/128       scram-sha-256
 ";
 
 impl LocalServer {
-    /// Makes a new cluster in the data directory, which must be empty or absent. The server listens on its address
+    /// Makes a new cluster in the data directory, which must be empty or absent; it appears there
+    /// complete or not at all. The server listens on its address
     /// only, and on no unix socket (whose path a deep directory makes longer than the system allows).
     pub async fn init(&self, superuser: &Superuser) -> Result<(), AgentError> {
         let _lock = self.lock()?;
-        let owner = self.run_as.as_ref();
-        files::create_private_dir(&self.data_dir, owner)?;
-        let mut entries = fs::read_dir(&self.data_dir).map_err(FileError::of("list", &self.data_dir))?;
-        if entries.next().is_some() {
-            return Err(AgentError::NotEmpty { data_dir: self.data_dir.clone() });
+        if self.data_dir.exists() {
+            // Only an empty directory goes.
+            let removed = fs::remove_dir(&self.data_dir);
+            removed.map_err(|_| AgentError::NotEmpty { data_dir: self.data_dir.clone() })?;
         }
+        let making = self.beside(".new");
+        files::remove_tree(&making)?;
+        files::create_private_dir(&making, self.run_as.as_ref())?;
+        self.initdb(&making, superuser).await?;
+        self.configure(&making)?;
+        Ok(files::rename(&making, &self.data_dir)?)
+    }
+
+    async fn initdb(&self, into: &Path, superuser: &Superuser) -> Result<(), AgentError> {
         let password_file = self.beside(".pw");
-        files::write_durably(&password_file, superuser.password.as_bytes(), owner)?;
-        let call = self.program("initdb", INITDB_LIMIT).arg("-D").arg(&self.data_dir);
+        files::write_durably(&password_file, superuser.password.as_bytes(), self.run_as.as_ref())?;
+        let call = self.program("initdb", INITDB_LIMIT).arg("-D").arg(into);
         let call =
             call.args(["-U", &superuser.name, "-A", "scram-sha-256", "-k", "-E", "UTF8", "--no-locale"]);
         let made = call.arg("--pwfile").arg(&password_file).run().await;
         files::remove_file(&password_file)?;
-        made?;
-        self.configure()
+        Ok(made.map(drop)?)
     }
 
-    fn configure(&self) -> Result<(), AgentError> {
+    fn configure(&self, dir: &Path) -> Result<(), AgentError> {
         let owner = self.run_as.as_ref();
-        let conf = self.data_dir.join("postgresql.conf");
+        let conf = dir.join("postgresql.conf");
         let text = files::read_or_empty(&conf)? + SHARED_SETTINGS;
         files::write_durably(&conf, text.as_bytes(), owner)?;
-        files::write_durably(&self.data_dir.join("pg_hba.conf"), HBA.as_bytes(), owner)?;
-        self.edit_settings(&self.data_dir.join(AUTO_CONF), &self.own_settings().each())
+        files::write_durably(&dir.join("pg_hba.conf"), HBA.as_bytes(), owner)?;
+        self.edit_settings(&dir.join(AUTO_CONF), &self.own_settings().each())
     }
 
     /// What differs from node to node.

@@ -47,8 +47,11 @@ use self::program::Program;
 use crate::pg::TimelineId;
 use crate::topology::{Address, NodeName, Role};
 
-/// pg_ctl waits this long for a server to start; a longer recovery goes on without it.
-const START_LIMIT: Duration = Duration::from_secs(60);
+/// pg_ctl waits this long for a primary to accept connections; a longer recovery goes on without it.
+const PRIMARY_START_LIMIT: Duration = Duration::from_secs(60);
+/// A standby accepts connections when it is consistent, for which it may need WAL that its upstream does not
+/// have yet: it runs, and that is enough.
+const STANDBY_START_LIMIT: Duration = Duration::from_secs(5);
 const FAST_STOP_LIMIT: Duration = Duration::from_secs(30);
 /// Nothing is written on the way: a server that takes longer is frozen, and is killed.
 const IMMEDIATE_STOP_LIMIT: Duration = Duration::from_secs(4);
@@ -136,7 +139,8 @@ impl LocalServer {
     /// Starts the server if it does not run. It must be what its files say: a standby is not started as the
     /// primary, and above all a former primary not as a standby.
     ///
-    /// Returns when the server accepts connections, or recovers for longer than a minute.
+    /// Returns when the server accepts connections, or has been recovering for a while (a primary a minute, a
+    /// standby a few seconds).
     pub async fn start(&self, role: Role) -> Result<(), AgentError> {
         let _lock = self.lock()?;
         self.start_locked(role).await
@@ -164,6 +168,10 @@ impl LocalServer {
 
     async fn start_locked(&self, role: Role) -> Result<(), AgentError> {
         self.may_start(role)?;
+        let limit = match role {
+            Role::Primary => PRIMARY_START_LIMIT,
+            Role::Standby => STANDBY_START_LIMIT,
+        };
         let mut attempt = 1;
         loop {
             if let ServerStatus::Running { .. } = self.status() {
@@ -174,7 +182,7 @@ impl LocalServer {
             // looks at the number only, would refuse to start. Shared memory is guarded by its own key.
             files::remove_file(&self.data_dir.join("postmaster.pid"))?;
             let log_from = self.prepare_log()?;
-            let Err(source) = self.pg_ctl_start().await else { return Ok(()) };
+            let Err(source) = self.pg_ctl_start(limit).await else { return Ok(()) };
             if let ServerStatus::Running { .. } = self.status() {
                 return Ok(());
             }
@@ -200,9 +208,9 @@ impl LocalServer {
         }
     }
 
-    async fn pg_ctl_start(&self) -> Result<String, ProgramError> {
-        let wait = START_LIMIT.as_secs().to_string();
-        let call = self.pg_ctl(START_LIMIT + GRACE).args(["start", "-w", "-s", "-t", &wait]);
+    async fn pg_ctl_start(&self, limit: Duration) -> Result<String, ProgramError> {
+        let wait = limit.as_secs().to_string();
+        let call = self.pg_ctl(limit + GRACE).args(["start", "-w", "-s", "-t", &wait]);
         call.arg("-l").arg(self.log_file()).run().await
     }
 

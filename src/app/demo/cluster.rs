@@ -1,0 +1,206 @@
+//! The demo's servers: made, started in the right order, stopped.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::directory::Directory;
+use super::{APP, APP_PASSWORD, SUPERUSER, chain};
+use crate::app::config::{Config, ListenOn};
+use crate::failover::agent::{
+    AgentError, BinariesError, Conninfo, LocalServer, PgBinaries, RunAs, RunAsError, ServerStatus, StopMode,
+    Superuser,
+};
+use crate::net::{Credentials, Target};
+use crate::pg::TimelineId;
+use crate::topology::{NodeName, Role};
+
+/// The control plane may be at the same server; then its work is waited for.
+const BUSY_PAUSE: Duration = Duration::from_millis(500);
+const BUSY_CHECKS: u32 = 600;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    #[error("{node} has no local section in the demo's configuration")]
+    NotLocal { node: NodeName },
+    #[error("the demo's configuration has no {what}")]
+    Missing { what: &'static str },
+    #[error("{node}")]
+    RunAs {
+        node: NodeName,
+        #[source]
+        source: RunAsError,
+    },
+    #[error("{node}")]
+    Binaries {
+        node: NodeName,
+        #[source]
+        source: BinariesError,
+    },
+    #[error("{node}")]
+    Server {
+        node: NodeName,
+        #[source]
+        source: AgentError,
+    },
+    #[error("make the user and database {APP}")]
+    Sql(#[from] tokio_postgres::Error),
+}
+
+#[derive(Debug)]
+pub(super) struct Cluster {
+    /// At least one.
+    servers: Vec<LocalServer>,
+    password: Arc<str>,
+    endpoint_port: u16,
+    passfile: PathBuf,
+}
+
+impl Cluster {
+    pub(super) async fn new(config: &Config, directory: &Directory) -> Result<Cluster, ClusterError> {
+        let mut servers = Vec::new();
+        for node in &config.nodes {
+            let name = node.node.name.clone();
+            let Some(local) = &node.local else { return Err(ClusterError::NotLocal { node: name }) };
+            let run_as = RunAs::resolve(local.run_as.as_deref())
+                .map_err(|source| ClusterError::RunAs { node: name.clone(), source })?;
+            let binaries = PgBinaries::discover(Some(&local.bin_dir), None)
+                .await
+                .map_err(|source| ClusterError::Binaries { node: name.clone(), source })?;
+            servers.push(LocalServer {
+                node: name,
+                address: node.node.address.clone(),
+                data_dir: local.data_dir.clone(),
+                binaries,
+                run_as,
+            });
+        }
+        let password = config.server_login.password.as_ref();
+        let endpoint = config.listen.iter().find_map(|listen| match listen.on {
+            ListenOn::Tcp(address) => Some(address.port()),
+            ListenOn::Unix { .. } => None,
+        });
+        Ok(Cluster {
+            servers,
+            password: password
+                .ok_or(ClusterError::Missing { what: "server_login.password_file" })?
+                .reveal()
+                .clone(),
+            endpoint_port: endpoint.ok_or(ClusterError::Missing { what: "listen address" })?,
+            passfile: directory.passfile(),
+        })
+    }
+
+    /// The first server becomes a new cluster's primary, with a user and a database for the visitor.
+    pub(super) async fn create_primary(&self) -> Result<Option<&LocalServer>, ClusterError> {
+        let first = &self.servers[0];
+        let superuser = Superuser { name: SUPERUSER.to_owned(), password: self.password.to_string() };
+        first.init(&superuser).await.map_err(failed(first))?;
+        first.start(Role::Primary).await.map_err(failed(first))?;
+        self.create_app(first).await?;
+        Ok(Some(first))
+    }
+
+    /// Of a cluster that was there before: the server that last was the primary. `None` when all were standbys:
+    /// then it is for the control plane to make one of them the primary.
+    pub(super) async fn start_primary(&self) -> Result<Option<&LocalServer>, ClusterError> {
+        let former = self.servers.iter().filter(|server| server.role_on_disk() == Some(Role::Primary));
+        let latest = former.max_by_key(|server| succession(server));
+        if let Some(server) = latest {
+            server.start(Role::Primary).await.map_err(failed(server))?;
+        }
+        Ok(latest)
+    }
+
+    /// Every other server, from whatever state it is in. Needs the endpoint, their upstream.
+    pub(super) async fn start_standbys(&self, primary: Option<&LocalServer>) -> Result<(), ClusterError> {
+        for server in &self.servers {
+            match primary {
+                Some(primary) if primary.node == server.node => {}
+                Some(primary) => self.rejoin(server, primary).await?,
+                None if server.role_on_disk() == Some(Role::Standby) => {
+                    server.start(Role::Standby).await.map_err(failed(server))?;
+                }
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Every server, whatever state it is in.
+    pub(super) async fn stop(&self) {
+        for server in self.servers.iter().rev() {
+            if let Err(error) = server.stop(StopMode::Fast).await {
+                tracing::info!(node = %server.node, error = %chain(&error), "no orderly stop, stopping at once");
+                if let Err(error) = server.stop(StopMode::Immediate).await {
+                    tracing::error!(node = %server.node, error = %chain(&error), "cannot stop the server");
+                }
+            }
+        }
+    }
+
+    async fn rejoin(&self, server: &LocalServer, primary: &LocalServer) -> Result<(), ClusterError> {
+        let source = self.target(primary);
+        let upstream = self.upstream();
+        for _ in 0..BUSY_CHECKS {
+            match server.rejoin(&source, &upstream, &server.node.slot()).await {
+                Ok(outcome) => {
+                    tracing::info!(node = %server.node, ?outcome, "standby started");
+                    return Ok(());
+                }
+                Err(AgentError::Busy { .. }) => tokio::time::sleep(BUSY_PAUSE).await,
+                Err(source) => return Err(failed(server)(source)),
+            }
+        }
+        Err(failed(server)(AgentError::Busy { data_dir: server.data_dir.clone() }))
+    }
+
+    /// The standbys' upstream, for good.
+    fn upstream(&self) -> String {
+        let conninfo = Conninfo::new()
+            .with("host", "127.0.0.1")
+            .with("port", self.endpoint_port.to_string())
+            .with("user", SUPERUSER)
+            .with("passfile", self.passfile.to_string_lossy())
+            .with("sslmode", "disable")
+            .with("gssencmode", "disable");
+        conninfo.to_string()
+    }
+
+    fn target(&self, server: &LocalServer) -> Target {
+        Target {
+            address: server.address.clone(),
+            user: SUPERUSER.into(),
+            database: "postgres".into(),
+            credentials: Credentials::Password(self.password.clone()),
+            parameters: vec![("application_name".to_owned(), "bellwether".to_owned())],
+        }
+    }
+
+    async fn create_app(&self, primary: &LocalServer) -> Result<(), ClusterError> {
+        let mut login = tokio_postgres::Config::new();
+        login.host(&primary.address.host).port(primary.address.port).user(SUPERUSER).dbname("postgres");
+        login.password(self.password.as_bytes()).connect_timeout(Duration::from_secs(10));
+        let (client, connection) = login.connect(tokio_postgres::NoTls).await?;
+        let work = async {
+            client.batch_execute(&format!("CREATE ROLE {APP} LOGIN PASSWORD '{APP_PASSWORD}'")).await?;
+            client.batch_execute(&format!("CREATE DATABASE {APP} OWNER {APP}")).await
+        };
+        tokio::select! {
+            done = work => done?,
+            ended = connection => ended?,
+        }
+        Ok(())
+    }
+}
+
+/// Who was primary last: one that runs as such, else the one that knows of the latest timeline.
+fn succession(server: &LocalServer) -> (bool, TimelineId) {
+    let runs = server.status() != ServerStatus::Stopped;
+    (runs, server.latest_timeline())
+}
+
+fn failed(server: &LocalServer) -> impl FnOnce(AgentError) -> ClusterError {
+    let node = server.node.clone();
+    move |source| ClusterError::Server { node, source }
+}
