@@ -12,10 +12,11 @@ use clap::{Args, Parser, Subcommand};
 
 use super::check::{self, Severity};
 use super::config::{self, LoadError};
+use super::demo::{self, DemoError};
 use super::run::{self, RunError};
 use super::{explain, shutdown, telemetry};
 use crate::admin::{self, ClientError, ClusterView};
-use crate::topology::Election;
+use crate::topology::{Durability, Election};
 
 /// One endpoint in front of a PostgreSQL cluster: pooling, routing, WAL relay and failover in one process.
 #[derive(Debug, Parser)]
@@ -27,6 +28,8 @@ struct CommandLine {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Make a real cluster on this host and run an instance in front of it, until Ctrl-C
+    Demo(Demo),
     /// Run an instance until SIGTERM or SIGINT
     Run(ConfigFile),
     /// Report every error of a configuration at once, then look at its servers
@@ -58,6 +61,36 @@ enum Command {
 }
 
 #[derive(Args, Debug)]
+struct Demo {
+    /// Where the cluster lives, to be resumed by the next demo [default: a temporary directory, removed at the end]
+    #[arg(long, value_name = "D")]
+    dir: Option<PathBuf>,
+    /// PostgreSQL servers: one primary, the others standbys
+    #[arg(long, default_value_t = 3)]
+    nodes: u16,
+    /// Of the endpoint
+    #[arg(long, default_value_t = 6432)]
+    port: u16,
+    /// Of status page and metrics
+    #[arg(long, default_value_t = 9632)]
+    admin_port: u16,
+    /// Where initdb, pg_ctl and postgres are [default: as in PATH, else the newest of /usr/lib/postgresql]
+    #[arg(long, value_name = "DIR")]
+    pg_bin: Option<PathBuf>,
+    /// When a commit counts as done
+    #[arg(long, value_enum, default_value = "async")]
+    durability: DurabilityMode,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum DurabilityMode {
+    /// On the primary's disk
+    Async,
+    /// On the primary's and the relay's
+    Quorum,
+}
+
+#[derive(Args, Debug)]
 struct ConfigFile {
     /// The configuration
     #[arg(long, value_name = "FILE", default_value = "bellwether.yaml")]
@@ -85,6 +118,8 @@ enum CliError {
     SetUp(#[source] io::Error),
     #[error(transparent)]
     Run(#[from] RunError),
+    #[error(transparent)]
+    Demo(#[from] DemoError),
     #[error(transparent)]
     Client(#[from] ClientError),
     #[error("the instance's answer is not understood")]
@@ -119,6 +154,10 @@ fn execute(command: Command) -> Result<ExitCode, CliError> {
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::SetUp)?;
     runtime.block_on(async {
         match command {
+            Command::Demo(options) => {
+                demo::demo(options.into()).await?;
+                Ok(ExitCode::SUCCESS)
+            }
             Command::Run(file) => run_instance(&file.config).await,
             Command::Check(file) => report(&file.config).await,
             Command::Status { instance, watch, json } => status(&instance, watch, json).await,
@@ -195,6 +234,16 @@ fn route(sql: &str) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
+impl From<Demo> for demo::Options {
+    fn from(Demo { dir, nodes, port, admin_port, pg_bin, durability }: Demo) -> demo::Options {
+        let durability = match durability {
+            DurabilityMode::Async => Durability::Async,
+            DurabilityMode::Quorum => Durability::Quorum,
+        };
+        demo::Options { dir, nodes, port, admin_port, pg_bin, durability }
+    }
+}
+
 impl Instance {
     fn url(&self) -> Result<String, CliError> {
         if let Some(url) = &self.admin {
@@ -248,6 +297,8 @@ mod tests {
         for (line, understood) in [
             ("run --config a.yaml", true),
             ("check", true),
+            ("demo --dir d --nodes 5 --durability quorum", true),
+            ("demo --durability some", false),
             ("status --watch", true),
             ("status --watch --json", false),
             ("status --admin http://127.0.0.1:9632", true),

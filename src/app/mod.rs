@@ -4,6 +4,7 @@
 pub mod check;
 mod cli;
 pub mod config;
+pub mod demo;
 mod explain;
 pub mod run;
 pub mod shutdown;

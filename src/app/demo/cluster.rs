@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
+
 use super::directory::Directory;
 use super::{APP, APP_PASSWORD, SUPERUSER, chain};
 use crate::app::config::{Config, ListenOn};
@@ -11,13 +13,14 @@ use crate::failover::agent::{
     AgentError, BinariesError, Conninfo, LocalServer, PgBinaries, RunAs, RunAsError, ServerStatus, StopMode,
     Superuser,
 };
-use crate::net::{Credentials, Target};
+use crate::net::{Credentials, DialError, Target, sql};
 use crate::pg::TimelineId;
 use crate::topology::{NodeName, Role};
 
 /// The control plane may be at the same server; then its work is waited for.
 const BUSY_PAUSE: Duration = Duration::from_millis(500);
 const BUSY_CHECKS: u32 = 600;
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
@@ -43,7 +46,9 @@ pub enum ClusterError {
         #[source]
         source: AgentError,
     },
-    #[error("make the user and database {APP}")]
+    #[error("make the user and the database {APP}")]
+    Dial(#[from] DialError),
+    #[error("make the user and the database {APP}")]
     Sql(#[from] tokio_postgres::Error),
 }
 
@@ -91,33 +96,33 @@ impl Cluster {
         })
     }
 
-    /// The first server becomes a new cluster's primary, with a user and a database for the visitor.
-    pub(super) async fn create_primary(&self) -> Result<Option<&LocalServer>, ClusterError> {
-        let first = &self.servers[0];
-        let superuser = Superuser { name: SUPERUSER.to_owned(), password: self.password.to_string() };
-        first.init(&superuser).await.map_err(failed(first))?;
-        first.start(Role::Primary).await.map_err(failed(first))?;
-        self.create_app(first).await?;
-        Ok(Some(first))
-    }
-
-    /// Of a cluster that was there before: the server that last was the primary. `None` when all were standbys:
-    /// then it is for the control plane to make one of them the primary.
+    /// The server that last was the primary; in a new cluster the first one, made here. `None` when all were
+    /// standbys: then it is for the control plane to make one of them the primary.
     pub(super) async fn start_primary(&self) -> Result<Option<&LocalServer>, ClusterError> {
-        let former = self.servers.iter().filter(|server| server.role_on_disk() == Some(Role::Primary));
-        let latest = former.max_by_key(|server| succession(server));
-        if let Some(server) = latest {
-            server.start(Role::Primary).await.map_err(failed(server))?;
+        if self.servers.iter().all(|server| server.role_on_disk().is_none()) {
+            let first = &self.servers[0];
+            let superuser = Superuser { name: SUPERUSER.to_owned(), password: self.password.to_string() };
+            first.init(&superuser).await.map_err(failed(first))?;
         }
-        Ok(latest)
+        let former = self.servers.iter().filter(|server| server.role_on_disk() == Some(Role::Primary));
+        let Some(primary) = former.max_by_key(|server| succession(server)) else { return Ok(None) };
+        primary.start(Role::Primary).await.map_err(failed(primary))?;
+        self.create_app(primary).await?;
+        Ok(Some(primary))
     }
 
-    /// Every other server, from whatever state it is in. Needs the endpoint, their upstream.
-    pub(super) async fn start_standbys(&self, primary: Option<&LocalServer>) -> Result<(), ClusterError> {
-        for server in &self.servers {
+    /// Every other server, from whatever state it is in, until it is `enough`. Needs the endpoint, their upstream.
+    pub(super) async fn start_standbys(
+        &self,
+        primary: Option<&LocalServer>,
+        enough: &CancellationToken,
+    ) -> Result<(), ClusterError> {
+        for server in self.servers.iter().filter(|server| primary.is_none_or(|p| p.node != server.node)) {
+            if enough.is_cancelled() {
+                return Ok(());
+            }
             match primary {
-                Some(primary) if primary.node == server.node => {}
-                Some(primary) => self.rejoin(server, primary).await?,
+                Some(primary) => self.rejoin(server, primary, enough).await?,
                 None if server.role_on_disk() == Some(Role::Standby) => {
                     server.start(Role::Standby).await.map_err(failed(server))?;
                 }
@@ -139,7 +144,12 @@ impl Cluster {
         }
     }
 
-    async fn rejoin(&self, server: &LocalServer, primary: &LocalServer) -> Result<(), ClusterError> {
+    async fn rejoin(
+        &self,
+        server: &LocalServer,
+        primary: &LocalServer,
+        enough: &CancellationToken,
+    ) -> Result<(), ClusterError> {
         let source = self.target(primary);
         let upstream = self.upstream();
         for _ in 0..BUSY_CHECKS {
@@ -148,7 +158,11 @@ impl Cluster {
                     tracing::info!(node = %server.node, ?outcome, "standby started");
                     return Ok(());
                 }
-                Err(AgentError::Busy { .. }) => tokio::time::sleep(BUSY_PAUSE).await,
+                Err(AgentError::Busy { .. }) => {
+                    if enough.run_until_cancelled(tokio::time::sleep(BUSY_PAUSE)).await.is_none() {
+                        return Ok(());
+                    }
+                }
                 Err(source) => return Err(failed(server)(source)),
             }
         }
@@ -177,18 +191,19 @@ impl Cluster {
         }
     }
 
+    /// What is there already stays as it is: on a cluster that is resumed nothing may be written yet, since a
+    /// commit could wait for a relay that does not run.
     async fn create_app(&self, primary: &LocalServer) -> Result<(), ClusterError> {
-        let mut login = tokio_postgres::Config::new();
-        login.host(&primary.address.host).port(primary.address.port).user(SUPERUSER).dbname("postgres");
-        login.password(self.password.as_bytes()).connect_timeout(Duration::from_secs(10));
-        let (client, connection) = login.connect(tokio_postgres::NoTls).await?;
-        let work = async {
-            client.batch_execute(&format!("CREATE ROLE {APP} LOGIN PASSWORD '{APP_PASSWORD}'")).await?;
-            client.batch_execute(&format!("CREATE DATABASE {APP} OWNER {APP}")).await
-        };
-        tokio::select! {
-            done = work => done?,
-            ended = connection => ended?,
+        let sql = sql::connect(&self.target(primary), CONNECT_LIMIT).await?;
+        let role = format!("CREATE ROLE {APP} LOGIN PASSWORD '{APP_PASSWORD}'");
+        let database = format!("CREATE DATABASE {APP} OWNER {APP}");
+        for (catalog, column, statement) in
+            [("pg_roles", "rolname", role), ("pg_database", "datname", database)]
+        {
+            let query = format!("SELECT FROM {catalog} WHERE {column} = '{APP}'");
+            if sql.query_opt(&query, &[]).await?.is_none() {
+                sql.batch_execute(&statement).await?;
+            }
         }
         Ok(())
     }

@@ -126,7 +126,7 @@ impl Directory {
         let path = self.path.as_path();
         match (self.origin, keep) {
             (Origin::Temporary, _) | (Origin::Made, Keep::Nothing) => {
-                fs::remove_dir_all(path).map_err(failed("remove", path))
+                remove_tree(path).map_err(failed("remove", path))
             }
             (Origin::Found, Keep::Nothing) => remove_content(path).map_err(failed("remove what is in", path)),
             (Origin::Made | Origin::Found, Keep::All) => Ok(()),
@@ -240,9 +240,17 @@ fn temporary_path() -> PathBuf {
 fn remove_content(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
-        if path.is_dir() { fs::remove_dir_all(path)? } else { fs::remove_file(path)? }
+        if path.is_dir() { remove_tree(&path)? } else { fs::remove_file(path)? }
     }
     Ok(())
+}
+
+/// The thread that unpacks a base backup may still make its last file: then once more.
+fn remove_tree(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => fs::remove_dir_all(dir),
+        removed => removed,
+    }
 }
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DirectoryError {

@@ -18,17 +18,24 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use self::cluster::{Cluster, ClusterError};
 use self::directory::{Directory, DirectoryError, Keep, Start};
-use self::preflight::PreflightError;
+use self::preflight::{Host, PreflightError};
 use crate::app::config::{self, Config, ListenOn, LoadError};
-use crate::app::{run, telemetry};
+use crate::app::run::{self, RunError};
+use crate::app::telemetry;
+use crate::failover::agent::LocalServer;
 use crate::topology::Durability;
 
 /// How long the endpoint may take to end once asked.
 const ENDPOINT_STOP_LIMIT: Duration = Duration::from_secs(20);
+
+/// The options that set the ports, as a refusal names them.
+const ENDPOINT: &str = "--port";
+const ADMIN: &str = "--admin-port";
 
 /// The database and the login that the demo makes for its visitor.
 const APP: &str = "app";
@@ -64,8 +71,10 @@ pub enum DemoError {
     Cluster(#[from] ClusterError),
     #[error("listen for signals")]
     Signals(#[source] std::io::Error),
-    #[error("the endpoint ended: {0}")]
-    Endpoint(String),
+    #[error(transparent)]
+    Endpoint(#[from] RunError),
+    #[error("the endpoint ended before it was asked to")]
+    EndpointEnded,
 }
 
 /// Runs until SIGINT or SIGTERM.
@@ -82,76 +91,100 @@ pub async fn demo(options: Options) -> Result<(), DemoError> {
 /// Whatever happens, no server is left running.
 async fn live(
     options: &Options,
-    host: &preflight::Host,
+    host: &Host,
     directory: &Directory,
     interrupted: CancellationToken,
 ) -> Result<(), DemoError> {
     if directory.start() == Start::New {
+        preflight::ports_are_free(&[(ENDPOINT, options.port), (ADMIN, options.admin_port)])?;
         directory.write_config(options, host)?;
     }
     let (config, _warnings) = config::load(&directory.config_file())?;
+    preflight::ports_are_free(&endpoint_ports(&config))?;
     telemetry::install(&config.log);
     let cluster = Cluster::new(&config, directory).await?;
-    preflight::ports_are_free(&endpoint_ports(&config))?;
     let served = serve(&cluster, config, directory, interrupted).await;
     cluster.stop().await;
     served
 }
 
+/// The endpoint and the servers behind it, until either ends or somebody interrupts. A step that has begun with a
+/// server is finished first: a server that was cut off while it started could not be found again.
 async fn serve(
     cluster: &Cluster,
     config: Config,
     directory: &Directory,
     interrupted: CancellationToken,
 ) -> Result<(), DemoError> {
-    let prepared = async {
-        match directory.start() {
-            Start::New => cluster.create_primary().await,
-            Start::Resumed => cluster.start_primary().await,
-        }
-    };
-    let primary = tokio::select! {
-        primary = prepared => primary?,
-        () = interrupted.cancelled() => return Ok(()),
-    };
+    let primary = cluster.start_primary().await?;
     let welcome = Welcome::new(&config, directory);
-    let (ready, is_ready) = tokio::sync::oneshot::channel();
-    let stop = CancellationToken::new();
-    let endpoint = run::run(
-        config,
-        move |_| {
-            let _ = ready.send(());
-        },
-        stop.clone(),
-    );
-    tokio::pin!(endpoint);
-    let follow = async {
-        // An endpoint that ends without being ready is reported by its own branch.
-        if is_ready.await.is_err() {
-            std::future::pending::<()>().await;
+    let (ready, is_ready) = oneshot::channel();
+    // The endpoint's end ends the work with the servers, and the other way round.
+    let (enough, stop) = (interrupted.child_token(), CancellationToken::new());
+    let endpoint = async {
+        let ended = endpoint(config, ready, stop.clone()).await;
+        let expected = stop.is_cancelled();
+        enough.cancel();
+        match ended {
+            Ok(()) if expected => Ok(()),
+            Ok(()) => Err(DemoError::EndpointEnded),
+            Err(error) => Err(DemoError::Endpoint(error)),
         }
-        cluster.start_standbys(primary).await?;
-        welcome.print();
-        std::future::pending::<Result<(), ClusterError>>().await
     };
-    let ended = tokio::select! {
-        ended = &mut endpoint => return Err(DemoError::Endpoint(match ended {
-            Ok(()) => "without a reason".to_owned(),
-            Err(error) => chain(&error),
-        })),
-        failed = follow => failed.map_err(DemoError::from),
-        () = interrupted.cancelled() => Ok(()),
+    let servers = async {
+        let started = follow(cluster, primary, is_ready, &enough).await;
+        if started.is_ok() {
+            if !enough.is_cancelled() {
+                welcome.print();
+            }
+            enough.cancelled().await;
+        }
+        stop.cancel();
+        started
     };
-    stop.cancel();
-    match tokio::time::timeout(ENDPOINT_STOP_LIMIT, endpoint).await {
-        Ok(Err(error)) => tracing::info!(error = %chain(&error), "the endpoint did not end in order"),
-        Err(_elapsed) => tracing::info!("the endpoint did not end in time"),
-        Ok(Ok(())) => {}
-    }
-    ended
+    let (endpoint, servers) = tokio::join!(endpoint, servers);
+    servers?;
+    endpoint
 }
 
-/// Cancelled by the first SIGINT or SIGTERM. Later ones change nothing: the servers are being stopped.
+async fn follow(
+    cluster: &Cluster,
+    primary: Option<&LocalServer>,
+    is_ready: oneshot::Receiver<()>,
+    enough: &CancellationToken,
+) -> Result<(), DemoError> {
+    let ready = enough.run_until_cancelled(is_ready).await;
+    if matches!(ready, Some(Ok(()))) {
+        cluster.start_standbys(primary, enough).await?;
+    }
+    Ok(())
+}
+
+/// Once asked to stop, it has a limited time to do so.
+async fn endpoint(
+    config: Config,
+    ready: oneshot::Sender<()>,
+    stop: CancellationToken,
+) -> Result<(), RunError> {
+    let is_ready = move |_: &run::Endpoints| {
+        // Nobody waits any more: then nobody needs to know.
+        let _ = ready.send(());
+    };
+    let overdue = async {
+        stop.cancelled().await;
+        tokio::time::sleep(ENDPOINT_STOP_LIMIT).await;
+    };
+    tokio::select! {
+        ended = run::run(config, is_ready, stop.clone()) => ended,
+        () = overdue => {
+            tracing::info!("the endpoint did not end in time");
+            Ok(())
+        }
+    }
+}
+
+/// Cancelled by the first SIGINT or SIGTERM. Later ones change nothing: a demo that left at once
+/// would leave its servers behind.
 fn interrupted() -> Result<CancellationToken, DemoError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(DemoError::Signals)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(DemoError::Signals)?;
@@ -171,10 +204,10 @@ fn interrupted() -> Result<CancellationToken, DemoError> {
 
 fn endpoint_ports(config: &Config) -> Vec<(&'static str, u16)> {
     let listen = config.listen.iter().filter_map(|listen| match &listen.on {
-        ListenOn::Tcp(address) => Some(("--port", address.port())),
+        ListenOn::Tcp(address) => Some((ENDPOINT, address.port())),
         ListenOn::Unix { .. } => None,
     });
-    listen.chain(config.admin.map(|admin| ("--admin-port", admin.port()))).collect()
+    listen.chain(config.admin.map(|admin| (ADMIN, admin.port()))).collect()
 }
 
 /// What the visitor is told.
@@ -183,24 +216,20 @@ struct Welcome(String);
 
 impl Welcome {
     fn new(config: &Config, directory: &Directory) -> Welcome {
-        let ports = endpoint_ports(config);
         let mut text = String::new();
-        for (option, port) in ports {
+        for (option, port) in endpoint_ports(config) {
             text += &match option {
-                "--port" => {
-                    format!(
-                        "\n  psql 'postgresql://{APP}:{APP_PASSWORD}@127.0.0.1:{port}/{APP}'\n\n  {:<14}",
-                        "configuration"
-                    ) + &format!("{}\n", directory.config_file().display())
+                ENDPOINT => {
+                    format!("\n  psql 'postgresql://{APP}:{APP_PASSWORD}@127.0.0.1:{port}/{APP}'\n\n")
                 }
                 _ => format!(
-                    "  {:<14}http://127.0.0.1:{port}/\n  {:<14}http://127.0.0.1:{port}/metrics\n",
-                    "status", "metrics"
+                    "  status         http://127.0.0.1:{port}/\n  metrics        http://127.0.0.1:{port}/metrics\n"
                 ),
             };
         }
+        text += &format!("  configuration  {}\n", directory.config_file().display());
         for node in &config.nodes {
-            text += &format!("  {:<14}{}\n", node.node.name, node.node.address);
+            text += &format!("  {:<15}{}\n", node.node.name.as_str(), node.node.address);
         }
         Welcome(format!("\nBellwether is ready; Ctrl-C ends it.\n{text}"))
     }

@@ -44,7 +44,6 @@ pub(super) async fn check(options: &Options) -> Result<Host, PreflightError> {
     let pg_bin = options.pg_bin.as_deref().map(std::path::absolute).and_then(Result::ok);
     let binaries = PgBinaries::discover(pg_bin.as_deref(), path.as_deref()).await?;
     let run_as = RunAs::resolve(None)?;
-    ports_are_free(&[("--port", options.port), ("--admin-port", options.admin_port)])?;
     Ok(Host { binaries, run_as })
 }
 
