@@ -53,7 +53,7 @@ pub(super) fn answer(
         "/live" => Answer::text(200, "live"),
         "/ready" => verdict(writable(&view())),
         "/api/v1/cluster" => Answer::json(&view()),
-        "/api/v1/history" => Answer::json(&seen.history),
+        "/api/v1/history" => Answer::json(&*seen.history),
         path => match Question::at(path) {
             Some(question) => ask(question, request.query, &view()),
             None => {
@@ -187,6 +187,7 @@ fn lag_limit(text: &str) -> Option<u64> {
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "any instant will do")]
 mod tests {
+    use std::sync::Arc;
     use std::time::Instant;
 
     use super::super::view::tests::{identity, snapshot};
@@ -236,8 +237,11 @@ mod tests {
 
     #[test]
     fn while_writes_are_held_nothing_is_ready_or_primary_and_it_says_why() {
-        let held =
-            |uri| get(uri, |seen| seen.directive.writes = Writes::Held { reason: "election".to_owned() });
+        let held = |uri| {
+            get(uri, |seen| {
+                Arc::make_mut(&mut seen.directive).writes = Writes::Held { reason: "election".to_owned() };
+            })
+        };
         for (uri, status) in
             [("/ready", 503), ("/primary", 503), ("/live", 200), ("/read-only?node=pg1", 200)]
         {

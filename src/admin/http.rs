@@ -34,11 +34,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug)]
 pub struct Sources {
     pub identity: Identity,
-    pub directive: watch::Receiver<Directive>,
-    pub health: watch::Receiver<Health>,
-    pub wal: watch::Receiver<WalStatus>,
-    pub proxy: watch::Receiver<ProxyStatus>,
-    pub history: watch::Receiver<Vec<Election>>,
+    pub directive: watch::Receiver<Arc<Directive>>,
+    pub health: watch::Receiver<Arc<Health>>,
+    pub wal: watch::Receiver<Arc<WalStatus>>,
+    pub proxy: watch::Receiver<Arc<ProxyStatus>>,
+    pub history: watch::Receiver<Arc<Vec<Election>>>,
     pub registry: Registry,
 }
 

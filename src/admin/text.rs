@@ -152,6 +152,7 @@ fn table<const N: usize>(rows: &[[String; N]]) -> String {
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "any instant will do")]
 mod tests {
+    use std::sync::Arc;
     use std::time::Instant;
 
     use super::super::view::cluster;
@@ -178,9 +179,9 @@ pg3   standby  up                            2         0/190     600 B         -
 pg4   -        down: refused the connection  2         0/0       -             -          10.0.0.1:5432
 "
         );
-        seen.directive.writes = Writes::Held { reason: "electing".to_owned() };
-        seen.proxy.held = 5;
-        seen.wal.followers[0].application_name = "stranger".to_owned();
+        Arc::make_mut(&mut seen.directive).writes = Writes::Held { reason: "electing".to_owned() };
+        Arc::make_mut(&mut seen.proxy).held = 5;
+        Arc::make_mut(&mut seen.wal).followers[0].application_name = "stranger".to_owned();
         let text = status_text(&cluster(&identity(), &seen, now));
         assert!(text.contains("writes  held (electing), 5 waiting\n"), "{text}");
         assert!(text.contains("stranger  7    streaming  2         0/384   100 B 0.012s\n"), "{text}");

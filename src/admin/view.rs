@@ -1,5 +1,6 @@
 //! The cluster as JSON: what the planes published, side by side, with ages instead of clocks. PURE.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -20,11 +21,11 @@ pub struct Identity {
 /// The latest published values.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
-    pub directive: Directive,
-    pub health: Health,
-    pub wal: WalStatus,
-    pub proxy: ProxyStatus,
-    pub history: Vec<Election>,
+    pub directive: Arc<Directive>,
+    pub health: Arc<Health>,
+    pub wal: Arc<WalStatus>,
+    pub proxy: Arc<ProxyStatus>,
+    pub history: Arc<Vec<Election>>,
 }
 
 /// `/api/v1/cluster`. Fields are added, never renamed: scripts rely on them.
@@ -259,6 +260,7 @@ fn rounded(duration: Duration) -> f64 {
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "any instant will do")]
 pub(super) mod tests {
+    use std::sync::Arc;
     use std::time::{Duration, Instant};
 
     use super::{Identity, Snapshot, cluster};
@@ -306,24 +308,29 @@ pub(super) mod tests {
         let (second, down) = (Duration::from_secs(1), "refused the connection".to_owned());
         let upstream = Upstream::Streaming { node: name("pg1"), since: now - second, last_message: now };
         Snapshot {
-            directive: Directive {
+            directive: Arc::new(Directive {
                 term: Term(3),
                 primary: Some(name("pg1")),
                 writes: Writes::Open,
                 upstream: Some(name("pg1")),
                 durability: Durability::Quorum,
-            },
-            health: Health {
+            }),
+            health: Arc::new(Health {
                 nodes: vec![
                     health("pg1", NodeState::Up, Some(Role::Primary), 1000, now),
                     health("pg2", NodeState::Up, Some(Role::Standby), 880, now),
                     health("pg3", NodeState::Up, Some(Role::Standby), 400, now),
                     health("pg4", NodeState::Down { since: now - second, why: down }, None, 0, now),
                 ],
-            },
-            wal: WalStatus { upstream_end: Lsn(1000), upstream, followers, ..WalStatus::starting() },
-            proxy: ProxyStatus { confirmed: Term(3), held: 0, evidence: Vec::new() },
-            history: Vec::new(),
+            }),
+            wal: Arc::new(WalStatus {
+                upstream_end: Lsn(1000),
+                upstream,
+                followers,
+                ..WalStatus::starting()
+            }),
+            proxy: Arc::new(ProxyStatus { confirmed: Term(3), held: 0, evidence: Vec::new() }),
+            history: Arc::default(),
         }
     }
 

@@ -14,8 +14,9 @@ use super::check::{self, Severity};
 use super::config::{self, LoadError};
 use super::demo::{self, DemoError};
 use super::run::{self, RunError};
-use super::{explain, shutdown, telemetry};
+use super::{shutdown, telemetry};
 use crate::admin::{self, ClientError, ClusterView};
+use crate::proxy::route::explain;
 use crate::topology::{Durability, Election};
 
 /// One endpoint in front of a PostgreSQL cluster: pooling, routing, WAL relay and failover in one process.
@@ -230,7 +231,7 @@ fn route(sql: &str) -> Result<ExitCode, CliError> {
     } else {
         sql
     };
-    print(&explain::route(sql))?;
+    print(&explain(sql))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -5,9 +5,12 @@ pub mod check;
 mod cli;
 pub mod config;
 pub mod demo;
-mod explain;
+mod front;
+pub mod local;
+mod plans;
 pub mod run;
 pub mod shutdown;
 pub mod telemetry;
+mod users;
 
 pub use cli::main;

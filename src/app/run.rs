@@ -1,21 +1,41 @@
+#![expect(clippy::disallowed_methods, reason = "shell: reads the clock")]
 //! One instance: builds the planes, connects them, and ends them together.
 //!
 //! What the planes publish goes through `watch` channels that are made here; nothing else joins them. Each has
 //! its own threads (`ARCHITECTURE.md`, Threads); the control plane and HTTP run on the caller's runtime. A plane
-//! that ends before it was asked to ends the instance.
+//! that ends before it was asked to ends the instance: half of it would be a lie to its clients.
+//!
+//! The end, on the shutdown token: accepting stops and sessions get 57P01; when they are gone, or
+//! [`CLIENTS_LIMIT`] later, the planes stop, the WAL plane last, since the last commits wait for it.
 
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use prometheus::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::config::{Config, ListenOn};
+use super::config::Config;
+use super::front::{self, Front, Listening};
+use super::local::{self, LocalError};
+use super::plans;
+use super::users;
 use crate::admin;
-use crate::net::{ListenAddress, Listener};
+use crate::failover::{self, Failover, FailoverError};
+use crate::net::{Acceptor, ListenAddress, Users};
+use crate::proxy::{self, Proxy, Workers};
+use crate::relay::{Relay, RelayError};
 use crate::topology::{Directive, Election, Health, ProxyStatus, WalStatus};
+
+/// Clients have so long to finish what they are in the middle of.
+const CLIENTS_LIMIT: Duration = Duration::from_secs(10);
+/// The control plane and HTTP have so long to end.
+const PLANES_LIMIT: Duration = Duration::from_secs(5);
 
 /// Where the instance is reached.
 #[derive(Clone, Debug)]
@@ -32,6 +52,7 @@ impl fmt::Display for Endpoints {
     }
 }
 
+/// Why an instance did not start, or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     #[error("listen on {address}")]
@@ -40,57 +61,221 @@ pub enum RunError {
         #[source]
         source: io::Error,
     },
+    #[error("start threads")]
+    Threads(#[source] io::Error),
+    #[error(transparent)]
+    Local(#[from] LocalError),
+    #[error("start the WAL plane")]
+    Relay(#[from] RelayError),
+    #[error("the control plane")]
+    Failover(#[from] FailoverError),
+    #[error("register metrics")]
+    Metrics(#[from] prometheus::Error),
+    #[error("the WAL plane: {0}")]
+    RelayFailed(Arc<str>),
+    #[error("{0} ended early")]
+    EndedEarly(&'static str),
+    #[error("a task of the instance")]
+    Panicked(#[from] tokio::task::JoinError),
 }
 
 /// Runs the instance until `shutdown`, then ends it in order. `ready` is called once, when clients and
-/// followers can connect.
+/// followers can connect. The configuration's own limits bound every wait in it.
 pub async fn run(
     config: Config,
     ready: impl FnOnce(&Endpoints),
     shutdown: CancellationToken,
 ) -> Result<(), RunError> {
-    let listeners = bind(&config)?;
+    let listening = Listening::bind(&config.listen)?;
     let http = match config.admin {
         Some(address) => Some(bind_http(address).await?),
         None => None,
     };
     let endpoints = Endpoints {
-        listen: listeners.iter().map(|listener| listener.address().clone()).collect(),
+        listen: listening.addresses(),
         admin: http.as_ref().and_then(|http| http.local_addr().ok()),
     };
-    let (_directive, directive) = watch::channel(Directive::starting(config.durability));
-    let (_health, health) = watch::channel(Health::default());
-    let (_wal, wal) = watch::channel(WalStatus::starting());
-    let (_proxy, proxy) = watch::channel(ProxyStatus::default());
-    let (_history, history) = watch::channel(Vec::<Election>::new());
-    let registry = prometheus::Registry::new();
-    let identity = admin::Identity { cluster: config.cluster.clone(), instance: config.instance.clone() };
-    let sources = admin::Sources { identity, directive, health, wal, proxy, history, registry };
+    let mut instance = Instance::start(&config, listening, http).await?;
     ready(&endpoints);
-    match http {
-        Some(http) => admin::serve(http, sources, shutdown).await,
-        None => shutdown.cancelled().await,
-    }
-    Ok(())
-}
-
-fn bind(config: &Config) -> Result<Vec<Listener>, RunError> {
-    let listener = |address: ListenAddress| {
-        Listener::bind(&address).map_err(|source| RunError::Listen { address: address.to_string(), source })
+    let ended = tokio::select! {
+        () = shutdown.cancelled() => Ok(()),
+        error = instance.ended_early() => Err(error),
     };
-    config.listen.iter().map(|listen| listener(address(&listen.on))).collect()
-}
-
-fn address(on: &ListenOn) -> ListenAddress {
-    match on {
-        ListenOn::Tcp(address) => ListenAddress::Tcp(*address),
-        ListenOn::Unix { directory, port } => {
-            ListenAddress::Unix { directory: directory.clone(), port: *port }
-        }
-    }
+    instance.stop().await;
+    ended
 }
 
 async fn bind_http(address: SocketAddr) -> Result<TcpListener, RunError> {
     let bound = TcpListener::bind(address).await;
     bound.map_err(|source| RunError::Listen { address: format!("{address} (admin)"), source })
+}
+
+/// The latest value of one kind, and who watches it.
+type Wire<T> = (watch::Sender<Arc<T>>, watch::Receiver<Arc<T>>);
+
+/// The channels between the planes, and the registry that they share.
+struct Wires {
+    directive: Wire<Directive>,
+    health: Wire<Health>,
+    history: Wire<Vec<Election>>,
+    registry: Registry,
+}
+
+impl Wires {
+    fn new(config: &Config) -> Wires {
+        Wires {
+            directive: watch::channel(Arc::new(Directive::starting(config.durability))),
+            health: watch::channel(Arc::default()),
+            history: watch::channel(Arc::default()),
+            registry: Registry::new(),
+        }
+    }
+}
+
+/// A running instance.
+struct Instance {
+    /// Accepting and serving clients; cancelled first.
+    clients: CancellationToken,
+    /// Everything else.
+    planes: CancellationToken,
+    accepting: Front,
+    workers: Workers<front::Accepted>,
+    relay: Relay,
+    /// The tasks on this runtime. Each lives as long as the instance.
+    tasks: JoinSet<TaskEnd>,
+}
+
+/// A task's name and how it ended.
+type TaskEnd = (&'static str, Result<(), RunError>);
+
+impl Instance {
+    async fn start(
+        config: &Config,
+        listening: Listening,
+        http: Option<TcpListener>,
+    ) -> Result<Instance, RunError> {
+        let (clients, planes) = (CancellationToken::new(), CancellationToken::new());
+        // Whatever fails below, nothing that was started goes on.
+        let unless_whole = (clients.clone().drop_guard(), planes.clone().drop_guard());
+        let local = local::servers(config).await?;
+        let wires = Wires::new(config);
+        let (directive, health) = (wires.directive.1.clone(), wires.health.1.clone());
+        let (relay, wal) = Relay::start(
+            plans::relay(config),
+            plans::relay_inputs(config, directive.clone()),
+            &wires.registry,
+            planes.clone(),
+        )?;
+        let inputs = proxy::Inputs {
+            directive: directive.clone(),
+            health: health.clone(),
+            wal: wal.clone(),
+            nodes: plans::nodes(config),
+        };
+        let (proxy, served) = Proxy::new(
+            Instant::now(),
+            plans::proxy(config),
+            inputs,
+            plans::proxy_login(config),
+            &wires.registry,
+            clients.clone(),
+        )?;
+        let admin = admin_sources(config, &wires, wal.clone(), served.clone());
+        let inputs = failover::Inputs { wal, proxy: served, local };
+        let outputs = failover::Outputs {
+            directive: wires.directive.0,
+            health: wires.health.0,
+            history: wires.history.0,
+        };
+        let (failover, _commands) = Failover::new(plans::failover(config), inputs, outputs, &wires.registry)?;
+
+        let mut tasks = JoinSet::new();
+        let (lookup, candidates) = watch::channel(Vec::new());
+        tasks.spawn(task("user lookup", users::follow(config.clone(), directive, health, lookup)));
+        let stop = planes.clone();
+        tasks.spawn(async move { ("the control plane", failover.run(stop).await.map_err(RunError::from)) });
+        if let Some(http) = http {
+            tasks.spawn(task("HTTP", admin::serve(http, admin, planes.clone())));
+        }
+
+        let acceptor = acceptor(config, candidates);
+        let greet = front::greeter(proxy.clone(), relay.clone(), acceptor, clients.clone());
+        let workers =
+            Workers::start(plans::workers(config), &proxy, &clients, greet).map_err(RunError::Threads)?;
+        let accepting = listening.start(workers.dispatch(), clients.clone()).map_err(RunError::Threads)?;
+        let (keep_clients, keep_planes) = unless_whole;
+        Ok(Instance {
+            clients: keep_clients.disarm(),
+            planes: keep_planes.disarm(),
+            accepting,
+            workers,
+            relay,
+            tasks,
+        })
+    }
+
+    /// Resolves only when something ended that should not have.
+    async fn ended_early(&mut self) -> RunError {
+        tokio::select! {
+            why = self.relay.failed() => RunError::RelayFailed(why),
+            () = self.accepting.ended() => RunError::EndedEarly("accepting connections"),
+            Some(ended) = self.tasks.join_next() => match ended {
+                Ok((name, Ok(()))) => RunError::EndedEarly(name),
+                Ok((_, Err(error))) => error,
+                Err(panic) => RunError::Panicked(panic),
+            },
+        }
+    }
+
+    async fn stop(mut self) {
+        self.clients.cancel();
+        let workers = self.workers;
+        let served = tokio::task::spawn_blocking(move || workers.join());
+        if tokio::time::timeout(CLIENTS_LIMIT, served).await.is_err() {
+            tracing::info!(limit = ?CLIENTS_LIMIT, "clients are cut off");
+        }
+        self.planes.cancel();
+        let ended = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(PLANES_LIMIT, ended).await.is_err() {
+            tracing::info!(limit = ?PLANES_LIMIT, "not everything has ended in time");
+        }
+        tracing::info!("ended");
+    }
+}
+
+async fn task(name: &'static str, work: impl Future<Output = ()>) -> TaskEnd {
+    work.await;
+    (name, Ok(()))
+}
+
+fn acceptor(config: &Config, candidates: watch::Receiver<Vec<crate::net::Target>>) -> Arc<Acceptor> {
+    let listed = config.auth.users.iter().map(|user| (user.name.as_str(), &**user.secret.reveal()));
+    let login = &config.server_login;
+    // Our own login is known: followers use it to stream.
+    let own = login.password.iter().map(|password| (login.user.as_str(), &**password.reveal()));
+    let known = Users::listed_only(own.chain(listed));
+    let users = match config.auth.query {
+        super::config::AuthQuery::On => known.with_lookup(candidates),
+        super::config::AuthQuery::Off => known,
+    };
+    let replication = config.auth.replication_users.iter().cloned().chain([login.user.clone()]);
+    let acceptor = Acceptor::new(plans::method(config), Arc::new(users));
+    Arc::new(acceptor.with_login_limit(config.pool.login).with_replication_users(replication))
+}
+
+fn admin_sources(
+    config: &Config,
+    wires: &Wires,
+    wal: watch::Receiver<Arc<WalStatus>>,
+    proxy: watch::Receiver<Arc<ProxyStatus>>,
+) -> admin::Sources {
+    admin::Sources {
+        identity: admin::Identity { cluster: config.cluster.clone(), instance: config.instance.clone() },
+        directive: wires.directive.1.clone(),
+        health: wires.health.1.clone(),
+        wal,
+        proxy,
+        history: wires.history.1.clone(),
+        registry: wires.registry.clone(),
+    }
 }

@@ -56,7 +56,8 @@ impl fmt::Display for Finding {
             Severity::Error => "ERROR",
             Severity::Warn => "WARN",
         };
-        write!(f, "{severity} {}: {}.", self.place, self.what)?;
+        let stop = if self.what.ends_with(['?', '.']) { "" } else { "." };
+        write!(f, "{severity} {}: {}{stop}", self.place, self.what)?;
         match &self.mend {
             Some(mend) => write!(f, " Mend: {mend}"),
             None => Ok(()),

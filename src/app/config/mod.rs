@@ -91,6 +91,9 @@ pub struct Local {
     pub bin_dir: PathBuf,
     /// The user its processes run as, when we are root.
     pub run_as: Option<String>,
+    /// With which it logs in at us to stream (libpq's `passfile`); without, the password is in its
+    /// `primary_conninfo`.
+    pub passfile: Option<PathBuf>,
 }
 
 /// Whom we log in as for monitoring, replication and promotion.
@@ -193,8 +196,12 @@ pub struct Failover {
     pub mode: FailoverMode,
     /// From one probe of a node to the next.
     pub interval: Duration,
-    /// A probe that has not answered by then has failed.
+    /// How long every side must be silent before a primary counts as dead. A refused connection is no silence.
     pub timeout: Duration,
+    /// How long a server may say that it is starting before another takes over.
+    pub restart_timeout: Duration,
+    /// How long a write that only the primary can hold up may hang.
+    pub stall_timeout: Duration,
     /// Transactions wait so long for a new primary before they get 57P03.
     pub hold_clients: Duration,
     /// Nothing is promoted that is known to lack more WAL than this.

@@ -176,11 +176,9 @@ impl Parser<'_> {
         let data_dir = local.required("data_dir", path);
         let bin_dir = local.required("bin_dir", path);
         let run_as = local.optional("run_as", text);
-        Some(Local {
-            data_dir: self.directory.join(data_dir?),
-            bin_dir: self.directory.join(bin_dir?),
-            run_as,
-        })
+        let passfile = local.optional("passfile", path).map(|file| self.directory.join(file));
+        let (data_dir, bin_dir) = (self.directory.join(data_dir?), self.directory.join(bin_dir?));
+        Some(Local { data_dir, bin_dir, run_as, passfile })
     }
 
     fn server_login(&self, login: &mut Section<'_>) -> Option<ServerLogin> {
@@ -282,15 +280,22 @@ fn durability(durability: &mut Section<'_>) -> Durability {
 
 fn failover(failover: &mut Section<'_>) -> Failover {
     let modes = [("automatic", FailoverMode::Automatic), ("manual", FailoverMode::Manual)];
-    let (interval, timeout) = failover.section("detect", |detect| {
-        let interval = detect.or("interval", Duration::from_millis(500), duration);
-        (interval, detect.or("timeout", Duration::from_millis(1000), duration))
+    let seconds = Duration::from_secs;
+    let [interval, timeout, restart_timeout, stall_timeout] = failover.section("detect", |detect| {
+        [
+            detect.or("interval", Duration::from_millis(500), duration),
+            detect.or("timeout", seconds(3), duration),
+            detect.or("restart_timeout", seconds(10), duration),
+            detect.or("stall_timeout", seconds(10), duration),
+        ]
     });
     Failover {
         mode: failover.or("mode", FailoverMode::Automatic, word(&modes)),
         interval,
         timeout,
-        hold_clients: failover.or("hold_clients", Duration::from_secs(30), duration),
+        restart_timeout,
+        stall_timeout,
+        hold_clients: failover.or("hold_clients", seconds(30), duration),
         max_lost_bytes: failover.or("max_lost_bytes", 0, size_or_zero),
     }
 }

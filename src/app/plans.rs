@@ -1,0 +1,139 @@
+//! Each plane's own configuration, made from the file's.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::config::{self, Config};
+use crate::failover::decide::Mode;
+use crate::failover::health::Detect;
+use crate::failover::{self, FailoverConfig};
+use crate::net::{Credentials, Method, Target};
+use crate::proxy::route::{Balance, Consistency, Policy};
+use crate::proxy::{self, PoolMode, ProxyConfig};
+use crate::relay::{RelayConfig, RelayInputs};
+use crate::topology::{Directive, Node};
+
+pub(super) fn nodes(config: &Config) -> Vec<Node> {
+    config.nodes.iter().map(|node| node.node.clone()).collect()
+}
+
+/// As whom we come to the servers.
+pub(super) fn credentials(config: &Config) -> Credentials {
+    match &config.server_login.password {
+        Some(password) => Credentials::Password(password.reveal().clone()),
+        None => Credentials::Trust,
+    }
+}
+
+pub(super) fn target(config: &Config, node: &Node) -> Target {
+    Target {
+        address: node.address.clone(),
+        user: config.server_login.user.as_str().into(),
+        database: config.server_login.database.as_str().into(),
+        credentials: credentials(config),
+        parameters: vec![("application_name".to_owned(), format!("bellwether_{}", config.instance))],
+    }
+}
+
+pub(super) fn relay(config: &Config) -> RelayConfig {
+    RelayConfig {
+        retain_bytes: config.wal.retain_bytes,
+        ..RelayConfig::new(config.instance.as_str(), &config.wal.dir)
+    }
+}
+
+pub(super) fn relay_inputs(config: &Config, directive: watch::Receiver<Arc<Directive>>) -> RelayInputs {
+    RelayInputs {
+        directive,
+        nodes: nodes(config),
+        user: config.server_login.user.as_str().into(),
+        credentials: credentials(config),
+    }
+}
+
+pub(super) fn failover(config: &Config) -> FailoverConfig {
+    let limits = &config.failover;
+    FailoverConfig {
+        instance: config.instance.clone(),
+        relay_slot: format!("bellwether_{}", config.instance)
+            .parse()
+            .expect("an instance's name is short and of a slot's letters"),
+        nodes: nodes(config),
+        login: failover::ServerLogin {
+            user: config.server_login.user.as_str().into(),
+            database: config.server_login.database.as_str().into(),
+            credentials: credentials(config),
+        },
+        durability: config.durability,
+        mode: match limits.mode {
+            config::FailoverMode::Automatic => Mode::Automatic,
+            config::FailoverMode::Manual => Mode::Manual,
+        },
+        max_lost_bytes: limits.max_lost_bytes,
+        detect: Detect {
+            interval: limits.interval,
+            timeout: limits.timeout,
+            restart_timeout: limits.restart_timeout,
+            stall_timeout: limits.stall_timeout,
+        },
+        state: config.state_file.clone(),
+    }
+}
+
+pub(super) fn proxy(config: &Config) -> ProxyConfig {
+    let (pool, routing) = (&config.pool, &config.routing);
+    ProxyConfig {
+        mode: match pool.mode {
+            config::PoolMode::Transaction => PoolMode::Transaction,
+            config::PoolMode::Session => PoolMode::Session,
+        },
+        pool_size: count(pool.size),
+        max_clients: count(pool.max_clients),
+        pool_wait: pool.wait,
+        server_idle: pool.idle,
+        server_lifetime: pool.lifetime,
+        server_login: pool.login,
+        hold_clients: config.failover.hold_clients,
+        policy: Policy {
+            max_lag_bytes: routing.max_lag_bytes,
+            max_lag_time: routing.max_lag_time,
+            balance: match routing.balance {
+                config::Balance::LeastOutstanding => Balance::LeastOutstanding,
+                config::Balance::RoundRobin => Balance::RoundRobin,
+            },
+            ..Policy::default()
+        },
+        consistency: match routing.consistency {
+            config::Consistency::Eventual => Consistency::Eventual,
+            config::Consistency::Session => Consistency::Session,
+            config::Consistency::Global => Consistency::Global,
+        },
+    }
+}
+
+pub(super) fn proxy_login(config: &Config) -> proxy::ServerLogin {
+    proxy::ServerLogin {
+        user: config.server_login.user.as_str().into(),
+        database: config.server_login.database.as_str().into(),
+        credentials: credentials(config),
+    }
+}
+
+pub(super) fn method(config: &Config) -> Method {
+    match config.auth.method {
+        config::AuthMethod::ScramSha256 => Method::ScramSha256,
+        config::AuthMethod::Md5 => Method::Md5,
+        config::AuthMethod::Trust => Method::Trust,
+    }
+}
+
+/// One per core unless the file says otherwise.
+pub(super) fn workers(config: &Config) -> usize {
+    let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    config.workers.map_or_else(cores, count)
+}
+
+fn count(number: u32) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}

@@ -1,0 +1,91 @@
+//! Where unlisted users are looked up: at the primary first, then at whoever is up.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::config::Config;
+use super::plans;
+use crate::net::Target;
+use crate::topology::{Directive, Health, Node};
+
+/// Keeps `targets` in the best order. Never ends.
+pub(super) async fn follow(
+    config: Config,
+    mut directive: watch::Receiver<Arc<Directive>>,
+    mut health: watch::Receiver<Arc<Health>>,
+    targets: watch::Sender<Vec<Target>>,
+) {
+    let nodes = plans::nodes(&config);
+    let mut last: Vec<Node> = Vec::new();
+    loop {
+        let next = order(&nodes, &directive.borrow_and_update(), &health.borrow_and_update());
+        if next.iter().copied().ne(&last) {
+            targets.send_replace(next.iter().map(|node| plans::target(&config, node)).collect());
+            last = next.into_iter().cloned().collect::<Vec<Node>>();
+        }
+        let changed = tokio::select! {
+            changed = directive.changed() => changed,
+            changed = health.changed() => changed,
+        };
+        if changed.is_err() {
+            // The control plane has ended, and with it soon the instance.
+            return std::future::pending().await;
+        }
+    }
+}
+
+/// The primary, then nodes that are up, then the others, which may know better than the last probe.
+fn order<'n>(nodes: &'n [Node], directive: &Directive, health: &Health) -> Vec<&'n Node> {
+    let mut ordered: Vec<&Node> = nodes.iter().collect();
+    ordered.sort_by_key(|node| {
+        let is_primary = directive.primary.as_ref() == Some(&node.name);
+        let is_up = health.node(&node.name).is_some_and(|health| health.state.is_up());
+        (!is_primary, !is_up)
+    });
+    ordered
+}
+
+#[cfg(test)]
+mod tests {
+    use super::order;
+    use crate::pg::Lsn;
+    use crate::topology::{Directive, Durability, Health, Node, NodeHealth, NodeState};
+
+    #[test]
+    fn the_primary_first_then_who_is_up() {
+        let address = || "127.0.0.1:1".parse().expect("an address");
+        let nodes: Vec<Node> = ["pg1", "pg2", "pg3"]
+            .map(|name| Node {
+                name: name.parse().expect("a name"),
+                address: address(),
+                priority: 0,
+                no_failover: false,
+            })
+            .into();
+        let up = |name: &str| NodeHealth {
+            name: name.parse().expect("a name"),
+            address: address(),
+            state: NodeState::Up,
+            role: None,
+            timeline: None,
+            system: None,
+            position: Lsn::INVALID,
+            seen_at: None,
+        };
+        let directive = |primary: Option<&str>| Directive {
+            primary: primary.and_then(|name| name.parse().ok()),
+            ..Directive::starting(Durability::Async)
+        };
+        for (primary, healthy, expected) in [
+            (None, vec![], ["pg1", "pg2", "pg3"]),
+            (None, vec!["pg3"], ["pg3", "pg1", "pg2"]),
+            (Some("pg2"), vec!["pg3"], ["pg2", "pg3", "pg1"]),
+        ] {
+            let health = Health { nodes: healthy.into_iter().map(up).collect() };
+            let found: Vec<&str> =
+                order(&nodes, &directive(primary), &health).iter().map(|node| node.name.as_str()).collect();
+            assert_eq!(found, expected);
+        }
+    }
+}
