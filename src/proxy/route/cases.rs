@@ -1,14 +1,16 @@
 //! The table of statements and where they go: every row that other routers are known to get wrong, and more.
 
 use super::{
-    Access, CopyData, Isolation, MayWrite, OwnCommand, Route, Scope, SessionEffect, Setting, Shown,
-    TransactionAccess, TransactionEffect, TransactionEnd, TransactionModes, WriteReason, classify,
+    Access, Classifier, CopyData, Isolation, MayWrite, OwnCommand, Route, Scope, SessionEffect, Setting,
+    Shown, TransactionAccess, TransactionEffect, TransactionEnd, TransactionModes, WriteReason, classify,
 };
 
 /// `expected` is `read`, or the label of the reason.
 fn check_access(expected: &str, statements: &[&str]) {
-    for sql in statements {
+    let mut remembering = Classifier::default();
+    for sql in statements.iter().chain(statements) {
         let verdict = classify(sql);
+        assert_eq!(*remembering.verdict(sql), verdict, "{sql}");
         let actual = match &verdict.access {
             Access::Read => "read",
             Access::Write { reason } => reason.as_str(),

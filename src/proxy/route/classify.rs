@@ -17,10 +17,24 @@ use super::verdict::Verdict;
 /// In bytes. Longer texts are not parsed: the primary's.
 pub const MAX_TEXT: usize = 1 << 20;
 
+/// Whether another text that differs in the values of its literals only would get the same verdict.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Literals {
+    #[default]
+    Irrelevant,
+    Matter,
+}
+
 /// Never fails: what is not understood belongs to the primary.
 pub fn classify(sql: &str) -> Verdict {
+    classify_with_literals(sql).0
+}
+
+pub(super) fn classify_with_literals(sql: &str) -> (Verdict, Literals) {
     let hint = hint(sql);
-    let Some(tree) = parse(sql) else { return unquoted_primary(sql).unwrap_or(Verdict::unparsable(hint)) };
+    let Some(tree) = parse(sql) else {
+        return (unquoted_primary(sql).unwrap_or(Verdict::unparsable(hint)), Literals::Matter);
+    };
     let mut statements = Statements::new(sql);
     for statement in &tree.stmts {
         statements.add(statement.stmt.as_ref().and_then(|statement| statement.node.as_ref()));

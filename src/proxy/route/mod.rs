@@ -20,6 +20,7 @@ pub mod setting;
 pub mod verdict;
 
 mod cache;
+mod shape;
 mod statement;
 mod walk;
 

@@ -7,6 +7,7 @@ use pg_query::protobuf::{
 };
 
 use super::catalog;
+use super::classify::Literals;
 use super::setting::{self, OwnCommand, Route, Scope, Setting, Shown};
 use super::verdict::{
     Access, CopyData, Isolation, MayWrite, SessionEffect, TransactionAccess, TransactionEffect,
@@ -45,13 +46,13 @@ impl<'a> Statements<'a> {
         }
     }
 
-    pub(super) fn verdict(mut self, hint: Option<Route>) -> Verdict {
+    pub(super) fn verdict(mut self, hint: Option<Route>) -> (Verdict, Literals) {
         if !self.own.is_empty() && self.own.len() < self.count {
             // The text is sent as it is; a server keeps what it does not know as a placeholder.
             self.findings.session(SessionEffect::Set("bellwether".into()));
         }
-        let Findings { reason, may_write, session } = self.findings;
-        Verdict {
+        let Findings { reason, may_write, session, literals } = self.findings;
+        let verdict = Verdict {
             access: reason.map_or(Access::Read, |reason| Access::Write { reason }),
             statements: self.count,
             transaction: united(self.transactions, self.count),
@@ -60,10 +61,23 @@ impl<'a> Statements<'a> {
             hint,
             copy: self.copy,
             may_write,
-        }
+        };
+        (verdict, literals)
     }
 
     fn statement(&mut self, statement: &NodeEnum) {
+        let is_query = matches!(
+            statement,
+            NodeEnum::SelectStmt(_)
+                | NodeEnum::InsertStmt(_)
+                | NodeEnum::UpdateStmt(_)
+                | NodeEnum::DeleteStmt(_)
+                | NodeEnum::MergeStmt(_)
+        );
+        if !is_query {
+            // Names, values of settings, file names: what a command says of itself.
+            self.findings.literals = Literals::Matter;
+        }
         match statement {
             NodeEnum::SelectStmt(select) => self.findings.select(select),
             NodeEnum::InsertStmt(_)

@@ -14,6 +14,7 @@ use pg_query::protobuf::{
 };
 
 use super::catalog;
+use super::classify::Literals;
 use super::verdict::{MayWrite, SessionEffect, WriteReason};
 
 /// What the walk has found.
@@ -23,6 +24,7 @@ pub(super) struct Findings {
     pub(super) reason: Option<WriteReason>,
     pub(super) may_write: MayWrite,
     pub(super) session: Vec<SessionEffect>,
+    pub(super) literals: Literals,
 }
 
 impl Findings {
@@ -457,6 +459,9 @@ impl Findings {
             [schema, name] if string(schema) == Some("pg_catalog") => string(name),
             _ => None,
         };
+        if matches!(name, Some("current_setting" | "set_config")) {
+            self.literals = Literals::Matter;
+        }
         match name {
             Some(name) if catalog::is_safe_function(name) => {}
             Some("current_setting")
