@@ -239,6 +239,18 @@ impl Core {
         self.unit.failed
     }
 
+    /// A byte of the unit's answer has gone towards the client.
+    pub(super) fn has_answered(&self) -> bool {
+        self.unit.answered
+    }
+
+    /// What was approved of the answer will not be written after all.
+    pub(super) fn take_answer_back(&mut self, down: &mut Lane) {
+        down.discard_pending();
+        self.down_pass = 0;
+        self.unit.answered = false;
+    }
+
     /// A server was attached, and nothing is sent to it after all.
     pub(super) fn forget_attachment(&mut self) {
         self.ledger.clear(|_| {});
@@ -330,6 +342,8 @@ impl Core {
         self.up_skip += std::mem::take(&mut self.up_pass);
         (self.down_pass, self.down_skip) = (0, 0);
         up.discard_pending();
+        let unread = down.unread().len();
+        down.skip(unread);
         self.wrote = false;
         self.detached();
         let error = loss_error(loss, self.unit.commits && busy, what);

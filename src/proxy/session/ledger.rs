@@ -92,10 +92,6 @@ impl Ledger {
         self.units
     }
 
-    pub(crate) fn copy_in(&self) -> bool {
-        self.copy_in
-    }
-
     /// CopyDone or CopyFail went to the server.
     pub(crate) fn copy_ended(&mut self) {
         self.copy_in = false;

@@ -32,14 +32,18 @@ pub(super) enum Look {
 
 /// The union of the verdicts met.
 #[derive(Debug, Default)]
-struct Seen {
+struct Seen<'a> {
+    /// The names that this unit prepares: what they meant before does not matter.
+    named: Vec<&'a [u8]>,
+    /// The same for the unnamed one, which is the usual.
+    unnamed: bool,
     first: Option<Arc<Verdict>>,
     writing: Option<Arc<Verdict>>,
     /// Something that needs a server.
     foreign: bool,
 }
 
-impl Seen {
+impl Seen<'_> {
     fn add(&mut self, verdict: &Arc<Verdict>) {
         self.foreign |= !verdict.is_own();
         if self.writing.is_none() && !verdict.is_read() {
@@ -151,12 +155,17 @@ impl Core {
     }
 
     /// One whole message; `false` when it is malformed.
-    fn look_at(&mut self, message: &[u8], seen: &mut Seen, texts: &mut Texts<'_>) -> bool {
+    fn look_at<'a>(&mut self, message: &'a [u8], seen: &mut Seen<'a>, texts: &mut Texts<'_>) -> bool {
         match message[0] {
             b'P' => {
                 let Some(parse) = Parse::read(message) else { return false };
                 let verdict = texts.verdict(parse.text);
                 seen.add(&verdict);
+                if parse.name.is_empty() {
+                    seen.unnamed = true;
+                } else {
+                    seen.named.push(parse.name);
+                }
                 self.ahead.push_back(verdict);
             }
             b'B' => {
@@ -174,11 +183,15 @@ impl Core {
         true
     }
 
-    fn look_at_name(&self, name: &[u8], seen: &mut Seen) {
+    fn look_at_name(&self, name: &[u8], seen: &mut Seen<'_>) {
+        let prepared_here = if name.is_empty() { seen.unnamed } else { seen.named.contains(&name) };
+        if prepared_here {
+            return;
+        }
         match self.prepared.verdict(name) {
             Some(verdict) => seen.add(verdict),
-            // Prepared by an earlier message of this unit, which was looked at; or an error to come.
-            None => seen.foreign |= seen.first.is_none(),
+            // An error to come, or SQL's PREPARE in a pinned session.
+            None => seen.foreign = true,
         }
     }
 }

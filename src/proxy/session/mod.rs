@@ -15,3 +15,6 @@ pub(crate) mod message;
 mod own;
 pub(crate) mod run;
 mod upstream;
+
+#[cfg(test)]
+mod tests;

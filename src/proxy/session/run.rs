@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use super::attach::Refusal;
-use super::core::{AfterLoss, Ask, Core, Demand, Heard, Loss, Texts};
+use super::core::{AfterLoss, Ask, Core, Demand, Heard, Loss, ServerState, Texts};
 use super::lane::{BUFFER_MAX, Lane};
 use super::look::MAX_LOOK;
 use super::message;
@@ -269,25 +269,19 @@ impl Session<'_> {
             if read == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            match self.core.server(&mut self.down, &mut server.state) {
+            let answered = self.core.has_answered();
+            let heard = hear(&mut self.core, &mut self.down, &mut self.up, &mut server.state);
+            if matches!(heard, Heard::Lost(_)) && !answered {
+                // The start of an answer and its end came in one read: the client has seen nothing of it.
+                self.core.take_answer_back(&mut self.down);
+            }
+            match heard {
                 Heard::Nothing => {}
                 Heard::Ready if self.core.can_release(&self.up) => return Ok(Some(Turn::Release)),
-                Heard::Ready => {
-                    // More may have been read behind it, for the next unit of a pipeline.
-                    while !self.down.unread().is_empty() {
-                        match self.core.server(&mut self.down, &mut server.state) {
-                            Heard::Nothing => break,
-                            Heard::Ready if self.core.can_release(&self.up) => {
-                                return Ok(Some(Turn::Release));
-                            }
-                            Heard::Ready => {}
-                            other => return Ok(Some(ended(other))),
-                        }
-                    }
-                    if self.ending && !self.core.is_busy() {
-                        return Ok(Some(Turn::Fatal(shutting_down())));
-                    }
+                Heard::Ready if self.ending && !self.core.is_busy() => {
+                    return Ok(Some(Turn::Fatal(shutting_down())));
                 }
+                Heard::Ready => {}
                 other => return Ok(Some(ended(other))),
             }
             self.count_pin();
@@ -351,6 +345,9 @@ impl Session<'_> {
         }
         if clean {
             attached.lease.put_back(now);
+        } else {
+            let unread = self.down.unread().len();
+            self.down.skip(unread);
         }
         if self.ending {
             // The answer first.
@@ -456,6 +453,17 @@ impl Session<'_> {
         }
         if self.core.status() == message::Status::Idle && clean(&mut attached.lease).await.is_some() {
             attached.lease.put_back(Instant::now());
+        }
+    }
+}
+
+/// All that was read, up to the point where the server can go back.
+fn hear(core: &mut Core, down: &mut Lane, up: &mut Lane, server: &mut ServerState) -> Heard {
+    loop {
+        match core.server(down, server) {
+            // More may have been read behind it, for the next unit of a pipeline.
+            Heard::Ready if !core.can_release(up) && !down.unread().is_empty() => {}
+            heard => return heard,
         }
     }
 }

@@ -1,0 +1,463 @@
+//! Whole conversations as data: what the client and the server say, and what of it the other one gets.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use super::core::{AfterLoss, Ask, Core, Heard, Loss, PoolMode, ServerState, Takes, Texts};
+use super::lane::Lane;
+use super::message::{put, put_complete, put_error, put_query, put_ready};
+use super::own::OwnSettings;
+use crate::pg::error::{ErrorFields, Severity, SqlState};
+use crate::pg::protocol::frame::Header;
+use crate::proxy::prepared::Statements;
+use crate::proxy::route::Classifier;
+use crate::proxy::settings::{Settings, Startup};
+
+/// One session, with a server at hand as soon as it asks for one.
+struct Scene {
+    core: Core,
+    up: Lane,
+    down: Lane,
+    server: ServerState,
+    attached: bool,
+    takes: Takes,
+    settings: Arc<Settings>,
+    statements: Statements,
+    classifier: Classifier,
+    /// What happened, in order: `>` to the server, `<` to the client.
+    log: String,
+}
+
+impl Scene {
+    fn new() -> Scene {
+        Scene {
+            core: Core::new(PoolMode::Transaction, 1, OwnSettings::default()),
+            up: Lane::default(),
+            down: Lane::default(),
+            server: ServerState::default(),
+            attached: false,
+            takes: Takes::Everything,
+            settings: Arc::default(),
+            statements: Statements::default(),
+            classifier: Classifier::default(),
+            log: String::new(),
+        }
+    }
+
+    fn client(&mut self, bytes: &[u8]) -> &mut Scene {
+        self.up.input.push(bytes);
+        self.settle();
+        self
+    }
+
+    fn server(&mut self, bytes: &[u8]) -> &mut Scene {
+        self.down.input.push(bytes);
+        loop {
+            let heard = self.core.server(&mut self.down, &mut self.server);
+            self.flush();
+            match heard {
+                Heard::Nothing => break,
+                Heard::Ready if self.core.can_release(&self.up) => {
+                    self.core.detached();
+                    self.attached = false;
+                    self.log.push_str(" release");
+                    break;
+                }
+                Heard::Ready => {}
+                Heard::Lost(error) => {
+                    let _ = write!(self.log, " lost({})", error.code);
+                    self.lose(Loss::Connection);
+                    break;
+                }
+                Heard::Broken(error) => {
+                    let _ = write!(self.log, " broken({})", error.message);
+                    break;
+                }
+            }
+        }
+        self.settle();
+        self
+    }
+
+    fn lose(&mut self, loss: Loss) -> &mut Scene {
+        self.attached = false;
+        match self.core.lost(loss, "", &mut self.up, &mut self.down) {
+            AfterLoss::GoOn => {}
+            AfterLoss::Retry => self.log.push_str(" retry"),
+            AfterLoss::Fatal(error) => {
+                let _ = write!(self.log, " fatal({})", error.code);
+            }
+            AfterLoss::Close => self.log.push_str(" close"),
+        }
+        self.flush();
+        self.settle();
+        self
+    }
+
+    fn settle(&mut self) {
+        loop {
+            let mut texts = Texts { classifier: &mut self.classifier, statements: &self.statements };
+            let server = self.attached.then_some(&mut self.server);
+            let ask = self.core.client(&mut self.up, &mut self.down, server, &mut texts);
+            self.flush();
+            match ask {
+                Ask::Nothing => return,
+                Ask::Server(demand) => {
+                    let access =
+                        if demand.verdict.is_read() && demand.forced.is_none() { "read" } else { "write" };
+                    let _ = write!(self.log, " need({access})");
+                    self.attached = true;
+                    self.core.attached(self.takes, &mut self.server, &self.settings, &mut self.up);
+                }
+                Ask::End => return self.log.push_str(" end"),
+                Ask::Fatal(error) => {
+                    let _ = write!(self.log, " fatal({})", error.code);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn flush(&mut self) {
+        for (lane, arrow) in [(&mut self.up, '>'), (&mut self.down, '<')] {
+            let mut wire = vec![];
+            while lane.has_pending() {
+                let bytes = lane.pending().to_vec();
+                lane.wrote(bytes.len());
+                wire.extend(bytes);
+            }
+            if !wire.is_empty() {
+                let _ = write!(self.log, " {arrow}{}", tags(&wire, arrow));
+            }
+        }
+    }
+}
+
+/// The messages by their tags; with statement names, error codes and transaction states.
+fn tags(mut bytes: &[u8], arrow: char) -> String {
+    let mut tags = String::new();
+    while let Ok(Some(header)) = Header::peek(bytes) {
+        let Some((message, rest)) = bytes.split_at_checked(header.total) else { break };
+        bytes = rest;
+        tags.push(char::from(header.tag));
+        let body = &message[5..];
+        let name = match header.tag {
+            b'P' => super::message::cstr(body).map(|(name, _)| name),
+            b'B' => super::message::bind_names(message).map(|(_, name)| name),
+            b'C' | b'D' if arrow == '>' && body.first() == Some(&b'S') => Some(&body[1..body.len() - 1]),
+            b'Z' => Some(body),
+            _ => None,
+        };
+        if let Some(name) = name.filter(|name| !name.is_empty()) {
+            let _ = write!(tags, "({})", String::from_utf8_lossy(name));
+        }
+        if header.tag == b'E'
+            && let Some(error) = super::message::read_error(message).filter(|error| !error.message.is_empty())
+        {
+            let _ = write!(tags, "({})", error.code);
+        }
+    }
+    if bytes.is_empty() { tags } else { format!("{tags}+{}", bytes.len()) }
+}
+
+fn query(text: &str) -> Vec<u8> {
+    let mut out = vec![];
+    put_query(&mut out, text);
+    out
+}
+
+/// Extended messages: `P:name:text`, `B:name`, `D:name`, `C:name`, `E`, `H`, `S`.
+fn extended(script: &str) -> Vec<u8> {
+    let mut out = vec![];
+    for word in script.split('|') {
+        let mut parts = word.splitn(3, ':');
+        let (tag, name, text) = (parts.next(), parts.next().unwrap_or(""), parts.next().unwrap_or(""));
+        let name = name.as_bytes();
+        match tag {
+            Some("P") => put(&mut out, b'P', &[name, b"\0", text.as_bytes(), b"\0\0\0"]),
+            Some("B") => put(&mut out, b'B', &[b"\0", name, b"\0\0\0\0\0\0\0"]),
+            Some("D") => put(&mut out, b'D', &[b"S", name, b"\0"]),
+            Some("C") => put(&mut out, b'C', &[b"S", name, b"\0"]),
+            Some("E") => put(&mut out, b'E', &[b"\0\0\0\0\0"]),
+            Some("H") => put(&mut out, b'H', &[]),
+            Some("S") => put(&mut out, b'S', &[]),
+            other => panic!("no such message: {other:?}"),
+        }
+    }
+    out
+}
+
+/// Server messages: a tag each, `Z` followed by the status; `C:tag`, `E:code`, `F:code` (fatal).
+fn answer(script: &str) -> Vec<u8> {
+    let mut out = vec![];
+    for word in script.split(' ') {
+        match (word.split_once(':'), word.as_bytes()) {
+            (Some(("C", tag)), _) => put_complete(&mut out, &tag.replace('_', " ")),
+            (Some((kind, code)), _) => {
+                let severity = if kind == "F" { Severity::Fatal } else { Severity::Error };
+                let code = SqlState::parse(code.as_bytes()).expect("a code");
+                put_error(&mut out, &ErrorFields::new(severity, code, "m"));
+            }
+            (None, [b'Z', status]) => {
+                put(&mut out, b'Z', &[&[*status]]);
+            }
+            (None, [tag]) => put(&mut out, *tag, &[]),
+            (None, other) => panic!("no such message: {other:?}"),
+        }
+    }
+    out
+}
+
+#[track_caller]
+fn check(scene: &Scene, expected: &str) {
+    assert_eq!(scene.log.trim_start(), expected);
+}
+
+#[test]
+fn a_simple_query_takes_a_server_and_gives_it_back() {
+    let mut scene = Scene::new();
+    scene.client(&query("select 1")).server(&answer("T D C:SELECT_1 ZI"));
+    check(&scene, "need(read) >Q <TDCZ(I) release");
+}
+
+#[test]
+fn a_block_keeps_its_server() {
+    let mut scene = Scene::new();
+    scene.client(&query("begin")).server(&answer("C:BEGIN ZT"));
+    scene.client(&query("select 1")).server(&answer("T D C:SELECT_1 ZT"));
+    scene.client(&query("commit")).server(&answer("C:COMMIT ZI"));
+    check(&scene, "need(write) >Q <CZ(T) >Q <TDCZ(T) >Q <CZ(I) release");
+}
+
+#[test]
+fn bytes_may_come_in_any_pieces() {
+    let (question, reply) = (extended("P::select 1|B|E|S"), answer("1 2 D C:SELECT_1 ZI"));
+    let mut scene = Scene::new();
+    for byte in &question {
+        scene.client(&[*byte]);
+    }
+    for byte in &reply {
+        scene.server(&[*byte]);
+    }
+    let whole = scene.log.replace(' ', "");
+    assert!(whole.starts_with("need(read)>PBES<"), "{whole}");
+    assert!(whole.ends_with("release"), "{whole}");
+}
+
+#[test]
+fn a_named_statement_is_prepared_where_it_is_missing() {
+    let mut scene = Scene::new();
+    scene.client(&extended("P:s1:select 1|D:s1|S")).server(&answer("1 t n ZI"));
+    scene.client(&extended("B:s1|E|S")).server(&answer("2 C:SELECT_1 ZI"));
+    // Another server connection.
+    scene.server = ServerState::default();
+    scene.client(&extended("B:s1|E|S")).server(&answer("1 2 C:SELECT_1 ZI"));
+    // The same text under another name: nothing to send, but an answer.
+    scene.client(&extended("P:s2:select 1|B:s2|E|S")).server(&answer("2 C:SELECT_1 ZI"));
+    check(
+        &scene,
+        "need(read) >P(bw_1)D(bw_1)S <1tnZ(I) release \
+         need(read) >B(bw_1)ES <2CZ(I) release \
+         need(read) >P(bw_1)B(bw_1)ES <2CZ(I) release \
+         need(read) >B(bw_1)ES <12CZ(I) release",
+    );
+}
+
+#[test]
+fn a_statement_that_failed_to_parse_is_not_there() {
+    let mut scene = Scene::new();
+    scene.client(&extended("P:s1:select nowhere|S")).server(&answer("E:42703 ZI"));
+    scene.client(&extended("P:s1:select nowhere|S")).server(&answer("1 ZI"));
+    scene.client(&extended("B:gone|E|S")).server(&answer("E:26000 ZI"));
+    check(
+        &scene,
+        "need(read) >P(bw_1)S <E(42703)Z(I) release \
+         need(read) >P(bw_2)S <1Z(I) release \
+         need(read) >B(gone)ES <E(26000)Z(I) release",
+    );
+}
+
+#[test]
+fn the_unnamed_statement_follows_its_client() {
+    let mut scene = Scene::new();
+    scene.client(&extended("P::select 1|D|S")).server(&answer("1 t n ZI"));
+    scene.client(&extended("B|E|S")).server(&answer("2 C:SELECT_1 ZI"));
+    // Another client has used the server since.
+    scene.server.statements.unnamed = 77;
+    scene.client(&extended("B|E|S")).server(&answer("1 2 C:SELECT_1 ZI"));
+    // A simple query drops it; the other client's must not be met in its place.
+    scene.client(&query("select 1")).server(&answer("C:SELECT_1 ZI"));
+    scene.server.statements.unnamed = 78;
+    scene.client(&extended("B|E|S")).server(&answer("E:26000 ZI"));
+    check(
+        &scene,
+        "need(read) >PDS <1tnZ(I) release \
+         need(read) >BES <2CZ(I) release \
+         need(read) >PBES <2CZ(I) release \
+         need(read) >Q <CZ(I) release \
+         need(read) >B(no such statement)ES <E(26000)Z(I) release",
+    );
+}
+
+#[test]
+fn a_pipeline_is_one_unit_up_to_its_sync() {
+    let mut scene = Scene::new();
+    scene.takes = Takes::ReadsOnly;
+    // The write behind the read takes both to the primary; the next unit waits for its own choice.
+    let mut bytes = extended("P::select 1|B|E|P::delete from t|B|E|S");
+    bytes.extend(extended("P::select 2|B|E|S"));
+    scene.client(&bytes).server(&answer("1 2 C:SELECT_1 1 2 C:DELETE_0 ZI"));
+    scene.server(&answer("1 2 C:SELECT_1 ZI"));
+    check(&scene, "need(write) >PBEPBES <12C12CZ(I) release need(read) >PBES <12CZ(I) release");
+}
+
+#[test]
+fn an_error_skips_to_the_sync_and_the_server_is_still_clean() {
+    let mut scene = Scene::new();
+    scene.client(&extended("P:a:select 1|B:a|E|P:b:select 2|B:b|E|S")).server(&answer("1 E:22012 ZI"));
+    // `b` was skipped: it is not there, neither here nor at the server.
+    scene.client(&extended("P:b:select 2|B:b|E|S")).server(&answer("1 2 C:SELECT_1 ZI"));
+    check(
+        &scene,
+        "need(read) >P(bw_1)B(bw_1)EP(bw_2)B(bw_2)ES <1E(22012)Z(I) release \
+         need(read) >P(bw_3)B(bw_3)ES <12CZ(I) release",
+    );
+}
+
+#[test]
+fn copy_in_by_both_protocols() {
+    let mut scene = Scene::new();
+    scene.client(&query("copy t from stdin")).server(&answer("G"));
+    scene.client(b"d\0\0\0\x05xd\0\0\0\x05yc\0\0\0\x04").server(&answer("C:COPY_2 ZI"));
+    // The first Sync is ignored by the server: it was in copy mode.
+    scene.client(&extended("P::copy t from stdin|B|E|S")).server(&answer("1 2 G"));
+    scene.client(b"d\0\0\0\x05xc\0\0\0\x04").client(&extended("S")).server(&answer("C:COPY_1 ZI"));
+    // What comes after a COPY that failed is for nobody.
+    scene.client(b"d\0\0\0\x05xc\0\0\0\x04");
+    check(&scene, "need(write) >Q <G >ddc <CZ(I) release need(write) >PBES <12G >dc >S <CZ(I) release");
+}
+
+#[test]
+fn settings_go_in_front_and_their_answer_is_swallowed() {
+    let mut scene = Scene::new();
+    let asked = vec![("application_name".to_owned(), "a".to_owned())];
+    scene.settings = Arc::new(Startup::read(&asked).settings);
+    scene.client(&query("select 1")).server(&answer("C:SET S ZI C:SELECT_1 ZI"));
+    scene.client(&query("select 2")).server(&answer("C:SELECT_1 ZI"));
+    check(&scene, "need(read) >QQ <CZ(I) release need(read) >Q <CZ(I) release");
+}
+
+#[test]
+fn what_stays_at_the_server_pins_until_discard_all() {
+    let mut scene = Scene::new();
+    scene.client(&query("listen x")).server(&answer("C:LISTEN ZI"));
+    assert_eq!(scene.core.pinned(), Some("listen"));
+    scene.client(&query("select 1")).server(&answer("C:SELECT_1 ZI"));
+    scene.client(&query("discard all")).server(&answer("C:DISCARD_ALL ZI"));
+    check(&scene, "need(write) >Q <CZ(I) >Q <CZ(I) >Q <CZ(I) release");
+}
+
+#[test]
+fn our_own_settings_never_reach_a_server() {
+    let mut scene = Scene::new();
+    scene.client(&query("set bellwether.route = 'primary'")).client(&query("show bellwether.route"));
+    scene.client(&extended("P::set bellwether.route = 'standby'|B|D|E|S"));
+    check(&scene, "<CZ(I) <TDCZ(I) <12tnCZ(I)");
+    assert_eq!(scene.core.own.route(), crate::proxy::route::Route::Standby);
+}
+
+#[test]
+fn a_server_that_dies_is_told_truthfully() {
+    for (before, statement, loss, expected) in [
+        // Nothing sent to the client yet, and only a read.
+        ("", "select 1", Loss::Connection, "retry need(read) >Q"),
+        ("", "insert into t values (1)", Loss::Connection, "<E(08007)Z(I)"),
+        ("", "insert into t values (1)", Loss::Failover, "<E(08007)Z(I)"),
+        ("begin", "insert into t values (1)", Loss::Failover, "<E(40001)Z(E)"),
+        ("begin", "insert into t values (1)", Loss::Connection, "<E(08006)Z(E)"),
+        ("begin;insert into t values (1)", "commit", Loss::Failover, "<E(08007)Z(I)"),
+        ("begin", "commit", Loss::Failover, "<E(40001)Z(E)"),
+        ("listen x", "select 1", Loss::Failover, "fatal(57P01)"),
+    ] {
+        let mut scene = Scene::new();
+        for sql in before.split(';').filter(|sql| !sql.is_empty()) {
+            let status = if sql == "listen x" { "C:LISTEN ZI" } else { "C:OK ZT" };
+            scene.client(&query(sql)).server(&answer(status));
+        }
+        scene.client(&query(statement));
+        scene.log.clear();
+        scene.lose(loss);
+        assert_eq!(scene.log.trim_start(), expected, "{before:?} {statement:?} {loss:?}");
+    }
+}
+
+#[test]
+fn a_block_that_lost_its_server_fails_until_it_is_ended() {
+    let mut scene = Scene::new();
+    scene.client(&query("begin")).server(&answer("C:BEGIN ZT"));
+    scene.log.clear();
+    scene.lose(Loss::Failover);
+    for sql in ["select 1", "select 2", "rollback", "select 3"] {
+        scene.client(&query(sql));
+    }
+    check(&scene, "<E(40001)Z(E) <E(25P02)Z(E) <CZ(I) need(read) >Q");
+    let mut scene = Scene::new();
+    scene.client(&query("begin")).server(&answer("C:BEGIN ZT"));
+    scene.log.clear();
+    scene.lose(Loss::Failover).client(&extended("P::select 1|B|E|S")).client(&extended("P::rollback|B|E|S"));
+    check(&scene, "<E(40001)Z(E) <12CZ(I)");
+    // A COMMIT as the next statement must not look like a success.
+    let mut scene = Scene::new();
+    scene.client(&query("begin")).server(&answer("C:BEGIN ZT"));
+    scene.log.clear();
+    scene.lose(Loss::Failover).client(&query("commit")).client(&query("select 1"));
+    check(&scene, "<E(40001)Z(I) need(read) >Q");
+}
+
+#[test]
+fn a_servers_farewell_is_not_the_sessions() {
+    let mut scene = Scene::new();
+    scene.client(&query("begin")).server(&answer("C:BEGIN ZT"));
+    scene.client(&query("select 1")).server(&answer("F:57P01"));
+    check(&scene, "need(write) >Q <CZ(T) >Q lost(57P01) <E(08006)Z(E)");
+}
+
+#[test]
+fn every_lost_unit_of_a_pipeline_is_answered() {
+    let mut scene = Scene::new();
+    let mut bytes = query("insert into t values (1)");
+    bytes.extend(query("insert into t values (2)"));
+    bytes.extend(extended("P::insert into t values (3)|B|E"));
+    scene.client(&bytes);
+    scene.log.clear();
+    scene.lose(Loss::Connection).client(&extended("S"));
+    check(&scene, "<E(08007)Z(I)E(08007)Z(I)E(08007) <Z(I)");
+}
+
+#[test]
+fn violations_end_the_session() {
+    for bytes in
+        [b"Q\x7f\xff\xff\xff".as_slice(), b"Q\0\0\0\x03", b"p\0\0\0\x05\0", b"Q\0\0\0\x06ab", b"z\0\0\0\x04"]
+    {
+        let mut scene = Scene::new();
+        scene.client(bytes);
+        check(&scene, "fatal(08P01)");
+    }
+    let mut scene = Scene::new();
+    scene.client(&extended("S")).client(b"X\0\0\0\x04");
+    check(&scene, "<Z(I) end");
+}
+
+#[test]
+fn a_value_of_a_gigabyte_is_not_waited_for() {
+    let mut scene = Scene::new();
+    scene.client(&extended("P::select $1|S")).server(&answer("1 ZI"));
+    scene.log.clear();
+    let mut bind = b"B\x3f\0\0\0\0\0".to_vec();
+    bind.resize(70_000, b'x');
+    scene.client(&bind);
+    assert!(scene.log.contains("need(write) >"), "{}", scene.log);
+    let mut down = vec![];
+    put_ready(&mut down, super::message::Status::Idle);
+    assert!(!scene.core.can_release(&scene.up), "half a message is under way");
+}
