@@ -120,7 +120,7 @@ enum CliError {
     #[error(transparent)]
     Run(#[from] RunError),
     #[error(transparent)]
-    Demo(#[from] DemoError),
+    Demo(Box<DemoError>),
     #[error(transparent)]
     Client(#[from] ClientError),
     #[error("the instance's answer is not understood")]
@@ -156,7 +156,7 @@ fn execute(command: Command) -> Result<ExitCode, CliError> {
     runtime.block_on(async {
         match command {
             Command::Demo(options) => {
-                demo::demo(options.into()).await?;
+                demo::demo(options.into()).await.map_err(|error| CliError::Demo(Box::new(error)))?;
                 Ok(ExitCode::SUCCESS)
             }
             Command::Run(file) => run_instance(&file.config).await,

@@ -191,7 +191,11 @@ impl Instance {
 
         let mut tasks = JoinSet::new();
         let (lookup, candidates) = watch::channel(Vec::new());
-        tasks.spawn(task("user lookup", users::follow(config.clone(), directive, health, lookup)));
+        let follow = users::follow(config.clone(), directive, health, lookup);
+        let stop = planes.clone();
+        tasks.spawn(task("user lookup", async move {
+            let _ = stop.run_until_cancelled(follow).await;
+        }));
         let stop = planes.clone();
         tasks.spawn(async move { ("the control plane", failover.run(stop).await.map_err(RunError::from)) });
         if let Some(http) = http {
