@@ -8,7 +8,6 @@
 //!
 //! The plane has a thread with its own runtime, and the store has one more for writing. Whatever must not be
 //! limped on after (a failed sync, a panic) ends the plane: [`Relay::failed`].
-#![expect(clippy::disallowed_methods, reason = "shell: spawns the plane's thread and tasks")]
 
 mod config;
 mod error;
@@ -265,7 +264,7 @@ async fn ensure_node_slots(store: Store, slots: Arc<Slots>, nodes: Vec<Node>) {
         let restart = RestartPoint { timeline: first.timeline, lsn: first.durable };
         slots.ensure(&node.name.slot(), Some(restart));
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// A task for each follower. A panic costs that follower and nobody else.
@@ -289,5 +288,5 @@ async fn take_in(mut arriving: mpsc::Receiver<Arrival>, senders: Arc<sender::Sha
         }
     }
     while serving.join_next().await.is_some() {}
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }

@@ -234,7 +234,7 @@ impl Receiver {
         match input {
             Input::Message { tag, payload } => {
                 (self.heard_at, self.asked) = (now.at, false);
-                self.message(now, tag, payload);
+                self.message(now, tag, &payload);
             }
             Input::Durable(lsn) => self.durable(now, lsn),
             Input::Changed(Ok(())) => self.changed(),
@@ -251,15 +251,15 @@ impl Receiver {
         self.status(now, replication::Reply::NotRequested)
     }
 
-    fn message(&mut self, now: Now, tag: u8, payload: Bytes) {
+    fn message(&mut self, now: Now, tag: u8, payload: &Bytes) {
         match &mut self.phase {
-            Phase::Streaming(_) => self.streamed(now, tag, &payload),
+            Phase::Streaming(_) => self.streamed(now, tag, payload),
             Phase::Asking { question: Question::Stream { from }, .. } if tag == b'W' => {
                 let from = *from;
                 self.start_stream(now, from);
             }
             Phase::Asking { reply, .. } | Phase::Ending { reply, .. } => {
-                if let Err(malformed) = reply.take(tag, &payload) {
+                if let Err(malformed) = reply.take(tag, payload) {
                     return self.lose(malformed.to_string());
                 }
                 if tag == b'Z' {

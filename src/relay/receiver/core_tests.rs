@@ -1,1 +1,376 @@
+//! Conversations with a scripted upstream. What the receiver does is written down as one line per output.
 
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+
+use super::{Input, Now, Output, Receiver, ReceiverConfig, Stored};
+use crate::pg::protocol::backend;
+use crate::pg::protocol::replication::{FromStandby, Keepalive, Reply, XLogDataHeader};
+use crate::pg::wal::WalSegmentSize;
+use crate::pg::wal::build::{SYSTEM, WalBuilder};
+use crate::pg::{ErrorFields, Lsn, PgTimestamp, SqlState, TimelineId};
+use crate::topology::Durability;
+
+struct Talk {
+    receiver: Receiver,
+    begin: Instant,
+    elapsed: Duration,
+}
+
+fn empty() -> Stored {
+    Stored {
+        system: None,
+        segment_size: WalSegmentSize::default(),
+        timeline: TimelineId(0),
+        durable: Lsn::INVALID,
+        verified: Lsn::INVALID,
+        histories: BTreeMap::new(),
+    }
+}
+
+/// Holds WAL of timeline 1 in segments of 1 MiB.
+fn stored(durable: u64, verified: u64) -> Stored {
+    Stored {
+        system: Some(SYSTEM),
+        segment_size: WalSegmentSize::new(1 << 20).expect("valid"),
+        timeline: TimelineId(1),
+        durable: Lsn(durable),
+        verified: Lsn(verified),
+        histories: BTreeMap::new(),
+    }
+}
+
+impl Talk {
+    fn new(stored: Stored, durability: Durability) -> Talk {
+        let config = ReceiverConfig {
+            slot: "bellwether_bw1".parse().expect("a slot name"),
+            durability,
+            upstream_timeout: Duration::from_secs(10),
+            upstream_major: 15,
+        };
+        let begin = Instant::now();
+        let now = Now { at: begin, timestamp: PgTimestamp(0) };
+        Talk { receiver: Receiver::new(config, stored, now), begin, elapsed: Duration::ZERO }
+    }
+
+    /// Up to START_REPLICATION, the upstream being on timeline 1.
+    fn streaming(stored: Stored) -> Talk {
+        let from = stored.segment_size.segment_start(stored.durable);
+        let mut talk = Talk::new(stored, Durability::Async);
+        talk.says("ask IDENTIFY_SYSTEM");
+        talk.identify(1, "0/400000");
+        talk.says("ask SHOW wal_segment_size");
+        talk.row(&[Some("1MB")]);
+        talk.says("ask CREATE_REPLICATION_SLOT \"bellwether_bw1\" PHYSICAL RESERVE_WAL");
+        talk.error(SqlState::DUPLICATE_OBJECT);
+        talk.says(&format!("ask START_REPLICATION SLOT \"bellwether_bw1\" PHYSICAL {from} TIMELINE 1"));
+        talk.message(b'W', b"\0\0\0");
+        talk
+    }
+
+    fn now(&self) -> Now {
+        Now { at: self.begin + self.elapsed, timestamp: PgTimestamp(0) }
+    }
+
+    fn input(&mut self, input: Input) {
+        let now = self.now();
+        self.receiver.handle(now, input);
+    }
+
+    fn message(&mut self, tag: u8, payload: &[u8]) {
+        self.input(Input::Message { tag, payload: Bytes::copy_from_slice(payload) });
+    }
+
+    /// Every message that was encoded into `bytes`.
+    fn messages(&mut self, encode: impl FnOnce(&mut BytesMut)) {
+        let mut bytes = BytesMut::new();
+        encode(&mut bytes);
+        while !bytes.is_empty() {
+            let total = 1 + u32::from_be_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]) as usize;
+            let message = bytes.split_to(total);
+            self.message(message[0], &message[5..]);
+        }
+    }
+
+    fn row(&mut self, values: &[Option<&str>]) {
+        self.messages(|out| backend::data_row(values, out));
+        self.message(b'C', b"X\0");
+        self.message(b'Z', b"I");
+    }
+
+    fn identify(&mut self, timeline: u32, position: &str) {
+        let (system, timeline) = (SYSTEM.to_string(), timeline.to_string());
+        self.row(&[Some(&system), Some(&timeline), Some(position), None]);
+    }
+
+    fn error(&mut self, code: SqlState) {
+        self.messages(|out| ErrorFields::error(code, "no").encode(out));
+        self.message(b'Z', b"I");
+    }
+
+    fn done(&mut self) {
+        self.input(Input::Changed(Ok(())));
+    }
+
+    fn wal(&mut self, start: Lsn, bytes: &[u8]) {
+        let mut payload = Vec::new();
+        let end = start.advanced(bytes.len() as u64);
+        XLogDataHeader { start, end, sent_at: PgTimestamp(0) }.encode(&mut payload);
+        payload.extend_from_slice(bytes);
+        self.message(b'd', &payload);
+    }
+
+    fn outputs(&mut self) -> Vec<String> {
+        std::iter::from_fn(|| self.receiver.poll_output()).map(|output| line(&output)).collect()
+    }
+
+    #[track_caller]
+    fn says(&mut self, expected: &str) {
+        let expected: Vec<&str> = expected.split('|').filter(|line| !line.is_empty()).collect();
+        assert_eq!(self.outputs(), expected);
+    }
+}
+
+fn line(output: &Output) -> String {
+    match output {
+        Output::Send(bytes) if bytes[0] == b'Q' => {
+            format!("ask {}", String::from_utf8_lossy(&bytes[5..bytes.len() - 1]))
+        }
+        Output::Send(bytes) if bytes[0] == b'c' => "CopyDone".to_owned(),
+        Output::Send(bytes) => match FromStandby::decode(&bytes[5..]) {
+            Ok(FromStandby::Status(s)) => {
+                let asks = if s.reply == Reply::Requested { " and asks" } else { "" };
+                format!("write {} flush {} apply {}{asks}", s.write, s.flush, s.apply)
+            }
+            other => format!("{other:?}"),
+        },
+        Output::Change(change) => format!("{change:?}"),
+        Output::Append { at, bytes, verified } => {
+            format!("append {} at {at}, good to {}", bytes.len(), verified.unwrap_or(Lsn::INVALID))
+        }
+        Output::Streaming { timeline, from } => format!("streaming {timeline} from {from}"),
+        Output::LeftBehind { switchpoint, verified, .. } => {
+            format!("left behind {switchpoint} to {verified}")
+        }
+        Output::End(end) => format!("{end:?}"),
+    }
+}
+
+const HISTORY: &str = "1\t0/380000\tno recovery target specified\n";
+
+#[test]
+fn first_contact_begins_where_the_slot_holds_wal() {
+    let mut talk = Talk::new(empty(), Durability::Async);
+    talk.says("ask IDENTIFY_SYSTEM");
+    talk.identify(2, "0/5400000");
+    talk.says("ask SHOW wal_segment_size");
+    talk.row(&[Some("16MB")]);
+    talk.says(&format!("Adopt {{ system: {SYSTEM:?}, segment_size: WalSegmentSize(16777216) }}"));
+    talk.done();
+    talk.says("ask CREATE_REPLICATION_SLOT \"bellwether_bw1\" PHYSICAL RESERVE_WAL");
+    talk.row(&[Some("bellwether_bw1"), Some("0/0"), None, None]);
+    talk.says("ask READ_REPLICATION_SLOT \"bellwether_bw1\"");
+    talk.row(&[Some("physical"), Some("0/4A00028"), Some("2")]);
+    talk.says("ask TIMELINE_HISTORY 2");
+    talk.row(&[Some("00000002.history"), Some(HISTORY)]);
+    talk.says(&format!("KeepHistory {{ timeline: TimelineId(2), content: {:?} }}", Bytes::from(HISTORY)));
+    talk.done();
+    talk.says("Begin { timeline: TimelineId(2), start: 0/4000000 }");
+    talk.done();
+    talk.says("ask START_REPLICATION SLOT \"bellwether_bw1\" PHYSICAL 0/4000000 TIMELINE 2");
+    talk.message(b'W', b"\0\0\0");
+    talk.says("streaming 2 from 0/4000000|write 0/4000000 flush 0/4000000 apply 0/0");
+}
+
+#[test]
+fn only_what_the_store_has_synced_is_acknowledged() {
+    let mut wal = WalBuilder::new(Lsn(0x30_0000), TimelineId(1));
+    wal.record(1000);
+    let durable = wal.end();
+    wal.record(1000);
+    let mut talk = Talk::streaming(stored(durable.0, durable.0));
+    talk.says(&format!("streaming 1 from 0/300000|write {durable} flush {durable} apply 0/0"));
+    let end = wal.end();
+    talk.wal(Lsn(0x30_0000), wal.bytes());
+    talk.says(&format!("append {} at 0/300000, good to {end}", wal.bytes().len()));
+    let mut keepalive = Vec::new();
+    Keepalive { end, sent_at: PgTimestamp(0), reply: Reply::Requested }.encode(&mut keepalive);
+    talk.message(b'd', &keepalive);
+    talk.says(&format!("write {end} flush {durable} apply 0/0"));
+    talk.input(Input::Durable(end));
+    talk.says(&format!("write {end} flush {end} apply 0/0"));
+    talk.input(Input::Durable(end));
+    talk.says("");
+}
+
+#[test]
+fn gaps_and_bad_records_end_the_stream() {
+    let mut wal = WalBuilder::new(Lsn(0x30_0000), TimelineId(1));
+    wal.record(1000);
+    let mut talk = Talk::streaming(stored(0x30_0000, 0));
+    talk.outputs();
+    talk.wal(Lsn(0x30_2000), wal.bytes());
+    talk.says("Refused { why: \"WAL at 0/302000 was sent where 0/300000 is next\" }");
+
+    let mut talk = Talk::streaming(stored(0x30_0000, 0));
+    talk.outputs();
+    let mut bytes = wal.bytes().to_vec();
+    bytes[500] ^= 1;
+    talk.wal(Lsn(0x30_0000), &bytes);
+    let outputs = talk.outputs();
+    assert!(
+        matches!(&outputs[..], [end] if end.contains("invalid WAL at 0/300028: record checksum")),
+        "{outputs:?}"
+    );
+    talk.wal(Lsn(0x30_0000), wal.bytes());
+    talk.says("");
+}
+
+#[test]
+fn another_cluster_or_branch_is_refused() {
+    let refused = |timeline: u32, answer: &dyn Fn(&mut Talk)| {
+        let mut own = stored(0x38_1000, 0x38_0000);
+        own.timeline = TimelineId(2);
+        own.histories.insert(TimelineId(2), Bytes::from(HISTORY));
+        let mut talk = Talk::new(own, Durability::Async);
+        talk.identify(timeline, "0/400000");
+        answer(&mut talk);
+        talk.outputs().pop().unwrap_or_default()
+    };
+    assert!(refused(1, &|_| {}).contains("timeline 1 is behind ours, 2"));
+    let ask_history = |content: &'static str| {
+        move |talk: &mut Talk| {
+            talk.row(&[Some("1MB")]);
+            talk.error(SqlState::DUPLICATE_OBJECT);
+            talk.row(&[Some("x.history"), Some(content)]);
+            talk.done();
+        }
+    };
+    assert!(refused(2, &ask_history("1\t0/390000\tx\n")).contains("another branch"));
+    assert!(
+        refused(3, &ask_history("1\t0/390000\tx\n")).contains("timeline 3 does not descend from ours, 2")
+    );
+    assert!(refused(2, &|talk| talk.row(&[Some("16MB")])).contains("segments of 16MB instead of 1MB"));
+
+    let mut talk = Talk::new(stored(0x38_0000, 0), Durability::Async);
+    talk.outputs();
+    talk.row(&[Some("1"), Some("1"), Some("0/400000"), None]);
+    assert!(talk.outputs()[0].contains("another cluster"));
+}
+
+#[test]
+fn a_timeline_ends_and_the_next_one_goes_on_over_the_same_connection() {
+    let mut wal = WalBuilder::new(Lsn(0x30_0000), TimelineId(1));
+    wal.record(1000);
+    let switchpoint = wal.end();
+    let mut talk = Talk::streaming(stored(0x30_0000, 0));
+    talk.wal(Lsn(0x30_0000), wal.bytes());
+    talk.outputs();
+    talk.message(b'c', b"");
+    talk.says("CopyDone");
+    talk.messages(|out| backend::data_row(&[Some("4"), Some(&switchpoint.to_string())], out));
+    talk.message(b'C', b"START_STREAMING\0");
+    talk.message(b'C', b"START_REPLICATION\0");
+    // Comes at a promotion.
+    talk.message(b'S', b"in_hot_standby\0off\0");
+    talk.message(b'Z', b"I");
+    talk.says("Settle");
+    talk.done();
+    talk.says("ask IDENTIFY_SYSTEM");
+    talk.identify(4, "0/400000");
+    talk.says("ask TIMELINE_HISTORY 4");
+    let history = format!("1\t{switchpoint}\tx\n");
+    talk.row(&[Some("00000004.history"), Some(&history)]);
+    talk.says(&format!("KeepHistory {{ timeline: TimelineId(4), content: {:?} }}", Bytes::from(history)));
+    talk.done();
+    // Skipped numbers are asked for, because standbys will ask; not to have them is no error.
+    talk.says("ask TIMELINE_HISTORY 2");
+    talk.error(SqlState::UNDEFINED_FILE);
+    talk.says("ask TIMELINE_HISTORY 3");
+    talk.error(SqlState::UNDEFINED_FILE);
+    talk.says(&format!("Follow {{ timeline: TimelineId(4), switchpoint: {switchpoint} }}"));
+    talk.done();
+    talk.says("ask START_REPLICATION SLOT \"bellwether_bw1\" PHYSICAL 0/300000 TIMELINE 4");
+}
+
+/// Connects to an upstream on timeline 2 that forked at 0/380000.
+fn meet_promoted(durable: u64, verified: u64, durability: Durability) -> Vec<String> {
+    let mut talk = Talk::new(stored(durable, verified), durability);
+    talk.identify(2, "0/400000");
+    talk.row(&[Some("1MB")]);
+    talk.error(SqlState::DUPLICATE_OBJECT);
+    talk.row(&[Some("00000002.history"), Some(HISTORY)]);
+    talk.outputs();
+    talk.done();
+    talk.outputs()
+}
+
+#[test]
+fn a_promoted_upstream() {
+    let follow = "Follow { timeline: TimelineId(2), switchpoint: 0/380000 }".to_owned();
+    let old = "ask START_REPLICATION SLOT \"bellwether_bw1\" PHYSICAL 0/300000 TIMELINE 1".to_owned();
+    // Something of the old timeline is lacking: that comes first.
+    assert_eq!(meet_promoted(0x37_0000, 0x37_0000, Durability::Quorum), [old]);
+    assert_eq!(meet_promoted(0x38_0000, 0x38_0000, Durability::Quorum), std::slice::from_ref(&follow));
+    // Half a record beyond the fork is nobody's.
+    assert_eq!(meet_promoted(0x38_2000, 0x38_0000, Durability::Quorum), std::slice::from_ref(&follow));
+    // Whole records are: promised with a quorum, said aloud without.
+    let refused = meet_promoted(0x38_2000, 0x38_1000, Durability::Quorum);
+    assert!(
+        matches!(&refused[..], [why] if why.contains("4096 bytes before the durable end")),
+        "{refused:?}"
+    );
+    let left_behind = "left behind 0/380000 to 0/381000".to_owned();
+    assert_eq!(meet_promoted(0x38_2000, 0x38_1000, Durability::Async), [left_behind, follow]);
+}
+
+#[test]
+fn silence_is_asked_about_and_then_ends_the_stream() {
+    let mut talk = Talk::streaming(stored(0x30_0000, 0));
+    talk.outputs();
+    let status = "write 0/300000 flush 0/300000 apply 0/0";
+    for (seconds, expected) in
+        [(1, status.to_owned()), (5, format!("{status} and asks")), (6, status.to_owned())]
+    {
+        talk.elapsed = Duration::from_secs(seconds);
+        assert!(talk.receiver.poll_timeout().is_some_and(|due| due <= talk.now().at));
+        talk.input(Input::Tick);
+        talk.says(&expected);
+    }
+    talk.elapsed = Duration::from_secs(10);
+    talk.input(Input::Tick);
+    talk.says("Lost { why: \"silent for 10s\" }");
+    assert_eq!(talk.receiver.poll_timeout(), None);
+}
+
+#[test]
+fn ends_are_told_apart() {
+    let end = |act: &dyn Fn(&mut Talk)| {
+        let mut talk = Talk::streaming(stored(0x30_0000, 0));
+        talk.outputs();
+        act(&mut talk);
+        talk.outputs().concat()
+    };
+    assert_eq!(end(&|talk| talk.message(b'C', b"COPY 0\0")), "Shutdown");
+    assert!(end(&|talk| talk.error(SqlState::ADMIN_SHUTDOWN)).starts_with("Lost"));
+    assert!(end(&|talk| talk.error(SqlState::UNDEFINED_FILE)).starts_with("Refused"));
+    assert!(end(&|talk| talk.input(Input::Unfit("differs".to_owned()))).starts_with("Refused"));
+    assert!(end(&|talk| talk.message(b'd', b"w123")).starts_with("Lost"));
+    assert!(end(&|talk| talk.message(b'T', b"")).starts_with("Lost"));
+}
+
+#[test]
+fn feedback_is_sent_once_a_second_at_most_and_repeated_seldom() {
+    use crate::pg::protocol::replication::FullTransactionId;
+    let mut talk = Talk::streaming(stored(0x30_0000, 0));
+    talk.outputs();
+    let mut sent = Vec::new();
+    for (millis, xmin) in [(0, 700), (500, 701), (1000, 701), (1500, 701), (10_900, 701), (11_000, 701)] {
+        talk.elapsed = Duration::from_millis(millis);
+        talk.input(Input::Feedback { xmin: Some(FullTransactionId(xmin)), catalog_xmin: None });
+        sent.extend(talk.outputs().iter().map(|_| millis));
+    }
+    assert_eq!(sent, [0, 1000, 11_000]);
+}

@@ -4,7 +4,7 @@
 //! Persistent slots live in `slots.json` in the store's directory. The file may lag behind the table: an older
 //! restart point only keeps more WAL. Creating and dropping is answered once it is in the file.
 //!
-//! Not here: what is removed. Retention asks for [`Slots::oldest_restart_lsn`].
+//! Not here: what is removed. `retention` looks at [`Slots::statuses`].
 
 mod table;
 
@@ -179,11 +179,6 @@ impl Slots {
         self.table.lock().statuses()
     }
 
-    /// No segment that holds this position or a later one may be removed. `None`: no slot holds anything back.
-    pub(crate) fn oldest_restart_lsn(&self) -> Option<Lsn> {
-        self.table.lock().oldest_restart_lsn()
-    }
-
     /// Writes the file when it is behind the table; durable on return. Blocks: not for an async task.
     pub(crate) fn save(&self) -> Result<(), SlotFileError> {
         let _writing = self.file.lock();
@@ -241,7 +236,6 @@ mod tests {
         let slots = Slots::open(directory.path()).expect("its own file");
         let found: Vec<_> = slots.statuses().into_iter().map(|s| (s.name.to_string(), s.restart)).collect();
         assert_eq!(found, [("kept".to_owned(), Some(restart)), ("unused".to_owned(), None)]);
-        assert_eq!(slots.oldest_restart_lsn(), Some(restart.lsn));
     }
 
     #[test]

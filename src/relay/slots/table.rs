@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{RestartPoint, SlotError, SlotStatus};
 use crate::pg::protocol::replication::SlotLifetime;
-use crate::pg::{Lsn, SlotName};
+use crate::pg::SlotName;
 
 #[derive(Debug, Default)]
 pub(super) struct SlotTable {
@@ -129,10 +129,6 @@ impl SlotTable {
         }
     }
 
-    pub(super) fn oldest_restart_lsn(&self) -> Option<Lsn> {
-        self.slots.values().filter_map(|slot| slot.restart).map(|restart| restart.lsn).min()
-    }
-
     pub(super) fn status(&self, name: &SlotName) -> Option<SlotStatus> {
         self.slots.get(name).map(|slot| describe(name, slot))
     }
@@ -253,9 +249,9 @@ mod tests {
         table.advance(&name("a"), at(2, 400));
         assert_eq!(restart(&table, "a"), Some(at(2, 400)));
         table.ensure(&name("b"), None);
-        assert_eq!(table.oldest_restart_lsn(), Some(Lsn(400)));
+        assert_eq!(restart(&table, "b"), None);
         table.ensure(&name("b"), Some(at(1, 300)));
-        assert_eq!(table.oldest_restart_lsn(), Some(Lsn(300)));
+        assert_eq!(restart(&table, "b"), Some(at(1, 300)));
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! Allocates segments ahead of need, on a thread of its own, so that the log never waits for the file system's
 //! allocator.
-#![expect(clippy::disallowed_methods, reason = "shell: a thread")]
 
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Duration;

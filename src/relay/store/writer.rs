@@ -109,7 +109,7 @@ impl Writer {
             Command::Append { stream, .. } if self.refused == Some(stream) => Ok(0),
             Command::Append { stream, at, bytes, verified, _permit } => {
                 let len = bytes.len();
-                match self.append(at, bytes) {
+                match self.append(at, &bytes) {
                     Ok(()) => self.verified = self.verified.max(verified.unwrap_or(Lsn::INVALID)),
                     Err(e) if e.concerns_stream_only() => self.refuse(stream, e),
                     Err(e) => return Err(e),
@@ -134,7 +134,7 @@ impl Writer {
         self.shared.report.send_modify(|report| report.refused = Some((stream, Arc::new(error))));
     }
 
-    fn append(&mut self, at: Lsn, bytes: Bytes) -> Result<(), StoreError> {
+    fn append(&mut self, at: Lsn, bytes: &Bytes) -> Result<(), StoreError> {
         let placement = place(at, bytes.len(), self.end)?;
         if placement.compare > 0 {
             self.compare(at, &bytes[..placement.compare])?;
