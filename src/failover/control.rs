@@ -51,6 +51,8 @@ pub(super) struct Control {
     commands: mpsc::Receiver<Asked>,
     kicks: HashMap<NodeName, Arc<Notify>>,
     probes: Vec<Probe>,
+    /// What was last said to need a person.
+    obstacle: Option<String>,
     /// Whether the relay heard its upstream at the last look.
     stream: StreamSeen,
 }
@@ -59,6 +61,12 @@ pub(super) struct Control {
 enum StreamSeen {
     Alive,
     Gone,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum History {
+    Unchanged,
+    Grown,
 }
 
 /// The result of an action that ran as a task.
@@ -104,6 +112,7 @@ impl Control {
             commands: asked,
             kicks: probes.iter().map(|p| (p.node.clone(), p.kick.clone())).collect(),
             probes,
+            obstacle: None,
             stream: StreamSeen::Gone,
         };
         control.publish();
@@ -140,13 +149,16 @@ impl Control {
         let before = self.state.clone();
         let (wanted, concluded) = self.decide();
         if self.state != before {
-            if let Err(error) = self.make_durable(concluded).await {
+            if let Err(error) = self.make_durable().await {
                 // Not journaled is not decided.
                 self.state = before;
                 return Err(error);
             }
+            let concluded = self.conclude(concluded);
             self.publish();
             self.kick_primary();
+            // Behind the directive: clients wait for that.
+            self.remember(concluded).await?;
         }
         self.publish_health();
         let now = Instant::now();
@@ -171,10 +183,15 @@ impl Control {
             let now = clock();
             self.watch.expect_primary(self.state.primary.as_ref().map(|p| &p.node));
             let health = self.watch.health(now.instant);
-            let decision = decide::decide(&self.view(&health, now), &self.state, &self.policy, now);
+            let view = self.view(&health, now);
+            let decision = decide::decide(&view, &self.state, &self.policy, now);
             wanted = decision.actions;
             concluded.extend(decision.concluded);
-            let Some(rule) = decision.rule else { break };
+            let Some(rule) = decision.rule else {
+                let obstacle = decide::obstacle(&view, &self.state, &self.policy, now);
+                self.say_obstacle(obstacle);
+                break;
+            };
             let words = rule.rule().map_or("", |r| r.name);
             tracing::info!(term = %decision.next.term, rule = rule.as_str(), "{words}");
             if decision.next.term > self.state.term {
@@ -184,6 +201,14 @@ impl Control {
             self.state = decision.next;
         }
         (wanted, concluded)
+    }
+
+    /// Once, not ten times a second; the numbers in it may change without being news.
+    fn say_obstacle(&mut self, obstacle: Option<String>) {
+        if let (Some(why), None) = (&obstacle, &self.obstacle) {
+            tracing::error!(term = %self.state.term, why, "a person is needed");
+        }
+        self.obstacle = obstacle;
     }
 
     fn view<'a>(&'a self, health: &'a Health, now: Now) -> View<'a> {
@@ -209,10 +234,20 @@ impl Control {
         }
     }
 
-    async fn make_durable(&mut self, concluded: Vec<Election>) -> Result<(), FailoverError> {
+    async fn make_durable(&self) -> Result<(), FailoverError> {
         let started = Instant::now();
         let (journal, state) = (self.journal.clone(), self.state.clone());
-        for election in concluded {
+        tokio::task::spawn_blocking(move || journal.put(&state)).await??;
+        self.metrics.journal_seconds.observe(started.elapsed().as_secs_f64());
+        Ok(())
+    }
+
+    /// Takes ended elections into the history.
+    fn conclude(&mut self, elections: Vec<Election>) -> History {
+        if elections.is_empty() {
+            return History::Unchanged;
+        }
+        for election in elections {
             self.metrics.concluded(&election);
             tracing::info!(
                 term = %election.term,
@@ -228,14 +263,14 @@ impl Control {
         }
         let excess = self.history.len().saturating_sub(MAX_HISTORY);
         self.history.drain(..excess);
-        let history = self.history.clone();
-        let is_steady = matches!(state.phase, Phase::Steady);
-        let written = tokio::task::spawn_blocking(move || {
-            journal.put(&state)?;
-            if is_steady { journal.put_history(&history) } else { Ok(()) }
-        });
-        written.await??;
-        self.metrics.journal_seconds.observe(started.elapsed().as_secs_f64());
+        History::Grown
+    }
+
+    async fn remember(&self, history: History) -> Result<(), FailoverError> {
+        if history == History::Grown {
+            let (journal, history) = (self.journal.clone(), self.history.clone());
+            tokio::task::spawn_blocking(move || journal.put_history(&history)).await??;
+        }
         Ok(())
     }
 
@@ -306,7 +341,7 @@ impl Control {
     async fn asked(&mut self, asked: Asked) -> Result<(), FailoverError> {
         let answer = match self.accept(&asked.command) {
             Ok(accepted) if matches!(asked.command, Command::Pause | Command::Resume) => {
-                self.make_durable(Vec::new()).await?;
+                self.make_durable().await?;
                 Ok(accepted)
             }
             other => other,

@@ -233,8 +233,10 @@ impl Executor {
     async fn rejoin(&self, node: &NodeName, source: &NodeName) -> Result<Finding, ActionError> {
         let local = self.local(node)?;
         let source = self.target(source)?;
-        let outcome =
-            local.server.rejoin(source, &local.primary_conninfo, &node.slot()).await.map_err(agent_error)?;
+        let outcome = match local.server.rejoin(source, &local.primary_conninfo, &node.slot()).await {
+            Err(AgentError::Busy { .. }) => return Ok(Finding::Done),
+            outcome => outcome.map_err(agent_error)?,
+        };
         tracing::info!(%node, ?outcome, "server rejoined as a standby");
         Ok(Finding::Done)
     }

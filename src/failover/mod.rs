@@ -125,6 +125,7 @@ impl FailoverConfig {
             catch_up_timeout: Duration::from_secs(30),
             follow_timeout: Duration::from_secs(5),
             promote_timeout: Duration::from_secs(60),
+            lost_after: Duration::from_secs(10),
             attempts: 3,
         }
     }

@@ -21,9 +21,9 @@ pub(super) fn advance(
         Step::CatchUp { candidate } => catch_up(view, state, policy, election, candidate, now),
         Step::Prepare { candidate } => prepare(view, state, policy, election, candidate, now),
         Step::Promote { candidate } => promote(view, state, policy, election, candidate, now),
-        Step::Verify { candidate, found } => verify(view, state, election, (candidate, *found), now),
+        Step::Verify { candidate, found } => verify(view, state, policy, election, (candidate, *found), now),
         Step::Follow => follow(view, state, policy, election, now),
-        Step::Marker => open(view, state, election, now),
+        Step::Marker => open(view, state, policy, election, now),
     }
 }
 
@@ -46,17 +46,38 @@ fn fenced(view: &View<'_>, state: &State, election: &Election, now: Now) -> Opti
 fn elect(view: &View<'_>, state: &State, policy: &Policy, election: &Election, now: Now) -> Option<Fired> {
     let fenced = election.fenced?;
     let waited = waited(election, now) >= policy.candidate_wait.as_millis();
-    let known_loss = match state.durability {
-        Durability::Quorum => 0,
-        Durability::Async => fenced.upstream_end.bytes_since(fenced.durable),
-    };
-    if known_loss <= policy.max_lost_bytes
+    if known_loss(state, fenced) <= policy.max_lost_bytes
         && let Some(candidate) = candidate(view, state, election, waited)
     {
         let candidate = candidate.clone();
         return Fired::new(RuleId::E3, at(state, election.clone(), Step::CatchUp { candidate }, now));
     }
     if waited { restore(view, state, election, fenced, now) } else { None }
+}
+
+/// Quorum: what the relay does not hold was never acknowledged.
+fn known_loss(state: &State, fenced: Fenced) -> u64 {
+    match state.durability {
+        Durability::Quorum => 0,
+        Durability::Async => fenced.upstream_end.bytes_since(fenced.durable),
+    }
+}
+
+/// Why the election needs a person.
+pub(super) fn obstacle(state: &State, policy: &Policy, election: &Election, now: Now) -> Option<String> {
+    if let Step::Verify { candidate, found } = &election.step {
+        return mismatch(state, election, *found).map(|why| format!("{candidate} must not be opened: {why}"));
+    }
+    let fenced = election.fenced.filter(|_| election.step == Step::Elect)?;
+    if waited(election, now) < policy.candidate_wait.as_millis() * 3 {
+        return None;
+    }
+    let loss = known_loss(state, fenced);
+    Some(if loss > policy.max_lost_bytes {
+        format!("{loss} bytes of WAL would be lost, {} are allowed", policy.max_lost_bytes)
+    } else {
+        "no standby can be promoted, and the old primary is not back".to_owned()
+    })
 }
 
 /// The most advanced first: it is ready soonest. Then the operator's priority, then the name, so that two
@@ -171,7 +192,7 @@ fn promote(
         let step = Step::Verify { candidate: candidate.clone(), found: *found };
         return Fired::new(RuleId::E6, at(state, election.clone(), step, now));
     }
-    let lost = view.node(candidate).is_none_or(NodeView::is_down);
+    let lost = view.node(candidate).is_none_or(|n| n.is_lost(policy, now));
     let too_slow = waited(election, now) >= policy.promote_timeout.as_millis();
     if !lost && !too_slow {
         return None;
@@ -184,13 +205,14 @@ fn promote(
 fn verify(
     view: &View<'_>,
     state: &State,
+    policy: &Policy,
     election: &Election,
     (candidate, found): (&NodeName, Promoted),
     now: Now,
 ) -> Option<Fired> {
     let fenced = election.fenced?;
     if mismatch(state, election, found).is_some() {
-        let lost = view.node(candidate).is_none_or(NodeView::is_down);
+        let lost = view.node(candidate).is_none_or(|n| n.is_lost(policy, now));
         let why = format!("{candidate} was promoted, did not fit, and is gone");
         return if lost { steady::fence_again(view, state, election, why, now) } else { None };
     }
@@ -213,7 +235,7 @@ fn verify(
 }
 
 /// Why a promoted candidate is not what was expected.
-pub(super) fn mismatch(state: &State, election: &Election, found: Promoted) -> Option<String> {
+fn mismatch(state: &State, election: &Election, found: Promoted) -> Option<String> {
     let fenced = election.fenced?;
     let expected = state.primary.as_ref().map(|p| p.system);
     if expected.is_some_and(|system| system != found.system) {
@@ -235,7 +257,7 @@ pub(super) fn mismatch(state: &State, election: &Election, found: Promoted) -> O
 /// E8.
 fn follow(view: &View<'_>, state: &State, policy: &Policy, election: &Election, now: Now) -> Option<Fired> {
     let primary = state.primary.as_ref()?;
-    if let Some(fired) = new_primary_lost(view, state, election, primary, now) {
+    if let Some(fired) = new_primary_lost(view, state, policy, election, now) {
         return Some(fired);
     }
     let patience_over =
@@ -247,9 +269,9 @@ fn follow(view: &View<'_>, state: &State, policy: &Policy, election: &Election, 
 }
 
 /// E9.
-fn open(view: &View<'_>, state: &State, election: &Election, now: Now) -> Option<Fired> {
+fn open(view: &View<'_>, state: &State, policy: &Policy, election: &Election, now: Now) -> Option<Fired> {
     let primary = state.primary.as_ref()?;
-    if let Some(fired) = new_primary_lost(view, state, election, primary, now) {
+    if let Some(fired) = new_primary_lost(view, state, policy, election, now) {
         return Some(fired);
     }
     if !marker_is_durable(view, state, &primary.node) {
@@ -265,11 +287,12 @@ fn open(view: &View<'_>, state: &State, election: &Election, now: Now) -> Option
 fn new_primary_lost(
     view: &View<'_>,
     state: &State,
+    policy: &Policy,
     election: &Election,
-    primary: &Primary,
     now: Now,
 ) -> Option<Fired> {
-    let lost = view.node(&primary.node).is_none_or(NodeView::is_down);
+    let primary = state.primary.as_ref()?;
+    let lost = view.node(&primary.node).is_none_or(|n| n.is_lost(policy, now));
     let why = format!("{} was lost before writes opened", primary.node);
     if lost { steady::fence_again(view, state, election, why, now) } else { None }
 }

@@ -148,6 +148,59 @@ fn inspect(state: &State, primary: &Primary, node: &NodeName) -> Action {
     Action { term: state.term, node: node.clone(), what: What::Inspect { from: primary.timeline } }
 }
 
+/// After the bootstrap timeout: why there is still no primary.
+pub(super) fn obstacle_to_bootstrap(
+    view: &View<'_>,
+    policy: &Policy,
+    since_ms: u64,
+    now: Now,
+) -> Option<String> {
+    if u128::from(now.unix_ms.saturating_sub(since_ms)) < policy.bootstrap_timeout.as_millis() {
+        return None;
+    }
+    let named = |role| {
+        let nodes = view.nodes.iter().filter(move |n| n.is_up_as(role)).map(|n| n.node.name.as_str());
+        nodes.collect::<Vec<_>>().join(", ")
+    };
+    let systems: Vec<_> = view.nodes.iter().filter_map(|n| n.facts.map(|f| f.system)).collect();
+    let (primaries, standbys) = (named(Role::Primary), named(Role::Standby));
+    Some(if systems.windows(2).any(|pair| pair[0] != pair[1]) {
+        "the nodes belong to different clusters: their system identifiers differ".to_owned()
+    } else if view.wal.system.is_some_and(|system| systems.iter().any(|s| *s != system)) {
+        "the relay's store holds WAL of another cluster".to_owned()
+    } else {
+        format!(
+            "exactly one primary is needed to begin with; primaries: [{primaries}], standbys: [{standbys}], \
+             {} nodes configured",
+            view.nodes.len()
+        )
+    })
+}
+
+/// Why a recorded primary is not confirmed, after the same time.
+pub(super) fn obstacle_to_confirm(
+    view: &View<'_>,
+    state: &State,
+    policy: &Policy,
+    since_ms: u64,
+    now: Now,
+) -> Option<String> {
+    if u128::from(now.unix_ms.saturating_sub(since_ms)) < policy.bootstrap_timeout.as_millis() {
+        return None;
+    }
+    let primary = state.primary.as_ref()?;
+    Some(match successor(view, state, primary) {
+        Some(other) => format!(
+            "{other} runs as a primary, but {} was recorded, and it is not proven that {other} has all its WAL",
+            primary.node
+        ),
+        None => format!(
+            "{} does not answer as the primary of timeline {} that was recorded, and nobody may take over yet",
+            primary.node, primary.timeline
+        ),
+    })
+}
+
 /// Local servers that do not run are started: without them nothing can be learned.
 pub(super) fn wanted_to_bootstrap(view: &View<'_>, state: &State) -> Vec<Action> {
     let absent = view.nodes.iter().filter(|n| n.agent == Agent::Local && n.process == Process::Absent);

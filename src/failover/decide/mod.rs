@@ -62,6 +62,8 @@ pub struct Policy {
     pub follow_timeout: Duration,
     /// How long a candidate that still answers may take to leave recovery, its replay included.
     pub promote_timeout: Duration,
+    /// How long a promoted candidate may be silent before it counts as lost; a refused connection says so at once.
+    pub lost_after: Duration,
     /// Failed runs of one step after which another candidate is tried.
     pub attempts: u32,
 }
@@ -168,6 +170,23 @@ pub fn decide(view: &View<'_>, state: &State, policy: &Policy, now: Now) -> Deci
     Decision { rule, next, actions, concluded }
 }
 
+/// What a person has to help with; `None` while the rules can go on by themselves.
+pub fn obstacle(view: &View<'_>, state: &State, policy: &Policy, now: Now) -> Option<String> {
+    match &state.phase {
+        Phase::Bootstrapping { since_ms } => establish::obstacle_to_bootstrap(view, policy, *since_ms, now),
+        Phase::Establishing { step: EstablishStep::Confirm, since_ms, .. } => {
+            establish::obstacle_to_confirm(view, state, policy, *since_ms, now)
+        }
+        Phase::Steady | Phase::Establishing { .. } => match &view.verdict {
+            PrimaryVerdict::Dead { evidence, .. } => {
+                Some(format!("the primary is dead and failover is not automatic: {}", evidence.join("; ")))
+            }
+            _ => None,
+        },
+        Phase::Election(election) => election::obstacle(state, policy, election, now),
+    }
+}
+
 /// Marks in `health` the nodes that answer and must not be used.
 pub fn quarantine(health: &mut Health, state: &State) {
     let Some(primary) = &state.primary else { return };
@@ -205,6 +224,16 @@ impl View<'_> {
 impl NodeView<'_> {
     fn is_up_as(&self, role: Role) -> bool {
         self.health.state.is_up() && self.facts.is_some_and(|f| f.role == role)
+    }
+
+    /// For good, as far as an election under way is concerned: a promoted server may be slow to answer while it
+    /// replays, and choosing another costs a term and a timeline.
+    fn is_lost(&self, policy: &Policy, now: Now) -> bool {
+        let since = match self.health.state {
+            NodeState::Down { since, .. } => since,
+            NodeState::Unknown | NodeState::Up | NodeState::Quarantined { .. } => return false,
+        };
+        self.process == Process::Absent || now.instant.saturating_duration_since(since) >= policy.lost_after
     }
 
     fn is_down(&self) -> bool {

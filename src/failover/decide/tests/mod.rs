@@ -32,11 +32,11 @@ fn a_killed_primary_is_replaced_by_the_book() {
         world.run_until("open again", |w| w.is_open() && w.primary() != Some("pg1"));
         use RuleId::{E1, E3, E4, E5, E6, E7, E8, E9, F1, S1};
         assert_eq!(world.rules, [F1, E1, E3, E4, E5, E6, E7, E8, E9, S1]);
-        assert_eq!((world.state.term, world.primary()), (Term(2), Some("pg3")));
+        assert_eq!((world.state.term, world.primary()), (Term(2), Some("pg2")));
 
         let election = world.history.last().unwrap();
         assert_eq!(election.outcome, Outcome::Completed);
-        assert_eq!((election.from.clone(), election.to.clone()), (Some(name("pg1")), Some(name("pg3"))));
+        assert_eq!((election.from.clone(), election.to.clone()), (Some(name("pg1")), Some(name("pg2"))));
         let phases: Vec<&str> = election.phases.iter().map(|p| p.name.as_str()).collect();
         let expected = ["fence", "elect", "catch_up", "prepare", "promote", "verify", "follow", "marker"];
         assert_eq!(phases, expected);
@@ -49,13 +49,13 @@ fn a_killed_primary_is_replaced_by_the_book() {
 #[test]
 fn the_operators_choice_and_priority_are_heard() {
     let mut world = World::steady(Durability::Quorum);
-    world.server("pg2").node.priority = 200;
+    world.server("pg3").node.priority = 200;
     world.kill("pg1");
-    world.run_until("open again", |w| w.is_open() && w.primary() == Some("pg2"));
+    world.run_until("open again", |w| w.is_open() && w.primary() == Some("pg3"));
     world.run_until("whole again", |w| w.state.deposed.is_empty());
 
-    world.request = Some(Request::Failover { to: Some(name("pg3")) });
-    world.run_until("open again", |w| w.is_open() && w.primary() == Some("pg3"));
+    world.request = Some(Request::Failover { to: Some(name("pg2")) });
+    world.run_until("open again", |w| w.is_open() && w.primary() == Some("pg2"));
     assert!(world.rules.contains(&RuleId::F6));
     // The primary was alive: it is stopped and comes back as a standby.
     world.run_until("whole again", |w| w.state.deposed.is_empty());
@@ -135,12 +135,12 @@ fn every_disturbance_at_every_step() {
     let disturbances: [Disturbance; 7] = [
         ("restart", World::restart),
         ("old primary back", |w| w.revive("pg1")),
-        ("candidate dies", |w| w.kill("pg3")),
-        ("candidate freezes", |w| w.server("pg3").life = Life::Frozen),
+        ("candidate dies", |w| w.kill("pg2")),
+        ("candidate freezes", |w| w.server("pg2").life = Life::Frozen),
         ("all die", |w| ["pg2", "pg3"].into_iter().for_each(|n| w.kill(n))),
         ("an action fails", |w| w.fail_next = true),
         ("candidate dies, restart", |w| {
-            w.kill("pg3");
+            w.kill("pg2");
             w.restart();
         }),
     ];
@@ -158,7 +158,7 @@ fn every_disturbance_at_every_step() {
                     world.step();
                 }
                 world.run(300);
-                world.server("pg3").life = Life::Runs;
+                world.server("pg2").life = Life::Runs;
                 world.run_until(&format!("whole after {what} at {at} ({durability:?})"), |w| {
                     w.is_open() && w.state.deposed.is_empty()
                 });

@@ -82,6 +82,7 @@ impl World {
             catch_up_timeout: Duration::from_secs(10),
             follow_timeout: Duration::from_secs(5),
             promote_timeout: Duration::from_secs(60),
+            lost_after: Duration::from_secs(10),
             attempts: 3,
         };
         let server = |node: &Node| Server {
