@@ -14,6 +14,7 @@ mod cluster;
 mod directory;
 mod preflight;
 
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -70,7 +71,7 @@ pub enum DemoError {
     #[error(transparent)]
     Cluster(#[from] ClusterError),
     #[error("listen for signals")]
-    Signals(#[source] std::io::Error),
+    Signals(#[source] io::Error),
     #[error(transparent)]
     Endpoint(#[from] RunError),
     #[error("the endpoint ended before it was asked to")]
@@ -80,7 +81,7 @@ pub enum DemoError {
 /// Runs until SIGINT or SIGTERM.
 pub async fn demo(options: Options) -> Result<(), DemoError> {
     let host = preflight::check(&options).await?;
-    let interrupted = interrupted()?;
+    let interrupted = interrupted().map_err(DemoError::Signals)?;
     let directory = Directory::open(options.dir.as_deref(), host.run_as.as_ref())?;
     let ended = live(&options, &host, &directory, interrupted).await;
     let keep = if ended.is_ok() || directory.start() == Start::Resumed { Keep::All } else { Keep::Nothing };
@@ -185,9 +186,9 @@ async fn endpoint(
 
 /// Cancelled by the first SIGINT or SIGTERM. Later ones change nothing: a demo that left at once
 /// would leave its servers behind.
-fn interrupted() -> Result<CancellationToken, DemoError> {
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(DemoError::Signals)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(DemoError::Signals)?;
+fn interrupted() -> io::Result<CancellationToken> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
     let interrupted = CancellationToken::new();
     let cancelled = interrupted.clone();
     tokio::spawn(async move {
