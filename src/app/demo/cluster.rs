@@ -1,18 +1,15 @@
 //! The demo's servers: made, started in the right order, stopped.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::directory::Directory;
 use super::{APP, APP_PASSWORD, SUPERUSER, chain};
-use crate::app::config::{Config, ListenOn};
-use crate::failover::agent::{
-    AgentError, BinariesError, Conninfo, LocalServer, PgBinaries, RunAs, RunAsError, ServerStatus, StopMode,
-    Superuser,
-};
+use crate::app::config::Config;
+use crate::app::local::{self, LocalError};
+use crate::failover::LocalNode;
+use crate::failover::agent::{AgentError, LocalServer, ServerStatus, StopMode, Superuser};
 use crate::net::{Credentials, DialError, Target, sql};
 use crate::pg::TimelineId;
 use crate::topology::{NodeName, Role};
@@ -26,20 +23,10 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 pub enum ClusterError {
     #[error("{node} has no local section in the demo's configuration")]
     NotLocal { node: NodeName },
-    #[error("the demo's configuration has no {what}")]
-    Missing { what: &'static str },
-    #[error("{node}")]
-    RunAs {
-        node: NodeName,
-        #[source]
-        source: RunAsError,
-    },
-    #[error("{node}")]
-    Binaries {
-        node: NodeName,
-        #[source]
-        source: BinariesError,
-    },
+    #[error("the demo's configuration has no server_login.password_file")]
+    NoPassword,
+    #[error(transparent)]
+    Local(#[from] LocalError),
     #[error("{node}")]
     Server {
         node: NodeName,
@@ -55,56 +42,37 @@ pub enum ClusterError {
 #[derive(Debug)]
 pub(super) struct Cluster {
     /// At least one.
-    servers: Vec<LocalServer>,
+    servers: Vec<LocalNode>,
     password: Arc<str>,
-    endpoint_port: u16,
-    passfile: PathBuf,
 }
 
 impl Cluster {
-    pub(super) async fn new(config: &Config, directory: &Directory) -> Result<Cluster, ClusterError> {
+    pub(super) async fn new(config: &Config) -> Result<Cluster, ClusterError> {
         let mut servers = Vec::new();
         for node in &config.nodes {
-            let name = node.node.name.clone();
-            let Some(local) = &node.local else { return Err(ClusterError::NotLocal { node: name }) };
-            let run_as = RunAs::resolve(local.run_as.as_deref())
-                .map_err(|source| ClusterError::RunAs { node: name.clone(), source })?;
-            let binaries = PgBinaries::discover(Some(&local.bin_dir), None)
-                .await
-                .map_err(|source| ClusterError::Binaries { node: name.clone(), source })?;
-            servers.push(LocalServer {
-                node: name,
-                address: node.node.address.clone(),
-                data_dir: local.data_dir.clone(),
-                binaries,
-                run_as,
-            });
+            let Some(local) = &node.local else {
+                return Err(ClusterError::NotLocal { node: node.node.name.clone() });
+            };
+            let primary_conninfo = local::upstream(config, local).to_string();
+            servers.push(LocalNode { server: local::server(node, local).await?, primary_conninfo });
         }
-        let password = config.server_login.password.as_ref();
-        let endpoint = config.listen.iter().find_map(|listen| match listen.on {
-            ListenOn::Tcp(address) => Some(address.port()),
-            ListenOn::Unix { .. } => None,
-        });
-        Ok(Cluster {
-            servers,
-            password: password
-                .ok_or(ClusterError::Missing { what: "server_login.password_file" })?
-                .reveal()
-                .clone(),
-            endpoint_port: endpoint.ok_or(ClusterError::Missing { what: "listen address" })?,
-            passfile: directory.passfile(),
-        })
+        let password = config.server_login.password.as_ref().ok_or(ClusterError::NoPassword)?;
+        Ok(Cluster { servers, password: password.reveal().clone() })
+    }
+
+    fn servers(&self) -> impl DoubleEndedIterator<Item = &LocalServer> {
+        self.servers.iter().map(|node| &node.server)
     }
 
     /// The server that last was the primary; in a new cluster the first one, made here. `None` when all were
     /// standbys: then it is for the control plane to make one of them the primary.
     pub(super) async fn start_primary(&self) -> Result<Option<&LocalServer>, ClusterError> {
-        if self.servers.iter().all(|server| server.role_on_disk().is_none()) {
-            let first = &self.servers[0];
+        if self.servers().all(|server| server.role_on_disk().is_none()) {
+            let first = &self.servers[0].server;
             let superuser = Superuser { name: SUPERUSER.to_owned(), password: self.password.to_string() };
             first.init(&superuser).await.map_err(failed(first))?;
         }
-        let former = self.servers.iter().filter(|server| server.role_on_disk() == Some(Role::Primary));
+        let former = self.servers().filter(|server| server.role_on_disk() == Some(Role::Primary));
         let Some(primary) = former.max_by_key(|server| succession(server)) else { return Ok(None) };
         primary.start(Role::Primary).await.map_err(failed(primary))?;
         self.create_app(primary).await?;
@@ -117,13 +85,15 @@ impl Cluster {
         primary: Option<&LocalServer>,
         enough: &CancellationToken,
     ) -> Result<(), ClusterError> {
-        for server in self.servers.iter().filter(|server| primary.is_none_or(|p| p.node != server.node)) {
+        let others = |node: &&LocalNode| primary.is_none_or(|primary| primary.node != node.server.node);
+        for node in self.servers.iter().filter(others) {
             if enough.is_cancelled() {
                 return Ok(());
             }
             match primary {
-                Some(primary) => self.rejoin(server, primary, enough).await?,
-                None if server.role_on_disk() == Some(Role::Standby) => {
+                Some(primary) => self.rejoin(node, primary, enough).await?,
+                None if node.server.role_on_disk() == Some(Role::Standby) => {
+                    let server = &node.server;
                     server.start(Role::Standby).await.map_err(failed(server))?;
                 }
                 None => {}
@@ -134,7 +104,7 @@ impl Cluster {
 
     /// Every server, whatever state it is in.
     pub(super) async fn stop(&self) {
-        for server in self.servers.iter().rev() {
+        for server in self.servers().rev() {
             if let Err(error) = server.stop(StopMode::Fast).await {
                 tracing::info!(node = %server.node, error = %chain(&error), "no orderly stop, stopping at once");
                 if let Err(error) = server.stop(StopMode::Immediate).await {
@@ -146,14 +116,13 @@ impl Cluster {
 
     async fn rejoin(
         &self,
-        server: &LocalServer,
+        LocalNode { server, primary_conninfo }: &LocalNode,
         primary: &LocalServer,
         enough: &CancellationToken,
     ) -> Result<(), ClusterError> {
         let source = self.target(primary);
-        let upstream = self.upstream();
         for _ in 0..BUSY_CHECKS {
-            match server.rejoin(&source, &upstream, &server.node.slot()).await {
+            match server.rejoin(&source, primary_conninfo, &server.node.slot()).await {
                 Ok(outcome) => {
                     tracing::info!(node = %server.node, ?outcome, "standby started");
                     return Ok(());
@@ -167,18 +136,6 @@ impl Cluster {
             }
         }
         Err(failed(server)(AgentError::Busy { data_dir: server.data_dir.clone() }))
-    }
-
-    /// The standbys' upstream, for good.
-    fn upstream(&self) -> String {
-        let conninfo = Conninfo::new()
-            .with("host", "127.0.0.1")
-            .with("port", self.endpoint_port.to_string())
-            .with("user", SUPERUSER)
-            .with("passfile", self.passfile.to_string_lossy())
-            .with("sslmode", "disable")
-            .with("gssencmode", "disable");
-        conninfo.to_string()
     }
 
     fn target(&self, server: &LocalServer) -> Target {

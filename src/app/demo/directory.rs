@@ -4,7 +4,7 @@
 //! bellwether.yaml   what the endpoint runs with
 //! demo.lock         held while a demo runs on it
 //! password          of Bellwether's own login; app.password: of the visitor's
-//! pgpass            the same for the standbys' connections to the endpoint
+//! pgpass            the first one again, for the standbys' connections to the endpoint
 //! state, wal/       Bellwether's
 //! pg1/ pg1.log ...  the servers'
 //! ```
@@ -105,11 +105,6 @@ impl Directory {
         self.path.join(CONFIG)
     }
 
-    /// Read by the standbys.
-    pub(super) fn passfile(&self) -> PathBuf {
-        self.path.join("pgpass")
-    }
-
     pub(super) fn write_config(&self, options: &Options, host: &Host) -> Result<(), DirectoryError> {
         let password = format!("{:032x}", rand::random::<u128>());
         let ports = node_ports(options)?;
@@ -159,6 +154,7 @@ pub(super) enum Keep {
 fn config(dir: &Path, options: &Options, host: &Host, ports: &[u16]) -> String {
     let quoted = |text: &str| serde_json::Value::from(text).to_string();
     let at = |name: &str| quoted(&dir.join(name).to_string_lossy());
+    let passfile = at("pgpass");
     let bin_dir = quoted(&host.binaries.bin_dir.to_string_lossy());
     let run_as =
         host.run_as.as_ref().map(|user| format!(", run_as: {}", quoted(&user.name))).unwrap_or_default();
@@ -179,7 +175,7 @@ fn config(dir: &Path, options: &Options, host: &Host, ports: &[u16]) -> String {
         let data_dir = at(&name);
         yaml += &format!(
             "  - name: {name}\n    address: \"127.0.0.1:{port}\"\n    \
-             local: {{data_dir: {data_dir}, bin_dir: {bin_dir}{run_as}}}\n"
+             local: {{data_dir: {data_dir}, bin_dir: {bin_dir}, passfile: {passfile}{run_as}}}\n"
         );
     }
     yaml += &format!(

@@ -103,7 +103,7 @@ async fn live(
     let (config, _warnings) = config::load(&directory.config_file())?;
     preflight::ports_are_free(&endpoint_ports(&config))?;
     telemetry::install(&config.log);
-    let cluster = Cluster::new(&config, directory).await?;
+    let cluster = Cluster::new(&config).await?;
     let served = serve(&cluster, config, directory, interrupted).await;
     cluster.stop().await;
     served
