@@ -11,6 +11,8 @@ mod metrics;
 mod outbox;
 mod reply;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use metrics::Metrics;
 
