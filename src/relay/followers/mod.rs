@@ -118,6 +118,12 @@ impl Followers {
         if let Some(entry) = self.registry.lock().entries.get_mut(&pid) {
             entry.reported_at = now;
         }
+        self.changed();
+    }
+
+    /// Nothing was heard for a while: what is behind is further behind in time, and whoever reads shall see it.
+    pub(crate) fn time_passed(&self) {
+        self.changed();
     }
 
     /// The follower's latest hot standby feedback; it replaces what it said before.

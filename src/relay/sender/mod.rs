@@ -174,7 +174,10 @@ impl Connection {
                     alive.map_err(|_| io::Error::other("the store is gone"))?;
                     self.take_tail();
                 }
-                Event::Timer => self.core.handle(now(), Input::Timer),
+                Event::Timer => {
+                    self.core.handle(now(), Input::Timer);
+                    self.shared.followers.time_passed();
+                }
                 Event::Shutdown => self.core.handle(now(), Input::Shutdown),
             }
         }
