@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::{RestartPoint, SlotError, SlotStatus};
-use crate::pg::protocol::replication::SlotLifetime;
 use crate::pg::SlotName;
+use crate::pg::protocol::replication::SlotLifetime;
 
 #[derive(Debug, Default)]
 pub(super) struct SlotTable {
