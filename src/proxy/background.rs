@@ -116,6 +116,8 @@ impl Shared {
     }
 
     fn keep_up(&self, now: Instant) {
+        // A pool without connections that no session knows: of a database that does not exist, for instance.
+        self.pools.lock().retain(|_, pool| Arc::strong_count(pool) > 1 || pool.sizes() != (0, 0));
         let pools: Vec<_> = self.pools.lock().values().cloned().collect();
         let mut active_clients = 0;
         for evidence in &self.evidence {

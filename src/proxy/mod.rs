@@ -59,6 +59,8 @@ pub struct Proxy {
 }
 
 type Parameters = Arc<[(String, String)]>;
+/// Database and user.
+type Account = (Arc<str>, Arc<str>);
 
 #[derive(Debug)]
 struct Shared {
@@ -73,7 +75,7 @@ struct Shared {
     /// Locked when a session first needs a pool, not per statement.
     pools: Mutex<HashMap<Key, Arc<Pool>>>,
     /// The greeting per database and user, from the first server connection.
-    greetings: Mutex<HashMap<(Arc<str>, Arc<str>), Parameters>>,
+    greetings: Mutex<HashMap<Account, Parameters>>,
     evidence: Vec<Arc<NodeEvidence>>,
     sampler: Arc<Sampler>,
     status: watch::Sender<Arc<ProxyStatus>>,
@@ -148,7 +150,7 @@ impl Proxy {
 
 impl Shared {
     /// `None` when no such node is configured.
-    fn pool(&self, key: Key) -> Option<Arc<Pool>> {
+    fn pool(&self, key: &Key) -> Option<Arc<Pool>> {
         let node = self.inputs.nodes.iter().find(|node| node.name == key.node)?;
         let evidence = self.evidence.iter().find(|evidence| evidence.node == key.node)?;
         let limits = pool::core::Limits {

@@ -1,5 +1,4 @@
 //! The worker threads: each has a runtime of its own, and a client stays on the one it was given to.
-#![expect(clippy::disallowed_methods, reason = "shell: starts threads and tasks")]
 
 use std::future::Future;
 use std::io;

@@ -177,8 +177,9 @@ impl Session<'_> {
         } else {
             Takes::ReadsOnly
         };
+        let settings_before = server.state.settings.clone();
         self.core.attached(takes, &mut server.state, &self.settings, &mut self.up);
-        self.attached = Some(Attached { lease, node: node.clone(), role, since: now });
+        self.attached = Some(Attached { lease, node: node.clone(), role, since: now, settings_before });
         true
     }
 
@@ -187,7 +188,7 @@ impl Session<'_> {
             return Some(pool.clone());
         }
         let key = Key { node: node.clone(), database: self.database.clone(), user: self.user.clone() };
-        let pool = self.shared.pool(key)?;
+        let pool = self.shared.pool(&key)?;
         self.pools.push(pool.clone());
         Some(pool)
     }
@@ -248,14 +249,13 @@ impl Session<'_> {
         if !self.slot.release() {
             self.slot.quiet().await;
         }
-        let mut lease = attached.map(|attached| attached.lease);
-        let parameters = lease.as_mut().and_then(Lease::connection).map(|server| {
-            server.state.settings = Arc::default();
-            server.parameters.clone()
+        let parameters = attached.and_then(|mut attached| {
+            let server = attached.lease.connection()?;
+            server.state.settings = attached.settings_before.clone();
+            let parameters = server.parameters.clone();
+            attached.lease.put_back(Instant::now());
+            Some(parameters)
         });
-        if let Some(lease) = lease {
-            lease.put_back(Instant::now());
-        }
         parameters.ok_or_else(|| ErrorFields::fatal(SqlState::CANNOT_CONNECT_NOW, "no server connection"))
     }
 }

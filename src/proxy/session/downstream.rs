@@ -27,7 +27,7 @@ impl Core {
                 return Heard::Nothing;
             }
             let header = match Header::peek(down.unread()) {
-                Err(error) => return broken(error.to_string()),
+                Err(error) => return broken(&error.to_string()),
                 Ok(None) => return Heard::Nothing,
                 Ok(Some(header)) => header,
             };
@@ -104,7 +104,7 @@ impl Core {
             }
             // CopyOutResponse, CopyDone, FunctionCallResponse; asynchronous: notice, parameter, notification.
             b'H' | b'c' | b'V' | b'N' | b'S' | b'A' => Deal::Pass,
-            other => Deal::Stop(broken(format!("message of type 0x{other:02x}"))),
+            other => Deal::Stop(broken(&format!("message of type 0x{other:02x}"))),
         }
     }
 
@@ -144,7 +144,7 @@ impl Core {
             return Deal::Whole;
         }
         let Some(status) = bytes.get(5).copied().and_then(Status::from_byte) else {
-            return Deal::Stop(broken("ReadyForQuery without a status".to_owned()));
+            return Deal::Stop(broken("ReadyForQuery without a status"));
         };
         self.ledger.ready();
         self.unit_ended(status);
@@ -176,6 +176,9 @@ impl Core {
     }
 }
 
-fn broken(what: String) -> Heard {
-    Heard::Broken(ErrorFields::fatal(SqlState::PROTOCOL_VIOLATION, format!("the server sent an {what}")))
+fn broken(what: &str) -> Heard {
+    Heard::Broken(ErrorFields::fatal(
+        SqlState::PROTOCOL_VIOLATION,
+        format!("the server broke the protocol: {what}"),
+    ))
 }

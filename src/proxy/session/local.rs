@@ -65,7 +65,7 @@ impl Core {
                 put_ready(lanes.down.out(), Status::Idle);
             }
             (Some(_), Some(_), Some(total)) => {
-                self.answer_extended(total, lanes, &mut |_, out| put_complete(out, "ROLLBACK"))
+                self.answer_extended(total, lanes, &mut |_, out| put_complete(out, "ROLLBACK"));
             }
             (Some(Cut::Untold(error)), _, _) => {
                 self.cut = Some(Cut::Told);

@@ -88,7 +88,7 @@ impl OwnSettings {
                 put_complete(out, "SHOW");
             }
             OwnCommand::Invalid(error) => {
-                put_error(out, &ErrorFields::error(error.sqlstate(), error.to_string()))
+                put_error(out, &ErrorFields::error(error.sqlstate(), error.to_string()));
             }
         }
     }

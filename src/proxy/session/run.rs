@@ -50,6 +50,8 @@ pub(super) struct Attached {
     pub(super) node: NodeName,
     pub(super) role: Role,
     pub(super) since: Instant,
+    /// What was set at the server when it came.
+    pub(super) settings_before: Arc<Settings>,
 }
 
 #[derive(Debug)]
@@ -161,10 +163,10 @@ impl Session<'_> {
                 Turn::Release => self.release().await,
                 Turn::ServerLost { loss, what } => {
                     if let Err(error) = self.lost(loss, &what) {
-                        return match error {
-                            Some(error) => self.say_farewell(&error).await,
-                            None => {}
-                        };
+                        if let Some(error) = error {
+                            self.say_farewell(&error).await;
+                        }
+                        return;
                     }
                 }
                 Turn::Fatal(error) => return self.say_farewell(&error).await,
@@ -184,9 +186,8 @@ impl Session<'_> {
                 Ok(wrote) => moved |= wrote,
                 Err(_) => return Poll::Ready(Turn::End),
             }
-            match self.decide() {
-                Some(turn) => return Poll::Ready(turn),
-                None => {}
+            if let Some(turn) = self.decide() {
+                return Poll::Ready(turn);
             }
             if self.attached.is_some() {
                 match self.exchange(cx) {
@@ -351,9 +352,7 @@ impl Session<'_> {
         }
         if self.ending {
             // The answer first.
-            let pending = self.down.pending().to_vec();
-            self.down.discard_pending();
-            farewell(&mut self.client, &pending).await;
+            self.say_farewell(&shutting_down()).await;
         }
     }
 

@@ -196,7 +196,7 @@ impl Core {
         let kept = &mut self.unit.replay;
         match up.unread().get(..header.total) {
             Some(message) if kept.len() + header.total <= super::core::MAX_REPLAY => {
-                kept.extend_from_slice(message)
+                kept.extend_from_slice(message);
             }
             _ => self.unit.replayable = false,
         }
