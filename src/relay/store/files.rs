@@ -5,7 +5,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -83,7 +83,7 @@ impl Files {
     pub(super) fn replace(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
         let temporary = format!("{name}{TEMPORARY_SUFFIX}");
         let write = || -> io::Result<()> {
-            let mut file = File::create(self.path(&temporary))?;
+            let mut file = create(&self.path(&temporary))?;
             file.write_all(content)?;
             file.sync_all()
         };
@@ -113,7 +113,7 @@ impl Files {
     pub(super) fn allocate(&self, name: &str, size: WalSegmentSize) -> Result<(), StoreError> {
         let temporary = format!("{name}{TEMPORARY_SUFFIX}");
         let write = || -> io::Result<()> {
-            let mut file = File::create(self.path(&temporary))?;
+            let mut file = create(&self.path(&temporary))?;
             let zeros = vec![0; ZEROS];
             for _ in 0..size.bytes() / ZEROS as u64 {
                 file.write_all(&zeros)?;
@@ -132,6 +132,11 @@ impl Files {
         let sync = || File::open(&self.directory)?.sync_all();
         sync().map_err(StoreError::io("sync", &self.directory()))
     }
+}
+
+/// WAL holds everybody's data: its files are for their owner only.
+fn create(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path)
 }
 
 fn lock(directory: &Path) -> Result<Flock<File>, StoreError> {
