@@ -132,6 +132,11 @@ impl Cluster {
                         return Ok(());
                     }
                 }
+                // One that was there before is the control plane's to bring back: the primary may have changed.
+                Err(error) if server.role_on_disk().is_some() => {
+                    tracing::info!(node = %server.node, error = %chain(&error), "not started yet");
+                    return Ok(());
+                }
                 Err(source) => return Err(failed(server)(source)),
             }
         }
