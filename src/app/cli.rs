@@ -153,7 +153,7 @@ pub fn main() -> ExitCode {
 fn execute(command: Command) -> Result<ExitCode, CliError> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::SetUp)?;
-    runtime.block_on(async {
+    let done = runtime.block_on(async {
         match command {
             Command::Demo(options) => {
                 demo::demo(options.into()).await.map_err(|error| CliError::Demo(Box::new(error)))?;
@@ -165,7 +165,10 @@ fn execute(command: Command) -> Result<ExitCode, CliError> {
             Command::History { instance, json } => history(&instance, json).await,
             Command::Route { sql } => route(&sql),
         }
-    })
+    });
+    // What is left is a client that did not leave in time; it goes with the process.
+    runtime.shutdown_background();
+    done
 }
 
 async fn run_instance(path: &Path) -> Result<ExitCode, CliError> {
