@@ -15,7 +15,7 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    fn text(status: u16, body: impl Into<String>) -> Answer {
+    pub(super) fn text(status: u16, body: impl Into<String>) -> Answer {
         Answer { status, content_type: "text/plain; charset=utf-8", body: body.into() + "\n", allow: None }
     }
 

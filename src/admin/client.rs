@@ -1,4 +1,4 @@
-//! The other end, for the admin commands: one GET, bounded in time and size.
+//! The other end, for the admin commands: one exchange, bounded in time and size.
 
 use std::io;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::header::HOST;
-use hyper::{Request, StatusCode};
+use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
@@ -35,18 +35,27 @@ pub enum ClientError {
 
 /// The body at `path` of the instance at `base` (`http://127.0.0.1:9632`).
 pub async fn fetch(base: &str, path: &str) -> Result<Bytes, ClientError> {
+    ask(Method::GET, base, path).await
+}
+
+/// Has the instance at `base` do what `path` says; its answer.
+pub async fn post(base: &str, path: &str) -> Result<Bytes, ClientError> {
+    ask(Method::POST, base, path).await
+}
+
+async fn ask(method: Method, base: &str, path: &str) -> Result<Bytes, ClientError> {
     let url = base.to_owned();
     let authority = base.strip_prefix("http://").map(|rest| rest.trim_end_matches('/'));
     let Some(authority) = authority.filter(|it| !it.is_empty() && !it.contains('/')) else {
         return Err(ClientError::Url { url });
     };
-    match tokio::time::timeout(LIMIT, exchange(&url, authority, path)).await {
+    match tokio::time::timeout(LIMIT, exchange(&url, authority, method, path)).await {
         Ok(answer) => answer,
         Err(_) => Err(ClientError::Timeout { url }),
     }
 }
 
-async fn exchange(url: &str, authority: &str, path: &str) -> Result<Bytes, ClientError> {
+async fn exchange(url: &str, authority: &str, method: Method, path: &str) -> Result<Bytes, ClientError> {
     let http =
         |source: Box<dyn std::error::Error + Send + Sync>| ClientError::Http { url: url.to_owned(), source };
     let stream = TcpStream::connect(authority)
@@ -54,8 +63,12 @@ async fn exchange(url: &str, authority: &str, path: &str) -> Result<Bytes, Clien
         .map_err(|source| ClientError::Connect { url: url.to_owned(), source })?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| http(e.into()))?;
-    let request =
-        Request::get(path).header(HOST, authority).body(Empty::<Bytes>::new()).map_err(|e| http(e.into()))?;
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(HOST, authority)
+        .body(Empty::<Bytes>::new())
+        .map_err(|e| http(e.into()))?;
     let answer = async {
         let response = sender.send_request(request).await.map_err(|e| http(e.into()))?;
         let status = response.status();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, ORIGIN};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -18,7 +18,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::answer::{self, Answer, answer};
+use super::order::{self, Origin, order};
 use super::view::{Identity, Snapshot};
+use crate::failover::{CommandError, Commands};
 use crate::topology::{Directive, Election, Health, ProxyStatus, WalStatus};
 
 /// Connections at a time. One more waits in the kernel's queue until one ends.
@@ -40,6 +42,8 @@ pub struct Sources {
     pub proxy: watch::Receiver<Arc<ProxyStatus>>,
     pub history: watch::Receiver<Arc<Vec<Election>>>,
     pub registry: Registry,
+    /// Where an operator's commands go. `None`: they get 503.
+    pub commands: Option<Commands>,
 }
 
 impl Sources {
@@ -85,8 +89,8 @@ pub async fn serve(listener: TcpListener, sources: Sources, shutdown: Cancellati
 
 async fn connection(stream: TcpStream, sources: Arc<Sources>, shutdown: CancellationToken) {
     let service = service_fn(|request| {
-        let response = respond(&request, &sources);
-        async move { Ok::<_, Infallible>(response) }
+        let sources = Arc::clone(&sources);
+        async move { Ok::<_, Infallible>(respond(&request, &sources).await) }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -106,12 +110,25 @@ async fn connection(stream: TcpStream, sources: Arc<Sources>, shutdown: Cancella
 }
 
 /// The body of a request is never read.
-fn respond<B>(request: &Request<B>, sources: &Sources) -> Response<Full<Bytes>> {
+async fn respond<B>(request: &Request<B>, sources: &Sources) -> Response<Full<Bytes>> {
     let asked = answer::Request {
         method: request.method().as_str(),
         path: request.uri().path(),
         query: request.uri().query().unwrap_or(""),
     };
+    let origin = if request.headers().contains_key(ORIGIN) { Origin::Page } else { Origin::Program };
+    match order(asked, origin) {
+        Some(Ok(command)) => {
+            tracing::info!(?command, "an operator's command");
+            let done = match &sources.commands {
+                Some(commands) => commands.send(command).await,
+                None => Err(CommandError::Stopped),
+            };
+            return response(order::answer(done));
+        }
+        Some(Err(refusal)) => return response(refusal),
+        None => {}
+    }
     response(answer(asked, &sources.identity, &sources.snapshot(), Instant::now(), || sources.metrics()))
 }
 
@@ -137,7 +154,7 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::super::view::tests::{identity, snapshot};
-    use super::super::{ClientError, ClusterView, fetch};
+    use super::super::{ClientError, ClusterView, fetch, post};
     use super::{Sources, serve};
 
     #[tokio::test]
@@ -154,6 +171,7 @@ mod tests {
             proxy: watch::channel(seen.proxy).1,
             history: watch::channel(seen.history).1,
             registry,
+            commands: None,
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let base = format!("http://{}", listener.local_addr().expect("bound"));
@@ -166,6 +184,8 @@ mod tests {
             assert!(metrics.ends_with(b"bellwether_term 0\n"));
             let missing = fetch(&base, "/missing").await.expect_err("there is no such page");
             assert!(matches!(missing, ClientError::Status { status, .. } if status == 404), "{missing}");
+            let nobody = post(&base, "/api/v1/pause").await.expect_err("there is no control plane");
+            assert!(matches!(nobody, ClientError::Status { status, .. } if status == 503), "{nobody}");
             shutdown.cancel();
         };
         tokio::join!(serve(listener, sources, shutdown.clone()), questions);

@@ -1,15 +1,16 @@
 //! What people and tools look at: metrics, health, the cluster's state, the elections; over HTTP.
 //!
 //! [`view`] and [`answer`] are functions of the planes' published values and of `now`; [`http`] is the thin
-//! shell around them. This room reads and never decides.
+//! shell around them. This room reads and never decides; an operator's commands it passes on ([`order`]).
 
 mod answer;
 mod client;
 mod http;
+mod order;
 mod text;
 mod view;
 
-pub use client::{ClientError, fetch};
+pub use client::{ClientError, fetch, post};
 pub use http::{Sources, serve};
 pub use text::{history_text, status_text};
 pub use view::{ClusterView, Identity, Snapshot, cluster};

@@ -17,7 +17,7 @@ use super::run::{self, RunError};
 use super::{shutdown, telemetry};
 use crate::admin::{self, ClientError, ClusterView};
 use crate::proxy::route::explain;
-use crate::topology::{Durability, Election};
+use crate::topology::{Durability, Election, NodeName};
 
 /// One endpoint in front of a PostgreSQL cluster: pooling, routing, WAL relay and failover in one process.
 #[derive(Debug, Parser)]
@@ -54,6 +54,18 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Promote a standby now, whatever the primary is doing
+    Failover {
+        #[command(flatten)]
+        instance: Instance,
+        /// Which one [default: the best]
+        #[arg(long, value_name = "NODE")]
+        to: Option<NodeName>,
+    },
+    /// No automatic failover until resumed
+    Pause(Instance),
+    /// Automatic failover again
+    Resume(Instance),
     /// Tell where a statement would go, and why; needs no server
     Route {
         /// The statement, or - for standard input
@@ -163,6 +175,12 @@ fn execute(command: Command) -> Result<ExitCode, CliError> {
             Command::Check(file) => report(&file.config).await,
             Command::Status { instance, watch, json } => status(&instance, watch, json).await,
             Command::History { instance, json } => history(&instance, json).await,
+            Command::Failover { instance, to } => {
+                let to = to.map(|node| format!("?to={node}")).unwrap_or_default();
+                order(&instance, &format!("/api/v1/failover{to}")).await
+            }
+            Command::Pause(instance) => order(&instance, "/api/v1/pause").await,
+            Command::Resume(instance) => order(&instance, "/api/v1/resume").await,
             Command::Route { sql } => route(&sql),
         }
     });
@@ -223,6 +241,13 @@ async fn history(instance: &Instance, json: bool) -> Result<ExitCode, CliError> 
         let elections: Vec<Election> = serde_json::from_slice(&body)?;
         print(&admin::history_text(&elections))?;
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// An accepted command has begun, not ended: the history tells how it went.
+async fn order(instance: &Instance, path: &str) -> Result<ExitCode, CliError> {
+    let answer = admin::post(&instance.url()?, path).await?;
+    print(&String::from_utf8_lossy(&answer))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -308,6 +333,9 @@ mod tests {
             ("status --admin http://127.0.0.1:9632", true),
             ("status --admin http://127.0.0.1:9632 --config a.yaml", false),
             ("history --json", true),
+            ("failover --to pg2", true),
+            ("failover --to PG2", false),
+            ("pause", true),
             ("route -", true),
             ("route", false),
             ("runn", false),

@@ -8,6 +8,7 @@
 //! The end, on the shutdown token: accepting stops and sessions get 57P01; when they are gone, or
 //! [`CLIENTS_LIMIT`] later, the planes stop, the WAL plane last, since the last commits wait for it.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -26,11 +27,11 @@ use super::local::{self, LocalError};
 use super::plans;
 use super::users;
 use crate::admin;
-use crate::failover::{self, Failover, FailoverError};
+use crate::failover::{self, Failover, FailoverError, LocalNode};
 use crate::net::{Acceptor, ListenAddress, Users};
 use crate::proxy::{self, Proxy, Workers};
 use crate::relay::{Relay, RelayError};
-use crate::topology::{Directive, Election, Health, ProxyStatus, WalStatus};
+use crate::topology::{Directive, Election, Health, NodeName, ProxyStatus, WalStatus};
 
 /// Clients have so long to finish what they are in the middle of.
 const CLIENTS_LIMIT: Duration = Duration::from_secs(10);
@@ -148,6 +149,48 @@ struct Instance {
 /// A task's name and how it ended.
 type TaskEnd = (&'static str, Result<(), RunError>);
 
+/// The planes, built and connected.
+struct Planes {
+    /// Running already: its store is open.
+    relay: Relay,
+    proxy: Proxy,
+    failover: Failover,
+    admin: admin::Sources,
+}
+
+impl Planes {
+    fn connect(
+        config: &Config,
+        local: HashMap<NodeName, LocalNode>,
+        clients: &CancellationToken,
+        planes: &CancellationToken,
+    ) -> Result<Planes, RunError> {
+        let wires = Wires::new(config);
+        let (directive, health) = (wires.directive.1.clone(), wires.health.1.clone());
+        let obeys = plans::relay_inputs(config, directive.clone());
+        let (relay, wal) = Relay::start(plans::relay(config), obeys, &wires.registry, planes.clone())?;
+        let obeys = proxy::Inputs { directive, health, wal: wal.clone(), nodes: plans::nodes(config) };
+        let (proxy, served) = Proxy::new(
+            Instant::now(),
+            plans::proxy(config),
+            obeys,
+            plans::proxy_login(config),
+            &wires.registry,
+            clients.clone(),
+        )?;
+        let mut admin = admin_sources(config, &wires, wal.clone(), served.clone());
+        let sees = failover::Inputs { wal, proxy: served, local };
+        let orders = failover::Outputs {
+            directive: wires.directive.0,
+            health: wires.health.0,
+            history: wires.history.0,
+        };
+        let (failover, commands) = Failover::new(plans::failover(config), sees, orders, &wires.registry)?;
+        admin.commands = Some(commands);
+        Ok(Planes { relay, proxy, failover, admin })
+    }
+}
+
 impl Instance {
     async fn start(
         config: &Config,
@@ -158,40 +201,11 @@ impl Instance {
         // Whatever fails below, nothing that was started goes on.
         let unless_whole = (clients.clone().drop_guard(), planes.clone().drop_guard());
         let local = local::servers(config).await?;
-        let wires = Wires::new(config);
-        let (directive, health) = (wires.directive.1.clone(), wires.health.1.clone());
-        let (relay, wal) = Relay::start(
-            plans::relay(config),
-            plans::relay_inputs(config, directive.clone()),
-            &wires.registry,
-            planes.clone(),
-        )?;
-        let inputs = proxy::Inputs {
-            directive: directive.clone(),
-            health: health.clone(),
-            wal: wal.clone(),
-            nodes: plans::nodes(config),
-        };
-        let (proxy, served) = Proxy::new(
-            Instant::now(),
-            plans::proxy(config),
-            inputs,
-            plans::proxy_login(config),
-            &wires.registry,
-            clients.clone(),
-        )?;
-        let admin = admin_sources(config, &wires, wal.clone(), served.clone());
-        let inputs = failover::Inputs { wal, proxy: served, local };
-        let outputs = failover::Outputs {
-            directive: wires.directive.0,
-            health: wires.health.0,
-            history: wires.history.0,
-        };
-        let (failover, _commands) = Failover::new(plans::failover(config), inputs, outputs, &wires.registry)?;
+        let Planes { relay, proxy, failover, admin } = Planes::connect(config, local, &clients, &planes)?;
 
         let mut tasks = JoinSet::new();
         let (lookup, candidates) = watch::channel(Vec::new());
-        let follow = users::follow(config.clone(), directive, health, lookup);
+        let follow = users::follow(config.clone(), admin.directive.clone(), admin.health.clone(), lookup);
         let stop = planes.clone();
         tasks.spawn(task("user lookup", async move {
             let _ = stop.run_until_cancelled(follow).await;
@@ -204,18 +218,11 @@ impl Instance {
 
         let acceptor = acceptor(config, candidates);
         let greet = front::greeter(proxy.clone(), relay.clone(), acceptor, clients.clone());
-        let workers =
-            Workers::start(plans::workers(config), &proxy, &clients, greet).map_err(RunError::Threads)?;
+        let workers = Workers::start(plans::workers(config), &proxy, &clients, greet);
+        let workers = workers.map_err(RunError::Threads)?;
         let accepting = listening.start(workers.dispatch(), clients.clone()).map_err(RunError::Threads)?;
-        let (keep_clients, keep_planes) = unless_whole;
-        Ok(Instance {
-            clients: keep_clients.disarm(),
-            planes: keep_planes.disarm(),
-            accepting,
-            workers,
-            relay,
-            tasks,
-        })
+        let (clients, planes) = (unless_whole.0.disarm(), unless_whole.1.disarm());
+        Ok(Instance { clients, planes, accepting, workers, relay, tasks })
     }
 
     /// Resolves only when something ended that should not have.
@@ -281,5 +288,6 @@ fn admin_sources(
         proxy,
         history: wires.history.1.clone(),
         registry: wires.registry.clone(),
+        commands: None,
     }
 }

@@ -1,0 +1,93 @@
+//! What may be asked of the control plane over HTTP: which request is which command. PURE.
+
+use super::answer::{Answer, Request};
+use crate::failover::{Command, CommandError};
+use crate::topology::NodeName;
+
+/// `None`: not one of the commands' paths. `origin`: whether a browser says that a page of somebody's sends
+/// this; such a page may be anybody's, and its visitor an operator, so it is refused.
+pub(super) fn order(request: Request<'_>, origin: Origin) -> Option<Result<Command, Answer>> {
+    let name = request.path.strip_prefix("/api/v1/")?;
+    if !["failover", "switchover", "pause", "resume"].contains(&name) {
+        return None;
+    }
+    if request.method != "POST" {
+        let answer = Answer { allow: Some("POST"), ..Answer::text(405, "only POST") };
+        return Some(Err(answer));
+    }
+    if origin == Origin::Page {
+        return Some(Err(Answer::text(403, "not from a web page")));
+    }
+    Some(node(request.query).map(|to| match name {
+        "failover" => Command::Failover { to },
+        "switchover" => Command::Switchover { to },
+        "pause" => Command::Pause,
+        _ => Command::Resume,
+    }))
+}
+
+/// Who sends a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// With an `Origin` header.
+    Page,
+    Program,
+}
+
+pub(super) fn answer(result: Result<String, CommandError>) -> Answer {
+    match result {
+        Ok(done) => Answer::text(200, done),
+        Err(error @ CommandError::UnknownNode(_)) => Answer::text(404, error.to_string()),
+        Err(error @ (CommandError::Unfit(..) | CommandError::NotNow(_))) => {
+            Answer::text(409, error.to_string())
+        }
+        Err(error @ CommandError::Unsupported(_)) => Answer::text(501, error.to_string()),
+        Err(error @ CommandError::Stopped) => Answer::text(503, error.to_string()),
+    }
+}
+
+/// `?to=NODE`.
+fn node(query: &str) -> Result<Option<NodeName>, Answer> {
+    let mut to = None;
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        match pair.split_once('=') {
+            Some(("to", name)) => {
+                to = Some(name.parse().map_err(|_| Answer::text(400, "to is a node's name"))?);
+            }
+            // A misspelt `to` must not become a failover to whoever is best.
+            _ => return Err(Answer::text(400, "only to=NODE is understood")),
+        }
+    }
+    Ok(to)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Origin, order};
+    use crate::admin::answer::Request;
+    use crate::failover::Command;
+
+    #[test]
+    fn commands_are_posted_by_programs() {
+        let ask = |method, uri: &'static str, origin| {
+            let (path, query) = uri.split_once('?').unwrap_or((uri, ""));
+            order(Request { method, path, query }, origin).map(|order| order.map_err(|answer| answer.status))
+        };
+        let pg2 = "pg2".parse().ok();
+        for (uri, expected) in [
+            ("/api/v1/failover", Some(Ok(Command::Failover { to: None }))),
+            ("/api/v1/failover?to=pg2", Some(Ok(Command::Failover { to: pg2.clone() }))),
+            ("/api/v1/switchover?to=pg2", Some(Ok(Command::Switchover { to: pg2 }))),
+            ("/api/v1/pause", Some(Ok(Command::Pause))),
+            ("/api/v1/resume", Some(Ok(Command::Resume))),
+            ("/api/v1/failover?too=pg2", Some(Err(400))),
+            ("/api/v1/failover?to=PG%202", Some(Err(400))),
+            ("/api/v1/cluster", None),
+            ("/failover", None),
+        ] {
+            assert_eq!(ask("POST", uri, Origin::Program), expected, "{uri}");
+        }
+        assert_eq!(ask("GET", "/api/v1/pause", Origin::Program), Some(Err(405)));
+        assert_eq!(ask("POST", "/api/v1/failover", Origin::Page), Some(Err(403)));
+    }
+}
