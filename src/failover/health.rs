@@ -451,3 +451,6 @@ fn describe(how: &StreamEnd) -> String {
 fn seconds(duration: Duration) -> String {
     format!("{:.1} s", duration.as_secs_f64())
 }
+
+#[cfg(test)]
+mod tests;

@@ -337,7 +337,8 @@ impl World {
                 continue;
             }
             server.timeline = wal.timeline;
-            server.flush = wal.durable;
+            // Slower than the relay: who was away has to catch up.
+            server.flush = wal.durable.min(server.flush.advanced(0x180));
             followers.push(follower(server, now));
         }
         self.wal.followers = followers;
