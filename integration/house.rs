@@ -103,6 +103,8 @@ fn planted_breaches_are_caught() {
             "const C: char = '\"'; use crate::proxy::X; const D: char = '\"';",
             "crate::proxy::X",
         ),
+        ("relay/mod.rs", "fn f() -> impl Sized + use<> { a; } use crate::proxy::X;", "crate::proxy::X"),
+        ("relay/mod.rs", "macro_rules! m { () => { use {; } } } use crate::proxy::X;", "crate::proxy::X"),
         // Floors that look up, rooms that look at the root.
         ("net/mod.rs", "use crate::proxy::X;", "crate::proxy::X"),
         ("topology/mod.rs", "use crate::net::Stream;", "crate::net::Stream"),
@@ -225,7 +227,8 @@ fn paths(file_module: &[String], tokens: &[String]) -> Vec<String> {
                 }
                 at += 1;
             }
-            "use" => {
+            // `+ use<'a>` in a bound imports nothing.
+            "use" if tokens.get(at + 1).is_none_or(|t| t != "<") => {
                 at = use_tree(tokens, at + 1, &[], &mut |path, name| {
                     let absolute = absolute(&module, path);
                     imported.push((name.to_owned(), absolute.clone()));
@@ -289,8 +292,11 @@ fn use_tree(
             "{" => {
                 at += 1;
                 while at < tokens.len() && tokens[at] != "}" {
-                    at = use_tree(tokens, at, &path, each);
-                    at += usize::from(tokens.get(at).is_some_and(|t| t == ","));
+                    at = match tokens[at].as_str() {
+                        // A semicolon has no place here; where there is one, this is no import.
+                        "," | ";" => at + 1,
+                        _ => use_tree(tokens, at, &path, each),
+                    };
                 }
                 return at + 1;
             }
