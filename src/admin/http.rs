@@ -1,5 +1,5 @@
 #![expect(clippy::disallowed_methods, reason = "shell: reads the clock for the ages it shows")]
-//! The HTTP server around [`super::answer`]: HTTP/1, bounded in connections and in patience.
+//! The HTTP server around `answer`: HTTP/1, bounded in connections and in patience.
 
 use std::convert::Infallible;
 use std::sync::Arc;

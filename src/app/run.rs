@@ -6,7 +6,7 @@
 //! that ends before it was asked to ends the instance: half of it would be a lie to its clients.
 //!
 //! The end, on the shutdown token: accepting stops and sessions get 57P01; when they are gone, or
-//! [`CLIENTS_LIMIT`] later, the planes stop, the WAL plane last, since the last commits wait for it.
+//! ten seconds later, the planes stop, the WAL plane last, since the last commits wait for it.
 
 use std::collections::HashMap;
 use std::fmt;

@@ -29,6 +29,9 @@ pub(super) struct Facts {
     pub(super) may_reload: bool,
     /// `ALTER SYSTEM SET synchronous_standby_names`.
     pub(super) may_alter_system: bool,
+    /// `pg_read_file`: of a new timeline's history, to verify a promotion.
+    pub(super) may_read_files: bool,
+    pub(super) may_checkpoint: bool,
     /// Reads password verifiers.
     pub(super) may_read_authid: bool,
     /// Of `pg_settings`; what the login may not see is absent.
@@ -65,7 +68,7 @@ const SETTINGS: &[&str] = &[
     "wal_log_hints",
 ];
 
-/// The answers of all nodes, in their order; asked in parallel, each within [`LIMIT`].
+/// The answers of all nodes, in their order; asked in parallel, each within ten seconds.
 pub(super) async fn gather(config: &Config) -> Vec<Result<Facts, NoFacts>> {
     let login = Arc::new(config.server_login.clone());
     let mut asking = JoinSet::new();
@@ -110,7 +113,8 @@ async fn read(client: &Client) -> Result<Facts, tokio_postgres::Error> {
                     has_function_privilege('pg_catalog.pg_promote(boolean, integer)', 'EXECUTE'),
                     has_function_privilege('pg_catalog.pg_reload_conf()', 'EXECUTE'),
                     has_table_privilege('pg_catalog.pg_authid', 'SELECT'),
-                    host(inet_client_addr())
+                    host(inet_client_addr()),
+                    has_function_privilege('pg_catalog.pg_read_file(text)', 'EXECUTE')
                FROM pg_catalog.pg_roles r WHERE r.rolname = current_user",
             &[],
         )
@@ -126,10 +130,12 @@ async fn read(client: &Client) -> Result<Facts, tokio_postgres::Error> {
         may_promote: row.get(6),
         may_reload: row.get(7),
         may_read_authid: row.get(8),
+        may_read_files: row.get(10),
         our_address: address.and_then(|text| text.parse().ok()),
         ..Facts::default()
     };
-    facts.may_alter_system = facts.superuser || may_alter_system(client, facts.version).await?;
+    let granted = if facts.superuser { [true; 2] } else { since_15(client, facts.version).await? };
+    [facts.may_alter_system, facts.may_checkpoint] = granted;
     for row in
         client.query("SELECT name, setting FROM pg_settings WHERE name = ANY($1)", &[&SETTINGS]).await?
     {
@@ -139,13 +145,15 @@ async fn read(client: &Client) -> Result<Facts, tokio_postgres::Error> {
     Ok(facts)
 }
 
-/// Privileges on parameters came with PostgreSQL 15; before, it takes a superuser.
-async fn may_alter_system(client: &Client, version: i32) -> Result<bool, tokio_postgres::Error> {
+/// ALTER SYSTEM and CHECKPOINT can be granted since PostgreSQL 15; before, they take a superuser.
+async fn since_15(client: &Client, version: i32) -> Result<[bool; 2], tokio_postgres::Error> {
     if version < 150_000 {
-        return Ok(false);
+        return Ok([false; 2]);
     }
-    let sql = "SELECT has_parameter_privilege('synchronous_standby_names', 'ALTER SYSTEM')";
-    Ok(client.query_one(sql, &[]).await?.get(0))
+    let sql = "SELECT has_parameter_privilege('synchronous_standby_names', 'ALTER SYSTEM'),
+                      pg_has_role(current_user, 'pg_checkpoint', 'USAGE')";
+    let row = client.query_one(sql, &[]).await?;
+    Ok([row.get(0), row.get(1)])
 }
 
 async fn hba(client: &Client) -> Result<Option<Vec<Rule>>, tokio_postgres::Error> {

@@ -94,6 +94,13 @@ fn grants(config: &Config, node: &NodeConfig, facts: &Facts) -> Vec<Finding> {
         };
         missing("may not set synchronous_standby_names", grant);
     }
+    if !facts.may_checkpoint && facts.version >= 150_000 {
+        missing("may not request a checkpoint after a promotion", format!("GRANT pg_checkpoint TO {user};"));
+    }
+    if !facts.may_read_files {
+        let grant = format!("GRANT EXECUTE ON FUNCTION pg_catalog.pg_read_file(text) TO {user};");
+        missing("may not read the history of a new timeline", grant);
+    }
     if config.auth.query == AuthQuery::On && !facts.may_read_authid {
         let grant =
             format!("GRANT SELECT ON pg_catalog.pg_authid TO {user}; or auth: {{query: off, users: [...]}}");
@@ -435,6 +442,8 @@ state: {{file: state}}
                 "GRANT EXECUTE ON FUNCTION pg_catalog.pg_promote(boolean, integer) TO bw;",
                 "GRANT EXECUTE ON FUNCTION pg_catalog.pg_reload_conf() TO bw;",
                 "GRANT ALTER SYSTEM ON PARAMETER synchronous_standby_names TO bw;",
+                "GRANT pg_checkpoint TO bw;",
+                "GRANT EXECUTE ON FUNCTION pg_catalog.pg_read_file(text) TO bw;",
                 "GRANT SELECT ON pg_catalog.pg_authid TO bw; or auth: {query: off, users: [...]}",
                 "GRANT SELECT ON pg_catalog.pg_hba_file_rules TO bw; GRANT EXECUTE ON FUNCTION pg_catalog.pg_hba_file_rules() TO bw;",
             ]

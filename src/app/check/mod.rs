@@ -1,7 +1,7 @@
 //! `bellwether check`: everything that stands in the way, at once, with what mends it.
 //!
-//! First the file; then, when the file is whole, every server, side by side. [`facts`] asks the servers,
-//! [`judge`] and [`hba`] decide, without a server, what the answers mean.
+//! First the file; then, when the file is whole, every server, side by side. `facts` asks the servers,
+//! `judge` and `hba` decide, without a server, what the answers mean.
 
 mod facts;
 mod hba;

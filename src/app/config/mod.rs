@@ -1,6 +1,6 @@
 //! `bellwether.yaml`: read once, checked as a whole, trusted afterwards.
 //!
-//! [`parse`] is a function of the text and of the [`Sources`] of its secrets; it reports every problem at once.
+//! [`parse()`] is a function of the text and of the [`Sources`] of its secrets; it reports every problem at once.
 //! The planes do not see [`Config`]: `run` makes each plane's own configuration from it.
 
 mod parse;
