@@ -38,6 +38,8 @@ use crate::topology::{NodeName, Role};
 const FAREWELL_LIMIT: Duration = Duration::from_secs(2);
 /// For the DISCARD ALL behind a session that kept its server.
 const CLEAN_LIMIT: Duration = Duration::from_secs(5);
+/// How long a client whose primary broke waits for the word whether a failover has begun.
+const VERDICT_LIMIT: Duration = Duration::from_secs(1);
 /// Room for one read at least.
 const LEAST_READ: usize = 4096;
 /// A read that only needs another server is run again this often.
@@ -162,7 +164,7 @@ impl Session<'_> {
                 },
                 Turn::Release => self.release().await,
                 Turn::ServerLost { loss, what } => {
-                    if let Err(error) = self.lost(loss, &what) {
+                    if let Err(error) = self.lost(loss, &what).await {
                         if let Some(error) = error {
                             self.say_farewell(&error).await;
                         }
@@ -380,7 +382,7 @@ impl Session<'_> {
     }
 
     /// The server at hand is gone. `Err`: the session ends, with or without a last word.
-    fn lost(&mut self, loss: Loss, what: &str) -> Result<(), Option<ErrorFields>> {
+    async fn lost(&mut self, loss: Loss, what: &str) -> Result<(), Option<ErrorFields>> {
         let now = Instant::now();
         let Some(attached) = self.attached.take() else { return Ok(()) };
         self.slot.release();
@@ -388,13 +390,11 @@ impl Session<'_> {
             attached.lease.pool().evidence.broken(now);
         }
         tracing::info!(node = %attached.node, loss = ?loss, what, "server connection lost");
-        // A primary that breaks is on its way to be replaced more often than not, and then the client may
-        // safely try again.
-        let term = self.shared.inputs.directive.borrow().clone();
-        let failing_over = attached.role == Role::Primary && term.writable() != Some(&attached.node);
+        let (node, role) = (attached.node.clone(), attached.role);
+        // Not ours any more before anything is waited for: the fence counts it.
         drop(attached);
         self.shared.pressing.notify_one();
-        let loss = if failing_over { Loss::Failover } else { loss };
+        let loss = if role == Role::Primary { self.cause_of_loss(loss, &node).await } else { loss };
         match self.core.lost(loss, what, &mut self.up, &mut self.down) {
             AfterLoss::GoOn => Ok(()),
             AfterLoss::Retry if self.retries < MAX_RETRIES => {
@@ -409,6 +409,20 @@ impl Session<'_> {
             }
             AfterLoss::Fatal(error) => Err(Some(error)),
             AfterLoss::Close => Err(None),
+        }
+    }
+
+    /// A primary that breaks is on its way to be replaced more often than not, and then the client may safely
+    /// try again (40001). The control plane knows a moment later than the socket does.
+    async fn cause_of_loss(&self, loss: Loss, node: &NodeName) -> Loss {
+        if self.core.status() == message::Status::Idle && !self.core.is_busy() {
+            return loss;
+        }
+        let mut directive = self.shared.inputs.directive.clone();
+        let replaced = directive.wait_for(|order| order.writable() != Some(node));
+        match tokio::time::timeout(VERDICT_LIMIT, replaced).await {
+            Ok(Ok(_)) => Loss::Failover,
+            Ok(Err(_)) | Err(_) => loss,
         }
     }
 
