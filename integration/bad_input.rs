@@ -5,6 +5,12 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
+use bellwether::net::{Credentials, Target, dial};
+use bellwether::pg::protocol::frontend;
+use bellwether::topology::Address;
+use bytes::BytesMut;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
 use crate::harness::{Cluster, Options};
 
 /// Everything the endpoint answers to `bytes` until it closes.
@@ -37,6 +43,34 @@ fn sqlstate(answer: &[u8]) -> Option<String> {
     fields.filter(|code| code.len() == 5).map(str::to_owned).next()
 }
 
+/// What a walsender of ours says to `command`, up to its error.
+fn replication_answer(cluster: &Cluster, command: &str) -> Vec<u8> {
+    let limit = Duration::from_secs(30);
+    let target = Target {
+        address: Address { host: "127.0.0.1".to_owned(), port: cluster.port },
+        user: "bellwether".into(),
+        database: "replication".into(),
+        credentials: Credentials::Password(cluster.superuser_password().into()),
+        parameters: vec![("replication".to_owned(), "true".to_owned())],
+    };
+    let exchange = async {
+        let mut backend = dial(&target, limit).await.expect("a replication login");
+        let mut query = BytesMut::new();
+        frontend::query(command, &mut query);
+        backend.stream.write_all(&query).await.expect("write");
+        let mut answer = backend.received.to_vec();
+        let mut chunk = [0; 4096];
+        while sqlstate(&answer).is_none() {
+            let read = backend.stream.read(&mut chunk).await.expect("read");
+            assert!(read > 0, "closed without an error: {}", String::from_utf8_lossy(&answer));
+            answer.extend_from_slice(&chunk[..read]);
+        }
+        answer
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+    runtime.block_on(async { tokio::time::timeout(limit, exchange).await }).expect("an answer in time")
+}
+
 #[test]
 fn bad_input() {
     let cluster = Cluster::start(Options::default());
@@ -67,23 +101,16 @@ fn bad_input() {
         format!("host=127.0.0.1 port={} user=app password=demo dbname=app replication=true", cluster.port);
     assert!(cluster.psql_at(&conninfo, "IDENTIFY_SYSTEM").is_err());
 
-    // A follower that asks for WAL that is gone, one of an unknown timeline, one that wants SQL.
-    let walsender = |command: &str| {
-        let password = cluster.superuser_password();
-        let conninfo = format!(
-            "host=127.0.0.1 port={} user=bellwether password={password} replication=true",
-            cluster.port
-        );
-        cluster.psql_at(&conninfo, command).expect_err("accepted")
-    };
-    let gone = walsender("START_REPLICATION PHYSICAL 0/0 TIMELINE 1");
-    assert!(gone.contains("58P01"), "{gone}");
-    let timeline = walsender("START_REPLICATION PHYSICAL 0/1000000 TIMELINE 77");
-    assert!(timeline.contains("requested timeline 77 is not in this server's history"), "{timeline}");
-    let slot = walsender("START_REPLICATION SLOT \"not_there\" PHYSICAL 0/1000000 TIMELINE 1");
-    assert!(slot.contains("42704"), "{slot}");
-    let sql = walsender("SELECT 1");
-    assert!(sql.contains("0A000"), "{sql}");
+    // A follower that asks for WAL that is gone, for a timeline or a slot that never was, for SQL.
+    for (command, expected) in [
+        ("START_REPLICATION PHYSICAL 0/0 TIMELINE 1", "58P01"),
+        ("START_REPLICATION PHYSICAL 0/1000000 TIMELINE 77", "XX000"),
+        ("START_REPLICATION SLOT \"not_there\" PHYSICAL 0/1000000 TIMELINE 1", "42704"),
+        ("SELECT 1", "0A000"),
+        ("START_REPLICATION nonsense", "42601"),
+    ] {
+        assert_eq!(sqlstate(&replication_answer(&cluster, command)).as_deref(), Some(expected), "{command}");
+    }
 
     // Nobody else noticed.
     cluster.psql("INSERT INTO calm VALUES (1)").expect("insert");
