@@ -19,7 +19,7 @@ fn write_wal(cluster: &Cluster) {
 }
 
 fn standby_reads(cluster: &Cluster, node: &str) -> f64 {
-    cluster.metric(&format!("bellwether_node_reads_total{{node=\"{node}\"}}")).unwrap_or(0.0)
+    cluster.metric(&format!("bellwether_node_statements_total{{node=\"{node}\"}}")).unwrap_or(0.0)
 }
 
 /// Reads go to `expected` nodes only, all of them, within the time that routing needs to notice.

@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use prometheus::IntCounter;
+
 use crate::net::DialError;
 use crate::topology::{ClientEvidence, NodeName};
 
@@ -17,10 +19,12 @@ pub(crate) struct NodeEvidence {
     broken: AtomicU64,
     /// Leases out.
     outstanding: AtomicUsize,
+    /// `bellwether_node_statements_total`.
+    statements: IntCounter,
 }
 
 impl NodeEvidence {
-    pub(crate) fn new(node: NodeName, origin: Instant) -> NodeEvidence {
+    pub(crate) fn new(node: NodeName, origin: Instant, statements: IntCounter) -> NodeEvidence {
         NodeEvidence {
             node,
             origin,
@@ -28,7 +32,13 @@ impl NodeEvidence {
             refused: AtomicU64::new(0),
             broken: AtomicU64::new(0),
             outstanding: AtomicUsize::new(0),
+            statements,
         }
+    }
+
+    /// The node was chosen for a unit of work.
+    pub(crate) fn chosen(&self) {
+        self.statements.inc();
     }
 
     pub(crate) fn lent(&self) {

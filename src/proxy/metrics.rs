@@ -8,6 +8,7 @@ use prometheus::{
 #[derive(Clone, Debug)]
 pub(crate) struct Metrics {
     pub(crate) statements: IntCounterVec,
+    pub(crate) node_statements: IntCounterVec,
     pub(crate) clients: IntGaugeVec,
     pub(crate) servers: IntGaugeVec,
     pub(crate) pool_wait: Histogram,
@@ -31,6 +32,10 @@ impl Metrics {
                 ),
                 &["route", "reason"],
             )?,
+            node_statements: IntCounterVec::new(
+                Opts::new("bellwether_node_statements_total", "Units of work by the node that was chosen"),
+                &["node"],
+            )?,
             clients: IntGaugeVec::new(Opts::new("bellwether_clients", "Client connections"), &["state"])?,
             servers: IntGaugeVec::new(
                 Opts::new("bellwether_servers", "Server connections in the pools"),
@@ -50,6 +55,7 @@ impl Metrics {
             )?,
         };
         registry.register(Box::new(metrics.statements.clone()))?;
+        registry.register(Box::new(metrics.node_statements.clone()))?;
         registry.register(Box::new(metrics.clients.clone()))?;
         registry.register(Box::new(metrics.servers.clone()))?;
         registry.register(Box::new(metrics.pool_wait.clone()))?;

@@ -103,14 +103,18 @@ impl Proxy {
         stop: CancellationToken,
     ) -> prometheus::Result<(Proxy, watch::Receiver<Arc<ProxyStatus>>)> {
         let (status, receiver) = watch::channel(Arc::default());
-        let evidence =
-            inputs.nodes.iter().map(|node| Arc::new(NodeEvidence::new(node.name.clone(), now))).collect();
+        let metrics = Metrics::new(registry)?;
+        let evidence_of = |node: &Node| {
+            let chosen = metrics.node_statements.with_label_values(&[node.name.as_str()]);
+            Arc::new(NodeEvidence::new(node.name.clone(), now, chosen))
+        };
+        let evidence = inputs.nodes.iter().map(evidence_of).collect();
         let shared = Shared {
             config,
             login,
             inputs,
             stop,
-            metrics: Metrics::new(registry)?,
+            metrics,
             slots: Slots::default(),
             statements: Statements::default(),
             pools: Mutex::default(),

@@ -57,6 +57,9 @@ impl Session<'_> {
                     match self.attach_at(&node, role, term, now).await {
                         Ok(true) => {
                             self.worker.counters.borrow_mut().statement(route_word(role), reason);
+                            if let Some(attached) = &self.attached {
+                                attached.lease.pool().evidence.chosen();
+                            }
                             return Ok(());
                         }
                         // The directive changed meanwhile.
