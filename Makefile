@@ -21,7 +21,7 @@ test: setup setup-second-major
 check: setup
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --locked --no-deps --document-private-items
 
 ## sim: the simulated world, many seeds (SEEDS=20000)
 .PHONY: sim

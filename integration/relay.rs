@@ -17,6 +17,7 @@ const SEGMENT_BYTES: u64 = 16 << 20;
 async fn relay_restart() {
     let mut cluster = Cluster::start(Options::default());
     let direct = cluster.direct_conninfo(&cluster.primary(), "app");
+    let standbys = cluster.standbys();
     let ledger = Ledger::start(&cluster.conninfo(), 4).await;
     for _ in 0..10 {
         let goal = ledger.acknowledged() + 200;
@@ -27,7 +28,7 @@ async fn relay_restart() {
         .await;
         cluster.kill_bellwether();
         // With the relay away nothing moves: what a standby holds now, the relay must hold on its disk.
-        followers_hold_only_what_the_store_holds(&cluster);
+        followers_hold_only_what_the_store_holds(&cluster, &standbys);
         cluster.start_bellwether();
         cluster.await_steady();
     }
@@ -40,14 +41,14 @@ async fn relay_restart() {
     }
 }
 
-fn followers_hold_only_what_the_store_holds(cluster: &Cluster) {
-    for standby in cluster.standbys() {
+fn followers_hold_only_what_the_store_holds(cluster: &Cluster, standbys: &[Server]) {
+    for standby in standbys {
         let sql =
             "SELECT pg_last_wal_receive_lsn() - '0/0', (pg_control_recovery()).min_recovery_end_timeline";
         let answer =
-            cluster.psql_at(&cluster.direct_conninfo(&standby, "postgres"), sql).expect("receive LSN");
+            cluster.psql_at(&cluster.direct_conninfo(standby, "postgres"), sql).expect("receive LSN");
         let received: u64 = answer.split('|').next().and_then(|n| n.parse().ok()).expect("an LSN");
-        compare_up_to(&cluster.wal_dir(), &standby, received);
+        compare_up_to(&cluster.wal_dir(), standby, received);
     }
 }
 
@@ -100,6 +101,7 @@ fn bytes() {
         if moved { Ok(()) } else { Err(state.to_string()) }
     });
     cluster.await_steady();
+    assert_eq!(waldump_reads_all(&cluster), 2, "timelines");
     write_gigabyte(&cluster);
     let second = cluster.primary();
     compared += compare_with_primary(&cluster, &second);
@@ -134,14 +136,13 @@ fn compare_with_primary(cluster: &Cluster, primary: &Server) -> u64 {
     compare_up_to(&cluster.wal_dir(), primary, end)
 }
 
-/// Every timeline from its first kept segment to its last, without a hole.
-fn waldump_reads_all(cluster: &Cluster) {
+/// Every timeline from its first kept segment to its last, without a hole; how many timelines there are.
+fn waldump_reads_all(cluster: &Cluster) -> usize {
     let store = cluster.wal_dir();
     let names: Vec<String> = segments(&store).into_keys().collect();
     let timelines: std::collections::BTreeSet<&str> = names.iter().map(|name| &name[..8]).collect();
-    assert!(timelines.len() >= 2, "{timelines:?}");
-    for timeline in timelines {
-        let of: Vec<&String> = names.iter().filter(|name| name.starts_with(timeline)).collect();
+    for timeline in &timelines {
+        let of: Vec<&String> = names.iter().filter(|name| name.starts_with(*timeline)).collect();
         let (Some(first), Some(last)) = (of.first(), of.last()) else { continue };
         assert_eq!(
             (segment_start(last) - segment_start(first)) / SEGMENT_BYTES + 1,
@@ -160,4 +161,5 @@ fn waldump_reads_all(cluster: &Cluster) {
         let at_the_end = complaint.contains("invalid record length") || complaint.is_empty();
         assert!(at_the_end, "{complaint}");
     }
+    timelines.len()
 }

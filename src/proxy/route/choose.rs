@@ -99,7 +99,7 @@ pub enum Balance {
     RoundRobin,
 }
 
-/// What is known of the cluster, digested for [`choose`].
+/// What is known of the cluster, digested for [`View::choose`].
 #[derive(Clone, Debug)]
 pub struct View {
     /// Where writes may go; `Err` is the reason to wait.

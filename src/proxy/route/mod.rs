@@ -1,6 +1,6 @@
 //! Where a statement goes, and why. PURE: the decisions behind "right node" and "fresh reads".
 //!
-//! [`classify`] reads a statement text with PostgreSQL's own grammar and says what it does ([`Verdict`]);
+//! [`classify()`] reads a statement text with PostgreSQL's own grammar and says what it does ([`Verdict`]);
 //! [`Classifier`] remembers that per text; [`View::choose`] takes what a session needs ([`Request`]), looks
 //! at what is known of the cluster, and names a node with the reason; [`explain()`] tells a person.
 //!

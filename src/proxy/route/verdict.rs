@@ -1,5 +1,5 @@
 //! What a statement text means for routing: whether a standby may run it, and what it does to the transaction
-//! and to the session. Values only; [`super::classify`] makes them, the session reads them.
+//! and to the session. Values only; [`super::classify()`] makes them, the session reads them.
 
 use std::fmt;
 
