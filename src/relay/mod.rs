@@ -24,6 +24,18 @@ mod store;
 pub use config::{RelayConfig, RelayInputs};
 pub use error::RelayError;
 
+/// The parts that the simulation drives with a shell of its own.
+#[cfg(test)]
+pub(crate) mod parts {
+    pub(crate) use super::followers::Followers;
+    pub(crate) use super::metrics::Metrics;
+    pub(crate) use super::receiver::core as receiver;
+    pub(crate) use super::sender::SenderConfig;
+    pub(crate) use super::sender::core as sender;
+    pub(crate) use super::slots::{RestartPoint, Slots};
+    pub(crate) use super::store::{Change, Stepped, Store, StoreConfig, StreamId, Tail};
+}
+
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;

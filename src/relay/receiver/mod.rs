@@ -4,7 +4,7 @@
 //! answers back. Dropping the future of [`stream`] closes the connection.
 #![expect(clippy::disallowed_methods, reason = "shell: reads the clocks")]
 
-mod core;
+pub(crate) mod core;
 mod reply;
 
 pub(crate) use self::core::ReceiverConfig;

@@ -5,7 +5,7 @@
 //! behind its own socket and is dropped after `wal_sender_timeout`; the others never notice.
 #![expect(clippy::disallowed_methods, reason = "shell: reads both clocks")]
 
-mod core;
+pub(crate) mod core;
 mod error;
 mod metrics;
 mod outbox;

@@ -13,9 +13,13 @@ mod layout;
 mod recover;
 mod ring;
 mod spare;
+#[cfg(test)]
+mod stepped;
 mod writer;
 
 pub(crate) use error::StoreError;
+#[cfg(test)]
+pub(crate) use stepped::Stepped;
 pub(crate) use writer::Change;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -113,6 +117,16 @@ pub(crate) struct Report {
 impl Store {
     /// Opens or creates the store, finds its end and starts its writer.
     pub(crate) fn open(config: &StoreConfig, metrics: &Metrics) -> Result<Store, StoreError> {
+        let (store, writer, commands) = Store::prepare(config, metrics)?;
+        start_writer(writer, commands)?;
+        Ok(store)
+    }
+
+    /// Everything but the thread.
+    fn prepare(
+        config: &StoreConfig,
+        metrics: &Metrics,
+    ) -> Result<(Store, Writer, mpsc::Receiver<Command>), StoreError> {
         let files = Files::open(&config.directory)?;
         let opened = Opened::read(&files, config)?;
         let (durable, timeline) = (opened.durable, opened.control.timeline);
@@ -143,8 +157,8 @@ impl Store {
             refused: None,
         };
         let (commands, receiver) = mpsc::channel(QUEUE_COMMANDS);
-        start_writer(writer, receiver)?;
-        Ok(Store { shared, commands, queue: Arc::new(Semaphore::new(QUEUE_UNITS)) })
+        let store = Store { shared, commands, queue: Arc::new(Semaphore::new(QUEUE_UNITS)) };
+        Ok((store, writer, receiver))
     }
 
     pub(crate) fn tail(&self) -> watch::Receiver<Tail> {

@@ -104,7 +104,7 @@ impl Writer {
     }
 
     /// Returns how many bytes it took.
-    fn obey(&mut self, command: Command) -> Result<usize, StoreError> {
+    pub(super) fn obey(&mut self, command: Command) -> Result<usize, StoreError> {
         match command {
             Command::Append { stream, .. } if self.refused == Some(stream) => Ok(0),
             Command::Append { stream, at, bytes, verified, _permit } => {
@@ -224,7 +224,7 @@ impl Writer {
         }
     }
 
-    fn sync(&mut self) -> Result<(), StoreError> {
+    pub(super) fn sync(&mut self) -> Result<(), StoreError> {
         if self.durable == self.end {
             return Ok(());
         }

@@ -1,0 +1,83 @@
+//! The store without its thread, for the simulation: what is written when, and synced when, is its caller's to
+//! say. Everything else is what production runs.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::{Semaphore, oneshot};
+
+use super::writer::{Change, Command, Writer};
+use super::{Store, StoreConfig, StoreError, StreamId};
+use crate::pg::wal::SegmentFile;
+use crate::pg::{Lsn, TimelineId};
+use crate::relay::metrics::Metrics;
+
+pub(crate) struct Stepped {
+    pub(crate) store: Store,
+    writer: Writer,
+    permits: Arc<Semaphore>,
+}
+
+/// Written, not synced: a crash may lose any part of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Unsynced {
+    pub(crate) timeline: TimelineId,
+    pub(crate) from: Lsn,
+    pub(crate) to: Lsn,
+}
+
+impl std::fmt::Debug for Stepped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Stepped").field("unsynced", &self.unsynced()).finish_non_exhaustive()
+    }
+}
+
+impl Stepped {
+    pub(crate) fn open(config: &StoreConfig, metrics: &Metrics) -> Result<Stepped, StoreError> {
+        let (store, writer, _commands) = Store::prepare(config, metrics)?;
+        Ok(Stepped { store, writer, permits: Arc::new(Semaphore::new(1)) })
+    }
+
+    /// Writes, without a sync unless a segment ends. What does not fit shows in the store's report.
+    pub(crate) fn append(
+        &mut self,
+        stream: StreamId,
+        at: Lsn,
+        bytes: Bytes,
+        verified: Option<Lsn>,
+    ) -> Result<(), StoreError> {
+        let permit = self.permits.clone().try_acquire_owned().expect("each is given back at once");
+        self.writer.obey(Command::Append { stream, at, bytes, verified, _permit: permit }).map(drop)
+    }
+
+    /// Durable on return. The outer error ends the store, the inner one only the stream.
+    pub(crate) fn change(&mut self, change: Change) -> Result<Result<(), StoreError>, StoreError> {
+        let (done, mut answer) = oneshot::channel();
+        self.writer.obey(Command::Change { change, done })?;
+        Ok(answer.try_recv().expect("answered before it returned"))
+    }
+
+    pub(crate) fn sync(&mut self) -> Result<(), StoreError> {
+        self.writer.sync()
+    }
+
+    pub(crate) fn unsynced(&self) -> Unsynced {
+        let Writer { control, durable, end, .. } = &self.writer;
+        Unsynced { timeline: control.timeline, from: *durable, to: *end }
+    }
+
+    /// The file that holds `at` on the timeline being written.
+    pub(crate) fn segment_name(&self, at: Lsn) -> String {
+        let size = self.writer.control.segment_size();
+        SegmentFile { timeline: self.writer.control.timeline, number: size.segment(at) }.name(size)
+    }
+
+    /// A whole segment file in the store's directory that the next new segment is made of.
+    pub(crate) fn offer_spare(&mut self, name: String) {
+        self.writer.recycled.push_back(name);
+    }
+
+    pub(crate) fn spares(&self) -> usize {
+        self.writer.recycled.len()
+    }
+}
