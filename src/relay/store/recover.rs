@@ -52,6 +52,8 @@ pub(super) fn find_end(
     let Some(newest) = of_timeline.last().copied() else { return Ok(End { durable: fork, unused }) };
     let first = first_to_read(files, log, segments, newest)?;
     let durable = walk(files, log, segments, first, newest)?;
+    // After a crash of the process alone, what was read may have come from the kernel's memory.
+    files.open_segment(&newest.name(log.segment_size))?.sync_data()?;
     Ok(End { durable: durable.max(fork), unused })
 }
 
