@@ -1,0 +1,95 @@
+//! As much of the query plane as clients need to write: tokens go to the directive's writable primary, one
+//! transaction each, and are remembered when their commit is answered.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use crate::sim::planted::Plant;
+use crate::sim::postgres::Waiter;
+use crate::sim::stage::{Event, Stage};
+use crate::topology::{ClientEvidence, Directive, Durability, NodeName, ProxyStatus, Term};
+
+#[derive(Debug)]
+pub(in crate::sim) struct Proxy {
+    life: u64,
+    directive: Directive,
+    confirmed: Term,
+    /// Counts the cuts: an answer on a connection that was cut reaches nobody.
+    epoch: u64,
+    next_token: u64,
+    first_primary: Option<NodeName>,
+    evidence: BTreeMap<NodeName, Evidence>,
+    /// The world has enough.
+    pub(in crate::sim) quiet: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Evidence {
+    answered_at: Option<Instant>,
+    refused_at: Option<Instant>,
+}
+
+impl Proxy {
+    pub(super) fn new(life: u64, durability: Durability, next_token: u64) -> Proxy {
+        Proxy {
+            life,
+            directive: Directive::starting(durability),
+            confirmed: Term(0),
+            epoch: 0,
+            next_token,
+            first_primary: None,
+            evidence: BTreeMap::new(),
+            quiet: false,
+        }
+    }
+
+    pub(super) fn next_token(&self) -> u64 {
+        self.next_token
+    }
+
+    /// A higher term cuts what runs, and that is what confirms it.
+    pub(in crate::sim) fn obey(&mut self, stage: &mut Stage, directive: &Directive) {
+        if directive.term > self.directive.term {
+            self.epoch += 1;
+            self.confirmed = directive.term;
+            stage.note(format!("the proxy confirms term {}", directive.term));
+        }
+        self.directive = directive.clone();
+    }
+
+    pub(super) fn status(&self) -> ProxyStatus {
+        let evidence = self.evidence.iter().map(|(node, evidence)| ClientEvidence {
+            node: node.clone(),
+            answered_at: evidence.answered_at,
+            refused_at: evidence.refused_at,
+            broken_at: None,
+        });
+        ProxyStatus { confirmed: self.confirmed, held: 0, evidence: evidence.collect() }
+    }
+
+    /// The next transaction and where it goes.
+    pub(in crate::sim) fn client(&mut self, stage: &mut Stage) -> Option<(NodeName, Waiter)> {
+        let life = self.life;
+        let pause = stage.rng.millis(2, 60);
+        stage.after(pause, Event::Client { life });
+        let mut node = self.directive.writable().filter(|_| !self.quiet)?.clone();
+        if stage.plant == Some(Plant::RouteToOldPrimary) {
+            node = self.first_primary.get_or_insert(node).clone();
+        }
+        self.next_token += 1;
+        stage.checks.sent += 1;
+        stage.checks.served(self.directive.term, &node);
+        Some((node, Waiter::Client { token: self.next_token, epoch: self.epoch }))
+    }
+
+    pub(in crate::sim) fn refused(&mut self, stage: &Stage, node: &NodeName) {
+        self.evidence.entry(node.clone()).or_default().refused_at = Some(stage.instant());
+    }
+
+    pub(in crate::sim) fn answered(&mut self, stage: &mut Stage, node: &NodeName, token: u64, epoch: u64) {
+        if epoch == self.epoch {
+            stage.checks.acknowledged.insert(token);
+            self.evidence.entry(node.clone()).or_default().answered_at = Some(stage.instant());
+        }
+    }
+}

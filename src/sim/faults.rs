@@ -1,0 +1,66 @@
+//! What goes wrong, and when: all of it follows from the seed.
+
+use std::time::Duration;
+
+use super::stage::{Event, NodeId, Stage};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// The server's process, or its host. `back`: somebody starts it again, as what its files say.
+    Crash {
+        node: NodeId,
+        back: Option<Duration>,
+    },
+    /// Whoever is primary then.
+    CrashPrimary {
+        back: Option<Duration>,
+    },
+    Start {
+        node: NodeId,
+    },
+    /// Bellwether's process and host; it is started again.
+    CrashBellwether {
+        back: Duration,
+    },
+    /// Every connection of the node breaks.
+    Cut {
+        node: NodeId,
+    },
+    /// Nothing passes between the node and Bellwether.
+    Isolate {
+        node: NodeId,
+        lasting: Duration,
+    },
+    /// A standby connects again while its old connection still lives.
+    Reconnect {
+        node: NodeId,
+    },
+}
+
+/// When the cluster is left alone to become whole.
+pub(super) const FAULTS_END: Duration = Duration::from_secs(40);
+const FAULTS_BEGIN: Duration = Duration::from_millis(1500);
+
+/// Puts this seed's faults into the queue.
+pub(super) fn plan(stage: &mut Stage, nodes: usize) {
+    let count = stage.rng.between(1, 9);
+    for _ in 0..count {
+        let span = FAULTS_END - FAULTS_BEGIN;
+        let at = FAULTS_BEGIN + stage.rng.micros(0, span.as_micros() as u64);
+        let fault = choose(stage, nodes);
+        stage.queue.put(at, Event::Fault(fault));
+    }
+}
+
+fn choose(stage: &mut Stage, nodes: usize) -> Fault {
+    let node = stage.rng.below(nodes as u64) as usize;
+    let back = stage.rng.percent(60).then(|| stage.rng.millis(50, 12_000));
+    match stage.rng.below(10) {
+        0 | 1 => Fault::CrashPrimary { back },
+        2 | 3 => Fault::Crash { node, back },
+        4 | 5 => Fault::CrashBellwether { back: stage.rng.millis(20, 4000) },
+        6 => Fault::Cut { node },
+        7 | 8 => Fault::Isolate { node, lasting: stage.rng.millis(200, 15_000) },
+        _ => Fault::Reconnect { node },
+    }
+}

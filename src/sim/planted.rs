@@ -1,0 +1,39 @@
+//! Bugs to order, each in the shell of the world and never in a core: what they break must be found.
+
+use super::invariants::Promise;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Plant {
+    /// The receiver is told that WAL is durable when it is only written.
+    AcknowledgeBeforeSync,
+    /// Walsenders are told that WAL is durable when it is only written.
+    ShipBeforeSync,
+    /// Bellwether starts as if there were no journal.
+    ForgetJournal,
+    /// The marker is taken for committed without looking.
+    SkipMarker,
+    /// The proxy goes on writing to the primary that it knew first.
+    RouteToOldPrimary,
+    /// The relay obeys a new term and keeps the old stream.
+    KeepOldStream,
+    /// A promotion is reported, and the candidate was not fed before.
+    SkipCatchUp,
+    /// A follower's connection is never served.
+    RefuseFollowers,
+    /// A byte of what is shipped is not what was stored.
+    FlipBit,
+}
+
+impl Plant {
+    pub(super) const ALL: [(Plant, &[Promise]); 9] = [
+        (Plant::AcknowledgeBeforeSync, &[Promise::DurableBeforeShipped]),
+        (Plant::ShipBeforeSync, &[Promise::DurableBeforeShipped]),
+        (Plant::ForgetJournal, &[Promise::OnePrimary]),
+        (Plant::SkipMarker, &[Promise::VisibleIsDurable]),
+        (Plant::RouteToOldPrimary, &[Promise::OnePrimary]),
+        (Plant::KeepOldStream, &[Promise::OnePrimary]),
+        (Plant::SkipCatchUp, &[Promise::Quorum, Promise::Liveness]),
+        (Plant::RefuseFollowers, &[Promise::Liveness]),
+        (Plant::FlipBit, &[Promise::Bytes]),
+    ];
+}
