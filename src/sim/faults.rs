@@ -44,9 +44,16 @@ const FAULTS_BEGIN: Duration = Duration::from_millis(1500);
 /// Puts this seed's faults into the queue.
 pub(super) fn plan(stage: &mut Stage, nodes: usize) {
     let count = stage.rng.between(1, 9);
+    let span = u64::try_from((FAULTS_END - FAULTS_BEGIN).as_micros()).expect("seconds");
+    // Spread, or one upon the other, so that they meet each step of an election.
+    let clustered = stage.rng.percent(50);
+    let mut at = FAULTS_BEGIN + stage.rng.micros(0, span / 2);
     for _ in 0..count {
-        let span = FAULTS_END - FAULTS_BEGIN;
-        let at = FAULTS_BEGIN + stage.rng.micros(0, span.as_micros() as u64);
+        at = if clustered {
+            (at + stage.rng.micros(0, 400_000)).min(FAULTS_END)
+        } else {
+            FAULTS_BEGIN + stage.rng.micros(0, span)
+        };
         let fault = choose(stage, nodes);
         stage.queue.put(at, Event::Fault(fault));
     }

@@ -31,7 +31,7 @@ use self::world::{Outcome, World};
 
 const SEEDS: u64 = 300;
 /// Seeds within which a planted bug has to be found.
-const SEEDS_FOR_PLANTS: u64 = 60;
+const SEEDS_FOR_PLANTS: u64 = 100;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()

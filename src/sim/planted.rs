@@ -16,7 +16,7 @@ pub(super) enum Plant {
     RouteToOldPrimary,
     /// The relay obeys a new term and keeps the old stream.
     KeepOldStream,
-    /// A promotion is reported, and the candidate was not fed before.
+    /// Followers are fed late, and said to have everything.
     SkipCatchUp,
     /// A follower's connection is never served.
     RefuseFollowers,

@@ -469,6 +469,9 @@ impl Relay {
             }
             self.pump_receiver(stage);
         }
+        if stage.plant == Some(Plant::SkipCatchUp) && stage.rng.percent(90) {
+            return;
+        }
         let conns: Vec<ConnId> = self.senders.keys().copied().collect();
         for conn in conns {
             self.give_tail(stage, conn);
