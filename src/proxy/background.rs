@@ -40,7 +40,7 @@ pub(super) fn start(proxy: &Proxy, stop: &CancellationToken) -> io::Result<JoinH
 
 /// Never ends.
 async fn obey(shared: &Shared) {
-    let mut fence = Fence { term: Term(0), primary: None, confirmed: Term(0) };
+    let mut fence = Fence { term: Term(0), primary: None, former: None, confirmed: Term(0) };
     let mut directive = shared.inputs.directive.clone();
     let mut rounds = 0u32;
     loop {
@@ -65,6 +65,8 @@ async fn obey(shared: &Shared) {
 struct Fence {
     term: Term,
     primary: Option<NodeName>,
+    /// The last primary that `primary` is not.
+    former: Option<NodeName>,
     /// confirmed <= term.
     confirmed: Term,
 }
@@ -85,8 +87,10 @@ impl Fence {
         self.primary.clone_from(&directive.primary);
         if let Some(before) = before.filter(|before| directive.primary.as_ref() != Some(before)) {
             shared.renew(&before);
+            self.former = Some(before);
         }
-        if self.confirmed < self.term && shared.slots.cut(self.term, self.primary.as_ref()) == 0 {
+        let cut = || shared.slots.cut(self.term, self.primary.as_ref(), self.former.as_ref());
+        if self.confirmed < self.term && cut() == 0 {
             self.confirmed = self.term;
         }
     }

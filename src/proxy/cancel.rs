@@ -31,7 +31,17 @@ struct State {
     serving: Option<Serving>,
     /// CancelRequests on their way to `serving`.
     cancels: usize,
+    /// Of the requests to `serving`, one may still arrive.
+    overdue: bool,
     waker: Option<Waker>,
+}
+
+/// What the next client of a server connection could meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hands {
+    Clean,
+    /// A CancelRequest that was not seen to arrive: the connection must not serve anybody else.
+    Cancelling,
 }
 
 /// Why a session was woken.
@@ -56,7 +66,9 @@ pub(crate) struct Slot {
 
 impl Slot {
     pub(crate) fn serve(&self, serving: Serving) {
-        self.state.lock().serving = Some(serving);
+        let mut state = self.state.lock();
+        state.serving = Some(serving);
+        state.overdue = false;
     }
 
     /// The session's task, to be woken by [`Slot::poke`].
@@ -64,19 +76,21 @@ impl Slot {
         self.state.lock().waker = Some(waker.clone());
     }
 
-    /// The session gives its server up. `false`: a cancel is on its way, see [`Slot::quiet`].
-    pub(crate) fn release(&self) -> bool {
+    /// The session gives its server up, at once.
+    pub(crate) fn vacate(&self) -> Hands {
         let mut state = self.state.lock();
         state.serving = None;
         self.poked.fetch_and(!POKED_CUT, Ordering::Relaxed);
-        state.cancels == 0
+        if state.cancels > 0 || state.overdue { Hands::Cancelling } else { Hands::Clean }
     }
 
-    /// Until no cancel is on its way.
-    pub(crate) async fn quiet(&self) {
+    /// The session gives its server up, and waits until no cancel is on its way to it.
+    pub(crate) async fn release(&self) -> Hands {
+        self.vacate();
         while self.state.lock().cancels > 0 {
             self.quiet.notified().await;
         }
+        self.vacate()
     }
 
     /// Checked at every turn of the session.
@@ -134,16 +148,20 @@ impl Slots {
             state.cancels += 1;
             backend
         };
-        Some(Cancelling { slot, backend })
+        Some(Cancelling { slot, backend, arrived: false })
     }
 
     /// Wakes the sessions that use an earlier term's primary which is not `primary`; how many there are.
-    pub(crate) fn cut(&self, term: Term, primary: Option<&NodeName>) -> usize {
+    /// `former`: the last primary before. Whoever uses that one, having taken it for a standby before it was
+    /// promoted, could write there as well.
+    pub(crate) fn cut(&self, term: Term, primary: Option<&NodeName>, former: Option<&NodeName>) -> usize {
         let mut cut = 0;
         for slot in self.slots.lock().values() {
             let state = slot.state.lock();
             let old = |serving: &Serving| {
-                serving.primary_of.is_some_and(|of| of < term) && primary != Some(&serving.node)
+                let was_primary =
+                    serving.primary_of.is_some_and(|of| of < term) || former == Some(&serving.node);
+                was_primary && primary != Some(&serving.node)
             };
             if state.serving.as_ref().is_some_and(old) {
                 slot.poke(&state, POKED_CUT);
@@ -165,12 +183,23 @@ impl Slots {
 pub(crate) struct Cancelling {
     slot: Arc<Slot>,
     pub(crate) backend: Arc<BackendKey>,
+    /// The server has dealt with it.
+    arrived: bool,
+}
+
+impl Cancelling {
+    /// The server has dealt with it. One that was given up may lie in the server's backlog and hit whatever
+    /// runs when it is read.
+    pub(crate) fn arrived(mut self) {
+        self.arrived = true;
+    }
 }
 
 impl Drop for Cancelling {
     fn drop(&mut self) {
         let mut state = self.slot.state.lock();
         state.cancels -= 1;
+        state.overdue |= !self.arrived;
         if state.cancels == 0 {
             self.slot.quiet.notify_one();
         }
@@ -181,7 +210,7 @@ impl Drop for Cancelling {
 mod tests {
     use std::sync::Arc;
 
-    use super::{Poke, Serving, Slots};
+    use super::{Hands, Poke, Serving, Slots};
     use crate::pg::protocol::startup::CancelKey;
     use crate::proxy::pool::BackendKey;
     use crate::topology::Term;
@@ -204,10 +233,25 @@ mod tests {
         assert!(slots.cancelling(&CancelKey { pid: 5, secret: vec![0; 4] }).is_none(), "a guess");
         let cancelling = slots.cancelling(&one.key).expect("something runs");
         assert_eq!(cancelling.backend.key.pid, 7);
-        assert!(!one.release(), "the cancel is on its way");
-        drop(cancelling);
-        assert!(one.release());
-        assert!(other.release());
+        assert_eq!(one.vacate(), Hands::Cancelling, "the cancel is on its way");
+        cancelling.arrived();
+        assert_eq!(one.vacate(), Hands::Clean);
+        assert_eq!(other.vacate(), Hands::Clean);
+    }
+
+    #[test]
+    fn a_cancel_that_was_given_up_may_still_arrive() {
+        let slots = Slots::default();
+        let mut number = 0;
+        let slot = slots.open(|| {
+            number += 1;
+            number
+        });
+        slot.serve(serving("pg1", None));
+        drop(slots.cancelling(&slot.key).expect("something runs"));
+        assert_eq!(slot.vacate(), Hands::Cancelling, "the connection serves nobody else");
+        slot.serve(serving("pg1", None));
+        assert_eq!(slot.vacate(), Hands::Clean, "another connection");
     }
 
     #[test]
@@ -226,9 +270,11 @@ mod tests {
             })
             .collect();
         let pg2 = "pg2".parse().expect("a name");
-        assert_eq!(slots.cut(Term(2), Some(&pg2)), 1);
+        assert_eq!(slots.cut(Term(2), Some(&pg2), None), 1);
         let poked: Vec<_> = all.iter().map(|slot| slot.poked()).collect();
         assert_eq!(poked, [Some(Poke::Cut), None, None, None]);
-        assert_eq!(slots.cut(Term(2), None), 2);
+        assert_eq!(slots.cut(Term(2), None, None), 2);
+        let pg1 = "pg1".parse().expect("a name");
+        assert_eq!(slots.cut(Term(3), None, Some(&pg1)), 4, "also who took it for a standby");
     }
 }

@@ -146,8 +146,9 @@ impl Proxy {
         let Some(cancelling) = self.shared.slots.cancelling(key) else { return };
         let backend = cancelling.backend.clone();
         let sent = net::cancel(&backend.address, backend.key.pid, &backend.key.secret, CANCEL_LIMIT).await;
-        if let Err(error) = sent {
-            tracing::info!(%error, "cancel request not delivered");
+        match sent {
+            Ok(()) => cancelling.arrived(),
+            Err(error) => tracing::info!(%error, "cancel request not delivered"),
         }
     }
 }

@@ -12,7 +12,7 @@ use super::message;
 use super::run::{Attached, Session, route_word};
 use crate::net::DialError;
 use crate::pg::error::{ErrorFields, Severity, SqlState};
-use crate::proxy::cancel::Serving;
+use crate::proxy::cancel::{Hands, Serving};
 use crate::proxy::pool::{CheckoutError, Key, Lease, Pool};
 use crate::proxy::route::{
     Access, Choice, OwnWrite, Request, Route, Transaction, TransactionEffect, Verdict, WriteReason,
@@ -84,6 +84,10 @@ impl Session<'_> {
                         return Err(no_primary(reason, limit).into());
                     }
                     self.hold(left).await;
+                    // Nobody waits for the answer any more, and the client may have turned elsewhere with it.
+                    if self.has_left().await {
+                        return Err(Refusal::Gone);
+                    }
                 }
             }
             now = Instant::now();
@@ -100,7 +104,9 @@ impl Session<'_> {
         let verdict = &*demand.verdict;
         let hinted = verdict.hint.unwrap_or(own.route());
         let must_stay = verdict.transaction == TransactionEffect::None && !verdict.session.is_empty();
-        let to_primary = demand.forced.is_some() || avoid_standbys || must_stay;
+        // Whoever keeps its server for good writes sooner or later.
+        let stays = must_stay || self.core.keeps_server();
+        let to_primary = demand.forced.is_some() || avoid_standbys || stays;
         let route = if hinted == Route::Auto && to_primary { Route::Primary } else { hinted };
         let request = Request {
             access: &verdict.access,
@@ -170,7 +176,7 @@ impl Session<'_> {
         self.slot.serve(Serving { backend: server.backend.clone(), node: node.clone(), primary_of });
         if primary_of.is_some() && self.shared.term.load(Ordering::SeqCst) > term.0 {
             // The order has changed since the choice: nothing was sent yet.
-            if self.slot.release() {
+            if self.slot.vacate() == Hands::Clean {
                 lease.put_back(now);
             }
             return false;
@@ -249,14 +255,14 @@ impl Session<'_> {
         // What was to set there has not been sent.
         self.up.discard_pending();
         self.core.forget_attachment();
-        if !self.slot.release() {
-            self.slot.quiet().await;
-        }
+        let hands = self.slot.release().await;
         let parameters = attached.and_then(|mut attached| {
             let server = attached.lease.connection()?;
             server.state.settings = attached.settings_before.clone();
             let parameters = server.parameters.clone();
-            attached.lease.put_back(Instant::now());
+            if hands == Hands::Clean {
+                attached.lease.put_back(Instant::now());
+            }
             Some(parameters)
         });
         parameters.ok_or_else(|| ErrorFields::fatal(SqlState::CANNOT_CONNECT_NOW, "no server connection"))

@@ -15,7 +15,9 @@ use super::own::OwnSettings;
 use crate::pg::error::{ErrorFields, SqlState};
 use crate::pg::protocol::frame::InvalidLength;
 use crate::proxy::prepared::{ClientStatements, ServerStatements, Statements};
-use crate::proxy::route::{Access, Classifier, MayWrite, SessionEffect, TransactionEffect, Verdict};
+use crate::proxy::route::{
+    Access, Classifier, MayWrite, OwnWrite, SessionEffect, TransactionEffect, Verdict,
+};
 use crate::proxy::settings::Settings;
 
 /// How long a client keeps a server.
@@ -104,6 +106,15 @@ pub(crate) struct Unit {
     pub(crate) started: bool,
     /// Its success would say that something is committed.
     commits: bool,
+    /// Something was sent that may end the block: what is sent behind it may commit by itself.
+    leaves_block: bool,
+    /// Something was sent behind which nothing else may be noted before it is answered: it removes what
+    /// sessions leave at the server.
+    pub(super) discards: bool,
+    /// A ReadyForQuery of this server went towards the client.
+    pub(super) settled: bool,
+    /// An error said that the text is no SQL.
+    pub(super) no_sql: bool,
     /// What the client sent, while it may still be run again elsewhere.
     pub(crate) replay: Vec<u8>,
     pub(crate) replayable: bool,
@@ -239,13 +250,27 @@ impl Core {
         self.unit.failed
     }
 
+    /// A server, once there, stays until the client leaves.
+    pub(super) fn keeps_server(&self) -> bool {
+        self.mode == PoolMode::Session
+    }
+
+    /// What is with the server may be committing.
+    pub(super) fn may_be_committing(&self) -> bool {
+        self.unit.commits && self.is_busy()
+    }
+
     /// A byte of the unit's answer has gone towards the client.
     pub(super) fn has_answered(&self) -> bool {
         self.unit.answered
     }
 
-    /// What was approved of the answer will not be written after all.
+    /// What was approved of the answer will not be written after all; a unit that was answered wholly stays
+    /// answered.
     pub(super) fn take_answer_back(&mut self, down: &mut Lane) {
+        if self.unit.settled {
+            return;
+        }
         down.discard_pending();
         self.down_pass = 0;
         self.unit.answered = false;
@@ -288,9 +313,20 @@ impl Core {
     /// What a statement that is about to be sent does to the session. The reason, when it pins it just now.
     pub(super) fn note(&mut self, verdict: &Verdict) {
         self.wrote |= verdict.may_write == MayWrite::Yes;
-        let in_block = self.status != Status::Idle;
+        // Of a text with several statements some may come behind the block's end.
+        self.unit.leaves_block |= matches!(verdict.transaction, TransactionEffect::Several { .. });
+        let in_block = self.status != Status::Idle && !self.unit.leaves_block;
         self.unit.commits |=
             if in_block { self.wrote && verdict.transaction.ends_with_commit() } else { verdict.commits() };
+        self.unit.leaves_block |= verdict.transaction.ends_with_commit()
+            || matches!(
+                verdict.transaction,
+                TransactionEffect::Rollback | TransactionEffect::RollbackAndChain
+            );
+        let discards = |effect: &SessionEffect| {
+            matches!(effect, SessionEffect::DiscardAll | SessionEffect::DeallocateAll)
+        };
+        self.unit.discards |= verdict.session.iter().any(discards);
         self.unit.replayable &= verdict.is_read() && verdict.transaction == TransactionEffect::None;
         if self.pinned.is_none() {
             self.pinned = verdict.session.iter().find_map(pin_reason);
@@ -306,15 +342,21 @@ impl Core {
     /// ReadyForQuery came for the client.
     pub(super) fn unit_ended(&mut self, status: Status) {
         self.status = status;
-        if self.unit.failed && std::mem::take(&mut self.unit.unparsed) {
+        self.unit.settled = true;
+        let alone = self.ledger.units() == 0 && !self.unit.open;
+        let (unparsed, no_sql) =
+            (std::mem::take(&mut self.unit.unparsed), std::mem::take(&mut self.unit.no_sql));
+        if unparsed && no_sql && alone {
             // PostgreSQL could not parse it either: nothing of it ran.
             self.pinned = None;
         }
         if self.mode == PoolMode::Transaction {
             self.unit.failed = false;
         }
-        if self.ledger.units() == 0 && !self.unit.open {
+        if alone {
             self.unit.commits = false;
+            self.unit.leaves_block = false;
+            self.unit.discards = false;
             self.unit.replayable = false;
             if status == Status::Idle {
                 self.own.transaction_ended();
@@ -346,7 +388,12 @@ impl Core {
         down.skip(unread);
         self.wrote = false;
         self.detached();
-        let error = loss_error(loss, self.unit.commits && busy, what);
+        let in_doubt = self.unit.commits && busy;
+        let error = loss_error(loss, in_doubt, what);
+        if in_doubt {
+            // Whoever looks whether it is there must not look where it has not arrived yet.
+            self.own.write = OwnWrite::Unknown;
+        }
         let open = std::mem::take(&mut self.unit.open);
         let retry = self.unit.replayable && !self.unit.answered && !open && self.up_skip == 0;
         match () {

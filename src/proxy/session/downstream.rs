@@ -26,21 +26,23 @@ impl Core {
             if !self.go_on_with_answer(down) {
                 return Heard::Nothing;
             }
+            // As soon as their turn has come: behind a Flush nothing else may follow.
+            while let Some(tag) = self.ledger.pop_own() {
+                put(down.out(), tag, &[]);
+                self.unit.answered = true;
+            }
             let header = match Header::peek(down.unread()) {
                 Err(error) => return broken(&error.to_string()),
                 Ok(None) => return Heard::Nothing,
                 Ok(Some(header)) => header,
             };
             // Rows and COPY data, the bulk of all bytes, concern nobody but the client.
-            if matches!(header.tag, b'D' | b'd') && self.ledger.head() != Some(&Owed::Query(For::Nobody)) {
+            if matches!(header.tag, b'D' | b'd') && !self.ledger.awaits_own() {
                 self.down_pass = header.total;
                 self.unit.answered = true;
                 continue;
             }
-            while let Some(tag) = self.ledger.pop_own() {
-                put(down.out(), tag, &[]);
-            }
-            let deal = if self.ledger.head() == Some(&Owed::Query(For::Nobody)) {
+            let deal = if self.ledger.awaits_own() {
                 self.swallow(header, down.unread())
             } else {
                 self.hear(header, down.unread(), server)
@@ -102,8 +104,9 @@ impl Core {
                 self.ledger.copy_in_began();
                 Deal::Pass
             }
-            // CopyOutResponse, CopyDone, FunctionCallResponse; asynchronous: notice, parameter, notification.
-            b'H' | b'c' | b'V' | b'N' | b'S' | b'A' => Deal::Pass,
+            b'N' => hear_notice(header, bytes),
+            // CopyOutResponse, CopyDone, FunctionCallResponse; asynchronous: parameter, notification.
+            b'H' | b'c' | b'V' | b'S' | b'A' => Deal::Pass,
             other => Deal::Stop(broken(&format!("message of type 0x{other:02x}"))),
         }
     }
@@ -115,7 +118,7 @@ impl Core {
             }
             match bytes.get(5..header.total) {
                 Some(b"DISCARD ALL\0") => self.discarded_all(server),
-                Some(b"DEALLOCATE ALL\0" | b"DISCARD PLANS\0") => {
+                Some(b"DEALLOCATE ALL\0") => {
                     server.statements.clear();
                     self.prepared.clear();
                 }
@@ -161,6 +164,9 @@ impl Core {
             }
         }
         self.unit.failed = true;
+        let whole = bytes.get(..header.total);
+        self.unit.no_sql |=
+            whole.and_then(message::read_error).is_some_and(|error| error.code == SqlState::SYNTAX_ERROR);
         if !matches!(self.ledger.head(), Some(Owed::Query(_) | Owed::Function | Owed::Sync)) {
             let prepared = &mut self.prepared;
             self.ledger.failed(|undo| {
@@ -174,6 +180,26 @@ impl Core {
         }
         Deal::Pass
     }
+}
+
+/// A commit that stopped waiting for its synchronous standby looks like any other, but for a warning: it is on
+/// the primary's disk only. Messages are translated; the function that warns is not (`SyncRepWaitForLSN` in
+/// syncrep.c).
+fn hear_notice(header: Header, bytes: &[u8]) -> Deal {
+    if header.total > MAX_ERROR {
+        return Deal::Pass;
+    }
+    let Some(whole) = bytes.get(..header.total) else { return Deal::Whole };
+    if message::routine(whole) != Some(b"SyncRepWaitForLSN") {
+        return Deal::Pass;
+    }
+    Deal::Stop(Heard::Broken(
+        ErrorFields::fatal(
+            SqlState::TRANSACTION_RESOLUTION_UNKNOWN,
+            "the wait for the commit to be durable on the quorum was cancelled",
+        )
+        .with_detail("The transaction is committed on the primary, and may be lost with it."),
+    ))
 }
 
 fn broken(what: &str) -> Heard {

@@ -8,6 +8,8 @@
 pub(crate) const BUFFER_LEN: usize = 16 * 1024;
 /// How far a buffer grows while reads fill it.
 pub(crate) const BUFFER_MAX: usize = 128 * 1024;
+/// From here on a client that does not read its answers is not read from.
+const OUTPUT_MAX: usize = 2 * BUFFER_MAX;
 
 /// A flat buffer: filled at the end, consumed at the front.
 #[derive(Debug, Default)]
@@ -127,6 +129,11 @@ impl Lane {
         }
     }
 
+    /// Whoever is to take our own answers does not: nothing that would make more of them is read.
+    pub(crate) fn is_backed_up(&self) -> bool {
+        self.output.len() - self.sent > OUTPUT_MAX
+    }
+
     pub(crate) fn has_pending(&self) -> bool {
         self.sent < self.output.len() || self.passed > 0
     }
@@ -203,6 +210,17 @@ mod tests {
         assert_eq!(lane.unread(), b"i");
         lane.put_back(b"12");
         assert_eq!(lane.unread(), b"12i");
+    }
+
+    #[test]
+    fn answers_that_nobody_takes_are_bounded() {
+        let mut lane = Lane::default();
+        while !lane.is_backed_up() {
+            lane.out().extend_from_slice(&[b'Z'; 6]);
+        }
+        assert!(lane.output.len() <= super::OUTPUT_MAX + 6);
+        lane.wrote(6);
+        assert!(!lane.is_backed_up());
     }
 
     #[test]

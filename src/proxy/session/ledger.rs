@@ -92,6 +92,11 @@ impl Ledger {
         self.units
     }
 
+    /// Whether something of our own has to be answered before anything else is sent.
+    pub(crate) fn awaits_own(&self) -> bool {
+        self.head() == Some(&Owed::Query(For::Nobody))
+    }
+
     /// CopyDone or CopyFail went to the server.
     pub(crate) fn copy_ended(&mut self) {
         self.copy_in = false;

@@ -127,6 +127,19 @@ pub(crate) fn put_text_row(out: &mut Vec<u8>, value: &str) {
     put(out, b'D', &[&[0, 1], &length.to_be_bytes(), value.as_bytes()]);
 }
 
+/// The server's function that reports, of a whole ErrorResponse or NoticeResponse.
+pub(crate) fn routine(message: &[u8]) -> Option<&[u8]> {
+    let mut rest = message.get(HEADER_LEN..)?;
+    while let Some((kind, tail)) = rest.split_first().filter(|(kind, _)| **kind != 0) {
+        let (value, next) = cstr(tail)?;
+        if *kind == b'R' {
+            return Some(value);
+        }
+        rest = next;
+    }
+    None
+}
+
 /// Severity, SQLSTATE and text of a whole ErrorResponse.
 pub(crate) fn read_error(message: &[u8]) -> Option<ErrorFields> {
     use crate::pg::error::{Severity, SqlState};

@@ -27,7 +27,7 @@ use super::message;
 use super::own::{Defaults, OwnSettings};
 use crate::net::{Client, Credentials, Stream};
 use crate::pg::error::{ErrorFields, SqlState};
-use crate::proxy::cancel::{Poke, Slot};
+use crate::proxy::cancel::{Hands, Poke, Slot};
 use crate::proxy::config::Entrance;
 use crate::proxy::pool::{Lease, Pool};
 use crate::proxy::settings::{Settings, Startup};
@@ -118,7 +118,7 @@ pub(crate) async fn serve(shared: &Shared, worker: &Rc<Worker>, entrance: Entran
     let number = shared.last_session.fetch_add(1, Ordering::Relaxed);
     #[expect(clippy::cast_possible_truncation, reason = "only has to be unique among living sessions")]
     let core = Core::new(shared.config.mode, number as u32, own.unwrap_or_default());
-    let slot = shared.slots.open(rand::random::<u32>);
+    let registered = Registered { shared, slot: shared.slots.open(rand::random::<u32>) };
     let mut session = Session {
         shared,
         worker,
@@ -126,7 +126,7 @@ pub(crate) async fn serve(shared: &Shared, worker: &Rc<Worker>, entrance: Entran
         core,
         up: Lane::default(),
         down: Lane::default(),
-        slot,
+        slot: registered.slot.clone(),
         settings: Arc::new(startup.settings),
         attached: None,
         pools: vec![],
@@ -142,7 +142,6 @@ pub(crate) async fn serve(shared: &Shared, worker: &Rc<Worker>, entrance: Entran
     session.down.out().extend_from_slice(&out);
     session.run().await;
     session.finish().await;
-    shared.slots.close(&session.slot);
 }
 
 impl Session<'_> {
@@ -309,7 +308,7 @@ impl Session<'_> {
 
     fn read_client(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
         let most = self.core.wants().max(MAX_LOOK);
-        if self.up.has_pending() || self.up.unread().len() >= most {
+        if self.up.has_pending() || self.up.unread().len() >= most || self.down.is_backed_up() {
             return Ok(false);
         }
         if !self.up.input.has_storage() {
@@ -328,6 +327,20 @@ impl Session<'_> {
         }
     }
 
+    /// Whether the client has hung up. What it said before is kept.
+    pub(super) async fn has_left(&mut self) -> bool {
+        poll_fn(|cx| {
+            loop {
+                match self.read_client(cx) {
+                    Ok(true) => {}
+                    Ok(false) => return Poll::Ready(false),
+                    Err(_) => return Poll::Ready(true),
+                }
+            }
+        })
+        .await
+    }
+
     /// Gives the server back.
     async fn release(&mut self) {
         let now = Instant::now();
@@ -343,10 +356,8 @@ impl Session<'_> {
         attached.lease.pool().evidence.answered(now);
         // Clean hands: whatever was not asked for does not go to the next client.
         let clean = self.down.unread().is_empty();
-        if !self.slot.release() {
-            self.slot.quiet().await;
-        }
-        if clean {
+        let hands = self.slot.release().await;
+        if clean && hands == Hands::Clean {
             attached.lease.put_back(now);
         } else {
             let unread = self.down.unread().len();
@@ -385,7 +396,7 @@ impl Session<'_> {
     async fn lost(&mut self, loss: Loss, what: &str) -> Result<(), Option<ErrorFields>> {
         let now = Instant::now();
         let Some(attached) = self.attached.take() else { return Ok(()) };
-        self.slot.release();
+        self.slot.vacate();
         if loss == Loss::Connection {
             attached.lease.pool().evidence.broken(now);
         }
@@ -395,6 +406,9 @@ impl Session<'_> {
         drop(attached);
         self.shared.pressing.notify_one();
         let loss = if role == Role::Primary { self.cause_of_loss(loss, &node).await } else { loss };
+        if self.core.may_be_committing() {
+            self.written_at = Some(now);
+        }
         match self.core.lost(loss, what, &mut self.up, &mut self.down) {
             AfterLoss::GoOn => Ok(()),
             AfterLoss::Retry if self.retries < MAX_RETRIES => {
@@ -449,10 +463,11 @@ impl Session<'_> {
             }
         }
         let Some(mut attached) = self.attached.take() else { return };
-        let quiet = self.slot.release();
         if self.core.is_busy() {
-            // Nobody waits for this any more; the server would only notice when it wants to write.
-            if let Some(server) = attached.lease.connection() {
+            self.slot.vacate();
+            // Nobody waits for this any more; the server would only notice when it wants to write. Not a commit:
+            // cancelled while it waits for the quorum, others would see it before it is durable.
+            if let Some(server) = attached.lease.connection().filter(|_| !self.core.may_be_committing()) {
                 let backend = server.backend.clone();
                 let sent =
                     crate::net::cancel(&backend.address, backend.key.pid, &backend.key.secret, CLEAN_LIMIT)
@@ -461,10 +476,9 @@ impl Session<'_> {
             }
             return;
         }
-        if !quiet {
-            self.slot.quiet().await;
-        }
-        if self.core.status() == message::Status::Idle && clean(&mut attached.lease).await.is_some() {
+        let reusable =
+            self.slot.release().await == Hands::Clean && self.core.status() == message::Status::Idle;
+        if reusable && clean(&mut attached.lease).await.is_some() {
             attached.lease.put_back(Instant::now());
         }
     }
@@ -565,6 +579,18 @@ async fn clean(lease: &mut Lease) -> Option<()> {
         }
     });
     tokio::time::timeout(CLEAN_LIMIT, work).await.ok()?
+}
+
+/// The session's slot, closed however the session ends: one that stays behind would hold up every fence.
+struct Registered<'a> {
+    shared: &'a Shared,
+    slot: Arc<Slot>,
+}
+
+impl Drop for Registered<'_> {
+    fn drop(&mut self) {
+        self.shared.slots.close(&self.slot);
+    }
 }
 
 /// Counts the client in and out.

@@ -342,9 +342,112 @@ fn settings_go_in_front_and_their_answer_is_swallowed() {
     let mut scene = Scene::new();
     let asked = vec![("application_name".to_owned(), "a".to_owned())];
     scene.settings = Arc::new(Startup::read(&asked).settings);
-    scene.client(&query("select 1")).server(&answer("C:SET S ZI C:SELECT_1 ZI"));
+    scene.client(&query("select 1")).server(&answer("C:SET S ZI")).server(&answer("C:SELECT_1 ZI"));
     scene.client(&query("select 2")).server(&answer("C:SELECT_1 ZI"));
-    check(&scene, "need(read) >QQ <CZ(I) release need(read) >Q <CZ(I) release");
+    check(&scene, "need(read) >Q >Q <CZ(I) release need(read) >Q <CZ(I) release");
+}
+
+#[test]
+fn a_statement_does_not_run_when_the_clients_settings_are_refused() {
+    let mut scene = Scene::new();
+    let asked = vec![("work_mem".to_owned(), "banana".to_owned())];
+    scene.settings = Arc::new(Startup::read(&asked).settings);
+    scene.client(&query("insert into t values (1)")).server(&answer("E:22023 ZI"));
+    check(&scene, "need(write) >Q broken(m)");
+}
+
+#[test]
+fn what_is_sent_behind_discard_all_is_noted_behind_it() {
+    let mut scene = Scene::new();
+    let mut bytes = query("discard all");
+    bytes.extend(query("listen x"));
+    scene.client(&bytes).server(&answer("C:DISCARD_ALL ZI"));
+    scene.server(&answer("C:LISTEN ZI"));
+    check(&scene, "need(write) >Q <CZ(I) release need(write) >Q <CZ(I)");
+    assert_eq!(scene.core.pinned(), Some("listen"));
+}
+
+#[test]
+fn what_could_not_be_read_pins_unless_it_is_no_sql() {
+    for (texts, code, pinned) in [
+        (&["selekt 1"][..], "42601", None),
+        // It ran up to its error: what it left is not known.
+        (&["selekt 1"], "22012", Some("unparsable")),
+        // The error is another statement's.
+        (&["selekt 1", "select 1/0"], "42601", Some("unparsable")),
+    ] {
+        let mut scene = Scene::new();
+        for (n, text) in texts.iter().enumerate() {
+            let last = n + 1 == texts.len();
+            let reply = if last { format!("E:{code} ZI") } else { "C:OK ZI".to_owned() };
+            scene.client(&query(text)).server(&answer(&reply));
+        }
+        assert_eq!(scene.core.pinned(), pinned, "{texts:?} {code}");
+    }
+}
+
+#[test]
+fn a_cached_parse_is_answered_before_a_flush_is_waited_for() {
+    let mut scene = Scene::new();
+    scene.client(&extended("P:s1:select 1|B:s1|E|S")).server(&answer("1 2 C:SELECT_1 ZI"));
+    scene.log.clear();
+    scene.client(&extended("B:s1|E|P:s2:select 1|H")).server(&answer("2 C:SELECT_1"));
+    check(&scene, "need(write) >B(bw_1)EH <2C1");
+}
+
+/// NoticeResponse of `SyncRepWaitForLSN`.
+fn cancelled_wait() -> Vec<u8> {
+    let mut out = vec![];
+    put(&mut out, b'N', &[b"SWARNING\0VWARNING\0C01000\0Mwait cancelled\0RSyncRepWaitForLSN\0\0"]);
+    out
+}
+
+#[test]
+fn a_commit_that_stopped_waiting_for_the_quorum_is_no_success() {
+    let mut scene = Scene::new();
+    scene.client(&query("insert into t values (1)"));
+    scene.log.clear();
+    let mut bytes = cancelled_wait();
+    bytes.extend(answer("C:INSERT_0_1 ZI"));
+    let ended = {
+        scene.down.input.push(&bytes);
+        scene.core.server(&mut scene.down, &mut scene.server)
+    };
+    assert!(
+        matches!(&ended, Heard::Broken(error) if error.code == SqlState::TRANSACTION_RESOLUTION_UNKNOWN),
+        "{ended:?}"
+    );
+    assert!(!scene.down.has_pending(), "not even the warning");
+    // Any other notice is the client's.
+    let mut scene = Scene::new();
+    scene.client(&query("insert into t values (1)")).server(&answer("N C:INSERT_0_1 ZI"));
+    check(&scene, "need(write) >Q <NCZ(I) release");
+}
+
+#[test]
+fn a_whole_answer_stays_when_a_farewell_comes_with_it() {
+    let mut scene = Scene::new();
+    scene.client(&query("begin")).server(&answer("C:BEGIN ZT"));
+    scene.client(&query("insert into t values (1)"));
+    scene.log.clear();
+    scene.down.input.push(&answer("C:INSERT_0_1 ZT F:57P01"));
+    assert!(matches!(scene.core.server(&mut scene.down, &mut scene.server), Heard::Ready));
+    assert!(matches!(scene.core.server(&mut scene.down, &mut scene.server), Heard::Lost(_)));
+    scene.core.take_answer_back(&mut scene.down);
+    scene.lose(Loss::Connection);
+    check(&scene, "<CZ(T)");
+}
+
+#[test]
+fn after_a_commit_in_doubt_no_standby_is_asked_what_became_of_it() {
+    use crate::proxy::route::OwnWrite;
+    for (statement, expected) in
+        [("insert into t values (1)", OwnWrite::Unknown), ("select pg_backend_pid()", OwnWrite::None)]
+    {
+        let mut scene = Scene::new();
+        scene.client(&query(statement)).lose(Loss::Failover);
+        assert_eq!(scene.core.own.write, expected, "{statement}");
+    }
 }
 
 #[test]
@@ -377,6 +480,8 @@ fn a_server_that_dies_is_told_truthfully() {
         ("begin", "insert into t values (1)", Loss::Connection, "<E(08006)Z(E)"),
         ("begin;insert into t values (1)", "commit", Loss::Failover, "<E(08007)Z(I)"),
         ("begin", "commit", Loss::Failover, "<E(40001)Z(E)"),
+        // What follows the block's end commits by itself.
+        ("begin", "rollback; insert into t values (1)", Loss::Failover, "<E(08007)Z(I)"),
         ("listen x", "select 1", Loss::Failover, "fatal(57P01)"),
     ] {
         let mut scene = Scene::new();
@@ -432,6 +537,20 @@ fn every_lost_unit_of_a_pipeline_is_answered() {
     scene.log.clear();
     scene.lose(Loss::Connection).client(&extended("S"));
     check(&scene, "<E(08007)Z(I)E(08007)Z(I)E(08007) <Z(I)");
+}
+
+#[test]
+fn what_is_pipelined_behind_the_end_of_a_block_commits_by_itself() {
+    for end in ["commit", "rollback"] {
+        let mut scene = Scene::new();
+        scene.client(&query("begin")).server(&answer("C:BEGIN ZT"));
+        let mut bytes = query(end);
+        bytes.extend(query("insert into t values (1)"));
+        scene.client(&bytes);
+        scene.log.clear();
+        scene.lose(Loss::Failover);
+        check(&scene, "<E(08007)Z(I)E(08007)Z(I)");
+    }
 }
 
 #[test]

@@ -130,7 +130,12 @@ impl Core {
         texts: &mut Texts<'_>,
     ) -> Step {
         let starts_unit = !self.unit.open && !matches!(header.tag, b'd' | b'c' | b'f' | b'H' | b'S');
-        if self.ledger.is_full() || (starts_unit && !self.takes_all && self.ledger.units() > 0) {
+        let one_by_one = !self.takes_all || self.unit.discards;
+        if self.ledger.is_full() || (starts_unit && one_by_one && self.ledger.units() > 0) {
+            return Step::Wait(0);
+        }
+        if self.ledger.awaits_own() {
+            // A server that refuses the client's settings must not have run its statement.
             return Step::Wait(0);
         }
         if self.ledger.is_skipping() && !matches!(header.tag, b'S' | b'H') {
