@@ -2,11 +2,12 @@
 //! The circle of events, decisions and actions. It decides nothing itself.
 
 use std::collections::{BTreeSet, HashMap};
+use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{self, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::command::{Asked, Command, Commands};
@@ -22,7 +23,7 @@ use super::probe::{Probe, Probed};
 use super::state::{FileJournal, MAX_HISTORY};
 use super::{FailoverConfig, Inputs, Outputs};
 use crate::net::Target;
-use crate::topology::{Election, Health, Node, NodeName, Upstream};
+use crate::topology::{Election, Health, Node, NodeName, Term, Upstream};
 
 const TICK: Duration = Duration::from_millis(100);
 /// Probe results waiting to be looked at; a probe waits for its turn beyond that.
@@ -125,7 +126,7 @@ impl Control {
         for probe in std::mem::take(&mut self.probes) {
             tasks.spawn(probe.run(probed.clone(), shutdown.clone()));
         }
-        let mut actions: JoinSet<Finished> = JoinSet::new();
+        let mut actions = Running::default();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         tracing::info!(term = %self.state.term, phase = ?self.state.phase, "control plane started");
@@ -135,7 +136,10 @@ impl Control {
                 () = shutdown.cancelled() => return Ok(()),
                 _ = tick.tick() => self.watch.tick(Instant::now()),
                 Some(probed) = probes.recv() => self.probed(probed),
-                Some(finished) = actions.join_next() => self.finished(finished?),
+                Some(ended) = actions.next() => match ended? {
+                    Ended::Finished(finished) => self.finished(finished),
+                    Ended::GivenUp(action) => self.ledger.failed(&action, Instant::now()),
+                },
                 Some(asked) = self.commands.recv() => self.asked(asked).await?,
                 Ok(()) = wal.changed() => if self.nothing_new_of_wal() { continue },
                 Ok(()) = proxy.changed() => if matches!(self.state.phase, Phase::Steady) { continue },
@@ -145,7 +149,7 @@ impl Control {
     }
 
     /// Decide, journal, publish, act: in this order.
-    async fn turn(&mut self, actions: &mut JoinSet<Finished>) -> Result<(), FailoverError> {
+    async fn turn(&mut self, actions: &mut Running) -> Result<(), FailoverError> {
         let before = self.state.clone();
         let (wanted, concluded) = self.decide();
         if self.state != before {
@@ -154,6 +158,7 @@ impl Control {
                 self.state = before;
                 return Err(error);
             }
+            actions.give_up_before(self.state.term);
             let concluded = self.conclude(concluded);
             self.publish();
             self.kick_primary();
@@ -167,10 +172,7 @@ impl Control {
                 self.ledger.started(&action);
                 tracing::debug!(term = %action.term, node = %action.node, action = action.what.name(), "action started");
                 let executor = self.executor.clone();
-                actions.spawn(async move {
-                    let result = Box::pin(executor.run(&action)).await;
-                    (action, result)
-                });
+                actions.start(action.clone(), async move { Box::pin(executor.run(&action)).await });
             }
         }
         Ok(())
@@ -421,6 +423,53 @@ impl Control {
     }
 }
 
+/// The actions under way, each a task.
+#[derive(Debug, Default)]
+struct Running {
+    tasks: JoinSet<Result<Finding, ActionError>>,
+    actions: HashMap<task::Id, (Action, task::AbortHandle)>,
+}
+
+/// How an action ended.
+#[derive(Debug)]
+enum Ended {
+    Finished(Finished),
+    GivenUp(Action),
+}
+
+impl Running {
+    fn start(
+        &mut self,
+        action: Action,
+        run: impl Future<Output = Result<Finding, ActionError>> + Send + 'static,
+    ) {
+        let handle = self.tasks.spawn(run);
+        self.actions.insert(handle.id(), (action, handle));
+    }
+
+    /// A promotion asked for in a term that is over must not begin now. What works on a server's files is left
+    /// to its end: half done is worse.
+    fn give_up_before(&self, term: Term) {
+        for (action, handle) in self.actions.values() {
+            if action.term < term && !action.what.touches_server() {
+                handle.abort();
+            }
+        }
+    }
+
+    /// The next one that ends; `None` while there is none. An error is a panic.
+    async fn next(&mut self) -> Option<Result<Ended, task::JoinError>> {
+        let joined = self.tasks.join_next_with_id().await?;
+        let id = joined.as_ref().map_or_else(task::JoinError::id, |(id, _)| *id);
+        let (action, _) = self.actions.remove(&id)?;
+        Some(match joined {
+            Ok((_, result)) => Ok(Ended::Finished((action, result))),
+            Err(error) if error.is_cancelled() => Ok(Ended::GivenUp(action)),
+            Err(error) => Err(error),
+        })
+    }
+}
+
 fn probe(node: &Node, config: &FailoverConfig) -> Probe {
     // Three attempts fit into the time after which silence counts.
     let limit = (config.detect.timeout / 3).max(Duration::from_millis(250));
@@ -447,4 +496,31 @@ fn target(node: &Node, config: &FailoverConfig) -> Target {
 fn clock() -> Now {
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Now { instant: Instant::now(), unix_ms: u64::try_from(unix.as_millis()).unwrap_or(u64::MAX) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use super::{Ended, Running};
+    use crate::failover::decide::{Action, What};
+    use crate::pg::TimelineId;
+    use crate::topology::Term;
+
+    #[tokio::test]
+    async fn a_promotion_of_a_term_that_is_over_is_given_up() {
+        let action = |term, what| Action { term: Term(term), node: "pg2".parse().expect("a name"), what };
+        let promote = What::Promote { from: TimelineId(1) };
+        let mut running = Running::default();
+        for action in [action(1, promote.clone()), action(1, What::Stop), action(2, promote.clone())] {
+            running.start(action, pending());
+        }
+        running.give_up_before(Term(2));
+        let ended = running.next().await;
+        assert!(
+            matches!(&ended, Some(Ok(Ended::GivenUp(given_up))) if *given_up == action(1, promote)),
+            "{ended:?}"
+        );
+        assert_eq!(running.tasks.len(), 2, "files are left to who works on them");
+    }
 }

@@ -187,7 +187,12 @@ fn publish(status: &watch::Sender<UpstreamStatus>, node: &NodeName, since: Insta
         let next = UpstreamStatus {
             upstream: upstream.unwrap_or_else(|| status.upstream.clone()),
             received: progress.received,
-            upstream_end: status.upstream_end.max(progress.upstream_end),
+            // Of this upstream: another one's end says nothing of it.
+            upstream_end: if progress.upstream_end.is_valid() {
+                progress.upstream_end
+            } else {
+                status.upstream_end
+            },
         };
         let changed = next != *status;
         *status = next;
@@ -209,7 +214,30 @@ fn with_cause(error: &DialError) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::major;
+    use std::time::Instant;
+
+    use tokio::sync::watch;
+
+    use super::{Progress, UpstreamStatus, major, publish};
+    use crate::pg::{Lsn, TimelineId};
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "an arbitrary instant")]
+    fn the_end_of_a_lost_primary_is_not_the_next_ones() {
+        let status = watch::Sender::new(UpstreamStatus::idle());
+        let node = "pg1".parse().expect("a name");
+        let now = Instant::now();
+        let told = |upstream_end| {
+            let streaming = Some(TimelineId(1));
+            let progress =
+                Progress { received: Lsn(90), upstream_end: Lsn(upstream_end), heard_at: now, streaming };
+            publish(&status, &node, now, progress);
+            status.borrow().upstream_end
+        };
+        assert_eq!(told(100), Lsn(100));
+        assert_eq!(told(0), Lsn(100), "a new connection that has not heard yet");
+        assert_eq!(told(95), Lsn(95), "a promoted standby begins before it");
+    }
 
     #[test]
     fn versions() {

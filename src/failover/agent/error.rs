@@ -7,6 +7,7 @@ use super::base_backup::BaseBackupError;
 use super::conninfo::InvalidConninfo;
 use super::program::ProgramError;
 use super::settings::LineBreak;
+use crate::pg::TimelineId;
 
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
@@ -37,6 +38,8 @@ pub enum AgentError {
     HalfRewound { data_dir: PathBuf },
     #[error("another operation on {data_dir} is under way")]
     Busy { data_dir: PathBuf },
+    #[error("{data_dir} was a primary of timeline {timeline} as the source is: pg_rewind sees no difference")]
+    SameTimeline { data_dir: PathBuf, timeline: TimelineId },
     #[error("pg_rewind is not installed beside the server's programs")]
     NoRewind,
     #[error("pg_rewind needs the password of {user}, of which only a derived key is known")]

@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use super::base_backup::{self, BaseBackup};
 use super::conninfo::Conninfo;
-use super::control::DbState;
-use super::conversation::Conversation;
+use super::control::{ControlFile, DbState};
+use super::conversation::{Conversation, ConversationError};
 use super::error::{AgentError, FileError};
 use super::settings::{self, Change};
 use super::{AUTO_CONF, LocalServer, STANDBY_SIGNAL, ServerStatus, StopMode, files};
 use crate::net::{self, Credentials, Target};
-use crate::pg::SlotName;
+use crate::pg::{SlotName, TimelineId};
 use crate::topology::Role;
 
 /// pg_rewind reads the target's WAL from the last common checkpoint on and fetches what has changed since.
@@ -207,11 +207,17 @@ impl LocalServer {
         let pg_rewind = self.pg_rewind(source)?;
         // Right after a promotion the source's control file still names the old timeline, and pg_rewind would
         // find nothing to do.
-        checkpoint(source).await?;
+        let source_timeline = checkpoint(source).await?;
         self.await_no_process().await?;
         files::remove_file(&self.data_dir.join("postmaster.pid"))?;
         self.keep_own_files()?;
         pg_rewind.run().await?;
+        if is_other_branch(self.control_file(), source_timeline) {
+            return Err(AgentError::SameTimeline {
+                data_dir: self.data_dir.clone(),
+                timeline: source_timeline,
+            });
+        }
         self.restore_own_files(&self.half_rewound(), &self.data_dir)?;
         self.become_standby(&self.data_dir, upstream, slot, &[])?;
         files::sync_file_system(&self.data_dir)?;
@@ -330,12 +336,25 @@ impl LocalServer {
     }
 }
 
-async fn checkpoint(source: &Target) -> Result<(), AgentError> {
+/// Two servers that were promoted without knowing of each other may both have taken the next number. pg_rewind
+/// then finds them on one timeline and does nothing (`main` in pg_rewind.c); what it rewinds is left in recovery.
+fn is_other_branch(rewound: Option<ControlFile>, source: TimelineId) -> bool {
+    rewound.is_none_or(|control| !control.state.is_recovery() && control.timeline >= source)
+}
+
+/// Returns the timeline that the source's control file then names.
+async fn checkpoint(source: &Target) -> Result<TimelineId, AgentError> {
     let source_address = source.address.to_string();
     let backend = net::dial(source, CONNECT_LIMIT).await.map_err(base_backup::BaseBackupError::Dial)?;
     let mut conversation = Conversation::new(backend, CHECKPOINT_LIMIT);
-    let done = conversation.execute("CHECKPOINT").await;
-    Ok(done.map_err(|source| base_backup::BaseBackupError::Conversation { source_address, source })?)
+    let done = async {
+        conversation.execute("CHECKPOINT").await?;
+        conversation.send_query("SELECT timeline_id FROM pg_control_checkpoint()").await?;
+        let rows = conversation.rows().await?;
+        let timeline = rows.first().and_then(|row| row.first()?.as_ref()?.parse().ok());
+        timeline.map(TimelineId).ok_or(ConversationError::Content { what: "timeline" })
+    };
+    Ok(done.await.map_err(|source| base_backup::BaseBackupError::Conversation { source_address, source })?)
 }
 
 /// An error with its causes, in one line.
@@ -346,8 +365,24 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Copied, DbState, Past, Plan, Rewind, plan};
+    use super::{ControlFile, Copied, DbState, Past, Plan, Rewind, is_other_branch, plan};
+    use crate::pg::{SystemIdentifier, TimelineId};
     use crate::topology::Role;
+
+    #[test]
+    fn what_pg_rewind_left_alone_is_no_standby_of_its_own_timeline() {
+        let check = |state, timeline, expected| {
+            let control = ControlFile { system: SystemIdentifier(7), state, timeline: TimelineId(timeline) };
+            assert_eq!(is_other_branch(Some(control), TimelineId(3)), expected, "{control:?}");
+        };
+        check(DbState::InArchiveRecovery, 3, false);
+        // It ended where the source's timeline began.
+        check(DbState::ShutDown, 2, false);
+        // Promoted unseen: another timeline 3.
+        check(DbState::ShutDown, 3, true);
+        check(DbState::InProduction, 4, true);
+        assert!(is_other_branch(None, TimelineId(3)));
+    }
 
     #[test]
     fn only_what_was_a_standby_is_just_started() {

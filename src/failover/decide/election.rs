@@ -147,7 +147,9 @@ fn catch_up(
     let Some(follower) = view.node(candidate).and_then(|n| follower(view, state, n)) else {
         return next_candidate(state, election, candidate, now);
     };
-    if fenced.durable <= follower.flush {
+    // Half a record behind the last whole one is not found again when the relay restarts: nobody can have it then.
+    let held = fenced.durable.min(view.wal.durable).max(fenced.verified);
+    if held <= follower.flush {
         let step = Step::Prepare { candidate: candidate.clone() };
         return Fired::new(RuleId::E4, at(state, election.clone(), step, now));
     }

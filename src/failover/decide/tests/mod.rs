@@ -2,6 +2,7 @@ mod world;
 
 use self::world::{Life, World};
 use super::{Agent, Phase, Request, RuleId, State, Step};
+use crate::pg::Lsn;
 use crate::topology::{Durability, NodeName, Outcome, Term};
 
 fn step_name(state: &State) -> &'static str {
@@ -90,6 +91,21 @@ fn nobody_to_promote_means_the_old_primary_is_restored() {
     world.run_until("open again", |w| w.is_open() && w.state.term > Term(1));
     assert_eq!(world.primary(), Some("pg1"));
     assert!(world.rules.contains(&RuleId::E2), "{:?}", world.rules);
+}
+
+#[test]
+fn half_a_record_that_the_relay_forgets_is_not_waited_for() {
+    let mut world = World::steady(Durability::Quorum);
+    world.agent = Agent::None;
+    world.kill("pg1");
+    for standby in ["pg2", "pg3"] {
+        world.server(standby).flush = Lsn(0x1000);
+    }
+    world.wal.durable = world.wal.verified.advanced(8);
+    world.run_until("catching up", |w| step_name(&w.state) == "catch_up");
+    world.restart();
+    world.wal.durable = world.wal.verified;
+    world.run_until("open again", |w| w.is_open() && w.primary() != Some("pg1"));
 }
 
 #[test]
