@@ -18,7 +18,7 @@ async fn relay_restart() {
     let mut cluster = Cluster::start(Options::default());
     let direct = cluster.direct_conninfo(&cluster.primary(), "app");
     let standbys = cluster.standbys();
-    let ledger = Ledger::start(&cluster.conninfo(), 4).await;
+    let ledger = Ledger::start(&cluster.conninfo(), 1, 4).await;
     for _ in 0..10 {
         let goal = ledger.acknowledged() + 200;
         eventually_async("writes", Duration::from_secs(60), || async {

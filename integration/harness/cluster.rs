@@ -240,6 +240,11 @@ impl Cluster {
         format!("host=127.0.0.1 port={} user=bellwether password={password} dbname={database}", server.port)
     }
 
+    /// Whether the servers are of the same major version as [`Cluster::program`]'s programs.
+    pub(crate) fn is_of_the_distribution(&self) -> bool {
+        self.options.pg_bin.is_none()
+    }
+
     /// A program of the distribution's PostgreSQL (psql, pgbench, pg_waldump), with `PG*` unset.
     pub(crate) fn program(&self, name: &str) -> Command {
         let mut command = Command::new(distribution_bin().join(name));

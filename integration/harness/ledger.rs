@@ -41,7 +41,8 @@ const CREATE: &str = "CREATE TABLE IF NOT EXISTS tokens (token bigint NOT NULL)"
 impl Ledger {
     /// `writers` clients; every other one commits explicitly, the rest by autocommit. The table has no unique
     /// index on purpose: a transaction that ran twice must show.
-    pub(crate) async fn start(conninfo: &str, writers: i64) -> Ledger {
+    /// Ledgers of different `series` in one database do not share a token.
+    pub(crate) async fn start(conninfo: &str, series: i64, writers: i64) -> Ledger {
         let (client, connection) = tokio_postgres::connect(conninfo, NoTls).await.expect("connect");
         let connection = tokio::spawn(connection);
         client.batch_execute(CREATE).await.expect("create the ledger's table");
@@ -54,6 +55,7 @@ impl Ledger {
                 let writer = Writer {
                     conninfo: conninfo.to_owned(),
                     number,
+                    series,
                     stop: Arc::clone(&stop),
                     acknowledged: Arc::clone(&acknowledged),
                 };
@@ -81,6 +83,7 @@ impl Ledger {
 struct Writer {
     conninfo: String,
     number: i64,
+    series: i64,
     stop: Arc<AtomicBool>,
     acknowledged: Arc<AtomicU64>,
 }
@@ -89,7 +92,7 @@ impl Writer {
     async fn run(self) -> Vec<Entry> {
         let mut entries = Vec::new();
         let mut client = None;
-        let mut token = self.number << 32 | i64::from(std::process::id() & 0xFF) << 24;
+        let mut token = (self.series << 48) | (self.number << 32);
         while !self.stop.load(Ordering::Relaxed) {
             if client.as_ref().is_none_or(tokio_postgres::Client::is_closed) {
                 client = match tokio_postgres::connect(&self.conninfo, NoTls).await {
