@@ -177,16 +177,18 @@ impl PgBouncer {
         let port = free_port();
         let dir = cluster.data().join(format!("pgbouncer-{mode}"));
         fs::create_dir_all(&dir).expect("directory");
+        // A session holds its server; otherwise PgBouncer's default, which is ours too.
+        let pool_size = if mode == "session" { 64 } else { 20 };
         let ini = format!(
             "[databases]\napp = host=127.0.0.1 port={} dbname=app user=app password=demo\n[pgbouncer]\n\
              listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = scram-sha-256\n\
-             auth_file = {users}\npool_mode = {mode}\ndefault_pool_size = 64\nmax_client_conn = 1000\n\
+             auth_file = {users}\npool_mode = {mode}\ndefault_pool_size = {pool_size}\nmax_client_conn = 1000\n\
              ignore_startup_parameters = extra_float_digits\nlog_connections = 0\nlog_disconnections = 0\n",
             cluster.primary().port,
             users = dir.join("users.txt").display(),
         );
         fs::write(dir.join("pgbouncer.ini"), ini).expect("ini");
-        fs::write(dir.join("users.txt"), "\"app\" \"demo\"\n").expect("users");
+        fs::write(dir.join("users.txt"), format!("\"app\" \"{}\"\n", scram_secret(cluster))).expect("users");
         let mut command = Command::new("/usr/sbin/pgbouncer");
         command
             .arg("-q")
@@ -209,6 +211,12 @@ impl Drop for PgBouncer {
     }
 }
 
+/// As PostgreSQL keeps it: from a password in plain text PgBouncer would derive the keys anew at every login.
+fn scram_secret(cluster: &Cluster) -> String {
+    let admin = cluster.direct_conninfo(&cluster.primary(), "postgres");
+    cluster.psql_at(&admin, "SELECT rolpassword FROM pg_authid WHERE rolname = 'app'").expect("app's secret")
+}
+
 /// A gigabyte: received by Bellwether's relay, by pg_receivewal from the primary, by pg_receivewal from the relay.
 fn wal(mut cluster: Cluster) {
     let primary = cluster.primary();
@@ -217,7 +225,17 @@ fn wal(mut cluster: Cluster) {
     let lsn = |text: &str| sql(text).parse::<u64>().expect("an LSN");
     sql("ALTER SYSTEM SET wal_keep_size = '8GB'");
     sql("SELECT pg_reload_conf()");
-    sql("SELECT pg_create_physical_replication_slot('bench', true)");
+    let password = cluster.superuser_password();
+    let sources = [("primary -> pg_receivewal", primary.port), ("Bellwether -> pg_receivewal", cluster.port)]
+        .map(|(name, port)| {
+            (name, port, format!("host=127.0.0.1 port={port} user=bellwether password={password}"))
+        });
+    // Both keep the WAL from here on for whoever comes with this slot.
+    for (_, _, conninfo) in &sources {
+        let mut create = cluster.program("pg_receivewal");
+        create.args(["--create-slot", "--slot=bench", "-d", conninfo]);
+        assert!(create.status().expect("pg_receivewal").success(), "no slot at {conninfo}");
+    }
 
     let start = lsn("SELECT pg_current_wal_flush_lsn() - '0/0'");
     let pid = cluster.bellwether_pid();
@@ -239,29 +257,24 @@ fn wal(mut cluster: Cluster) {
         let durable = cluster.metric("bellwether_wal_durable_lsn_bytes").ok_or("no metric")?;
         if durable as u64 >= end { Ok(()) } else { Err(format!("{durable}")) }
     });
-    println!("\n| WAL path | MB | MB/s | CPU ms/MB |\n|---|---|---|---|");
-    let took = started.elapsed().as_secs_f64();
-    line(
-        "primary -> Bellwether (durable, verified, shipped to 2 standbys)",
-        megabytes,
-        took,
-        cpu_seconds(pid) - before,
+    println!(
+        "\n| WAL path | MB | MB/s | receiver's CPU ms/MB | Bellwether's CPU ms/MB |\n|---|---|---|---|---|"
     );
+    let took = started.elapsed().as_secs_f64();
+    let cpu = (cpu_seconds(pid) - before) * 1e3 / megabytes;
+    let name = "primary -> Bellwether (durable, verified, shipped to 2 standbys)";
+    println!("| {name} | {megabytes:.0} | {:.0} | | {cpu:.2} |", megabytes / took);
     cluster.await_steady();
-
-    let password = cluster.superuser_password();
-    for (name, port) in
-        [("primary -> pg_receivewal", primary.port), ("Bellwether -> pg_receivewal", cluster.port)]
-    {
+    for (name, port, conninfo) in &sources {
         let target = cluster.data().join(format!("receivewal-{port}"));
-        let conninfo = format!("host=127.0.0.1 port={port} user=bellwether password={password}");
-        let (took, cpu) = pg_receivewal(&cluster, &target, &conninfo, &end_text);
-        line(name, directory_megabytes(&target), took, cpu);
+        let before = cpu_seconds(pid);
+        let (took, receiver) = pg_receivewal(&cluster, &target, conninfo, &end_text);
+        let sender = cpu_seconds(pid) - before;
+        let megabytes = directory_megabytes(&target);
+        let per_megabyte = |seconds: f64| seconds * 1e3 / megabytes;
+        print!("| {name} | {megabytes:.0} | {:.0} | {:.2} |", megabytes / took, per_megabyte(receiver));
+        if *port == cluster.port { println!(" {:.2} |", per_megabyte(sender)) } else { println!(" |") }
     }
-}
-
-fn line(name: &str, megabytes: f64, seconds: f64, cpu: f64) {
-    println!("| {name} | {megabytes:.0} | {:.0} | {:.2} |", megabytes / seconds, cpu * 1e3 / megabytes);
 }
 
 /// Seconds taken and CPU seconds used.
@@ -269,7 +282,7 @@ fn pg_receivewal(cluster: &Cluster, target: &Path, conninfo: &str, end: &str) ->
     fs::create_dir_all(target).expect("directory");
     let program = cluster.program("pg_receivewal");
     let timed = format!(
-        "TIMEFORMAT='%U %S'; time {} --no-loop -D {} --endpos={end} -d '{conninfo}'",
+        "TIMEFORMAT='%U %S'; time {} --no-loop --slot=bench -D {} --endpos={end} -d '{conninfo}'",
         program.get_program().to_string_lossy(),
         target.display(),
     );
@@ -277,6 +290,7 @@ fn pg_receivewal(cluster: &Cluster, target: &Path, conninfo: &str, end: &str) ->
     let output = Command::new("bash").args(["-c", &timed]).output().expect("pg_receivewal");
     let took = started.elapsed().as_secs_f64();
     let report = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{report}");
     let times = report.lines().last().expect("bash's time");
     (took, times.split(' ').filter_map(|n| n.parse::<f64>().ok()).sum())
 }
