@@ -1,4 +1,8 @@
 //! A pool's bookkeeping: which connections are idle, how many there are, who waits. It neither dials nor wakes.
+//!
+//! A connection is registered with the reactor of the worker that used it last. To move it to another one costs
+//! more than the pool's whole bookkeeping, and wakes the other worker's thread; so a connection in steady use
+//! stays with its worker as long as nobody has to wait too long for that.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -14,6 +18,12 @@ pub(crate) struct Limits {
     pub(crate) lifetime: Duration,
 }
 
+/// Another worker's connection that has been idle for less will be wanted there in a moment: while there is room
+/// to dial, it is left where it is.
+const HOT: Duration = Duration::from_millis(10);
+/// So often in a row a freed connection may go to somebody of its own worker before whoever has waited longest.
+const MAX_PASSED_OVER: u32 = 16;
+
 /// An idle connection.
 #[derive(Debug)]
 struct Idle<C> {
@@ -21,6 +31,13 @@ struct Idle<C> {
     /// With whose reactor it is registered.
     worker: usize,
     since: Instant,
+}
+
+#[derive(Debug)]
+struct Waiter<W> {
+    ticket: u64,
+    worker: usize,
+    who: W,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -52,16 +69,26 @@ pub(crate) struct Core<C, W> {
     idle: Vec<Idle<C>>,
     /// Idle, in use and being dialled. open <= limits.size.
     open: usize,
-    /// First come, first served.
-    waiting: VecDeque<(u64, W)>,
+    /// In the order in which they came.
+    waiting: VecDeque<Waiter<W>>,
     last_ticket: u64,
+    /// How often in a row the first in the queue was not the next one. <= MAX_PASSED_OVER.
+    passed_over: u32,
     /// Connections of an earlier generation are not taken back.
     generation: u64,
 }
 
 impl<C, W> Core<C, W> {
     pub(crate) fn new(limits: Limits) -> Core<C, W> {
-        Core { limits, idle: vec![], open: 0, waiting: VecDeque::new(), last_ticket: 0, generation: 0 }
+        Core {
+            limits,
+            idle: vec![],
+            open: 0,
+            waiting: VecDeque::new(),
+            last_ticket: 0,
+            passed_over: 0,
+            generation: 0,
+        }
     }
 
     pub(crate) fn generation(&self) -> u64 {
@@ -77,23 +104,35 @@ impl<C, W> Core<C, W> {
     }
 
     /// An idle connection, one that `worker` used last if there is one; room to dial; or a place in the queue.
-    pub(crate) fn checkout(&mut self, worker: usize, waiter: impl FnOnce() -> W) -> Checkout<C> {
-        let own = self.idle.iter().rposition(|idle| idle.worker == worker);
-        if let Some(at) = own.or(self.idle.len().checked_sub(1)) {
-            return Checkout::Idle(self.idle.remove(at).connection);
+    pub(crate) fn checkout(
+        &mut self,
+        worker: usize,
+        now: Instant,
+        waiter: impl FnOnce() -> W,
+    ) -> Checkout<C> {
+        if let Some(own) = self.idle.iter().rposition(|idle| idle.worker == worker) {
+            return Checkout::Idle(self.idle.remove(own).connection);
         }
-        if self.open < self.limits.size {
-            self.open += 1;
-            return Checkout::Dial;
+        let has_room = self.open < self.limits.size;
+        // The one unused for longest is missed least.
+        let foreign = self.idle.first().map(|idle| now.saturating_duration_since(idle.since) < HOT);
+        match foreign {
+            Some(is_hot) if !(is_hot && has_room) => Checkout::Idle(self.idle.remove(0).connection),
+            _ if has_room => {
+                self.open += 1;
+                Checkout::Dial
+            }
+            _ => {
+                self.last_ticket += 1;
+                self.waiting.push_back(Waiter { ticket: self.last_ticket, worker, who: waiter() });
+                Checkout::Wait(self.last_ticket)
+            }
         }
-        self.last_ticket += 1;
-        self.waiting.push_back((self.last_ticket, waiter()));
-        Checkout::Wait(self.last_ticket)
     }
 
     /// Whoever waited with `ticket` does no longer.
     pub(crate) fn give_up(&mut self, ticket: u64) {
-        self.waiting.retain(|(waiting, _)| *waiting != ticket);
+        self.waiting.retain(|waiter| waiter.ticket != ticket);
     }
 
     /// A clean connection comes back.
@@ -109,8 +148,8 @@ impl<C, W> Core<C, W> {
         if too_old || generation != self.generation {
             return Next::Close(connection);
         }
-        match self.waiting.pop_front() {
-            Some((_, waiter)) => Next::Serve(waiter, connection),
+        match self.next_waiter(worker) {
+            Some(waiter) => Next::Serve(waiter, connection),
             None => {
                 self.idle.push(Idle { connection, worker, since: now });
                 Next::Nobody
@@ -118,12 +157,20 @@ impl<C, W> Core<C, W> {
         }
     }
 
+    /// Who gets a connection of `worker`: the first of that worker, unless that has been unfair for too long.
+    fn next_waiter(&mut self, worker: usize) -> Option<W> {
+        let own = self.waiting.iter().position(|waiter| waiter.worker == worker);
+        let next = own.filter(|_| self.passed_over < MAX_PASSED_OVER).unwrap_or(0);
+        self.passed_over = if next == 0 { 0 } else { self.passed_over + 1 };
+        self.waiting.remove(next).map(|waiter| waiter.who)
+    }
+
     /// A connection was closed, or a dial failed: its place is free.
     pub(crate) fn closed(&mut self) -> Next<C, W> {
         debug_assert!(self.in_use() > 0, "only what was checked out is closed");
         match self.waiting.pop_front() {
             // The place passes on.
-            Some((_, waiter)) => Next::Dial(waiter),
+            Some(waiter) => Next::Dial(waiter.who),
             None => {
                 self.open -= 1;
                 Next::Nobody
@@ -153,7 +200,7 @@ impl<C, W> Core<C, W> {
 mod tests {
     use std::time::{Duration, Instant};
 
-    use super::{Checkout, Core, Limits, Next};
+    use super::{Checkout, Core, HOT, Limits, MAX_PASSED_OVER, Next};
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -168,10 +215,10 @@ mod tests {
     #[test]
     fn first_come_first_served() {
         let (mut pool, now) = pool(1);
-        assert_eq!(pool.checkout(0, || "a"), Checkout::Dial);
-        assert_eq!(pool.checkout(0, || "b"), Checkout::Wait(1));
-        assert_eq!(pool.checkout(0, || "c"), Checkout::Wait(2));
-        assert_eq!(pool.checkout(0, || "d"), Checkout::Wait(3));
+        assert_eq!(pool.checkout(0, now, || "a"), Checkout::Dial);
+        assert_eq!(pool.checkout(0, now, || "b"), Checkout::Wait(1));
+        assert_eq!(pool.checkout(0, now, || "c"), Checkout::Wait(2));
+        assert_eq!(pool.checkout(0, now, || "d"), Checkout::Wait(3));
         pool.give_up(2);
         assert_eq!(pool.put_back("s1", 0, 0, now, now), Next::Serve("b", "s1"));
         // A connection that breaks leaves its place to the next one.
@@ -184,20 +231,46 @@ mod tests {
     fn a_worker_gets_its_own_connection_back() {
         let (mut pool, now) = pool(3);
         for _ in 0..3 {
-            assert_eq!(pool.checkout(0, || ""), Checkout::Dial);
+            assert_eq!(pool.checkout(0, now, || ""), Checkout::Dial);
         }
         for (connection, worker) in [("s0", 0), ("s1", 1), ("s2", 2)] {
             assert_eq!(pool.put_back(connection, worker, 0, now, now), Next::Nobody);
         }
-        assert_eq!(pool.checkout(0, || ""), Checkout::Idle("s0"));
-        assert_eq!(pool.checkout(0, || ""), Checkout::Idle("s2"));
+        assert_eq!(pool.checkout(0, now, || ""), Checkout::Idle("s0"));
+        assert_eq!(pool.checkout(0, now, || ""), Checkout::Idle("s1"), "the one unused for longest");
+    }
+
+    #[test]
+    fn a_hot_connection_is_left_to_its_worker_while_there_is_room() {
+        let (mut pool, now) = pool(2);
+        assert_eq!(pool.checkout(0, now, || ""), Checkout::Dial);
+        assert_eq!(pool.put_back("s0", 0, 0, now, now), Next::Nobody);
+        assert_eq!(pool.checkout(1, now, || ""), Checkout::Dial);
+        assert_eq!(pool.checkout(1, now, || ""), Checkout::Idle("s0"), "there is no room");
+        assert_eq!(pool.put_back("s0", 1, 0, now, now), Next::Nobody);
+        assert_eq!(pool.closed(), Next::Nobody);
+        assert_eq!(pool.checkout(0, now + HOT, || ""), Checkout::Idle("s0"), "it has cooled down");
+    }
+
+    #[test]
+    fn those_of_the_connections_worker_go_first_but_not_for_ever() {
+        let (mut pool, now) = pool(1);
+        assert_eq!(pool.checkout(0, now, || ""), Checkout::Dial);
+        assert_eq!(pool.checkout(1, now, || "of another"), Checkout::Wait(1));
+        for _ in 0..MAX_PASSED_OVER {
+            assert!(matches!(pool.checkout(0, now, || "own"), Checkout::Wait(_)));
+            assert_eq!(pool.put_back("s", 0, 0, now, now), Next::Serve("own", "s"));
+        }
+        assert!(matches!(pool.checkout(0, now, || "own"), Checkout::Wait(_)));
+        assert_eq!(pool.put_back("s", 0, 0, now, now), Next::Serve("of another", "s"));
+        assert_eq!(pool.put_back("s", 0, 0, now, now), Next::Serve("own", "s"));
     }
 
     #[test]
     fn old_connections_are_closed() {
         let (mut pool, now) = pool(3);
         for _ in 0..3 {
-            assert_eq!(pool.checkout(0, || ""), Checkout::Dial);
+            assert_eq!(pool.checkout(0, now, || ""), Checkout::Dial);
         }
         assert_eq!(pool.put_back("old", 0, 0, now, now + 101 * SECOND), Next::Close("old"));
         assert_eq!(pool.closed(), Next::Nobody);

@@ -90,14 +90,14 @@ impl Pool {
     }
 
     /// A place at once, or the place in the queue.
-    pub(crate) fn checkout(self: &Arc<Pool>, worker: usize) -> Result<Lease, Waiting> {
+    pub(crate) fn checkout(self: &Arc<Pool>, worker: usize, now: Instant) -> Result<Lease, Waiting> {
         let mut receiver = None;
         let waiter = || {
             let (sender, waits) = oneshot::channel();
             receiver = Some(waits);
             sender
         };
-        let checkout = self.core.lock().checkout(worker, waiter);
+        let checkout = self.core.lock().checkout(worker, now, waiter);
         match (checkout, receiver) {
             (Checkout::Wait(ticket), Some(receiver)) => Err(Waiting { pool: self.clone(), ticket, receiver }),
             (Checkout::Idle(connection), _) => Ok(self.lease(Some(connection))),

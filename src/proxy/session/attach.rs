@@ -151,7 +151,7 @@ impl Session<'_> {
         now: Instant,
     ) -> Result<bool, Obstacle> {
         let Some(pool) = self.pool(node) else { return Ok(false) };
-        let mut lease = match pool.checkout(self.worker.index) {
+        let mut lease = match pool.checkout(self.worker.index, now) {
             Ok(lease) => lease,
             Err(waiting) => {
                 let _counted = Counted::new(&self.shared.waiting);
