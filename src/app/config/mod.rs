@@ -40,7 +40,7 @@ pub struct Config {
     pub failover: Failover,
     /// Terms and elections, across restarts.
     pub state_file: PathBuf,
-    /// Threads of the query plane; `None`: one per core.
+    /// Threads of the query plane; `None`: one per four cores.
     pub workers: Option<u32>,
     pub log: Log,
 }
