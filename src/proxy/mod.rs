@@ -41,7 +41,7 @@ use self::prepared::Statements;
 use self::sampler::Sampler;
 use crate::net::{self, Client};
 use crate::pg::protocol::startup::CancelKey;
-use crate::topology::{Directive, Health, Node, NodeName, ProxyStatus, WalStatus};
+use crate::topology::{Directive, Durability, Health, Node, NodeName, ProxyStatus, WalStatus};
 
 /// What the plane obeys and routes by.
 #[derive(Clone, Debug)]
@@ -163,7 +163,15 @@ impl Shared {
             idle: self.config.server_idle,
             lifetime: self.config.server_lifetime,
         };
-        let new = || Arc::new(Pool::new(key.clone(), node.address.clone(), limits, evidence.clone()));
+        // Whatever the server, the database or the role say of it: commits wait for the quorum.
+        let parameters = match self.inputs.directive.borrow().durability {
+            Durability::Quorum => vec![("synchronous_commit".to_owned(), "on".to_owned())],
+            Durability::Async => vec![],
+        };
+        let new = || {
+            let (address, evidence) = (node.address.clone(), evidence.clone());
+            Arc::new(Pool::new(key.clone(), address, parameters, limits, evidence))
+        };
         Some(self.pools.lock().entry(key.clone()).or_insert_with(new).clone())
     }
 

@@ -1,10 +1,11 @@
 //! The settings that a client asked for in its startup packet, and how a server connection that has others gets
-//! them. A server connection is dialled without any, so that RESET always means the server's own default.
+//! them. A server connection is dialled without any of a client's, so that RESET always means the server's own
+//! default (but for `synchronous_commit` under quorum durability, which is ours).
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::route::setting::PREFIX;
+use super::route::setting::{self, PREFIX};
 
 /// Ordinary settings by name in lower case. Ours (`bellwether.*`) are not among them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -82,6 +83,11 @@ fn read_options(text: &str) -> Vec<(String, String)> {
 impl Settings {
     pub(crate) fn value(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)
+    }
+
+    /// Whether commits under these settings wait for the synchronous standbys.
+    pub(crate) fn waits_for_quorum(&self) -> bool {
+        self.value("synchronous_commit").is_none_or(setting::waits_for_quorum)
     }
 
     /// The statements that turn a server with `present` into one with these; empty when nothing differs.

@@ -57,6 +57,8 @@ pub(crate) struct Key {
 pub(crate) struct Pool {
     pub(crate) key: Key,
     address: Address,
+    /// Of every startup packet.
+    parameters: Vec<(String, String)>,
     core: Mutex<Core<Connection, oneshot::Sender<Lease>>>,
     pub(crate) evidence: Arc<NodeEvidence>,
 }
@@ -85,8 +87,14 @@ pub(crate) enum CheckoutError {
 }
 
 impl Pool {
-    pub(crate) fn new(key: Key, address: Address, limits: Limits, evidence: Arc<NodeEvidence>) -> Pool {
-        Pool { key, address, core: Mutex::new(Core::new(limits)), evidence }
+    pub(crate) fn new(
+        key: Key,
+        address: Address,
+        parameters: Vec<(String, String)>,
+        limits: Limits,
+        evidence: Arc<NodeEvidence>,
+    ) -> Pool {
+        Pool { key, address, parameters, core: Mutex::new(Core::new(limits)), evidence }
     }
 
     /// A place at once, or the place in the queue.
@@ -177,7 +185,7 @@ impl Lease {
             user: self.pool.key.user.clone(),
             database: self.pool.key.database.clone(),
             credentials: credentials.clone(),
-            parameters: vec![],
+            parameters: self.pool.parameters.clone(),
         };
         let generation = self.pool.core.lock().generation();
         let backend = net::dial(&target, limit).await.inspect_err(|error| self.failed(error))?;

@@ -239,6 +239,12 @@ impl Shown {
     }
 }
 
+/// Whether a commit under this `synchronous_commit` waits until its WAL is flushed on the synchronous standbys
+/// (`synchronous_commit_options` in guc_tables.c).
+pub(crate) fn waits_for_quorum(value: &str) -> bool {
+    ["on", "true", "yes", "1", "remote_apply"].iter().any(|strong| value.eq_ignore_ascii_case(strong))
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;

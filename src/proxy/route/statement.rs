@@ -264,6 +264,13 @@ impl<'a> Statements<'a> {
             VariableSetKind::VarResetAll => self.findings.session(SessionEffect::ResetAll),
             _ if lower.starts_with(setting::PREFIX) => self.set_own(set),
             VariableSetKind::VarReset => self.findings.session(SessionEffect::Reset(lower.into())),
+            VariableSetKind::VarSetValue if lower == "synchronous_commit" => {
+                let effect = if *is_local { SessionEffect::SetLocal } else { SessionEffect::Set };
+                self.findings.session(effect(lower.into()));
+                if !args.iter().map(value).all(|value| setting::waits_for_quorum(&value)) {
+                    self.findings.pin(SessionEffect::WeakCommit);
+                }
+            }
             // Of the current transaction, whatever the spelling (guc_tables.c: GUC_NO_RESET_ALL, reset at its end).
             _ if *is_local || lower.starts_with("transaction_") => {
                 self.findings.session(SessionEffect::SetLocal(lower.into()));

@@ -61,6 +61,11 @@ impl Verdict {
         self.may_write == MayWrite::Yes || self.transaction.ends_with_commit()
     }
 
+    /// Commits would be told before they are durable on the quorum.
+    pub fn weakens_commits(&self) -> bool {
+        self.session.contains(&SessionEffect::WeakCommit)
+    }
+
     /// The first effect on the session: the reason of a pin.
     pub fn pin(&self) -> Option<&SessionEffect> {
         self.session.first()
@@ -321,6 +326,9 @@ pub enum SessionEffect {
     Call,
     /// State by function call: `setseed`.
     Function(Box<str>),
+    /// `synchronous_commit` is set to a value under which a commit does not wait to be flushed on the synchronous
+    /// standbys. Beside the effect of setting it; not a pin by itself.
+    WeakCommit,
 }
 
 impl SessionEffect {
@@ -347,6 +355,7 @@ impl SessionEffect {
             SessionEffect::Do => "do",
             SessionEffect::Call => "call",
             SessionEffect::Function(_) => "function",
+            SessionEffect::WeakCommit => "weak_commit",
         }
     }
 }

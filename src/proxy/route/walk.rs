@@ -15,6 +15,7 @@ use pg_query::protobuf::{
 
 use super::catalog;
 use super::classify::Literals;
+use super::setting;
 use super::verdict::{MayWrite, SessionEffect, WriteReason};
 
 /// What the walk has found.
@@ -467,8 +468,12 @@ impl Findings {
             Some("current_setting")
                 if args.first().and_then(constant).is_some_and(catalog::is_common_setting) => {}
             Some("set_config") => {
-                let setting = args.first().and_then(constant).unwrap_or("set_config");
-                self.session(SessionEffect::Set(setting.to_ascii_lowercase().into()));
+                let name = args.first().and_then(constant).unwrap_or("set_config");
+                self.session(SessionEffect::Set(name.to_ascii_lowercase().into()));
+                let keeps = args.get(1).and_then(constant).is_some_and(setting::waits_for_quorum);
+                if name.eq_ignore_ascii_case("synchronous_commit") && !keeps {
+                    self.pin(SessionEffect::WeakCommit);
+                }
             }
             Some("setseed") => self.session(SessionEffect::Function("setseed".into())),
             Some(name) if name.starts_with("pg_advisory_") || name.starts_with("pg_try_advisory_") => {

@@ -19,6 +19,7 @@ use crate::proxy::route::{
     Access, Classifier, MayWrite, OwnWrite, SessionEffect, TransactionEffect, Verdict,
 };
 use crate::proxy::settings::Settings;
+use crate::topology::Durability;
 
 /// How long a client keeps a server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -138,6 +139,7 @@ pub(crate) struct Texts<'a> {
 #[derive(Debug)]
 pub(crate) struct Core {
     pub(super) mode: PoolMode,
+    durability: Durability,
     pub(super) ledger: Ledger,
     /// Bytes of the client's message under way that are still to be forwarded, or to be left out.
     pub(super) up_pass: usize,
@@ -180,6 +182,7 @@ impl Core {
     pub(crate) fn new(mode: PoolMode, session: u32, own: OwnSettings) -> Core {
         Core {
             mode,
+            durability: Durability::Async,
             ledger: Ledger::default(),
             up_pass: 0,
             up_skip: 0,
@@ -198,6 +201,16 @@ impl Core {
             wants: 0,
             ahead: VecDeque::new(),
         }
+    }
+
+    #[must_use]
+    pub(crate) fn with_durability(self, durability: Durability) -> Core {
+        Core { durability, ..self }
+    }
+
+    /// What would slip past the quorum is not run.
+    pub(super) fn refuses(&self, verdict: &Verdict) -> bool {
+        self.durability == Durability::Quorum && verdict.weakens_commits()
     }
 
     pub(crate) fn pinned(&self) -> Option<&'static str> {
@@ -461,6 +474,7 @@ fn pin_reason(effect: &SessionEffect) -> Option<&'static str> {
         | SessionEffect::DeallocateAll
         | SessionEffect::Discard
         | SessionEffect::Unlisten
+        | SessionEffect::WeakCommit
         | SessionEffect::Cursor => None,
         SessionEffect::Set(_)
         | SessionEffect::Reset(_)

@@ -32,7 +32,7 @@ use crate::proxy::config::Entrance;
 use crate::proxy::pool::{Lease, Pool};
 use crate::proxy::settings::{Settings, Startup};
 use crate::proxy::{Shared, Worker};
-use crate::topology::{NodeName, Role};
+use crate::topology::{Durability, NodeName, Role};
 
 /// A last word to the client must be taken within this time.
 const FAREWELL_LIMIT: Duration = Duration::from_secs(2);
@@ -103,11 +103,18 @@ pub(crate) async fn serve(shared: &Shared, worker: &Rc<Worker>, entrance: Entran
     let startup = Startup::read(&client.parameters);
     let defaults = Defaults { route: entrance.route, consistency: shared.config.consistency };
     let own = OwnSettings::new(defaults, &startup.own);
+    let durability = shared.inputs.directive.borrow().durability;
     let refused = match (&own, connected.is_too_many()) {
         (_, true) => {
             Some(ErrorFields::fatal(SqlState::TOO_MANY_CONNECTIONS, "sorry, too many clients already"))
         }
         (Err(error), _) => Some(ErrorFields::fatal(error.sqlstate(), error.to_string())),
+        (Ok(_), false) if durability == Durability::Quorum && !startup.settings.waits_for_quorum() => {
+            Some(ErrorFields::fatal(
+                SqlState::INVALID_PARAMETER_VALUE,
+                "synchronous_commit must not be weaker than the cluster's durability, which is quorum",
+            ))
+        }
         (Ok(_), false) => None,
     };
     if let Some(error) = refused {
@@ -117,7 +124,8 @@ pub(crate) async fn serve(shared: &Shared, worker: &Rc<Worker>, entrance: Entran
     }
     let number = shared.last_session.fetch_add(1, Ordering::Relaxed);
     #[expect(clippy::cast_possible_truncation, reason = "only has to be unique among living sessions")]
-    let core = Core::new(shared.config.mode, number as u32, own.unwrap_or_default());
+    let core =
+        Core::new(shared.config.mode, number as u32, own.unwrap_or_default()).with_durability(durability);
     let registered = Registered { shared, slot: shared.slots.open(rand::random::<u32>) };
     let mut session = Session {
         shared,

@@ -395,6 +395,41 @@ fn a_cached_parse_is_answered_before_a_flush_is_waited_for() {
     check(&scene, "need(write) >B(bw_1)EH <2C1");
 }
 
+#[test]
+fn under_quorum_no_client_chooses_weaker_commits() {
+    use crate::topology::Durability;
+    let weak = "set synchronous_commit = off";
+    for (durability, text, refused) in [
+        (Durability::Quorum, weak, true),
+        (Durability::Quorum, "begin; set local synchronous_commit = 'LOCAL'; insert into t values (1)", true),
+        (Durability::Quorum, "select set_config('synchronous_commit', 'remote_write', true)", true),
+        (Durability::Quorum, "select set_config('synchronous_commit', $1, true)", true),
+        (Durability::Quorum, "set synchronous_commit = on", false),
+        (Durability::Quorum, "set synchronous_commit to default", false),
+        (Durability::Async, weak, false),
+    ] {
+        for by in ["query", "unnamed", "named"] {
+            let mut scene = Scene::new();
+            scene.core =
+                Core::new(PoolMode::Transaction, 1, OwnSettings::default()).with_durability(durability);
+            let bytes = match by {
+                "query" => query(text),
+                "unnamed" => extended(&format!("P::{text}|B|E|S")),
+                _ => extended(&format!("P:s:{text}|B:s|E|S")),
+            };
+            scene.attached = true;
+            scene.up.input.push(&bytes);
+            let mut texts = Texts { classifier: &mut scene.classifier, statements: &scene.statements };
+            let (up, down) = (&mut scene.up, &mut scene.down);
+            scene.core.attached(Takes::Everything, &mut scene.server, &scene.settings, up);
+            let _ = scene.core.client(up, down, Some(&mut scene.server), &mut texts);
+            let sent = String::from_utf8_lossy(up.pending()).into_owned();
+            assert_eq!(sent.contains("weaker than quorum"), refused, "{durability:?} {text} {by}");
+            assert_eq!(sent.contains(text), !refused, "{durability:?} {text} {by}");
+        }
+    }
+}
+
 /// NoticeResponse of `SyncRepWaitForLSN`.
 fn cancelled_wait() -> Vec<u8> {
     let mut out = vec![];

@@ -11,6 +11,10 @@ use crate::pg::protocol::frame::{HEADER_LEN, Header};
 use crate::proxy::prepared::Statement;
 use crate::proxy::route::Verdict;
 
+/// Sent in place of a text that would let commits slip past the quorum. The server refuses it (22023), so that
+/// a transaction block fails as it does after any other error.
+const REFUSED: &str = "SET synchronous_commit TO 'weaker than quorum durability'";
+
 /// Between two messages.
 #[derive(Debug)]
 pub(super) enum Step {
@@ -233,10 +237,17 @@ impl Core {
             self.answer_own(header.total, lanes, texts);
             return Step::Next;
         }
-        self.note(&verdict);
         // exec_simple_query drops the unnamed statement.
         self.prepared.forget_unnamed();
         server.statements.unnamed = 0;
+        if self.refuses(&verdict) {
+            (self.unit.started, self.unit.replayable) = (true, false);
+            lanes.up.skip(header.total);
+            message::put_query(lanes.up.out(), REFUSED);
+            self.ledger.sent(Owed::Query(For::Client));
+            return Step::Next;
+        }
+        self.note(&verdict);
         self.send(header, Some(Owed::Query(For::Client)), lanes.up)
     }
 
@@ -269,6 +280,9 @@ impl Core {
                 }
             }
         }
+        if self.refuses(&verdict) {
+            return self.parse_refused(header, lanes, server, texts);
+        }
         let message = &lanes.up.unread()[..header.total];
         let Some(parse) = Parse::read(message) else { return Step::Ask(Ask::Fatal(malformed(b'P'))) };
         if parse.name.is_empty() {
@@ -286,6 +300,44 @@ impl Core {
         lanes.up.skip(header.total);
         self.prepared.insert(&name, statement.clone());
         (self.unit.open, self.unit.started) = (true, true);
+        if server.statements.touch(&statement) {
+            self.ledger.sent(Owed::Parse(For::Own, Undo::Client { name, server: None }));
+        } else {
+            let undo = Undo::Client { name, server: Some(statement.id) };
+            self.prepare(&statement, For::Client, undo, lanes.up, server);
+        }
+        Step::Next
+    }
+
+    /// A statement of the client's name that fails when it is run.
+    fn parse_refused(
+        &mut self,
+        header: Header,
+        lanes: &mut Lanes<'_>,
+        server: &mut ServerState,
+        texts: &Texts<'_>,
+    ) -> Step {
+        let message = &lanes.up.unread()[..header.total];
+        let Some(parse) = Parse::read(message) else { return Step::Ask(Ask::Fatal(malformed(b'P'))) };
+        let (name, verdict): (Box<[u8]>, _) = (parse.name.into(), Arc::new(look::nothing()));
+        lanes.up.skip(header.total);
+        (self.unit.open, self.unit.started, self.unit.replayable) = (true, true, false);
+        let rest = [REFUSED.as_bytes(), b"\0\0\0"].concat();
+        if name.is_empty() {
+            let out = lanes.up.out();
+            let begin = out.len();
+            put(out, b'P', &[b"\0", &rest]);
+            self.last_unnamed += 1;
+            self.prepared.remember_unnamed(self.last_unnamed, &out[begin..], verdict);
+            server.statements.unnamed = self.last_unnamed;
+            self.ledger.sent(Owed::Parse(For::Client, Undo::Unnamed));
+            return Step::Next;
+        }
+        if self.prepared.is_full() {
+            return Step::Ask(Ask::Fatal(too_many_statements()));
+        }
+        let statement = texts.statements.intern(&rest, &verdict);
+        self.prepared.insert(&name, statement.clone());
         if server.statements.touch(&statement) {
             self.ledger.sent(Owed::Parse(For::Own, Undo::Client { name, server: None }));
         } else {
