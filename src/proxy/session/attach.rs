@@ -13,7 +13,7 @@ use super::run::{Attached, Session, route_word};
 use crate::net::DialError;
 use crate::pg::error::{ErrorFields, Severity, SqlState};
 use crate::proxy::cancel::{Hands, Serving};
-use crate::proxy::pool::{CheckoutError, Key, Lease, Pool};
+use crate::proxy::pool::{CheckoutError, Key, Lease, Pool, Waiting};
 use crate::proxy::route::{
     Access, Choice, OwnWrite, Request, Route, Transaction, TransactionEffect, Verdict, WriteReason,
 };
@@ -151,23 +151,47 @@ impl Session<'_> {
         now: Instant,
     ) -> Result<bool, Obstacle> {
         let Some(pool) = self.pool(node) else { return Ok(false) };
-        let mut lease = match pool.checkout(self.worker.index, now) {
+        let place = match pool.checkout(self.worker.index, now) {
+            Ok(mut lease) => {
+                if lease.is_ready(self.worker.index) {
+                    return Ok(self.take(lease, node, role, term, now));
+                }
+                Ok(lease)
+            }
+            waiting => waiting,
+        };
+        let lease = tokio::select! {
+            lease = self.arrive(place, now) => lease.map_err(|error| obstacle(&error, role))?,
+            // A host that is gone does not even refuse: its successor is not to be waited for as long.
+            () = self.superseded(role, term) => return Ok(false),
+        };
+        Ok(self.take(lease, node, role, term, now))
+    }
+
+    /// A place with a living connection: the one at hand, another idle one of the pool, or a new one.
+    async fn arrive(&self, place: Result<Lease, Waiting>, now: Instant) -> Result<Lease, CheckoutError> {
+        let mut lease = match place {
             Ok(lease) => lease,
             Err(waiting) => {
                 let _counted = Counted::new(&self.shared.waiting);
                 let waited = waiting.wait(self.shared.config.pool_wait).await;
                 self.shared.metrics.pool_wait.observe(now.elapsed().as_secs_f64());
-                waited.map_err(|error| obstacle(&error, role))?
+                waited?
             }
         };
-        self.make_ready(&mut lease).await.map_err(|error| obstacle(&error.into(), role))?;
-        Ok(self.take(lease, node, role, term, now))
+        let limit = self.shared.config.server_login;
+        lease.ready(self.worker.index, &self.credentials, limit).await?;
+        Ok(lease)
     }
 
-    /// A living connection: the leased one, another idle one of the pool, or a new one.
-    async fn make_ready(&mut self, lease: &mut Lease) -> Result<(), DialError> {
-        let limit = self.shared.config.server_login;
-        lease.ready(self.worker.index, &self.credentials, limit).await
+    /// Until the term in which a primary was chosen is over.
+    async fn superseded(&self, role: Role, term: Term) {
+        let mut directive = self.shared.inputs.directive.clone();
+        let over = directive.wait_for(|order| role == Role::Primary && order.term > term).await.is_ok();
+        if !over {
+            // No order will come any more.
+            std::future::pending::<()>().await;
+        }
     }
 
     fn take(&mut self, mut lease: Lease, node: &NodeName, role: Role, term: Term, now: Instant) -> bool {
