@@ -92,7 +92,14 @@ pub(super) fn establishing(state: State, why: Why, step: EstablishStep, now: Now
 /// The recorded primary's answer, when it is still what was recorded.
 fn confirmed<'a>(view: &'a View<'_>, primary: &Primary) -> Option<&'a Facts> {
     let node = view.node(&primary.node).filter(|n| n.is_up_as(Role::Primary))?;
-    node.facts.filter(|f| f.system == primary.system && f.timeline == primary.timeline)
+    let facts = node.facts.filter(|f| f.system == primary.system && f.timeline == primary.timeline);
+    facts.filter(|f| !lacks_wal(view, primary, f))
+}
+
+/// It came back with less than it had sent: its disk did not keep what it promised, and what it writes now
+/// differs from what the relay holds at the same place.
+fn lacks_wal(view: &View<'_>, primary: &Primary, facts: &Facts) -> bool {
+    view.wal.timeline == primary.timeline && facts.position < view.wal.verified
 }
 
 /// Somebody else who runs as a primary and is not one of those we have deposed ourselves.
@@ -189,6 +196,13 @@ pub(super) fn obstacle_to_confirm(
         return None;
     }
     let primary = state.primary.as_ref()?;
+    let facts = view.node(&primary.node).filter(|n| n.is_up_as(Role::Primary)).and_then(|n| n.facts);
+    if let Some(facts) = facts.filter(|facts| lacks_wal(view, primary, facts)) {
+        let (node, position, held) = (&primary.node, facts.position, view.wal.verified);
+        return Some(format!(
+            "{node} came back with WAL up to {position} only; the relay holds it up to {held}"
+        ));
+    }
     Some(match successor(view, state, primary) {
         Some(other) => format!(
             "{other} runs as a primary, but {} was recorded, and it is not proven that {other} has all its WAL",

@@ -1,7 +1,7 @@
 mod world;
 
 use self::world::{Life, World};
-use super::{Agent, Phase, Request, RuleId, State, Step};
+use super::{Agent, EstablishStep, Phase, Request, RuleId, State, Step};
 use crate::pg::Lsn;
 use crate::topology::{Durability, NodeName, Outcome, Term};
 
@@ -140,6 +140,29 @@ fn a_restarted_primary_takes_a_new_term_under_quorum() {
     world.revive("pg1");
     world.run_until("open again", |w| w.is_open() && w.state.term > Term(1));
     assert_eq!((world.primary(), world.rules[0]), (Some("pg1"), RuleId::S2));
+}
+
+#[test]
+fn a_primary_that_comes_back_with_less_is_not_opened() {
+    let cases = [(Durability::Quorum, false), (Durability::Quorum, true), (Durability::Async, true)];
+    for (durability, restart) in cases {
+        let mut world = World::steady(durability);
+        world.agent = Agent::None;
+        world.kill("pg1");
+        let server = world.server("pg1");
+        server.flush = Lsn(server.flush.0 - 0x500);
+        world.revive("pg1");
+        if restart {
+            world.restart();
+        }
+        world.run(300);
+        assert!(!world.is_open());
+        assert!(
+            matches!(world.state.phase, Phase::Establishing { step: EstablishStep::Confirm, .. }),
+            "{:?}",
+            world.state.phase
+        );
+    }
 }
 
 /// Whatever happens at whatever step of an election: the cluster ends open, whole, and with every promise kept

@@ -305,6 +305,11 @@ impl World {
         if server.life == Life::Frozen || self.blind {
             return;
         }
+        if server.timeline == self.wal.timeline && server.flush < self.wal.verified {
+            let how = StreamEnd::Refused { why: "WAL differs from what is stored".to_owned() };
+            self.wal.upstream = Upstream::Ended { node: node.clone(), at: self.now.instant, how };
+            return;
+        }
         let fork = server.forks.iter().find(|(of, _)| *of == self.wal.timeline).map(|(_, at)| *at);
         if self.wal.timeline != server.timeline && self.wal.timeline != TimelineId(0) {
             assert!(
