@@ -232,9 +232,8 @@ fn wal(mut cluster: Cluster) {
         });
     // Both keep the WAL from here on for whoever comes with this slot.
     for (_, _, conninfo) in &sources {
-        let mut create = cluster.program("pg_receivewal");
-        create.args(["--create-slot", "--slot=bench", "-d", conninfo]);
-        assert!(create.status().expect("pg_receivewal").success(), "no slot at {conninfo}");
+        let create = "CREATE_REPLICATION_SLOT bench PHYSICAL RESERVE_WAL";
+        cluster.psql_at(&format!("{conninfo} replication=true"), create).expect("a slot");
     }
 
     let start = lsn("SELECT pg_current_wal_flush_lsn() - '0/0'");
