@@ -229,6 +229,7 @@ impl Instance {
     async fn ended_early(&mut self) -> RunError {
         tokio::select! {
             why = self.relay.failed() => RunError::RelayFailed(why),
+            () = self.workers.ended() => RunError::EndedEarly("the query plane"),
             () = self.accepting.ended() => RunError::EndedEarly("accepting connections"),
             Some(ended) = self.tasks.join_next() => match ended {
                 Ok((name, Ok(()))) => RunError::EndedEarly(name),

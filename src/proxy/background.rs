@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{Proxy, Shared};
 use crate::topology::{NodeName, ProxyStatus, Term};
@@ -20,10 +20,12 @@ const CUT_INTERVAL: Duration = Duration::from_millis(2);
 /// How often pools are looked after, in status intervals.
 const UPKEEP_EVERY: u32 = 20;
 
-pub(super) fn start(proxy: &Proxy, stop: &CancellationToken) -> io::Result<JoinHandle<()>> {
+/// `end` is dropped with the thread, also by a panic.
+pub(super) fn start(proxy: &Proxy, stop: &CancellationToken, end: DropGuard) -> io::Result<JoinHandle<()>> {
     let (shared, stop) = (proxy.shared.clone(), stop.clone());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::Builder::new().name("proxy".to_owned()).spawn(move || {
+        let _end = end;
         runtime.block_on(async {
             let directive = shared.inputs.directive.clone();
             let sampling =

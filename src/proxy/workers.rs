@@ -23,6 +23,8 @@ const QUEUE: usize = 256;
 pub struct Workers<S> {
     workers: Arc<[Handle<S>]>,
     threads: Vec<JoinHandle<()>>,
+    /// Cancelled by the first thread that ends, however it ends.
+    ended: CancellationToken,
 }
 
 #[derive(Debug)]
@@ -73,22 +75,33 @@ impl<S: Send + 'static> Workers<S> {
         Fut: Future<Output = ()> + 'static,
     {
         let mut workers = vec![];
-        let mut threads = vec![background::start(proxy, stop)?];
+        let ended = CancellationToken::new();
+        let mut threads = vec![background::start(proxy, stop, ended.clone().drop_guard())?];
         for index in 0..count.max(1) {
             let (queue, sockets) = mpsc::channel(QUEUE);
             let load = Arc::new(AtomicUsize::new(0));
             let thread = Thread { index, proxy: proxy.clone(), stop: stop.clone(), load: load.clone() };
             let handle = handle.clone();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            let run = move || runtime.block_on(thread.run(sockets, handle));
+            let end = ended.clone().drop_guard();
+            let run = move || {
+                let _end = end;
+                runtime.block_on(thread.run(sockets, handle));
+            };
             threads.push(std::thread::Builder::new().name(format!("worker-{index}")).spawn(run)?);
             workers.push(Handle { queue, load });
         }
-        Ok(Workers { workers: workers.into(), threads })
+        Ok(Workers { workers: workers.into(), threads, ended })
     }
 
     pub fn dispatch(&self) -> Dispatch<S> {
         Dispatch(self.workers.clone())
+    }
+
+    /// Resolves when a thread has ended. Before `stop` that is a panic, and the process must not limp: without
+    /// the plane's own tasks no term would ever be confirmed again.
+    pub async fn ended(&self) {
+        self.ended.cancelled().await;
     }
 
     /// Waits for the threads, after `stop`. Blocks.
