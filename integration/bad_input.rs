@@ -1,4 +1,4 @@
-//! What should not come, comes: each gets PostgreSQL's error with the SQLSTATE of the design, and nobody else
+//! What should not come, comes: each gets PostgreSQL's error with the SQLSTATE that README names, and nobody else
 //! notices.
 
 use std::io::{Read, Write};

@@ -93,7 +93,7 @@ pub struct Follower {
     pub state: FollowerState,
     pub sent: Lsn,
     /// The highest it reported on its timeline (after a reconnect `write` starts again at the segment's start,
-    /// see pitfall 19: positions here never go back while the timeline stays).
+    /// walreceiver.c; positions here never go back while the timeline stays).
     pub write: Lsn,
     pub flush: Lsn,
     pub replay: Lsn,

@@ -1,3 +1,4 @@
+//! Evidence as data, and what it amounts to.
 #![expect(clippy::disallowed_methods, reason = "an arbitrary instant to count from")]
 
 use std::time::{Duration, Instant};

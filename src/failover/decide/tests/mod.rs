@@ -1,3 +1,5 @@
+//! The rules at work: courses of events in a small world, and verdicts as a table of cases.
+
 mod world;
 
 use self::world::{Life, World};
