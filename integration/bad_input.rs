@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::process::Stdio;
 use std::time::Duration;
 
 use bellwether::net::{Credentials, Target, dial};
@@ -11,7 +12,10 @@ use bellwether::topology::Address;
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::harness::{Cluster, Options};
+use crate::harness::{Cluster, LoneServer, Options, eventually, free_port};
+
+/// Where a write of another session is seen at once.
+const COUNT_CALM: &str = "/* bellwether: primary */ SELECT count(*) FROM calm";
 
 /// Everything the endpoint answers to `bytes` until it closes.
 fn send(cluster: &Cluster, bytes: &[u8]) -> Vec<u8> {
@@ -45,7 +49,6 @@ fn sqlstate(answer: &[u8]) -> Option<String> {
 
 /// What a walsender of ours says to `command`, up to its error.
 fn replication_answer(cluster: &Cluster, command: &str) -> Vec<u8> {
-    let limit = Duration::from_secs(30);
     let target = Target {
         address: Address { host: "127.0.0.1".to_owned(), port: cluster.port },
         user: "bellwether".into(),
@@ -53,11 +56,28 @@ fn replication_answer(cluster: &Cluster, command: &str) -> Vec<u8> {
         credentials: Credentials::Password(cluster.superuser_password().into()),
         parameters: vec![("replication".to_owned(), "true".to_owned())],
     };
+    let mut query = BytesMut::new();
+    frontend::query(command, &mut query);
+    answer_after_login(&target, &query)
+}
+
+/// What a session of ours says to `bytes`, up to its error.
+fn session_answer(cluster: &Cluster, bytes: &[u8]) -> Vec<u8> {
+    let target = Target {
+        address: Address { host: "127.0.0.1".to_owned(), port: cluster.port },
+        user: "app".into(),
+        database: "app".into(),
+        credentials: Credentials::Password("demo".into()),
+        parameters: Vec::new(),
+    };
+    answer_after_login(&target, bytes)
+}
+
+fn answer_after_login(target: &Target, bytes: &[u8]) -> Vec<u8> {
+    let limit = Duration::from_secs(30);
     let exchange = async {
-        let mut backend = dial(&target, limit).await.expect("a replication login");
-        let mut query = BytesMut::new();
-        frontend::query(command, &mut query);
-        backend.stream.write_all(&query).await.expect("write");
+        let mut backend = dial(target, limit).await.expect("a login");
+        backend.stream.write_all(bytes).await.expect("write");
         let mut answer = backend.received.to_vec();
         let mut chunk = [0; 4096];
         while sqlstate(&answer).is_none() {
@@ -112,7 +132,94 @@ fn bad_input() {
         assert_eq!(sqlstate(&replication_answer(&cluster, command)).as_deref(), Some(expected), "{command}");
     }
 
+    // After the login: a length of 2 GB, one below its own four bytes, a type that no message has; the same
+    // with a transaction open.
+    let open = {
+        let mut begin = BytesMut::new();
+        frontend::query("BEGIN", &mut begin);
+        frontend::query("INSERT INTO calm VALUES (13)", &mut begin);
+        begin.to_vec()
+    };
+    for garbage in [&b"Q\x7f\xff\xff\xff"[..], b"Q\0\0\0\x03", b"\x01\0\0\0\x04", b"GET / HTTP/1.1\r\n\r\n"] {
+        for bytes in [garbage.to_vec(), [&open, garbage].concat()] {
+            assert_eq!(sqlstate(&session_answer(&cluster, &bytes)).as_deref(), Some("08P01"), "{bytes:?}");
+        }
+    }
+
     // Nobody else noticed.
     cluster.psql("INSERT INTO calm VALUES (1)").expect("insert");
-    assert_eq!(cluster.psql("SELECT count(*) FROM calm"), Ok("1".to_owned()));
+    assert_eq!(cluster.psql(COUNT_CALM), Ok("1".to_owned()));
+}
+
+/// Its system identifier is another one: PostgreSQL's own walreceiver says so, and ends.
+#[test]
+fn a_standby_of_another_cluster() {
+    let cluster = Cluster::start(Options::default());
+    cluster.psql("CREATE TABLE calm (n int)").expect("create");
+    let stranger = LoneServer::init(&cluster, "stranger");
+    stranger.become_standby();
+    let upstream = format!(
+        "primary_conninfo = 'host=127.0.0.1 port={} user=bellwether password={} application_name=stranger'\n",
+        cluster.port,
+        cluster.superuser_password()
+    );
+    stranger.start(&cluster, &upstream);
+    eventually("the walreceiver's complaint", Duration::from_secs(60), || {
+        let log = stranger.log();
+        let told = log.contains("database system identifier differs between the primary and standby");
+        if told { Ok(()) } else { Err(log) }
+    });
+    assert_eq!(cluster.api("/api/v1/cluster").expect("state")["followers"].as_array().map(Vec::len), Some(2));
+    cluster.psql("INSERT INTO calm VALUES (1)").expect("insert");
+    assert_eq!(cluster.psql(COUNT_CALM), Ok("1".to_owned()));
+    assert_eq!(cluster.metric("bellwether_term"), Some(1.0));
+}
+
+#[test]
+fn too_many_clients_and_writes_where_one_only_reads() {
+    let mut cluster = Cluster::start(Options::default());
+    cluster.psql("CREATE TABLE calm (n int)").expect("create");
+    let readers = free_port();
+    cluster.reconfigure(|config| {
+        let yaml = |text: &str| serde_yaml::from_str::<serde_yaml::Value>(text).expect("the test's own YAML");
+        config["pool"] = yaml("{max_clients: 3}");
+        let listen = config["listen"].as_sequence_mut().expect("listeners");
+        listen.push(yaml(&format!("{{address: '127.0.0.1:{readers}', route: standby}}")));
+    });
+
+    let standby = cluster.conninfo_at(readers);
+    assert_eq!(cluster.psql_at(&standby, "SELECT pg_is_in_recovery()"), Ok("t".to_owned()));
+    for write in ["INSERT INTO calm VALUES (13)", "CREATE TABLE no ()", "SELECT * FROM calm FOR UPDATE"] {
+        let error = cluster.psql_at(&standby, write).expect_err(write);
+        assert!(error.contains("25006"), "{write}: {error}");
+    }
+    assert_eq!(cluster.psql(COUNT_CALM), Ok("0".to_owned()));
+
+    let stay = || {
+        let mut psql = cluster.program("psql");
+        psql.args(["-X", "-q", "-A", "-t", "-d", &cluster.conninfo()]);
+        let mut psql = psql.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("psql runs");
+        let mut stdin = psql.stdin.take().expect("piped");
+        stdin.write_all(b"SELECT 'in';\n").expect("write");
+        let mut answer = [0; 3];
+        psql.stdout.as_mut().expect("piped").read_exact(&mut answer).expect("an answer");
+        assert_eq!(&answer, b"in\n");
+        (psql, stdin)
+    };
+    // Whoever was here before may still be leaving.
+    eventually("nobody is left", Duration::from_secs(30), || {
+        let count = cluster.metric("bellwether_clients{state=\"idle\"}").unwrap_or(0.0);
+        if count == 0.0 { Ok(()) } else { Err(count.to_string()) }
+    });
+    let mut clients: Vec<_> = (0..3).map(|_| stay()).collect();
+    let error = cluster.psql("SELECT 1").expect_err("a fourth client was let in");
+    assert!(error.contains("sorry, too many clients already"), "{error}");
+    let (mut gone, stdin) = clients.pop().expect("three clients");
+    drop(stdin);
+    gone.wait().expect("psql ends");
+    eventually("one may come when one has left", Duration::from_secs(30), || cluster.psql("SELECT 1"));
+    for (mut psql, stdin) in clients {
+        drop(stdin);
+        assert!(psql.wait().expect("psql ends").success());
+    }
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -77,7 +77,7 @@ impl Cluster {
     pub(crate) fn start_bellwether(&mut self) {
         assert!(self.bellwether.is_none(), "bellwether is running");
         let log = fs::File::options().create(true).append(true).open(self.log_path()).expect("log file");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_bellwether"));
+        let mut command = bellwether();
         command.arg("demo").arg("--dir").arg(self.data()).args([
             format!("--nodes={}", self.options.nodes),
             format!("--port={}", self.port),
@@ -101,6 +101,30 @@ impl Cluster {
             .expect("bellwether starts");
         fs::write(self.dir.join("bellwether.pid"), format!("{}\n", child.id())).expect("pid file");
         self.bellwether = Some(child);
+    }
+
+    /// Ctrl-C; how the demo ended.
+    pub(crate) fn interrupt_bellwether(&mut self) -> ExitStatus {
+        let mut child = self.bellwether.take().expect("bellwether runs");
+        let pid = Pid::from_raw(i32::try_from(child.id()).expect("a pid"));
+        kill(pid, Signal::SIGINT).expect("signal");
+        let ended = eventually("the demo's end", Duration::from_secs(90), || {
+            child.try_wait().expect("wait").ok_or_else(|| "it runs".to_owned())
+        });
+        // Nothing of it is left for the guardian: its pid may be another's by then.
+        fs::remove_file(self.dir.join("bellwether.pid")).expect("pid file");
+        ended
+    }
+
+    /// The same cluster, with `change` made to its `bellwether.yaml`.
+    pub(crate) fn reconfigure(&mut self, change: impl FnOnce(&mut serde_yaml::Value)) {
+        self.kill_bellwether();
+        let mut config = self.config();
+        change(&mut config);
+        let yaml = serde_yaml::to_string(&config).expect("YAML");
+        fs::write(self.data().join("bellwether.yaml"), yaml).expect("bellwether.yaml");
+        self.start_bellwether();
+        self.await_steady();
     }
 
     /// `kill -9`: no goodbye to anybody.
@@ -320,6 +344,11 @@ impl Drop for Cluster {
     }
 }
 
+/// The program under test.
+pub(crate) fn bellwether() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_bellwether"))
+}
+
 /// Where the distribution keeps the newest server's programs.
 pub(crate) fn distribution_bin() -> PathBuf {
     let versions = fs::read_dir("/usr/lib/postgresql").expect("PostgreSQL of the distribution");
@@ -336,7 +365,7 @@ pub(crate) fn free_port() -> u16 {
     listener.local_addr().expect("address").port()
 }
 
-fn set_mode(path: &Path, mode: u32) {
+pub(crate) fn set_mode(path: &Path, mode: u32) {
     use std::os::unix::fs::PermissionsExt;
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("permissions");
 }

@@ -11,14 +11,14 @@ pub(crate) struct Guardian {
     pipe: Option<ChildStdin>,
 }
 
-/// `$1` is the cluster's directory. Bellwether first, or it would start the servers again. A postmaster that gets
+/// `$1` is the directory that holds the cluster's. Bellwether first, or it would start the servers again. A postmaster that gets
 /// SIGQUIT takes its children along at once.
 const SCRIPT: &str = r#"
 while read -r _; do :; done
 stop() { kill -"$2" "$(head -n 1 "$1")" 2>/dev/null; }
 for round in 1 2 3; do
     [ -f "$1/bellwether.pid" ] && stop "$1/bellwether.pid" KILL
-    for file in "$1"/cluster/*/postmaster.pid "$1"/cluster/*/*/postmaster.pid; do [ -f "$file" ] && stop "$file" QUIT; done
+    for file in "$1"/*/*/postmaster.pid "$1"/*/*/*/postmaster.pid; do [ -f "$file" ] && stop "$file" QUIT; done
     sleep 0.3
 done
 rm -rf "$1"

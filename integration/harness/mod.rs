@@ -3,9 +3,12 @@
 mod cluster;
 mod guardian;
 pub(crate) mod ledger;
+mod lone_server;
 mod second_major;
 mod wait;
 
-pub(crate) use cluster::{Cluster, Durability, Options, Server, free_port};
+pub(crate) use cluster::{Cluster, Durability, Options, Server, bellwether, free_port, set_mode};
+pub(crate) use guardian::Guardian;
+pub(crate) use lone_server::LoneServer;
 pub(crate) use second_major::second_major;
 pub(crate) use wait::{eventually, eventually_async};
