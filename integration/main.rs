@@ -4,6 +4,7 @@
 #![expect(clippy::disallowed_methods, reason = "tests and their clients read clocks and start tasks")]
 
 mod bad_input;
+mod check;
 mod demo;
 mod failover;
 #[allow(dead_code, unused_imports, reason = "the benchmark uses more of the harness than the tests")]
