@@ -11,4 +11,5 @@ mod failover;
 mod harness;
 mod lag_gate;
 mod relay;
+mod sessions;
 mod smoke;
