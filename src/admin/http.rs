@@ -188,7 +188,7 @@ mod tests {
             assert!(matches!(nobody, ClientError::Status { status, .. } if status == 503), "{nobody}");
             shutdown.cancel();
         };
+        // Returns because the server ends; its port may be another's by then.
         tokio::join!(serve(listener, sources, shutdown.clone()), questions);
-        assert!(matches!(fetch(&base, "/live").await, Err(ClientError::Connect { .. })));
     }
 }

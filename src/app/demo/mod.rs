@@ -184,11 +184,12 @@ async fn endpoint(
     }
 }
 
-/// Cancelled by the first SIGINT or SIGTERM. Later ones change nothing: a demo that left at once
+/// Cancelled by the first SIGINT, SIGTERM, or SIGHUP (the terminal is gone). Later ones change nothing: a demo that left at once
 /// would leave its servers behind.
 fn interrupted() -> io::Result<CancellationToken> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     let interrupted = CancellationToken::new();
     let cancelled = interrupted.clone();
     tokio::spawn(async move {
@@ -196,6 +197,7 @@ fn interrupted() -> io::Result<CancellationToken> {
             tokio::select! {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
+                _ = hangup.recv() => {}
             }
             cancelled.cancel();
         }
