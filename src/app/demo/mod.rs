@@ -184,8 +184,8 @@ async fn endpoint(
     }
 }
 
-/// Cancelled by the first SIGINT, SIGTERM, or SIGHUP (the terminal is gone). Later ones change nothing: a demo that left at once
-/// would leave its servers behind.
+/// Cancelled by the first SIGINT, SIGTERM, or SIGHUP (the terminal is gone). Later ones change nothing: a demo
+/// that left at once would leave its servers behind.
 fn interrupted() -> io::Result<CancellationToken> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
