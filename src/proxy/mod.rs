@@ -18,6 +18,12 @@ mod settings;
 mod worker;
 mod workers;
 
+/// The parts that the simulation drives with a shell of its own.
+#[cfg(test)]
+pub(crate) mod parts {
+    pub(crate) use super::pool::core as pool;
+}
+
 pub use config::{Entrance, ProxyConfig, ServerLogin};
 pub use session::core::PoolMode;
 pub use worker::Worker;

@@ -8,6 +8,8 @@
 //! * A failure names its seed and the last things that happened; the same seed gives the same course again.
 //! * Every check is itself checked: [`planted`] has a bug for each, which some seed must find.
 //!
+//! [`pools`] is a world of its own: the bookkeeping of one pool under sessions of several workers.
+//!
 //! Not here: TLS, authentication, SQL, sockets, threads. Nor is a model server a proof of how PostgreSQL
 //! behaves: that is what the integration tests are for.
 #![expect(clippy::disallowed_methods, reason = "reads the seeds from the environment")]
@@ -19,6 +21,7 @@ mod faults;
 mod invariants;
 mod log;
 mod planted;
+mod pools;
 mod postgres;
 mod stage;
 mod world;
