@@ -28,7 +28,7 @@ use super::plans;
 use super::users;
 use crate::admin;
 use crate::failover::{self, Failover, FailoverError, LocalNode};
-use crate::net::{Acceptor, ListenAddress, Users};
+use crate::net::{Acceptor, ListenAddress};
 use crate::proxy::{self, Proxy, Workers};
 use crate::relay::{Relay, RelayError};
 use crate::topology::{Directive, Election, Health, NodeName, ProxyStatus, WalStatus};
@@ -216,7 +216,8 @@ impl Instance {
             tasks.spawn(task("HTTP", admin::serve(http, admin, planes.clone())));
         }
 
-        let acceptor = acceptor(config, candidates);
+        let acceptor = Acceptor::new(users::authenticator(config, candidates));
+        let acceptor = Arc::new(acceptor.with_login_limit(config.pool.login));
         let greet = front::greeter(proxy.clone(), relay.clone(), acceptor, clients.clone());
         let workers = Workers::start(plans::workers(config), &proxy, &clients, greet);
         let workers = workers.map_err(RunError::Threads)?;
@@ -258,21 +259,6 @@ impl Instance {
 async fn task(name: &'static str, work: impl Future<Output = ()>) -> TaskEnd {
     work.await;
     (name, Ok(()))
-}
-
-fn acceptor(config: &Config, candidates: watch::Receiver<Vec<crate::net::Target>>) -> Arc<Acceptor> {
-    let listed = config.auth.users.iter().map(|user| (user.name.as_str(), &**user.secret.reveal()));
-    let login = &config.server_login;
-    // Our own login is known: followers use it to stream.
-    let own = login.password.iter().map(|password| (login.user.as_str(), &**password.reveal()));
-    let known = Users::listed_only(own.chain(listed));
-    let users = match config.auth.query {
-        super::config::AuthQuery::On => known.with_lookup(candidates),
-        super::config::AuthQuery::Off => known,
-    };
-    let replication = config.auth.replication_users.iter().cloned().chain([login.user.clone()]);
-    let acceptor = Acceptor::new(plans::method(config), Arc::new(users));
-    Arc::new(acceptor.with_login_limit(config.pool.login).with_replication_users(replication))
 }
 
 fn admin_sources(

@@ -1,13 +1,28 @@
-//! Where unlisted users are looked up: at the primary first, then at whoever is up.
+//! Who may log in here, and where unlisted users are looked up: at the primary first, then at whoever is up.
 
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::config::Config;
+use super::config::{AuthQuery, Config};
 use super::plans;
-use crate::net::Target;
+use crate::net::{Authenticator, Target, Users};
 use crate::topology::{Directive, Health, Node};
+
+/// `candidates`: where to look up, as [`follow`] says.
+pub(super) fn authenticator(config: &Config, candidates: watch::Receiver<Vec<Target>>) -> Authenticator {
+    let listed = config.auth.users.iter().map(|user| (user.name.as_str(), &**user.secret.reveal()));
+    let login = &config.server_login;
+    // Our own login is known: followers use it to stream.
+    let own = login.password.iter().map(|password| (login.user.as_str(), &**password.reveal()));
+    let known = Users::listed_only(own.chain(listed));
+    let users = match config.auth.query {
+        AuthQuery::On => known.with_lookup(candidates),
+        AuthQuery::Off => known,
+    };
+    let replication = config.auth.replication_users.iter().cloned().chain([login.user.clone()]);
+    Authenticator::new(plans::method(config), Arc::new(users)).with_replication_users(replication)
+}
 
 /// Keeps `targets` in the best order. Never ends.
 pub(super) async fn follow(

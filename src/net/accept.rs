@@ -4,63 +4,38 @@
 //! with its SQLSTATE, and the connection is closed so that the words arrive. A client that says nothing at all,
 //! such as a load balancer's check, is closed without a word.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use bytes::{Buf, BytesMut};
+use bytes::Buf;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::Semaphore;
 
-use super::users::{Lookup, Secret};
 use super::wire::{Wire, WireError};
-use super::{Client, ConnectionKind, Credentials, Stream, Users};
-use crate::pg::auth::scram::{self, ExpectClientFinal, Proven, ScramError, Verifier, password_failed};
+use super::{Authenticator, Client, ConnectionKind, Credentials, Peer, Stream};
+use crate::pg::protocol::Malformed;
+use crate::pg::protocol::backend;
 use crate::pg::protocol::startup::{self, CancelKey, FirstPacket, Startup, StartupError};
-use crate::pg::protocol::{Malformed, backend, frontend};
 use crate::pg::{ErrorFields, SqlState};
-
-/// `PG_MAX_AUTH_TOKEN_LENGTH` (auth.c), for passwords.
-const MAX_PASSWORD_LEN: usize = 65_535;
 
 /// Clients between accept and the end of their authentication. One more is refused with 53300.
 const DEFAULT_MAX_LOGINS: usize = 2000;
 
 const DEFAULT_LOGIN_LIMIT: Duration = Duration::from_secs(15);
 
-/// What a client must prove.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Method {
-    ScramSha256,
-    /// md5, or SCRAM for those whose password is stored that way, as in `pg_hba.conf`.
-    Md5,
-    /// Nothing; through a unix socket or a loopback address only.
-    Trust,
-}
-
-/// Who may come in, and how. Shared by all listeners and threads.
+/// How clients are received: within which limits, and what they must prove. Shared by all listeners and threads.
 #[derive(Debug)]
 pub struct Acceptor {
-    method: Method,
-    users: Arc<Users>,
+    authenticator: Authenticator,
     /// For startup and authentication together.
     login_limit: Duration,
-    /// Replication is a right of its own: who reads WAL reads everything.
-    replication_users: Vec<String>,
-    /// What the stand-ins for unknown users are made of.
-    mock_secret: scram::Key,
     logins: Semaphore,
 }
 
 impl Acceptor {
-    pub fn new(method: Method, users: Arc<Users>) -> Acceptor {
+    pub fn new(authenticator: Authenticator) -> Acceptor {
         Acceptor {
-            method,
-            users,
+            authenticator,
             login_limit: DEFAULT_LOGIN_LIMIT,
-            replication_users: Vec::new(),
-            mock_secret: rand::random(),
             logins: Semaphore::new(DEFAULT_MAX_LOGINS),
         }
     }
@@ -76,18 +51,6 @@ impl Acceptor {
         self.logins = Semaphore::new(max_logins);
         self
     }
-
-    #[must_use]
-    pub fn with_replication_users(mut self, users: impl IntoIterator<Item = String>) -> Acceptor {
-        self.replication_users.extend(users);
-        self
-    }
-
-    /// A server has turned down the credentials that a client's proof gave us (28P01): the password has changed
-    /// since we looked it up. The client's next login looks again.
-    pub fn doubt(&self, user: &str) {
-        self.users.doubt(user);
-    }
 }
 
 #[derive(Debug)]
@@ -101,8 +64,8 @@ pub enum Hello {
 
 /// Greets whoever is at the other end. Takes at most the login limit, and two seconds for last words.
 pub async fn hello(stream: Stream, acceptor: &Acceptor) -> Hello {
-    let peer = stream.peer();
-    let mut login = Login { wire: Wire::new(stream), acceptor, waiting_for: Waiting::Startup };
+    let peer = Peer::plain(stream.peer());
+    let mut login = Login { wire: Wire::new(stream), peer, acceptor, waiting_for: Waiting::Startup };
     let outcome = match acceptor.logins.try_acquire() {
         Err(_) => Err(Refusal::Because(ErrorFields::fatal(
             SqlState::TOO_MANY_CONNECTIONS,
@@ -113,7 +76,7 @@ pub async fn hello(stream: Stream, acceptor: &Acceptor) -> Hello {
             Err(_) => Err(login.out_of_time()),
         },
     };
-    let wire = login.wire;
+    let (wire, peer) = (login.wire, login.peer.address);
     match outcome {
         Ok(Outcome::Cancel(key)) => Hello::Cancel(key, wire.stream),
         Ok(Outcome::Client(startup, credentials)) => client(wire, startup, credentials),
@@ -150,6 +113,7 @@ fn client(wire: Wire, startup: Startup, credentials: Credentials) -> Hello {
 
 struct Login<'a> {
     wire: Wire,
+    peer: Peer,
     acceptor: &'a Acceptor,
     /// For the error when time runs out.
     waiting_for: Waiting,
@@ -166,7 +130,7 @@ enum Outcome {
 }
 
 /// Why nothing came of it.
-enum Refusal {
+pub(super) enum Refusal {
     /// There is nobody left to tell.
     Gone,
     Because(ErrorFields),
@@ -202,7 +166,7 @@ impl From<Malformed> for Refusal {
 }
 
 impl Refusal {
-    fn fatal(code: SqlState, message: impl Into<String>) -> Refusal {
+    pub(super) fn fatal(code: SqlState, message: impl Into<String>) -> Refusal {
         Refusal::Because(ErrorFields::fatal(code, message))
     }
 }
@@ -215,16 +179,8 @@ impl Login<'_> {
         };
         self.waiting_for = Waiting::Proof { user: startup.user.clone() };
         startup.negotiation(&mut self.wire.out);
-        let credentials = self.authenticate(&startup).await?;
-        // After the proof, so that nobody learns who may replicate by asking.
-        let allowed = || self.acceptor.replication_users.contains(&startup.user);
-        if startup.replication != startup::Replication::Off && !allowed() {
-            let message = format!("user \"{}\" may not connect for replication", startup.user);
-            return Err(Refusal::Because(
-                ErrorFields::fatal(SqlState::INVALID_AUTHORIZATION_SPECIFICATION, message)
-                    .with_hint("List the user in auth.replication_users."),
-            ));
-        }
+        let authenticator = &self.acceptor.authenticator;
+        let credentials = authenticator.authenticate(&mut self.wire, &self.peer, &startup).await?;
         backend::authentication_ok(&mut self.wire.out);
         Ok(Outcome::Client(startup, credentials))
     }
@@ -263,124 +219,6 @@ impl Login<'_> {
         let packet = startup::parse(&self.wire.received[..received])?;
         self.wire.received.advance(received);
         Ok(packet)
-    }
-
-    async fn authenticate(&mut self, startup: &Startup) -> Result<Credentials, Refusal> {
-        let user = startup.user.as_str();
-        if self.acceptor.method == Method::Trust {
-            return self.trust(startup);
-        }
-        let secret = match self.acceptor.users.find(user).await {
-            Lookup::Found(secret) => Some(secret),
-            Lookup::Unknown => None,
-            Lookup::Unavailable => {
-                let message = format!("the password of user \"{user}\" cannot be looked up now");
-                return Err(Refusal::Because(
-                    ErrorFields::fatal(SqlState::CANNOT_CONNECT_NOW, message)
-                        .with_detail("No server answers that has it."),
-                ));
-            }
-        };
-        match (self.acceptor.method, secret.as_deref()) {
-            (Method::Md5, None | Some(Secret::Md5(_) | Secret::Plain { .. })) => {
-                self.md5(user, secret.as_deref()).await
-            }
-            (_, secret) => self.scram(user, secret).await,
-        }
-    }
-
-    fn trust(&self, startup: &Startup) -> Result<Credentials, Refusal> {
-        let peer = self.wire.stream.peer();
-        if !peer.is_local() {
-            let message = format!(
-                "no rule lets user \"{}\" connect to database \"{}\" from {peer}",
-                startup.user, startup.database
-            );
-            return Err(Refusal::Because(
-                ErrorFields::fatal(SqlState::INVALID_AUTHORIZATION_SPECIFICATION, message)
-                    .with_detail("Method trust is for unix sockets and loopback addresses."),
-            ));
-        }
-        Ok(match self.acceptor.users.listed(&startup.user) {
-            Some(Secret::Plain { password, .. }) => Credentials::Password(password.clone()),
-            Some(Secret::Md5(secret)) => Credentials::Md5(secret.clone()),
-            Some(Secret::Scram(_)) | None => Credentials::Trust,
-        })
-    }
-
-    /// Who is unknown, or has only an md5 password, goes through the same dialogue with a stand-in, and fails.
-    async fn scram(&mut self, user: &str, secret: Option<&Secret>) -> Result<Credentials, Refusal> {
-        let mock;
-        let verifier = match secret {
-            Some(Secret::Scram(verifier) | Secret::Plain { verifier, .. }) => verifier,
-            Some(Secret::Md5(_)) | None => {
-                mock = Verifier::mock(&self.acceptor.mock_secret, user);
-                &mock
-            }
-        };
-        let proven = match self.scram_dialogue(user, verifier).await? {
-            Ok(proven) => proven,
-            Err(error) => {
-                if error == ScramError::Proof {
-                    self.acceptor.users.doubt(user);
-                }
-                return Err(Refusal::Because(error.fields(user)));
-            }
-        };
-        backend::authentication_sasl_final(&proven.server_final, &mut self.wire.out);
-        Ok(match secret {
-            // The servers may hold another verifier of the same password.
-            Some(Secret::Plain { password, .. }) => Credentials::Password(password.clone()),
-            _ => Credentials::ScramKeys { client_key: proven.client_key, server_key: proven.server_key },
-        })
-    }
-
-    async fn scram_dialogue(
-        &mut self,
-        user: &str,
-        verifier: &Verifier,
-    ) -> Result<Result<Proven, ScramError>, Refusal> {
-        backend::authentication_sasl(&[backend::SCRAM_SHA_256], &mut self.wire.out);
-        let initial = self.ask(scram::MAX_MESSAGE_LEN + backend::SCRAM_SHA_256.len() + 5).await?;
-        let (mechanism, client_first) = frontend::decode_sasl_initial(&initial)?;
-        if mechanism != backend::SCRAM_SHA_256.as_bytes() {
-            let message = "client selected an invalid SASL authentication mechanism";
-            return Err(Refusal::fatal(SqlState::PROTOCOL_VIOLATION, message));
-        }
-        let nonce = STANDARD.encode(rand::random::<[u8; 18]>());
-        let challenged = ExpectClientFinal::challenge(verifier, client_first.unwrap_or_default(), &nonce);
-        let (state, server_first) = challenged.map_err(|error| Refusal::Because(error.fields(user)))?;
-        backend::authentication_sasl_continue(&server_first, &mut self.wire.out);
-        let client_final = self.ask(scram::MAX_MESSAGE_LEN).await?;
-        Ok(state.check(&client_final))
-    }
-
-    async fn md5(&mut self, user: &str, secret: Option<&Secret>) -> Result<Credentials, Refusal> {
-        let salt: [u8; 4] = rand::random();
-        backend::authentication_md5(salt, &mut self.wire.out);
-        let answer = self.ask(MAX_PASSWORD_LEN).await?;
-        let answer = frontend::decode_password(&answer)?;
-        match secret {
-            Some(Secret::Plain { password, md5, .. }) if md5.accepts(answer, salt) => {
-                Ok(Credentials::Password(password.clone()))
-            }
-            Some(Secret::Md5(md5)) if md5.accepts(answer, salt) => Ok(Credentials::Md5(md5.clone())),
-            _ => {
-                self.acceptor.users.doubt(user);
-                Err(Refusal::Because(password_failed(user)))
-            }
-        }
-    }
-
-    /// Sends what is in `out` and waits for a password message.
-    async fn ask(&mut self, max_payload: usize) -> Result<BytesMut, Refusal> {
-        self.wire.flush().await?;
-        let message = self.wire.message(max_payload).await?;
-        if message.tag != frontend::PASSWORD {
-            let message = format!("expected password response, got message type {}", message.tag);
-            return Err(Refusal::fatal(SqlState::PROTOCOL_VIOLATION, message));
-        }
-        Ok(message.payload)
     }
 
     fn out_of_time(&self) -> Refusal {

@@ -4,8 +4,11 @@
 //! who they are, [`Backend`] is a server we have connected to and logged in at.
 
 mod accept;
+mod authenticate;
 mod dial;
 mod listen;
+mod log_in;
+mod peer;
 pub mod sql;
 mod stream;
 #[cfg(test)]
@@ -14,9 +17,12 @@ mod users;
 mod wire;
 
 pub use crate::pg::protocol::startup::CancelKey;
-pub use accept::{Acceptor, Hello, Method, hello};
-pub use dial::{cancel, dial, log_in};
+pub use accept::{Acceptor, Hello, hello};
+pub use authenticate::{Authenticator, Method};
+pub use dial::{cancel, dial};
 pub use listen::{ListenAddress, Listener};
+pub use log_in::log_in;
+pub use peer::{ClientCertificate, Peer, TlsFacts};
 pub use stream::{Detached, PeerAddress, Stream};
 pub use users::Users;
 

@@ -8,8 +8,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use super::{
-    Acceptor, Backend, CancelKey, Client, ConnectionKind, Credentials, DialError, Hello, ListenAddress,
-    Listener, Method, Stream, Target, Users, cancel, hello, log_in,
+    Acceptor, Authenticator, Backend, CancelKey, Client, ConnectionKind, Credentials, DialError, Hello,
+    ListenAddress, Listener, Method, Stream, Target, Users, cancel, hello, log_in,
 };
 use crate::pg::auth::md5::Md5Secret;
 use crate::pg::auth::scram::Verifier;
@@ -27,7 +27,8 @@ fn acceptor(method: Method) -> Acceptor {
     // The md5 of `pencilmd5`.
     let md5 = "md512acbd04a4b55346555b3fa88c638e11";
     let users = Users::listed_only([("plain", "pencil"), ("scram", scram.as_str()), ("md5", md5)]);
-    Acceptor::new(method, Arc::new(users)).with_replication_users(["scram".to_owned()])
+    let authenticator = Authenticator::new(method, Arc::new(users));
+    Acceptor::new(authenticator.with_replication_users(["scram".to_owned()]))
 }
 
 fn target(user: &str, credentials: Credentials) -> Target {
