@@ -8,13 +8,13 @@ mod background;
 mod cancel;
 mod config;
 mod evidence;
+mod guc;
 mod metrics;
 mod pool;
 mod prepared;
 pub mod route;
 mod sampler;
 mod session;
-mod settings;
 mod worker;
 mod workers;
 

@@ -1,8 +1,8 @@
 //! The table of statements and where they go: every row that other routers are known to get wrong, and more.
 
 use super::{
-    Access, Classifier, CopyData, Isolation, MayWrite, OwnCommand, Route, Scope, SessionEffect, Setting,
-    Shown, TransactionAccess, TransactionEffect, TransactionEnd, TransactionModes, WriteReason, classify,
+    Access, Classifier, CopyData, Isolation, Knob, KnobCommand, MayWrite, Route, Scope, SessionEffect, Shown,
+    TransactionAccess, TransactionEffect, TransactionEnd, TransactionModes, WriteReason, classify,
 };
 
 /// `expected` is `read`, or the label of the reason.
@@ -508,25 +508,25 @@ fn copy_and_counts() {
 
 #[test]
 fn our_own_settings() {
-    let set = |scope, setting| vec![OwnCommand::Set(scope, setting)];
+    let set = |scope, setting| vec![KnobCommand::Set(scope, setting)];
     for (sql, expected) in [
-        ("SET bellwether.route = 'standby'", set(Scope::Session, Setting::Route(Some(Route::Standby)))),
-        ("SET bellwether.route TO primary", set(Scope::Session, Setting::Route(Some(Route::Primary)))),
-        ("SET LOCAL Bellwether.Route = auto", set(Scope::Local, Setting::Route(Some(Route::Auto)))),
-        ("SET bellwether.route TO DEFAULT", set(Scope::Session, Setting::Route(None))),
-        ("SET bellwether.min_lsn = '0/10'", set(Scope::Session, Setting::MinLsn(Some(crate::pg::Lsn(16))))),
-        ("RESET bellwether.min_lsn", vec![OwnCommand::Reset(Setting::MinLsn(None))]),
-        ("SHOW bellwether.lsn", vec![OwnCommand::Show(Shown::Lsn)]),
+        ("SET bellwether.route = 'standby'", set(Scope::Session, Knob::Route(Some(Route::Standby)))),
+        ("SET bellwether.route TO primary", set(Scope::Session, Knob::Route(Some(Route::Primary)))),
+        ("SET LOCAL Bellwether.Route = auto", set(Scope::Local, Knob::Route(Some(Route::Auto)))),
+        ("SET bellwether.route TO DEFAULT", set(Scope::Session, Knob::Route(None))),
+        ("SET bellwether.min_lsn = '0/10'", set(Scope::Session, Knob::MinLsn(Some(crate::pg::Lsn(16))))),
+        ("RESET bellwether.min_lsn", vec![KnobCommand::Reset(Knob::MinLsn(None))]),
+        ("SHOW bellwether.lsn", vec![KnobCommand::Show(Shown::Lsn)]),
         (
             "SET bellwether.route = standby; SHOW bellwether.route",
             vec![
-                OwnCommand::Set(Scope::Session, Setting::Route(Some(Route::Standby))),
-                OwnCommand::Show(Shown::Route),
+                KnobCommand::Set(Scope::Session, Knob::Route(Some(Route::Standby))),
+                KnobCommand::Show(Shown::Route),
             ],
         ),
     ] {
         let verdict = classify(sql);
-        assert_eq!(verdict.own, expected, "{sql}");
+        assert_eq!(verdict.knobs, expected, "{sql}");
         assert!(verdict.is_own() && verdict.session.is_empty(), "{sql}");
     }
     for sql in [
@@ -535,7 +535,7 @@ fn our_own_settings() {
         "SET bellwether.lsn = '0/1'",
         "SHOW bellwether.x",
     ] {
-        assert!(matches!(classify(sql).own[..], [OwnCommand::Invalid(_)]), "{sql}");
+        assert!(matches!(classify(sql).knobs[..], [KnobCommand::Invalid(_)]), "{sql}");
     }
     // Beside others they reach the server, too, and it keeps them.
     let mixed = classify("SET bellwether.route = standby; SELECT 1");

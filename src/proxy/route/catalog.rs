@@ -195,6 +195,12 @@ pub(super) fn is_common_setting(name: &str) -> bool {
     SETTINGS.binary_search(&name.to_ascii_lowercase().as_str()).is_ok()
 }
 
+/// Whether a commit under this `synchronous_commit` waits until its WAL is flushed on the synchronous standbys
+/// (`synchronous_commit_options` in guc_tables.c).
+pub(crate) fn waits_for_quorum(value: &str) -> bool {
+    ["on", "true", "yes", "1", "remote_apply"].iter().any(|strong| value.eq_ignore_ascii_case(strong))
+}
+
 #[cfg(test)]
 mod tests {
     use super::{

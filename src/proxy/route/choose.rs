@@ -11,7 +11,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::setting::{Consistency, MaxLag, Route};
+use super::knob::{Consistency, MaxLag, Route};
 use super::verdict::{Access, WriteReason};
 use crate::pg::Lsn;
 use crate::topology::{

@@ -10,7 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use pg_query::protobuf::ParseResult;
 
-use super::setting::Route;
+use super::knob::Route;
 use super::statement::Statements;
 use super::verdict::Verdict;
 

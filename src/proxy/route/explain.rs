@@ -6,7 +6,7 @@ use super::verdict::{
     Access, CopyData, Isolation, SessionEffect, TransactionAccess, TransactionEffect, TransactionEnd,
     TransactionModes, Verdict, WriteReason,
 };
-use super::{OwnCommand, Route, classify};
+use super::{KnobCommand, Route, classify};
 
 /// A few lines, one topic each, the first of them the answer.
 pub fn explain(sql: &str) -> String {
@@ -22,8 +22,8 @@ pub fn explain(sql: &str) -> String {
     for effect in &verdict.session {
         line(&mut lines, "session", &session(effect));
     }
-    for command in &verdict.own {
-        line(&mut lines, "answered", &own(command));
+    for command in &verdict.knobs {
+        line(&mut lines, "answered", &knob(command));
     }
     if verdict.commits() {
         line(
@@ -145,12 +145,12 @@ fn session(effect: &SessionEffect) -> String {
     }
 }
 
-fn own(command: &OwnCommand) -> String {
+fn knob(command: &KnobCommand) -> String {
     match command {
-        OwnCommand::Set(scope, setting) => format!("set, {scope:?}: {setting:?}"),
-        OwnCommand::Reset(setting) => format!("reset: {setting:?}"),
-        OwnCommand::Show(shown) => format!("show {}", shown.name()),
-        OwnCommand::Invalid(invalid) => format!("error {}: {invalid}", invalid.sqlstate()),
+        KnobCommand::Set(scope, setting) => format!("set, {scope:?}: {setting:?}"),
+        KnobCommand::Reset(setting) => format!("reset: {setting:?}"),
+        KnobCommand::Show(shown) => format!("show {}", shown.name()),
+        KnobCommand::Invalid(invalid) => format!("error {}: {invalid}", invalid.sqlstate()),
     }
 }
 

@@ -16,7 +16,7 @@ mod catalog;
 pub mod choose;
 pub mod classify;
 pub mod explain;
-pub mod setting;
+pub mod knob;
 pub mod verdict;
 
 mod cache;
@@ -29,10 +29,11 @@ mod cases;
 
 pub use cache::{CacheLimits, Classifier};
 pub use catalog::safe_functions;
+pub(crate) use catalog::waits_for_quorum;
 pub use choose::{Balance, Choice, OwnWrite, Policy, Request, Transaction, View};
 pub use classify::classify;
 pub use explain::explain;
-pub use setting::{Consistency, InvalidSetting, MaxLag, OwnCommand, Route, Scope, Setting, Shown};
+pub use knob::{Consistency, InvalidKnob, Knob, KnobCommand, MaxLag, Route, Scope, Shown};
 pub use verdict::{
     Access, CopyData, Isolation, MayWrite, SessionEffect, TransactionAccess, TransactionEffect,
     TransactionEnd, TransactionModes, Verdict, WriteReason,

@@ -8,7 +8,7 @@ use pg_query::protobuf::{
 
 use super::catalog;
 use super::classify::Literals;
-use super::setting::{self, OwnCommand, Route, Scope, Setting, Shown};
+use super::knob::{self, Knob, KnobCommand, Route, Scope, Shown};
 use super::verdict::{
     Access, CopyData, Isolation, MayWrite, SessionEffect, TransactionAccess, TransactionEffect,
     TransactionEnd, TransactionModes, Verdict, WriteReason,
@@ -22,7 +22,7 @@ pub(super) struct Statements<'a> {
     count: usize,
     findings: Findings,
     transactions: Vec<TransactionEffect>,
-    own: Vec<OwnCommand>,
+    knobs: Vec<KnobCommand>,
     copy: CopyData,
 }
 
@@ -33,7 +33,7 @@ impl<'a> Statements<'a> {
             count: 0,
             findings: Findings::default(),
             transactions: Vec::new(),
-            own: Vec::new(),
+            knobs: Vec::new(),
             copy: CopyData::None,
         }
     }
@@ -47,7 +47,7 @@ impl<'a> Statements<'a> {
     }
 
     pub(super) fn verdict(mut self, hint: Option<Route>) -> (Verdict, Literals) {
-        if !self.own.is_empty() && self.own.len() < self.count {
+        if !self.knobs.is_empty() && self.knobs.len() < self.count {
             // The text is sent as it is; a server keeps what it does not know as a placeholder.
             self.findings.session(SessionEffect::Set("bellwether".into()));
         }
@@ -57,7 +57,7 @@ impl<'a> Statements<'a> {
             statements: self.count,
             transaction: united(self.transactions, self.count),
             session,
-            own: self.own,
+            knobs: self.knobs,
             hint,
             copy: self.copy,
             may_write,
@@ -262,12 +262,12 @@ impl<'a> Statements<'a> {
         match set.kind() {
             VariableSetKind::VarSetMulti => self.set_several(name, args),
             VariableSetKind::VarResetAll => self.findings.session(SessionEffect::ResetAll),
-            _ if lower.starts_with(setting::PREFIX) => self.set_own(set),
+            _ if lower.starts_with(knob::PREFIX) => self.set_own(set),
             VariableSetKind::VarReset => self.findings.session(SessionEffect::Reset(lower.into())),
             VariableSetKind::VarSetValue if lower == "synchronous_commit" => {
                 let effect = if *is_local { SessionEffect::SetLocal } else { SessionEffect::Set };
                 self.findings.session(effect(lower.into()));
-                if !args.iter().map(value).all(|value| setting::waits_for_quorum(&value)) {
+                if !args.iter().map(value).all(|value| catalog::waits_for_quorum(&value)) {
                     self.findings.pin(SessionEffect::WeakCommit);
                 }
             }
@@ -312,17 +312,17 @@ impl<'a> Statements<'a> {
             _ => None,
         };
         let scope = if set.is_local { Scope::Local } else { Scope::Session };
-        let command = match (Setting::parse(&set.name, value.as_deref()), set.kind()) {
-            (Ok(setting), VariableSetKind::VarReset) => OwnCommand::Reset(setting),
-            (Ok(setting), _) => OwnCommand::Set(scope, setting),
-            (Err(invalid), _) => OwnCommand::Invalid(invalid),
+        let command = match (Knob::parse(&set.name, value.as_deref()), set.kind()) {
+            (Ok(setting), VariableSetKind::VarReset) => KnobCommand::Reset(setting),
+            (Ok(setting), _) => KnobCommand::Set(scope, setting),
+            (Err(invalid), _) => KnobCommand::Invalid(invalid),
         };
-        self.own.push(command);
+        self.knobs.push(command);
     }
 
     fn show(&mut self, name: &str) {
-        if name.to_ascii_lowercase().starts_with(setting::PREFIX) {
-            self.own.push(Shown::parse(name).map_or_else(OwnCommand::Invalid, OwnCommand::Show));
+        if name.to_ascii_lowercase().starts_with(knob::PREFIX) {
+            self.knobs.push(Shown::parse(name).map_or_else(KnobCommand::Invalid, KnobCommand::Show));
         } else if !catalog::is_common_setting(name) {
             self.findings.primary(WriteReason::ServerState);
         }

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use super::setting::{OwnCommand, Route};
+use super::knob::{KnobCommand, Route};
 
 /// All there is to know about a statement text before it is sent. One text may hold several statements (a
 /// simple query string); then this is their union: one write makes the text a write.
@@ -18,7 +18,7 @@ pub struct Verdict {
     /// In the order of the text, without repetitions of the same value.
     pub session: Vec<SessionEffect>,
     /// Commands about `bellwether.*` settings, in the order of the text.
-    pub own: Vec<OwnCommand>,
+    pub knobs: Vec<KnobCommand>,
     /// From a leading comment, `/* bellwether: standby */`.
     pub hint: Option<Route>,
     pub copy: CopyData,
@@ -34,7 +34,7 @@ impl Verdict {
             statements: 0,
             transaction: TransactionEffect::None,
             session: Vec::new(),
-            own: Vec::new(),
+            knobs: Vec::new(),
             hint,
             copy: CopyData::None,
             may_write: MayWrite::Yes,
@@ -47,7 +47,7 @@ impl Verdict {
 
     /// The text holds nothing but commands that the endpoint answers itself.
     pub fn is_own(&self) -> bool {
-        self.statements > 0 && self.own.len() == self.statements
+        self.statements > 0 && self.knobs.len() == self.statements
     }
 
     pub fn is_copy_in(&self) -> bool {

@@ -15,7 +15,6 @@ use pg_query::protobuf::{
 
 use super::catalog;
 use super::classify::Literals;
-use super::setting;
 use super::verdict::{MayWrite, SessionEffect, WriteReason};
 
 /// What the walk has found.
@@ -470,7 +469,7 @@ impl Findings {
             Some("set_config") => {
                 let name = args.first().and_then(constant).unwrap_or("set_config");
                 self.session(SessionEffect::Set(name.to_ascii_lowercase().into()));
-                let keeps = args.get(1).and_then(constant).is_some_and(setting::waits_for_quorum);
+                let keeps = args.get(1).and_then(constant).is_some_and(catalog::waits_for_quorum);
                 if name.eq_ignore_ascii_case("synchronous_commit") && !keeps {
                     self.pin(SessionEffect::WeakCommit);
                 }

@@ -100,9 +100,9 @@ impl Session<'_> {
     /// A node for `demand`, and the term in which it was chosen.
     fn choose(&mut self, demand: &Demand, now: Instant, avoid_standbys: bool) -> (Choice, Term) {
         self.learn_position();
-        let own = &self.core.own;
+        let knobs = &self.core.knobs;
         let verdict = &*demand.verdict;
-        let hinted = verdict.hint.unwrap_or(own.route());
+        let hinted = verdict.hint.unwrap_or(knobs.route());
         let must_stay = verdict.transaction == TransactionEffect::None && !verdict.session.is_empty();
         // Whoever keeps its server for good writes sooner or later.
         let stays = must_stay || self.core.keeps_server();
@@ -112,10 +112,10 @@ impl Session<'_> {
             access: &verdict.access,
             transaction: transaction(verdict),
             route,
-            consistency: own.consistency(),
-            own_write: own.write,
-            min_lsn: own.min_lsn(),
-            max_lag: own.max_lag(),
+            consistency: knobs.consistency(),
+            own_write: knobs.write,
+            min_lsn: knobs.min_lsn(),
+            max_lag: knobs.max_lag(),
         };
         let rotation = self.worker.rotation();
         let shared = self.shared;
@@ -136,7 +136,7 @@ impl Session<'_> {
         match self.shared.sampler.since(written_at) {
             Some(lsn) => {
                 self.written_at = None;
-                self.core.own.write = OwnWrite::At(lsn);
+                self.core.knobs.write = OwnWrite::At(lsn);
             }
             None => self.shared.sampler.want(),
         }
@@ -205,7 +205,7 @@ impl Session<'_> {
             }
             return false;
         }
-        let takes = if role == Role::Primary || self.core.own.route() == Route::Standby {
+        let takes = if role == Role::Primary || self.core.knobs.route() == Route::Standby {
             Takes::Everything
         } else {
             Takes::ReadsOnly

@@ -7,18 +7,17 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::knobs::Knobs;
 use super::lane::Lane;
 use super::ledger::{For, Ledger, Owed, Undo};
 use super::local::Cut;
 use super::message::{self, Status};
-use super::own::OwnSettings;
+use super::unit::{Failure, Outcome, Pace, Progress, Unit};
 use crate::pg::error::{ErrorFields, SqlState};
 use crate::pg::protocol::frame::InvalidLength;
+use crate::proxy::guc::Settings;
 use crate::proxy::prepared::{ClientStatements, ServerStatements, Statements};
-use crate::proxy::route::{
-    Access, Classifier, MayWrite, OwnWrite, SessionEffect, TransactionEffect, Verdict,
-};
-use crate::proxy::settings::Settings;
+use crate::proxy::route::{Access, Classifier, MayWrite, OwnWrite, SessionEffect, Verdict, WriteReason};
 use crate::topology::Durability;
 
 /// How long a client keeps a server.
@@ -37,8 +36,6 @@ pub(crate) struct ServerState {
     pub(crate) statements: ServerStatements,
     /// What we have set there.
     pub(crate) settings: Arc<Settings>,
-    /// Carries state of its last client that DISCARD ALL must remove.
-    pub(crate) dirty: bool,
 }
 
 /// What a session needs for the client's next messages.
@@ -98,37 +95,6 @@ pub(crate) enum AfterLoss {
     Close,
 }
 
-/// The part of the session that a unit of work fills.
-#[derive(Debug, Default)]
-pub(crate) struct Unit {
-    /// Extended messages were sent, their Sync was not.
-    pub(crate) open: bool,
-    /// Something was sent to the server at hand.
-    pub(crate) started: bool,
-    /// Its success would say that something is committed.
-    commits: bool,
-    /// Something was sent that may end the block: what is sent behind it may commit by itself.
-    leaves_block: bool,
-    /// Something was sent behind which nothing else may be noted before it is answered: it removes what
-    /// sessions leave at the server.
-    pub(super) discards: bool,
-    /// A ReadyForQuery of this server went towards the client.
-    pub(super) settled: bool,
-    /// An error said that the text is no SQL.
-    pub(super) no_sql: bool,
-    /// What the client sent, while it may still be run again elsewhere.
-    pub(crate) replay: Vec<u8>,
-    pub(crate) replayable: bool,
-    /// A byte of the answer went towards the client.
-    pub(crate) answered: bool,
-    /// A pin that holds unless the unit fails: a text that could not be parsed.
-    unparsed: bool,
-    pub(crate) failed: bool,
-}
-
-/// A unit up to this long is kept to be run again.
-pub(crate) const MAX_REPLAY: usize = 4096;
-
 /// What lives longer than a session, and is lent to it.
 #[derive(Debug)]
 pub(crate) struct Texts<'a> {
@@ -153,9 +119,9 @@ pub(crate) struct Core {
     /// The server at hand takes every statement (it is the primary, or asked for by name).
     pub(super) takes_all: bool,
     /// Why the session keeps its server.
-    pinned: Option<&'static str>,
+    pin: Option<Pin>,
     /// Since the last transaction's end something was written.
-    wrote: bool,
+    wrote: MayWrite,
     /// The client's messages up to the next Sync are left out; it is answered with this status.
     pub(super) skip_to_sync: Option<Status>,
     /// The block whose server is gone.
@@ -163,11 +129,19 @@ pub(crate) struct Core {
     pub(super) prepared: ClientStatements,
     /// The last unnamed statement's id; the session's own range.
     pub(super) last_unnamed: u64,
-    pub(crate) own: OwnSettings,
+    pub(crate) knobs: Knobs,
     /// The length of the client's message that must be there wholly before anything can be decided.
     pub(super) wants: usize,
     /// Verdicts of texts that [`Core::client`] has looked ahead at, in their order.
     pub(super) ahead: VecDeque<Arc<Verdict>>,
+}
+
+/// Why a session keeps its server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pin {
+    Certain(&'static str),
+    /// By a text that could not be parsed here; not when the server finds that it is no SQL.
+    Unparsed,
 }
 
 /// What happened to the session's connection to its server, in numbers for the metrics.
@@ -179,7 +153,7 @@ pub(crate) struct Ended {
 
 impl Core {
     /// `session` is unique: the unnamed statements' ids are made from it.
-    pub(crate) fn new(mode: PoolMode, session: u32, own: OwnSettings) -> Core {
+    pub(crate) fn new(mode: PoolMode, session: u32, knobs: Knobs) -> Core {
         Core {
             mode,
             durability: Durability::Async,
@@ -191,13 +165,13 @@ impl Core {
             status: Status::Idle,
             unit: Unit::default(),
             takes_all: false,
-            pinned: None,
-            wrote: false,
+            pin: None,
+            wrote: MayWrite::No,
             skip_to_sync: None,
             cut: None,
             prepared: ClientStatements::default(),
             last_unnamed: u64::from(session) << 32,
-            own,
+            knobs,
             wants: 0,
             ahead: VecDeque::new(),
         }
@@ -214,7 +188,10 @@ impl Core {
     }
 
     pub(crate) fn pinned(&self) -> Option<&'static str> {
-        self.pinned
+        self.pin.map(|pin| match pin {
+            Pin::Certain(reason) => reason,
+            Pin::Unparsed => "unparsable",
+        })
     }
 
     pub(crate) fn status(&self) -> Status {
@@ -236,9 +213,7 @@ impl Core {
         up: &mut Lane,
     ) {
         self.takes_all = takes == Takes::Everything;
-        self.unit =
-            Unit { replayable: true, replay: std::mem::take(&mut self.unit.replay), ..Unit::default() };
-        self.unit.replay.clear();
+        self.unit.attached();
         if Arc::ptr_eq(&server.settings, settings) {
             return;
         }
@@ -253,14 +228,14 @@ impl Core {
 
     /// For the DISCARD ALL behind a session: hears one answer.
     pub(super) fn cleaning() -> Core {
-        let mut core = Core::new(PoolMode::Session, 0, OwnSettings::default());
+        let mut core = Core::new(PoolMode::Session, 0, Knobs::default());
         core.ledger.sent(Owed::Query(For::Client));
         core
     }
 
     /// The last unit had an error.
     pub(super) fn failed(&self) -> bool {
-        self.unit.failed
+        self.unit.failure.is_some()
     }
 
     /// A server, once there, stays until the client leaves.
@@ -270,23 +245,23 @@ impl Core {
 
     /// What is with the server may be committing.
     pub(super) fn may_be_committing(&self) -> bool {
-        self.unit.commits && self.is_busy()
+        self.unit.outcome == Outcome::Commit && self.is_busy()
     }
 
     /// A byte of the unit's answer has gone towards the client.
     pub(super) fn has_answered(&self) -> bool {
-        self.unit.answered
+        self.unit.progress >= Progress::Answering
     }
 
     /// What was approved of the answer will not be written after all; a unit that was answered wholly stays
     /// answered.
     pub(super) fn take_answer_back(&mut self, down: &mut Lane) {
-        if self.unit.settled {
+        if self.unit.progress == Progress::Settled {
             return;
         }
         down.discard_pending();
         self.down_pass = 0;
-        self.unit.answered = false;
+        self.unit.progress = Progress::Sent;
     }
 
     /// A server was attached, and nothing is sent to it after all.
@@ -298,8 +273,8 @@ impl Core {
     /// Nothing ties the server to this client: it can serve another.
     pub(crate) fn can_release(&self, up: &Lane) -> bool {
         self.mode == PoolMode::Transaction
-            && self.unit.started
-            && self.pinned.is_none()
+            && self.unit.progress >= Progress::Sent
+            && self.pin.is_none()
             && self.status == Status::Idle
             && !self.is_busy()
             && self.up_pass == 0
@@ -311,7 +286,7 @@ impl Core {
     /// The server went back, or away.
     pub(crate) fn detached(&mut self) {
         self.takes_all = false;
-        self.pinned = None;
+        self.pin = None;
         self.status = Status::Idle;
     }
 
@@ -320,59 +295,45 @@ impl Core {
         if self.status != Status::Idle || self.is_busy() {
             return Ended::default();
         }
-        Ended { wrote: std::mem::take(&mut self.wrote) }
+        Ended { wrote: std::mem::take(&mut self.wrote) == MayWrite::Yes }
     }
 
     /// What a statement that is about to be sent does to the session. The reason, when it pins it just now.
     pub(super) fn note(&mut self, verdict: &Verdict) {
-        self.wrote |= verdict.may_write == MayWrite::Yes;
-        // Of a text with several statements some may come behind the block's end.
-        self.unit.leaves_block |= matches!(verdict.transaction, TransactionEffect::Several { .. });
-        let in_block = self.status != Status::Idle && !self.unit.leaves_block;
-        self.unit.commits |=
-            if in_block { self.wrote && verdict.transaction.ends_with_commit() } else { verdict.commits() };
-        self.unit.leaves_block |= verdict.transaction.ends_with_commit()
-            || matches!(
-                verdict.transaction,
-                TransactionEffect::Rollback | TransactionEffect::RollbackAndChain
-            );
+        if verdict.may_write == MayWrite::Yes {
+            self.wrote = MayWrite::Yes;
+        }
+        self.unit.add(verdict, self.status, self.wrote);
         let discards = |effect: &SessionEffect| {
             matches!(effect, SessionEffect::DiscardAll | SessionEffect::DeallocateAll)
         };
-        self.unit.discards |= verdict.session.iter().any(discards);
-        self.unit.replayable &= verdict.is_read() && verdict.transaction == TransactionEffect::None;
-        if self.pinned.is_none() {
-            self.pinned = verdict.session.iter().find_map(pin_reason);
-            let unparsed =
-                matches!(&verdict.access, Access::Write { reason } if reason.as_str() == "unparsable");
-            if self.pinned.is_none() && unparsed {
-                self.pinned = Some("unparsable");
-                self.unit.unparsed = true;
-            }
+        if verdict.session.iter().any(discards) {
+            self.unit.pace = Pace::OneByOne;
+        }
+        if self.pin.is_none() {
+            let unparsed = verdict.access == Access::Write { reason: WriteReason::Unparsable };
+            let reason = verdict.session.iter().find_map(pin_reason);
+            self.pin = reason.map(Pin::Certain).or(unparsed.then_some(Pin::Unparsed));
         }
     }
 
     /// ReadyForQuery came for the client.
     pub(super) fn unit_ended(&mut self, status: Status) {
         self.status = status;
-        self.unit.settled = true;
+        self.unit.progress = Progress::Settled;
         let alone = self.ledger.units() == 0 && !self.unit.open;
-        let (unparsed, no_sql) =
-            (std::mem::take(&mut self.unit.unparsed), std::mem::take(&mut self.unit.no_sql));
-        if unparsed && no_sql && alone {
-            // PostgreSQL could not parse it either: nothing of it ran.
-            self.pinned = None;
+        if self.pin == Some(Pin::Unparsed) {
+            // When PostgreSQL could not parse it either, nothing of it ran.
+            let nothing_ran = alone && self.unit.failure == Some(Failure::NoSql);
+            self.pin = (!nothing_ran).then_some(Pin::Certain("unparsable"));
         }
         if self.mode == PoolMode::Transaction {
-            self.unit.failed = false;
+            self.unit.failure = None;
         }
         if alone {
-            self.unit.commits = false;
-            self.unit.leaves_block = false;
-            self.unit.discards = false;
-            self.unit.replayable = false;
+            self.unit.ended();
             if status == Status::Idle {
-                self.own.transaction_ended();
+                self.knobs.transaction_ended();
             }
         }
     }
@@ -383,14 +344,13 @@ impl Core {
         server.settings = Arc::default();
         self.prepared.clear();
         if self.mode == PoolMode::Transaction {
-            self.pinned = None;
-            server.dirty = false;
+            self.pin = None;
         }
     }
 
     /// The server is gone. The client's unanswered units are answered, each with an error.
     pub(crate) fn lost(&mut self, loss: Loss, what: &str, up: &mut Lane, down: &mut Lane) -> AfterLoss {
-        let (busy, units, pinned) = (self.is_busy(), self.ledger.units(), self.pinned.is_some());
+        let (busy, units, pinned) = (self.is_busy(), self.ledger.units(), self.pin.is_some());
         let (status, mid_message) = (self.status, self.down_pass > 0);
         let prepared = &mut self.prepared;
         self.ledger.clear(|undo| undo_client(prepared, &undo));
@@ -399,16 +359,16 @@ impl Core {
         up.discard_pending();
         let unread = down.unread().len();
         down.skip(unread);
-        self.wrote = false;
+        self.wrote = MayWrite::No;
         self.detached();
-        let in_doubt = self.unit.commits && busy;
+        let in_doubt = self.unit.outcome == Outcome::Commit && busy;
         let error = loss_error(loss, in_doubt, what);
         if in_doubt {
             // Whoever looks whether it is there must not look where it has not arrived yet.
-            self.own.write = OwnWrite::Unknown;
+            self.knobs.write = OwnWrite::Unknown;
         }
         let open = std::mem::take(&mut self.unit.open);
-        let retry = self.unit.replayable && !self.unit.answered && !open && self.up_skip == 0;
+        let retry = self.unit.replay.is_kept() && !self.has_answered() && !open && self.up_skip == 0;
         match () {
             () if mid_message => AfterLoss::Close,
             () if pinned || self.mode == PoolMode::Session => AfterLoss::Fatal(
@@ -421,7 +381,7 @@ impl Core {
                 AfterLoss::GoOn
             }
             () if retry && status == Status::Idle => {
-                up.put_back(&std::mem::take(&mut self.unit.replay));
+                up.put_back(self.unit.replay.messages());
                 AfterLoss::Retry
             }
             () => {

@@ -4,6 +4,7 @@ use super::core::{Core, Heard, ServerState, undo_client};
 use super::lane::Lane;
 use super::ledger::{For, Owed, Undo};
 use super::message::{self, Status, put};
+use super::unit::Failure;
 use crate::pg::error::{ErrorFields, Severity, SqlState};
 use crate::pg::protocol::frame::Header;
 
@@ -29,7 +30,7 @@ impl Core {
             // As soon as their turn has come: behind a Flush nothing else may follow.
             while let Some(tag) = self.ledger.pop_own() {
                 put(down.out(), tag, &[]);
-                self.unit.answered = true;
+                self.unit.answering();
             }
             let header = match Header::peek(down.unread()) {
                 Err(error) => return broken(&error.to_string()),
@@ -39,7 +40,7 @@ impl Core {
             // Rows and COPY data, the bulk of all bytes, concern nobody but the client.
             if matches!(header.tag, b'D' | b'd') && !self.ledger.awaits_own() {
                 self.down_pass = header.total;
-                self.unit.answered = true;
+                self.unit.answering();
                 continue;
             }
             let deal = if self.ledger.awaits_own() {
@@ -50,7 +51,7 @@ impl Core {
             match deal {
                 Deal::Pass => {
                     self.down_pass = header.total;
-                    self.unit.answered = true;
+                    self.unit.answering();
                     if header.tag == b'Z' {
                         self.go_on_with_answer(down);
                         return Heard::Ready;
@@ -163,10 +164,9 @@ impl Core {
                 return Deal::Stop(Heard::Lost(error));
             }
         }
-        self.unit.failed = true;
-        let whole = bytes.get(..header.total);
-        self.unit.no_sql |=
-            whole.and_then(message::read_error).is_some_and(|error| error.code == SqlState::SYNTAX_ERROR);
+        let error = bytes.get(..header.total).and_then(message::read_error);
+        let no_sql = error.is_some_and(|error| error.code == SqlState::SYNTAX_ERROR);
+        self.unit.failure = Some(if no_sql { Failure::NoSql } else { Failure::Other });
         if !matches!(self.ledger.head(), Some(Owed::Query(_) | Owed::Function | Owed::Sync)) {
             let prepared = &mut self.prepared;
             self.ledger.failed(|undo| {

@@ -2,16 +2,16 @@
 //! transaction block whose server is gone.
 
 use super::core::{Core, Demand, Texts};
+use super::knobs::Rows;
 use super::lane::Lane;
 use super::look::query_text;
 use super::message::{
     Parse, Status, bind_names, put, put_complete, put_error, put_ready, put_text_column, target,
 };
-use super::own::Rows;
 use super::upstream::{Lanes, Step};
 use crate::pg::error::{ErrorFields, SqlState};
 use crate::pg::protocol::frame::Header;
-use crate::proxy::route::{OwnCommand, Shown, TransactionEffect, Verdict};
+use crate::proxy::route::{KnobCommand, Shown, TransactionEffect, Verdict};
 
 /// A transaction block without a server.
 #[derive(Debug)]
@@ -93,10 +93,10 @@ impl Core {
         if lanes.up.unread().first() == Some(&b'Q') {
             let verdict = query_text(&lanes.up.unread()[..total]).map(|text| texts.verdict(text));
             lanes.up.skip(total);
-            let commands = verdict.iter().flat_map(|verdict| &verdict.own);
+            let commands = verdict.iter().flat_map(|verdict| &verdict.knobs);
             for command in commands {
-                self.own.run(command, Rows::Described, lanes.down.out());
-                if matches!(command, OwnCommand::Invalid(_)) {
+                self.knobs.run(command, Rows::Described, lanes.down.out());
+                if matches!(command, KnobCommand::Invalid(_)) {
                     break;
                 }
             }
@@ -104,13 +104,13 @@ impl Core {
             return;
         }
         self.prepare_own(total, lanes, texts);
-        let mut own = self.own;
+        let mut knobs = self.knobs;
         self.answer_extended(total, lanes, &mut |verdict, out| {
-            for command in verdict.iter().flat_map(|verdict| &verdict.own) {
-                own.run(command, Rows::Bare, out);
+            for command in verdict.iter().flat_map(|verdict| &verdict.knobs) {
+                knobs.run(command, Rows::Bare, out);
             }
         });
-        self.own = own;
+        self.knobs = knobs;
     }
 
     /// Remembers the statements that a unit of ours prepares.
@@ -191,8 +191,8 @@ fn aborted() -> ErrorFields {
 }
 
 fn shown(verdict: &Verdict) -> Option<Shown> {
-    verdict.own.iter().find_map(|command| match command {
-        OwnCommand::Show(shown) => Some(*shown),
+    verdict.knobs.iter().find_map(|command| match command {
+        KnobCommand::Show(shown) => Some(*shown),
         _ => None,
     })
 }

@@ -7,13 +7,14 @@
 mod attach;
 pub(crate) mod core;
 mod downstream;
+mod knobs;
 pub(crate) mod lane;
 mod ledger;
 mod local;
 mod look;
 pub(crate) mod message;
-mod own;
 pub(crate) mod run;
+mod unit;
 mod upstream;
 
 #[cfg(test)]

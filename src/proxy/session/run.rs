@@ -21,16 +21,16 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use super::attach::Refusal;
 use super::core::{AfterLoss, Ask, Core, Demand, Heard, Loss, ServerState, Texts};
+use super::knobs::{Defaults, Knobs};
 use super::lane::{BUFFER_MAX, Lane};
 use super::look::MAX_LOOK;
 use super::message;
-use super::own::{Defaults, OwnSettings};
 use crate::net::{Client, Credentials, Stream};
 use crate::pg::error::{ErrorFields, SqlState};
 use crate::proxy::cancel::{Hands, Poke, Slot};
 use crate::proxy::config::Entrance;
+use crate::proxy::guc::{Settings, Startup};
 use crate::proxy::pool::{Lease, Pool};
-use crate::proxy::settings::{Settings, Startup};
 use crate::proxy::{Shared, Worker};
 use crate::topology::{Durability, NodeName, Role};
 
@@ -102,9 +102,9 @@ pub(crate) async fn serve(shared: &Shared, worker: &Rc<Worker>, entrance: Entran
     let mut out = client.out.split().to_vec();
     let startup = Startup::read(&client.parameters);
     let defaults = Defaults { route: entrance.route, consistency: shared.config.consistency };
-    let own = OwnSettings::new(defaults, &startup.own);
+    let knobs = Knobs::new(defaults, &startup.knobs);
     let durability = shared.inputs.directive.borrow().durability;
-    let refused = match (&own, connected.is_too_many()) {
+    let refused = match (&knobs, connected.is_too_many()) {
         (_, true) => {
             Some(ErrorFields::fatal(SqlState::TOO_MANY_CONNECTIONS, "sorry, too many clients already"))
         }
@@ -125,7 +125,7 @@ pub(crate) async fn serve(shared: &Shared, worker: &Rc<Worker>, entrance: Entran
     let number = shared.last_session.fetch_add(1, Ordering::Relaxed);
     #[expect(clippy::cast_possible_truncation, reason = "only has to be unique among living sessions")]
     let core =
-        Core::new(shared.config.mode, number as u32, own.unwrap_or_default()).with_durability(durability);
+        Core::new(shared.config.mode, number as u32, knobs.unwrap_or_default()).with_durability(durability);
     let registered = Registered { shared, slot: shared.slots.open(rand::random::<u32>) };
     let mut session = Session {
         shared,
@@ -381,7 +381,7 @@ impl Session<'_> {
     pub(super) fn note_write(&mut self, now: Instant) {
         let on_primary = self.attached.as_ref().is_some_and(|attached| attached.role == Role::Primary);
         if self.core.take_ended().wrote && on_primary {
-            self.core.own.write = crate::proxy::route::OwnWrite::Unknown;
+            self.core.knobs.write = crate::proxy::route::OwnWrite::Unknown;
             self.written_at = Some(now);
             self.shared.sampler.want();
         }
@@ -394,9 +394,6 @@ impl Session<'_> {
         };
         if !std::mem::replace(&mut self.pin_counted, true) {
             self.shared.metrics.pins.with_label_values(&[reason]).inc();
-        }
-        if let Some(server) = self.attached.as_mut().and_then(|attached| attached.lease.connection()) {
-            server.state.dirty = true;
         }
     }
 

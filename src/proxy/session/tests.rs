@@ -4,14 +4,14 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use super::core::{AfterLoss, Ask, Core, Heard, Loss, PoolMode, ServerState, Takes, Texts};
+use super::knobs::Knobs;
 use super::lane::Lane;
 use super::message::{put, put_complete, put_error, put_query, put_ready};
-use super::own::OwnSettings;
 use crate::pg::error::{ErrorFields, Severity, SqlState};
 use crate::pg::protocol::frame::Header;
+use crate::proxy::guc::{Settings, Startup};
 use crate::proxy::prepared::Statements;
 use crate::proxy::route::Classifier;
-use crate::proxy::settings::{Settings, Startup};
 
 /// One session, with a server at hand as soon as it asks for one.
 struct Scene {
@@ -31,7 +31,7 @@ struct Scene {
 impl Scene {
     fn new() -> Scene {
         Scene {
-            core: Core::new(PoolMode::Transaction, 1, OwnSettings::default()),
+            core: Core::new(PoolMode::Transaction, 1, Knobs::default()),
             up: Lane::default(),
             down: Lane::default(),
             server: ServerState::default(),
@@ -410,8 +410,7 @@ fn under_quorum_no_client_chooses_weaker_commits() {
     ] {
         for by in ["query", "unnamed", "named"] {
             let mut scene = Scene::new();
-            scene.core =
-                Core::new(PoolMode::Transaction, 1, OwnSettings::default()).with_durability(durability);
+            scene.core = Core::new(PoolMode::Transaction, 1, Knobs::default()).with_durability(durability);
             let bytes = match by {
                 "query" => query(text),
                 "unnamed" => extended(&format!("P::{text}|B|E|S")),
@@ -481,7 +480,7 @@ fn after_a_commit_in_doubt_no_standby_is_asked_what_became_of_it() {
     {
         let mut scene = Scene::new();
         scene.client(&query(statement)).lose(Loss::Failover);
-        assert_eq!(scene.core.own.write, expected, "{statement}");
+        assert_eq!(scene.core.knobs.write, expected, "{statement}");
     }
 }
 
@@ -501,7 +500,7 @@ fn our_own_settings_never_reach_a_server() {
     scene.client(&query("set bellwether.route = 'primary'")).client(&query("show bellwether.route"));
     scene.client(&extended("P::set bellwether.route = 'standby'|B|D|E|S"));
     check(&scene, "<CZ(I) <TDCZ(I) <12tnCZ(I)");
-    assert_eq!(scene.core.own.route(), crate::proxy::route::Route::Standby);
+    assert_eq!(scene.core.knobs.route(), crate::proxy::route::Route::Standby);
 }
 
 #[test]

@@ -7,9 +7,9 @@ use super::lane::Lane;
 use super::ledger::{For, Owed, Undo};
 use super::look::{self, Look, MAX_QUERY, malformed, query_text, unexpected};
 use super::message::{self, Parse, Status, bind_names, put, put_head, target};
+use super::unit::Pace;
 use crate::pg::protocol::frame::{HEADER_LEN, Header};
 use crate::proxy::prepared::Statement;
-use crate::proxy::route::Verdict;
 
 /// Sent in place of a text that would let commits slip past the quorum. The server refuses it (22023), so that
 /// a transaction block fails as it does after any other error.
@@ -134,7 +134,7 @@ impl Core {
         texts: &mut Texts<'_>,
     ) -> Step {
         let starts_unit = !self.unit.open && !matches!(header.tag, b'd' | b'c' | b'f' | b'H' | b'S');
-        let one_by_one = !self.takes_all || self.unit.discards;
+        let one_by_one = !self.takes_all || self.unit.pace == Pace::OneByOne;
         if self.ledger.is_full() || (starts_unit && one_by_one && self.ledger.units() > 0) {
             return Step::Wait(0);
         }
@@ -184,7 +184,7 @@ impl Core {
     /// Forwards the message as it is.
     fn send(&mut self, header: Header, owed: Option<Owed>, up: &mut Lane) -> Step {
         self.keep(header, up);
-        self.unit.started = true;
+        self.unit.sent();
         if let Some(owed) = owed {
             self.ledger.sent(owed);
         }
@@ -199,15 +199,8 @@ impl Core {
 
     /// Keeps the message in case that it must be run again.
     fn keep(&mut self, header: Header, up: &Lane) {
-        if !self.unit.replayable {
-            return;
-        }
-        let kept = &mut self.unit.replay;
-        match up.unread().get(..header.total) {
-            Some(message) if kept.len() + header.total <= super::core::MAX_REPLAY => {
-                kept.extend_from_slice(message);
-            }
-            _ => self.unit.replayable = false,
+        if self.unit.replay.is_kept() {
+            self.unit.replay.keep(up.unread().get(..header.total));
         }
     }
 
@@ -241,7 +234,8 @@ impl Core {
         self.prepared.forget_unnamed();
         server.statements.unnamed = 0;
         if self.refuses(&verdict) {
-            (self.unit.started, self.unit.replayable) = (true, false);
+            self.unit.sent();
+            self.unit.replay.give_up();
             lanes.up.skip(header.total);
             message::put_query(lanes.up.out(), REFUSED);
             self.ledger.sent(Owed::Query(For::Client));
@@ -299,7 +293,7 @@ impl Core {
         self.keep(header, lanes.up);
         lanes.up.skip(header.total);
         self.prepared.insert(&name, statement.clone());
-        (self.unit.open, self.unit.started) = (true, true);
+        self.unit.sent_extended();
         if server.statements.touch(&statement) {
             self.ledger.sent(Owed::Parse(For::Own, Undo::Client { name, server: None }));
         } else {
@@ -321,7 +315,8 @@ impl Core {
         let Some(parse) = Parse::read(message) else { return Step::Ask(Ask::Fatal(malformed(b'P'))) };
         let (name, verdict): (Box<[u8]>, _) = (parse.name.into(), Arc::new(look::nothing()));
         lanes.up.skip(header.total);
-        (self.unit.open, self.unit.started, self.unit.replayable) = (true, true, false);
+        self.unit.sent_extended();
+        self.unit.replay.give_up();
         let rest = [REFUSED.as_bytes(), b"\0\0\0"].concat();
         if name.is_empty() {
             let out = lanes.up.out();
@@ -391,6 +386,26 @@ impl Core {
         }
     }
 
+    /// For a Bind or Describe of the statement `name`: sends what it needs first, and is owed its answer. What
+    /// to call the statement in it; `None`: it goes as it is.
+    fn name_at_server(
+        &mut self,
+        name: &[u8],
+        header: Header,
+        owed: Owed,
+        up: &mut Lane,
+        server: &mut ServerState,
+    ) -> Option<ServerName> {
+        self.keep(header, up);
+        let ours = self.provide(name, up, server);
+        self.unit.sent_extended();
+        self.ledger.sent(owed);
+        if ours.is_none() {
+            self.up_pass = header.total;
+        }
+        ours
+    }
+
     fn forward_bind(&mut self, header: Header, lanes: &mut Lanes<'_>, server: &mut ServerState) -> Step {
         let unread = lanes.up.unread();
         let message = &unread[..unread.len().min(header.total)];
@@ -405,14 +420,9 @@ impl Core {
         // The usual unnamed one has no allocation.
         let (portal, name): (Box<[u8]>, Box<[u8]>) = (portal.into(), name.into());
         if let Some(verdict) = self.prepared.verdict(&name).cloned() {
-            self.note_executed(&verdict);
+            self.note(&verdict);
         }
-        self.keep(header, lanes.up);
-        let ours = self.provide(&name, lanes.up, server);
-        (self.unit.open, self.unit.started) = (true, true);
-        self.ledger.sent(Owed::Bind);
-        let Some(ours) = ours else {
-            self.up_pass = header.total;
+        let Some(ours) = self.name_at_server(&name, header, Owed::Bind, lanes.up, server) else {
             return Step::Next;
         };
         let ours = ours.as_bytes();
@@ -427,10 +437,6 @@ impl Core {
         Step::Next
     }
 
-    fn note_executed(&mut self, verdict: &Verdict) {
-        self.note(verdict);
-    }
-
     /// Describe and Close.
     fn forward_target(&mut self, header: Header, lanes: &mut Lanes<'_>, server: &mut ServerState) -> Step {
         if header.total > look::MAX_LOOK {
@@ -441,12 +447,7 @@ impl Core {
         let name: Box<[u8]> = name.into();
         match (header.tag, kind) {
             (b'D', b'S') => {
-                self.keep(header, lanes.up);
-                let ours = self.provide(&name, lanes.up, server);
-                (self.unit.open, self.unit.started) = (true, true);
-                self.ledger.sent(Owed::Describe);
-                let Some(ours) = ours else {
-                    self.up_pass = header.total;
+                let Some(ours) = self.name_at_server(&name, header, Owed::Describe, lanes.up, server) else {
                     return Step::Next;
                 };
                 lanes.up.skip(header.total);
@@ -460,7 +461,7 @@ impl Core {
                 self.keep(header, lanes.up);
                 self.prepared.remove(&name);
                 lanes.up.skip(header.total);
-                (self.unit.open, self.unit.started) = (true, true);
+                self.unit.sent_extended();
                 self.ledger.sent(Owed::Close(For::Own));
                 Step::Next
             }

@@ -1,11 +1,11 @@
-//! The settings that a client asked for in its startup packet, and how a server connection that has others gets
+//! The settings (PostgreSQL's GUCs) that a client asked for in its startup packet, and how a server connection that has others gets
 //! them. A server connection is dialled without any of a client's, so that RESET always means the server's own
 //! default (but for `synchronous_commit` under quorum durability, which is ours).
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::route::setting::{self, PREFIX};
+use super::route::{self, knob::PREFIX};
 
 /// Ordinary settings by name in lower case. Ours (`bellwether.*`) are not among them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -16,7 +16,7 @@ pub(crate) struct Settings(BTreeMap<String, String>);
 pub(crate) struct Startup {
     pub(crate) settings: Settings,
     /// `bellwether.*`, in their order.
-    pub(crate) own: Vec<(String, String)>,
+    pub(crate) knobs: Vec<(String, String)>,
 }
 
 /// Bound on the settings of one client; the rest is ignored.
@@ -41,7 +41,7 @@ impl Startup {
     fn add(&mut self, name: &str, value: String) {
         let name = name.to_ascii_lowercase();
         if name.starts_with(PREFIX) {
-            self.own.push((name, value));
+            self.knobs.push((name, value));
         } else if self.settings.0.len() < MAX_SETTINGS {
             self.settings.0.insert(name, value);
         }
@@ -87,7 +87,7 @@ impl Settings {
 
     /// Whether commits under these settings wait for the synchronous standbys.
     pub(crate) fn waits_for_quorum(&self) -> bool {
-        self.value("synchronous_commit").is_none_or(setting::waits_for_quorum)
+        self.value("synchronous_commit").is_none_or(route::waits_for_quorum)
     }
 
     /// The statements that turn a server with `present` into one with these; empty when nothing differs.
@@ -148,7 +148,7 @@ mod tests {
             ("options", "-c geqo=off --work-mem=1MB -cbellwether.route=standby -c search_path=a,\\ b -B 7"),
             ("DateStyle", "ISO"),
         ]);
-        assert_eq!(read.own, [("bellwether.route".to_owned(), "standby".to_owned())]);
+        assert_eq!(read.knobs, [("bellwether.route".to_owned(), "standby".to_owned())]);
         assert_eq!(
             read.settings.change_from(&Settings::default()),
             "SET \"application_name\" TO 'app';SET \"datestyle\" TO 'ISO';SET \"geqo\" TO 'off';\

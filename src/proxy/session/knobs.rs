@@ -4,12 +4,12 @@ use super::message::{put_complete, put_error, put_text_column, put_text_row};
 use crate::pg::Lsn;
 use crate::pg::error::ErrorFields;
 use crate::proxy::route::{
-    Consistency, InvalidSetting, MaxLag, OwnCommand, OwnWrite, Route, Scope, Setting, Shown,
+    Consistency, InvalidKnob, Knob, KnobCommand, MaxLag, OwnWrite, Route, Scope, Shown,
 };
 
 /// What the routing of a statement depends on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct OwnSettings {
+pub(crate) struct Knobs {
     session: Values,
     /// SET LOCAL; on top until the transaction's end.
     local: Values,
@@ -32,17 +32,14 @@ pub(crate) struct Defaults {
     pub(crate) consistency: Consistency,
 }
 
-impl OwnSettings {
+impl Knobs {
     /// With what the startup packet says.
-    pub(crate) fn new(
-        defaults: Defaults,
-        startup: &[(String, String)],
-    ) -> Result<OwnSettings, InvalidSetting> {
-        let mut own = OwnSettings { defaults, ..OwnSettings::default() };
+    pub(crate) fn new(defaults: Defaults, startup: &[(String, String)]) -> Result<Knobs, InvalidKnob> {
+        let mut knobs = Knobs { defaults, ..Knobs::default() };
         for (name, value) in startup {
-            own.session.set(Setting::parse(name, Some(value))?);
+            knobs.session.set(Knob::parse(name, Some(value))?);
         }
-        Ok(own)
+        Ok(knobs)
     }
 
     pub(crate) fn route(&self) -> Route {
@@ -66,28 +63,28 @@ impl OwnSettings {
     }
 
     /// Obeys `command`, and answers it without ReadyForQuery.
-    pub(super) fn run(&mut self, command: &OwnCommand, rows: Rows, out: &mut Vec<u8>) {
+    pub(super) fn run(&mut self, command: &KnobCommand, rows: Rows, out: &mut Vec<u8>) {
         match command {
-            OwnCommand::Set(Scope::Session, setting) => {
+            KnobCommand::Set(Scope::Session, setting) => {
                 self.session.set(*setting);
                 put_complete(out, "SET");
             }
-            OwnCommand::Set(Scope::Local, setting) => {
+            KnobCommand::Set(Scope::Local, setting) => {
                 self.local.set(*setting);
                 put_complete(out, "SET");
             }
-            OwnCommand::Reset(setting) => {
+            KnobCommand::Reset(setting) => {
                 self.session.set(*setting);
                 put_complete(out, "RESET");
             }
-            OwnCommand::Show(shown) => {
+            KnobCommand::Show(shown) => {
                 if rows == Rows::Described {
                     put_text_column(out, shown.name());
                 }
                 put_text_row(out, &self.show(*shown));
                 put_complete(out, "SHOW");
             }
-            OwnCommand::Invalid(error) => {
+            KnobCommand::Invalid(error) => {
                 put_error(out, &ErrorFields::error(error.sqlstate(), error.to_string()));
             }
         }
@@ -120,12 +117,12 @@ pub(super) enum Rows {
 }
 
 impl Values {
-    fn set(&mut self, setting: Setting) {
+    fn set(&mut self, setting: Knob) {
         match setting {
-            Setting::Route(route) => self.route = route,
-            Setting::Consistency(consistency) => self.consistency = consistency,
-            Setting::MaxLag(max_lag) => self.max_lag = max_lag,
-            Setting::MinLsn(min_lsn) => self.min_lsn = min_lsn,
+            Knob::Route(route) => self.route = route,
+            Knob::Consistency(consistency) => self.consistency = consistency,
+            Knob::MaxLag(max_lag) => self.max_lag = max_lag,
+            Knob::MinLsn(min_lsn) => self.min_lsn = min_lsn,
         }
     }
 }

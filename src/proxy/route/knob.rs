@@ -112,7 +112,7 @@ fn time_unit_millis(unit: &str) -> Option<u64> {
 
 /// One setting with its value; `None`: back to the default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Setting {
+pub enum Knob {
     Route(Option<Route>),
     Consistency(Option<Consistency>),
     MaxLag(Option<MaxLag>),
@@ -153,17 +153,17 @@ impl Shown {
 
 /// A command about these settings, parsed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum OwnCommand {
-    Set(Scope, Setting),
+pub enum KnobCommand {
+    Set(Scope, Knob),
     /// The same effect as SET ... TO DEFAULT, another command tag.
-    Reset(Setting),
+    Reset(Knob),
     Show(Shown),
     /// To be answered with this error.
-    Invalid(InvalidSetting),
+    Invalid(InvalidKnob),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidSetting {
+pub enum InvalidKnob {
     #[error("unrecognized configuration parameter \"{name}\"")]
     Name { name: Box<str> },
     #[error("invalid value for parameter \"{name}\": \"{value}\" ({expected} is expected)")]
@@ -172,13 +172,13 @@ pub enum InvalidSetting {
     ReadOnly,
 }
 
-impl InvalidSetting {
+impl InvalidKnob {
     /// As guc.c answers.
     pub fn sqlstate(&self) -> SqlState {
         match self {
-            InvalidSetting::Name { .. } => SqlState::UNDEFINED_OBJECT,
-            InvalidSetting::Value { .. } => SqlState::INVALID_PARAMETER_VALUE,
-            InvalidSetting::ReadOnly => SqlState::CANT_CHANGE_RUNTIME_PARAM,
+            InvalidKnob::Name { .. } => SqlState::UNDEFINED_OBJECT,
+            InvalidKnob::Value { .. } => SqlState::INVALID_PARAMETER_VALUE,
+            InvalidKnob::ReadOnly => SqlState::CANT_CHANGE_RUNTIME_PARAM,
         }
     }
 }
@@ -186,31 +186,31 @@ impl InvalidSetting {
 /// The prefix of every setting of ours.
 pub const PREFIX: &str = "bellwether.";
 
-impl Setting {
+impl Knob {
     /// From SET, and from `-c name=value` in the startup packet's `options`. `value` is `None` for DEFAULT.
     /// `name` begins with [`PREFIX`], in any case.
-    pub fn parse(name: &str, value: Option<&str>) -> Result<Setting, InvalidSetting> {
+    pub fn parse(name: &str, value: Option<&str>) -> Result<Knob, InvalidKnob> {
         let name = name.to_ascii_lowercase();
         match name.strip_prefix(PREFIX) {
             Some("route") => {
-                Self::value(&name, value, "auto, primary or standby", Route::parse).map(Setting::Route)
+                Self::value(&name, value, "auto, primary or standby", Route::parse).map(Knob::Route)
             }
             Some("consistency") => {
                 Self::value(&name, value, "eventual, session or global", Consistency::parse)
-                    .map(Setting::Consistency)
+                    .map(Knob::Consistency)
             }
             Some("max_lag") => {
                 Self::value(&name, value, "a time, a size or both, as in '16MiB, 1s'", MaxLag::parse)
-                    .map(Setting::MaxLag)
+                    .map(Knob::MaxLag)
             }
             // The empty string clears the token, as it is what SHOW gives when none is set.
-            Some("min_lsn") if value == Some("") => Ok(Setting::MinLsn(None)),
+            Some("min_lsn") if value == Some("") => Ok(Knob::MinLsn(None)),
             Some("min_lsn") => {
                 Self::value(&name, value, "an LSN as in 16/B374D848", |text| text.parse().ok())
-                    .map(Setting::MinLsn)
+                    .map(Knob::MinLsn)
             }
-            Some("lsn") => Err(InvalidSetting::ReadOnly),
-            _ => Err(InvalidSetting::Name { name: name.into() }),
+            Some("lsn") => Err(InvalidKnob::ReadOnly),
+            _ => Err(InvalidKnob::Name { name: name.into() }),
         }
     }
 
@@ -219,10 +219,10 @@ impl Setting {
         value: Option<&str>,
         expected: &'static str,
         parse: impl Fn(&str) -> Option<T>,
-    ) -> Result<Option<T>, InvalidSetting> {
+    ) -> Result<Option<T>, InvalidKnob> {
         let Some(value) = value else { return Ok(None) };
         let parsed = parse(value.trim());
-        parsed.map(Some).ok_or_else(|| InvalidSetting::Value {
+        parsed.map(Some).ok_or_else(|| InvalidKnob::Value {
             name: name.into(),
             value: value.into(),
             expected,
@@ -231,45 +231,39 @@ impl Setting {
 }
 
 impl Shown {
-    pub fn parse(name: &str) -> Result<Shown, InvalidSetting> {
+    pub fn parse(name: &str) -> Result<Shown, InvalidKnob> {
         [Shown::Route, Shown::Consistency, Shown::MaxLag, Shown::MinLsn, Shown::Lsn]
             .into_iter()
             .find(|shown| name.eq_ignore_ascii_case(shown.name()))
-            .ok_or_else(|| InvalidSetting::Name { name: name.to_ascii_lowercase().into() })
+            .ok_or_else(|| InvalidKnob::Name { name: name.to_ascii_lowercase().into() })
     }
-}
-
-/// Whether a commit under this `synchronous_commit` waits until its WAL is flushed on the synchronous standbys
-/// (`synchronous_commit_options` in guc_tables.c).
-pub(crate) fn waits_for_quorum(value: &str) -> bool {
-    ["on", "true", "yes", "1", "remote_apply"].iter().any(|strong| value.eq_ignore_ascii_case(strong))
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
-    use super::{Consistency, InvalidSetting, MaxLag, Route, Setting};
+    use super::{Consistency, InvalidKnob, Knob, MaxLag, Route};
     use crate::pg::Lsn;
 
     #[test]
     fn values() {
         let lag = |bytes, millis: Option<u64>| {
-            Ok(Setting::MaxLag(Some(MaxLag { bytes, time: millis.map(Duration::from_millis) })))
+            Ok(Knob::MaxLag(Some(MaxLag { bytes, time: millis.map(Duration::from_millis) })))
         };
         for (name, value, expected) in [
-            ("bellwether.route", Some("standby"), Ok(Setting::Route(Some(Route::Standby)))),
-            ("Bellwether.ROUTE", Some("PRIMARY"), Ok(Setting::Route(Some(Route::Primary)))),
-            ("bellwether.route", None, Ok(Setting::Route(None))),
-            ("bellwether.consistency", Some("global"), Ok(Setting::Consistency(Some(Consistency::Global)))),
+            ("bellwether.route", Some("standby"), Ok(Knob::Route(Some(Route::Standby)))),
+            ("Bellwether.ROUTE", Some("PRIMARY"), Ok(Knob::Route(Some(Route::Primary)))),
+            ("bellwether.route", None, Ok(Knob::Route(None))),
+            ("bellwether.consistency", Some("global"), Ok(Knob::Consistency(Some(Consistency::Global)))),
             ("bellwether.max_lag", Some("500ms"), lag(None, Some(500))),
             ("bellwether.max_lag", Some("16MiB"), lag(Some(16 << 20), None)),
             ("bellwether.max_lag", Some("2 min, 1kB"), lag(Some(1024), Some(120_000))),
-            ("bellwether.min_lsn", Some("16/B374D848"), Ok(Setting::MinLsn(Some(Lsn(0x16_B374_D848))))),
-            ("bellwether.min_lsn", Some(""), Ok(Setting::MinLsn(None))),
-            ("bellwether.lsn", Some("0/1"), Err(InvalidSetting::ReadOnly)),
+            ("bellwether.min_lsn", Some("16/B374D848"), Ok(Knob::MinLsn(Some(Lsn(0x16_B374_D848))))),
+            ("bellwether.min_lsn", Some(""), Ok(Knob::MinLsn(None))),
+            ("bellwether.lsn", Some("0/1"), Err(InvalidKnob::ReadOnly)),
         ] {
-            assert_eq!(Setting::parse(name, value), expected, "{name} = {value:?}");
+            assert_eq!(Knob::parse(name, value), expected, "{name} = {value:?}");
         }
     }
 
@@ -287,11 +281,11 @@ mod tests {
             ("bellwether.max_lag", "18446744073709551615GiB"),
             ("bellwether.min_lsn", "16"),
         ] {
-            let error = Setting::parse(name, Some(value)).expect_err(value);
-            assert!(matches!(error, InvalidSetting::Value { .. }), "{name} = {value:?}: {error}");
+            let error = Knob::parse(name, Some(value)).expect_err(value);
+            assert!(matches!(error, InvalidKnob::Value { .. }), "{name} = {value:?}: {error}");
             assert!(error.to_string().contains(name), "{error}");
         }
-        let unknown = Setting::parse("bellwether.fancy", Some("1")).expect_err("no such setting");
+        let unknown = Knob::parse("bellwether.fancy", Some("1")).expect_err("no such setting");
         assert_eq!(unknown.to_string(), "unrecognized configuration parameter \"bellwether.fancy\"");
     }
 }

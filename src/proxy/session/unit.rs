@@ -1,0 +1,157 @@
+//! What became of the unit under way (a simple query, or everything up to a Sync): how far it has come, what its
+//! success would mean, whether it may run again elsewhere.
+
+use super::message::Status;
+use crate::proxy::route::{MayWrite, TransactionEffect, Verdict};
+
+#[derive(Debug, Default)]
+pub(super) struct Unit {
+    /// Extended messages were sent, their Sync was not.
+    pub(super) open: bool,
+    pub(super) progress: Progress,
+    pub(super) outcome: Outcome,
+    pub(super) pace: Pace,
+    /// What its last error said.
+    pub(super) failure: Option<Failure>,
+    pub(super) replay: Replay,
+}
+
+/// How far it has come with the server at hand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Progress {
+    /// Nothing was sent.
+    #[default]
+    Attached,
+    Sent,
+    /// A byte of the answer went towards the client.
+    Answering,
+    /// A ReadyForQuery of this server went towards the client; units that follow do not take that back.
+    Settled,
+}
+
+/// What its success would say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Outcome {
+    /// Nothing about a commit.
+    #[default]
+    Nothing,
+    /// Nothing yet, but the block may be over: what is sent behind it may commit by itself.
+    BlockLeft,
+    /// That something is committed.
+    Commit,
+}
+
+/// Whether the next unit may be sent before this one is answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Pace {
+    #[default]
+    Pipelined,
+    /// It removes what sessions leave at the server: whatever is noted behind it must stay.
+    OneByOne,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// The text is no SQL: nothing of it ran.
+    NoSql,
+    Other,
+}
+
+/// What the client sent, while it may still be run again elsewhere. The storage outlives the unit.
+#[derive(Debug, Default)]
+pub(super) struct Replay {
+    messages: Vec<u8>,
+    kept: Kept,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Kept {
+    #[default]
+    No,
+    Yes,
+}
+
+/// A unit up to this long is kept to be run again.
+const MAX_REPLAY: usize = 4096;
+
+impl Unit {
+    /// The first unit at another server.
+    pub(super) fn attached(&mut self) {
+        let mut replay = std::mem::take(&mut self.replay);
+        replay.begin();
+        *self = Unit { replay, ..Unit::default() };
+    }
+
+    pub(super) fn sent(&mut self) {
+        self.progress = self.progress.max(Progress::Sent);
+    }
+
+    /// Sent, and a Sync will follow.
+    pub(super) fn sent_extended(&mut self) {
+        self.open = true;
+        self.sent();
+    }
+
+    pub(super) fn answering(&mut self) {
+        self.progress = self.progress.max(Progress::Answering);
+    }
+
+    /// A statement is about to be sent in a session of this `status`. `wrote`: its transaction has.
+    pub(super) fn add(&mut self, verdict: &Verdict, status: Status, wrote: MayWrite) {
+        let effect = &verdict.transaction;
+        // Of a text with several statements some may come behind the block's end.
+        if matches!(effect, TransactionEffect::Several { .. }) {
+            self.outcome = self.outcome.max(Outcome::BlockLeft);
+        }
+        let in_block = status != Status::Idle && self.outcome == Outcome::Nothing;
+        let commits =
+            if in_block { wrote == MayWrite::Yes && effect.ends_with_commit() } else { verdict.commits() };
+        let leaves = effect.ends_with_commit()
+            || matches!(effect, TransactionEffect::Rollback | TransactionEffect::RollbackAndChain);
+        let outcome = match (commits, leaves) {
+            (true, _) => Outcome::Commit,
+            (false, true) => Outcome::BlockLeft,
+            (false, false) => Outcome::Nothing,
+        };
+        self.outcome = self.outcome.max(outcome);
+        if !verdict.is_read() || *effect != TransactionEffect::None {
+            self.replay.give_up();
+        }
+    }
+
+    /// All that was sent has been answered.
+    pub(super) fn ended(&mut self) {
+        self.outcome = Outcome::Nothing;
+        self.pace = Pace::Pipelined;
+        self.replay.give_up();
+    }
+}
+
+impl Replay {
+    fn begin(&mut self) {
+        self.messages.clear();
+        self.kept = Kept::Yes;
+    }
+
+    pub(super) fn is_kept(&self) -> bool {
+        self.kept == Kept::Yes
+    }
+
+    /// One more message; `None` when it is not there wholly.
+    pub(super) fn keep(&mut self, message: Option<&[u8]>) {
+        match message {
+            Some(message) if self.messages.len() + message.len() <= MAX_REPLAY => {
+                self.messages.extend_from_slice(message);
+            }
+            _ => self.give_up(),
+        }
+    }
+
+    pub(super) fn give_up(&mut self) {
+        self.kept = Kept::No;
+    }
+
+    pub(super) fn messages(&self) -> &[u8] {
+        &self.messages
+    }
+}
