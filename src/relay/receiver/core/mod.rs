@@ -1,0 +1,259 @@
+//! The walreceiver's half of physical replication, as a state machine. PURE.
+//!
+//! It asks who the upstream is, fetches the histories it lacks, and streams from the start of the segment of
+//! the durable end on the store's own timeline; at a timeline's end it goes on with the next one on the same
+//! connection (walreceiver.c, `WalRcvFetchTimeLineHistoryFiles`, `libpqrcv_endstreaming`).
+//!
+//! It does no I/O: the store's changes are outputs whose result comes back as input. It never skips WAL, never
+//! says it flushed what the store has not synced, and claims nothing about replay.
+
+mod questions;
+mod streaming;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use self::questions::{Question, Then, Upstream};
+use self::streaming::{Feedback, Stream};
+use super::reply::Reply;
+use crate::pg::protocol::replication::{self, FullTransactionId};
+use crate::pg::wal::WalSegmentSize;
+use crate::pg::{ErrorFields, Lsn, PgTimestamp, SlotName, SqlState, SystemIdentifier, TimelineId};
+use crate::relay::store::Change;
+use crate::topology::{Durability, StreamEnd};
+
+/// How often the upstream hears of us when nothing happens.
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// One moment, on the clock that measures and on the one that people read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Now {
+    pub(crate) at: Instant,
+    pub(crate) timestamp: PgTimestamp,
+}
+
+/// What the store holds when a connection begins.
+#[derive(Clone, Debug)]
+pub(crate) struct Stored {
+    pub(crate) system: Option<SystemIdentifier>,
+    pub(crate) segment_size: WalSegmentSize,
+    pub(crate) timeline: TimelineId,
+    /// Invalid: the log is empty.
+    pub(crate) durable: Lsn,
+    pub(crate) verified: Lsn,
+    pub(crate) histories: BTreeMap<TimelineId, Bytes>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct ReceiverConfig {
+    /// Our slot at the upstream; made when it is missing.
+    pub(crate) slot: SlotName,
+    pub(crate) durability: Durability,
+    /// Silence for this long ends the stream; at half of it the upstream is asked for a sign of life.
+    pub(crate) upstream_timeout: Duration,
+    /// Of the server, from its `server_version`.
+    pub(crate) upstream_major: u32,
+}
+
+#[derive(Debug)]
+pub(crate) enum Input {
+    /// A whole message, its payload without tag and length.
+    Message {
+        tag: u8,
+        payload: Bytes,
+    },
+    /// The store has synced up to here.
+    Durable(Lsn),
+    /// The store did what [`Output::Change`] asked for, or says why not.
+    Changed(Result<(), String>),
+    /// The store will not take what this stream offers.
+    Unfit(String),
+    /// The oldest transactions that followers need.
+    Feedback {
+        xmin: Option<FullTransactionId>,
+        catalog_xmin: Option<FullTransactionId>,
+    },
+    Tick,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Output {
+    Send(Bytes),
+    Change(Change),
+    Append {
+        at: Lsn,
+        bytes: Bytes,
+        verified: Option<Lsn>,
+    },
+    /// WAL flows from now on.
+    Streaming {
+        timeline: TimelineId,
+        from: Lsn,
+    },
+    /// Whole records of `timeline` from the switchpoint on are not in the upstream's history. They stay in the
+    /// files.
+    LeftBehind {
+        timeline: TimelineId,
+        switchpoint: Lsn,
+        verified: Lsn,
+    },
+    /// Nothing comes after it.
+    End(StreamEnd),
+}
+
+#[derive(Debug)]
+pub(crate) struct Receiver {
+    config: ReceiverConfig,
+    stored: Stored,
+    phase: Phase,
+    outputs: VecDeque<Output>,
+    upstream: Option<Upstream>,
+    upstream_end: Lsn,
+    slot_made: bool,
+    heard_at: Instant,
+    /// A sign of life was asked for since `heard_at`.
+    asked: bool,
+    status_at: Instant,
+    feedback: Feedback,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Asking {
+        question: Question,
+        reply: Reply,
+    },
+    /// Waits for the store.
+    Changing(Then),
+    Streaming(Box<Stream>),
+    /// Both sides have said CopyDone; `end` is what was received of `timeline`.
+    Ending {
+        end: Lsn,
+        reply: Reply,
+    },
+    Ended,
+}
+
+impl Receiver {
+    /// For a connection that has just passed its login.
+    pub(crate) fn new(config: ReceiverConfig, stored: Stored, now: Now) -> Receiver {
+        let mut receiver = Receiver {
+            config,
+            stored,
+            phase: Phase::Ended,
+            outputs: VecDeque::new(),
+            upstream: None,
+            upstream_end: Lsn::INVALID,
+            slot_made: false,
+            heard_at: now.at,
+            asked: false,
+            status_at: now.at,
+            feedback: Feedback::default(),
+        };
+        receiver.ask(Question::Identify);
+        receiver
+    }
+
+    pub(crate) fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When [`Input::Tick`] is due.
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        let limit = self.config.upstream_timeout;
+        let silence = self.heard_at + if self.asked { limit } else { limit / 2 };
+        match self.phase {
+            Phase::Ended | Phase::Changing(_) => None,
+            Phase::Asking { .. } | Phase::Ending { .. } => Some(self.heard_at + limit),
+            Phase::Streaming(_) => Some(silence.min(self.status_at + STATUS_INTERVAL)),
+        }
+    }
+
+    /// The upstream's own end of WAL, as far as it has told.
+    pub(crate) fn upstream_end(&self) -> Lsn {
+        self.upstream_end
+    }
+
+    /// The end of what was received.
+    pub(crate) fn received(&self) -> Lsn {
+        match &self.phase {
+            Phase::Streaming(stream) => stream.next.max(self.stored.durable),
+            _ => self.stored.durable,
+        }
+    }
+
+    pub(crate) fn handle(&mut self, now: Now, input: Input) {
+        match input {
+            Input::Message { tag, payload } => {
+                (self.heard_at, self.asked) = (now.at, false);
+                self.message(now, tag, &payload);
+            }
+            Input::Durable(lsn) => self.durable(now, lsn),
+            Input::Changed(Ok(())) => self.changed(),
+            Input::Changed(Err(why)) | Input::Unfit(why) => self.refuse(why),
+            Input::Feedback { xmin, catalog_xmin } => self.feedback(now, xmin, catalog_xmin),
+            Input::Tick => self.tick(now),
+        }
+    }
+
+    /// The store takes nothing just now, so the upstream is not listened to: its silence proves nothing, and it
+    /// must not take ours for a failure.
+    pub(crate) fn stalled(&mut self, now: Now) -> Bytes {
+        (self.heard_at, self.status_at) = (now.at, now.at);
+        self.status(now, replication::Reply::NotRequested)
+    }
+
+    fn message(&mut self, now: Now, tag: u8, payload: &Bytes) {
+        match &mut self.phase {
+            Phase::Streaming(_) => self.streamed(now, tag, payload),
+            Phase::Asking { question: Question::Stream { from }, .. } if tag == b'W' => {
+                let from = *from;
+                self.start_stream(now, from);
+            }
+            Phase::Asking { reply, .. } | Phase::Ending { reply, .. } => {
+                if let Err(malformed) = reply.take(tag, payload) {
+                    return self.lose(malformed.to_string());
+                }
+                if tag == b'Z' {
+                    self.replied();
+                }
+            }
+            Phase::Changing(_) if matches!(tag, b'N' | b'S') => {}
+            Phase::Changing(_) => self.lose(format!("unexpected message {:?}", char::from(tag))),
+            Phase::Ended => {}
+        }
+    }
+
+    fn replied(&mut self) {
+        match std::mem::replace(&mut self.phase, Phase::Ended) {
+            Phase::Asking { question, reply } => self.answered(question, &reply),
+            Phase::Ending { end, reply } => self.timeline_ended(end, &reply),
+            other => self.phase = other,
+        }
+    }
+
+    /// An error of the upstream: a refusal, unless it only says that it is not (or no longer) there for us.
+    fn fail(&mut self, error: &ErrorFields) {
+        let passing = error.code.as_str().starts_with("57") || error.code == SqlState::OBJECT_IN_USE;
+        if passing { self.lose(error.to_string()) } else { self.refuse(error.to_string()) }
+    }
+
+    fn lose(&mut self, why: String) {
+        self.end(StreamEnd::Lost { why });
+    }
+
+    fn refuse(&mut self, why: String) {
+        self.end(StreamEnd::Refused { why });
+    }
+
+    fn end(&mut self, how: StreamEnd) {
+        if !matches!(self.outputs.back(), Some(Output::End(_))) {
+            self.outputs.push_back(Output::End(how));
+        }
+        self.phase = Phase::Ended;
+    }
+}

@@ -1,0 +1,295 @@
+//! Up to the stream, and at a timeline's end: what the upstream is asked, and where its answers lead.
+
+use std::collections::VecDeque;
+
+use bytes::BytesMut;
+
+use super::{Output, Phase, Receiver, Reply, Stored};
+use crate::pg::protocol::frontend;
+use crate::pg::wal::{History, WalSegmentSize};
+use crate::pg::{ErrorFields, Lsn, SqlState, TimelineId};
+use crate::relay::store::Change;
+use crate::topology::Durability;
+
+/// From this version on READ_REPLICATION_SLOT exists.
+const READ_SLOT_SINCE: u32 = 15;
+
+/// What IDENTIFY_SYSTEM and TIMELINE_HISTORY said.
+#[derive(Debug)]
+pub(super) struct Upstream {
+    timeline: TimelineId,
+    position: Lsn,
+    history: History,
+    history_known: bool,
+    /// Histories still to be asked for.
+    missing: VecDeque<TimelineId>,
+    /// Where our slot holds WAL, if that is known.
+    reserved: Option<Lsn>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Question {
+    Identify,
+    SegmentSize,
+    CreateSlot,
+    ReadSlot,
+    History(TimelineId),
+    Stream { from: Lsn },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Then {
+    Identify,
+    Slot,
+    Histories,
+    Plan,
+}
+
+impl Receiver {
+    pub(super) fn ask(&mut self, question: Question) {
+        let slot = &self.config.slot;
+        let timeline = self.stored.timeline;
+        let command = match question {
+            Question::Identify => "IDENTIFY_SYSTEM".to_owned(),
+            Question::SegmentSize => "SHOW wal_segment_size".to_owned(),
+            // The form without parentheses is understood by every version.
+            Question::CreateSlot => format!("CREATE_REPLICATION_SLOT \"{slot}\" PHYSICAL RESERVE_WAL"),
+            Question::ReadSlot => format!("READ_REPLICATION_SLOT \"{slot}\""),
+            Question::History(timeline) => format!("TIMELINE_HISTORY {timeline}"),
+            Question::Stream { from } => {
+                format!("START_REPLICATION SLOT \"{slot}\" PHYSICAL {from} TIMELINE {timeline}")
+            }
+        };
+        let mut out = BytesMut::new();
+        frontend::query(&command, &mut out);
+        self.outputs.push_back(Output::Send(out.freeze()));
+        self.phase = Phase::Asking { question, reply: Reply::default() };
+    }
+
+    fn change(&mut self, change: Change, then: Then) {
+        self.outputs.push_back(Output::Change(change));
+        self.phase = Phase::Changing(then);
+    }
+
+    pub(super) fn answered(&mut self, question: Question, reply: &Reply) {
+        if let Some(error) = reply.error() {
+            return self.denied(question, error);
+        }
+        match question {
+            Question::Identify => self.identified(reply),
+            Question::SegmentSize => self.segment_size(reply),
+            Question::CreateSlot => self.slot_made(),
+            Question::ReadSlot => {
+                let timeline = self.upstream.as_ref().map(|upstream| upstream.timeline);
+                if let (Some(upstream), true) = (&mut self.upstream, reply.timeline(2) == timeline) {
+                    upstream.reserved = reply.lsn(1);
+                }
+                self.ask_histories();
+            }
+            Question::History(timeline) => self.history(timeline, reply),
+            // The timeline ends exactly where we would begin: there is a result, but no stream.
+            Question::Stream { .. } => self.timeline_ended(self.stored.durable, reply),
+        }
+    }
+
+    fn denied(&mut self, question: Question, error: &ErrorFields) {
+        let is_current = |t| self.upstream.as_ref().is_some_and(|upstream| upstream.timeline == t);
+        match question {
+            Question::CreateSlot if error.code == SqlState::DUPLICATE_OBJECT => self.slot_made(),
+            // A number that was skipped, or a history that the server never had.
+            Question::History(timeline)
+                if error.code == SqlState::UNDEFINED_FILE && !is_current(timeline) =>
+            {
+                self.ask_histories();
+            }
+            _ => self.fail(error),
+        }
+    }
+
+    fn identified(&mut self, reply: &Reply) {
+        let (Some(system), Some(timeline), Some(position)) =
+            (reply.system(0), reply.timeline(1), reply.lsn(2))
+        else {
+            return self.lose("IDENTIFY_SYSTEM was not answered".to_owned());
+        };
+        if let Some(own) = self.stored.system.filter(|own| *own != system) {
+            return self.refuse(format!("system identifier {system} instead of {own}: another cluster"));
+        }
+        if timeline < self.stored.timeline {
+            let own = self.stored.timeline;
+            return self.refuse(format!("its timeline {timeline} is behind ours, {own}"));
+        }
+        let first_contact = self.stored.system.is_none();
+        self.stored.system = Some(system);
+        self.upstream_end = self.upstream_end.max(position);
+        self.upstream = Some(Upstream {
+            timeline,
+            position,
+            history: History::without_ancestors(timeline),
+            // The first timeline has none.
+            history_known: timeline.0 <= 1,
+            missing: VecDeque::new(),
+            reserved: None,
+        });
+        if self.slot_made && !first_contact {
+            self.ask_histories();
+        } else {
+            self.ask(Question::SegmentSize);
+        }
+    }
+
+    fn segment_size(&mut self, reply: &Reply) {
+        let Some(size) = reply.setting().and_then(WalSegmentSize::parse_setting) else {
+            return self.lose("SHOW wal_segment_size was not answered".to_owned());
+        };
+        if size == self.stored.segment_size && self.stored.durable.is_valid() {
+            return self.ask(Question::CreateSlot);
+        }
+        if self.stored.durable.is_valid() {
+            let own = self.stored.segment_size;
+            return self.refuse(format!("WAL segments of {size} instead of {own}"));
+        }
+        self.stored.segment_size = size;
+        let system = self.stored.system.expect("set when the upstream identified itself");
+        self.change(Change::Adopt { system, segment_size: size }, Then::Slot);
+    }
+
+    fn slot_made(&mut self) {
+        self.slot_made = true;
+        let empty = !self.stored.durable.is_valid();
+        if empty && self.config.upstream_major >= READ_SLOT_SINCE {
+            self.ask(Question::ReadSlot);
+        } else {
+            self.ask_histories();
+        }
+    }
+
+    /// The upstream's own history comes first and always: one with the same number and another content is
+    /// another timeline.
+    fn ask_histories(&mut self) {
+        let Some(upstream) = &mut self.upstream else { return };
+        if !upstream.history_known {
+            let timeline = upstream.timeline;
+            return self.ask(Question::History(timeline));
+        }
+        match upstream.missing.pop_front() {
+            Some(timeline) => self.ask(Question::History(timeline)),
+            None => self.plan(),
+        }
+    }
+
+    fn history(&mut self, timeline: TimelineId, reply: &Reply) {
+        let Some(content) = reply.bytes(1).cloned() else {
+            return self.lose(format!("TIMELINE_HISTORY {timeline} was not answered"));
+        };
+        let history = match History::parse(timeline, &content) {
+            Ok(history) => history,
+            Err(error) => return self.refuse(error.to_string()),
+        };
+        let stored = self.stored.histories.get(&timeline);
+        if stored.is_some_and(|stored| *stored != content) {
+            return self
+                .refuse(format!("its history of timeline {timeline} is not the one stored: another branch"));
+        }
+        let is_new = stored.is_none();
+        if let Some(upstream) = self.upstream.as_mut().filter(|upstream| upstream.timeline == timeline) {
+            upstream.missing = missing_histories(&history, &self.stored);
+            upstream.history = history;
+            upstream.history_known = true;
+        }
+        if is_new {
+            self.stored.histories.insert(timeline, content.clone());
+            self.change(Change::KeepHistory { timeline, content }, Then::Histories);
+        } else {
+            self.ask_histories();
+        }
+    }
+
+    pub(super) fn changed(&mut self) {
+        let Phase::Changing(then) = self.phase else { return };
+        match then {
+            Then::Identify => self.ask(Question::Identify),
+            Then::Slot => self.ask(Question::CreateSlot),
+            Then::Histories => self.ask_histories(),
+            Then::Plan => self.plan(),
+        }
+    }
+
+    /// Everything about the upstream is known: where to go on?
+    fn plan(&mut self) {
+        let Some(upstream) = &self.upstream else { return };
+        let size = self.stored.segment_size;
+        if !self.stored.durable.is_valid() {
+            let start = size.segment_start(upstream.reserved.unwrap_or(upstream.position));
+            let timeline = upstream.timeline;
+            (self.stored.timeline, self.stored.durable) = (timeline, start);
+            return self.change(Change::Begin { timeline, start }, Then::Plan);
+        }
+        let own = self.stored.timeline;
+        if !upstream.history.contains(own) {
+            let theirs = upstream.timeline;
+            return self.refuse(format!("its timeline {theirs} does not descend from ours, {own}"));
+        }
+        match upstream.history.next(own) {
+            Some((next, switchpoint)) if switchpoint <= self.stored.durable => self.follow(next, switchpoint),
+            _ => self.ask(Question::Stream { from: size.segment_start(self.stored.durable) }),
+        }
+    }
+
+    /// Our timeline ended at `switchpoint`, and we have all of it. Half a record beyond is what the old primary
+    /// did not finish. Whole records beyond may hold commits: with quorum durability they were promised.
+    fn follow(&mut self, next: TimelineId, switchpoint: Lsn) {
+        let Stored { timeline, verified, .. } = self.stored;
+        if verified > switchpoint {
+            if self.config.durability == Durability::Quorum {
+                let lost = verified.bytes_since(switchpoint);
+                return self.refuse(format!(
+                    "timeline {next} forked at {switchpoint}, {lost} bytes before the durable end of timeline {timeline}"
+                ));
+            }
+            self.outputs.push_back(Output::LeftBehind { timeline, switchpoint, verified });
+        }
+        self.stored.timeline = next;
+        self.stored.durable = switchpoint;
+        self.stored.verified = verified.min(switchpoint);
+        self.change(Change::Follow { timeline: next, switchpoint }, Then::Plan);
+    }
+
+    /// The upstream has finished streaming our timeline and says what comes next; its histories may have
+    /// changed since we asked.
+    pub(super) fn timeline_ended(&mut self, end: Lsn, reply: &Reply) {
+        if let Some(error) = reply.error() {
+            return self.fail(error);
+        }
+        if !reply.has_row() {
+            return self.lose("the upstream ended the stream".to_owned());
+        }
+        let (Some(next), Some(switchpoint)) = (reply.timeline(0), reply.lsn(1)) else {
+            return self.lose("the end of the timeline was not explained".to_owned());
+        };
+        if switchpoint > end || next <= self.stored.timeline {
+            return self
+                .refuse(format!("timeline {next} begins at {switchpoint}, but WAL came up to {end} only"));
+        }
+        self.stored.durable = end;
+        self.change(Change::Settle, Then::Identify);
+    }
+}
+
+/// Ancestors of the upstream's timeline whose history is not stored; beside them the skipped numbers, since a
+/// stock standby will ask for every number above its own.
+fn missing_histories(history: &History, stored: &Stored) -> VecDeque<TimelineId> {
+    /// A cluster with more promotions behind it than this hands on the histories of its ancestors only.
+    const MAX_SKIPPED: u32 = 1000;
+    let current = history.timeline();
+    let above = stored.timeline.0.max(1);
+    let every_number = (above + 1..current.0).take(MAX_SKIPPED as usize).map(TimelineId);
+    let ancestors = history.ancestors().iter().map(|entry| entry.timeline);
+    let mut missing: Vec<TimelineId> = ancestors
+        .chain(every_number)
+        .filter(|timeline| timeline.0 > 1 && !stored.histories.contains_key(timeline))
+        .collect();
+    missing.sort_unstable();
+    missing.dedup();
+    missing.into()
+}

@@ -1,0 +1,168 @@
+//! The stream itself: WAL in, status updates and feedback out.
+
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+
+use super::{Now, Output, Phase, Receiver, Reply, STATUS_INTERVAL};
+use crate::pg::Lsn;
+use crate::pg::protocol::frontend;
+use crate::pg::protocol::replication::{
+    self, FromServer, FullTransactionId, HotStandbyFeedback, StandbyStatus, XLogDataHeader,
+};
+use crate::pg::wal::{Expected, Verifier};
+use crate::topology::StreamEnd;
+
+/// How often hot standby feedback is repeated when it has not changed (`wal_receiver_status_interval`).
+const FEEDBACK_INTERVAL: Duration = Duration::from_secs(10);
+
+#[derive(Debug)]
+pub(super) struct Stream {
+    /// Where the next WAL must begin.
+    pub(super) next: Lsn,
+    verifier: Verifier,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Feedback {
+    said: Option<(Option<FullTransactionId>, Option<FullTransactionId>)>,
+    at: Option<Instant>,
+}
+
+impl Receiver {
+    pub(super) fn start_stream(&mut self, now: Now, from: Lsn) {
+        let expected = Expected {
+            segment_size: self.stored.segment_size,
+            timeline: self.stored.timeline,
+            system: self.stored.system,
+        };
+        self.phase =
+            Phase::Streaming(Box::new(Stream { next: from, verifier: Verifier::new(from, expected) }));
+        self.outputs.push_back(Output::Streaming { timeline: self.stored.timeline, from });
+        self.report(now, replication::Reply::NotRequested);
+    }
+
+    pub(super) fn streamed(&mut self, now: Now, tag: u8, payload: &Bytes) {
+        match tag {
+            b'd' => self.copy_data(now, payload),
+            b'c' => {
+                let end = self.received();
+                let mut out = BytesMut::new();
+                frontend::copy_done(&mut out);
+                self.outputs.push_back(Output::Send(out.freeze()));
+                self.phase = Phase::Ending { end, reply: Reply::default() };
+            }
+            // `COPY 0` without CopyDone: `WalSndDone` in walsender.c, after everything was acknowledged.
+            b'C' => self.end(StreamEnd::Shutdown),
+            b'E' => self.fail(&crate::pg::protocol::backend::decode_error(payload)),
+            b'N' | b'S' => {}
+            other => self.lose(format!("unexpected message {:?} in the stream", char::from(other))),
+        }
+    }
+
+    fn copy_data(&mut self, now: Now, payload: &Bytes) {
+        match FromServer::decode(payload) {
+            Ok(FromServer::XLogData(header, wal)) => {
+                self.upstream_end = self.upstream_end.max(header.end);
+                let wal = payload.slice(XLogDataHeader::LEN..XLogDataHeader::LEN + wal.len());
+                self.wal(header.start, wal);
+            }
+            Ok(FromServer::Keepalive(keepalive)) => {
+                self.upstream_end = self.upstream_end.max(keepalive.end);
+                if keepalive.reply == replication::Reply::Requested {
+                    self.report(now, replication::Reply::NotRequested);
+                }
+            }
+            Ok(FromServer::Unknown(_)) => {}
+            Err(error) => self.lose(error.to_string()),
+        }
+    }
+
+    fn wal(&mut self, start: Lsn, bytes: Bytes) {
+        let Phase::Streaming(stream) = &mut self.phase else { return };
+        if start != stream.next {
+            let expected = stream.next;
+            return self.refuse(format!("WAL at {start} was sent where {expected} is next"));
+        }
+        if let Err(error) = stream.verifier.feed(&bytes) {
+            return self.refuse(error.to_string());
+        }
+        stream.next = start.advanced(bytes.len() as u64);
+        let verified = stream.verifier.verified();
+        self.stored.verified = self.stored.verified.max(verified.unwrap_or(Lsn::INVALID));
+        self.outputs.push_back(Output::Append { at: start, bytes, verified });
+    }
+
+    pub(super) fn durable(&mut self, now: Now, lsn: Lsn) {
+        let moved = lsn > self.stored.durable;
+        if let (Phase::Streaming(_), true) = (&self.phase, moved) {
+            self.stored.durable = lsn;
+            self.report(now, replication::Reply::NotRequested);
+        }
+    }
+
+    pub(super) fn tick(&mut self, now: Now) {
+        let silent = now.at.saturating_duration_since(self.heard_at);
+        let limit = self.config.upstream_timeout;
+        match self.phase {
+            Phase::Ended | Phase::Changing(_) => {}
+            _ if silent >= limit => self.lose(format!("silent for {limit:?}")),
+            Phase::Streaming(_) if silent >= limit / 2 && !self.asked => {
+                self.asked = true;
+                self.report(now, replication::Reply::Requested);
+            }
+            Phase::Streaming(_) if now.at >= self.status_at + STATUS_INTERVAL => {
+                self.report(now, replication::Reply::NotRequested);
+            }
+            _ => {}
+        }
+    }
+
+    fn report(&mut self, now: Now, reply: replication::Reply) {
+        self.status_at = now.at;
+        let status = self.status(now, reply);
+        self.outputs.push_back(Output::Send(status));
+    }
+
+    /// `flush` is what the store has synced and nothing more: it releases the upstream's synchronous commits.
+    /// `apply` stays 0/0, we replay nothing.
+    pub(super) fn status(&self, now: Now, reply: replication::Reply) -> Bytes {
+        let status = StandbyStatus {
+            write: self.received(),
+            flush: self.stored.durable,
+            apply: Lsn::INVALID,
+            sent_at: now.timestamp,
+            reply,
+        };
+        let mut payload = Vec::with_capacity(StandbyStatus::LEN);
+        status.encode(&mut payload);
+        let mut out = BytesMut::new();
+        frontend::copy_data(&payload, &mut out);
+        out.freeze()
+    }
+
+    pub(super) fn feedback(
+        &mut self,
+        now: Now,
+        xmin: Option<FullTransactionId>,
+        catalog_xmin: Option<FullTransactionId>,
+    ) {
+        let Phase::Streaming(_) = self.phase else { return };
+        let age = |at: Instant| now.at.saturating_duration_since(at);
+        let changed = self.feedback.said != Some((xmin, catalog_xmin));
+        let due = match self.feedback.at {
+            None => true,
+            Some(at) if changed => age(at) >= STATUS_INTERVAL,
+            Some(at) => age(at) >= FEEDBACK_INTERVAL,
+        };
+        if !due {
+            return;
+        }
+        self.feedback = Feedback { said: Some((xmin, catalog_xmin)), at: Some(now.at) };
+        let mut payload = Vec::with_capacity(HotStandbyFeedback::LEN);
+        HotStandbyFeedback { sent_at: now.timestamp, xmin, catalog_xmin }.encode(&mut payload);
+        let mut out = BytesMut::new();
+        frontend::copy_data(&payload, &mut out);
+        self.outputs.push_back(Output::Send(out.freeze()));
+    }
+}
