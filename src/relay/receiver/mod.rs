@@ -163,8 +163,10 @@ impl Shell<'_> {
         if let Some((_, error)) = report.refused.as_ref().filter(|(id, _)| *id == self.id) {
             self.core.handle(now(), Input::Unfit(error.to_string()));
         }
-        if Some(report.tail.timeline) == self.streaming {
-            self.core.handle(now(), Input::Durable(report.tail.durable));
+        if let Some(lsn) =
+            report.agreed_with(self.id).filter(|_| Some(report.tail.timeline) == self.streaming)
+        {
+            self.core.handle(now(), Input::Agreed(lsn));
         }
     }
 

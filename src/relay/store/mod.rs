@@ -110,8 +110,18 @@ pub(crate) struct Report {
     /// <= durable.
     pub(crate) verified: Lsn,
     pub(crate) promised: Term,
+    /// The stream that was written last, and up to where what it sent on this timeline is what is stored;
+    /// <= durable.
+    agreed: Option<(StreamId, Lsn)>,
     /// The stream whose WAL did not fit, and why.
     pub(crate) refused: Option<(StreamId, Arc<StoreError>)>,
+}
+
+impl Report {
+    /// How far the store has what `stream` sent: written, or found there and the same; and synced.
+    pub(crate) fn agreed_with(&self, stream: StreamId) -> Option<Lsn> {
+        self.agreed.filter(|(of, _)| *of == stream).map(|(_, lsn)| lsn)
+    }
 }
 
 impl Store {
@@ -131,7 +141,13 @@ impl Store {
         let opened = Opened::read(&files, config)?;
         let (durable, timeline) = (opened.durable, opened.control.timeline);
         let tail = Tail { timeline, durable };
-        let report = Report { tail, verified: durable, promised: opened.control.promised, refused: None };
+        let report = Report {
+            tail,
+            verified: durable,
+            promised: opened.control.promised,
+            agreed: None,
+            refused: None,
+        };
         let shared = Arc::new(Shared {
             files: files.clone(),
             state: Mutex::new(opened.state),
@@ -148,6 +164,7 @@ impl Store {
             end: durable,
             durable,
             verified: durable,
+            agreed: None,
             retain_bytes: config.retain_bytes,
             spares: None,
             recycled: opened.spares,

@@ -156,6 +156,33 @@ async fn gaps_and_other_bytes_are_refused_and_nothing_is_overwritten() {
     assert_eq!(read_all(&store, 1, START).await, world.wal.bytes());
 }
 
+/// Of each stream by itself: that an earlier one sent the same says nothing of the next.
+#[tokio::test]
+async fn a_stream_is_agreed_with_as_far_as_it_was_compared() {
+    let mut world = World::new();
+    three_segments(&mut world);
+    let end = world.wal.end();
+    let store = world.begun().await;
+    world.stream(&store, START, end).await;
+    let mut report = store.report();
+    assert_eq!(report.borrow_and_update().agreed_with(StreamId(1)), Some(end));
+    assert_eq!(report.borrow_and_update().agreed_with(StreamId(2)), None);
+
+    let middle = START.advanced(9000);
+    let again = |from, to| Bytes::copy_from_slice(world.bytes(from, to));
+    store.append(StreamId(2), START, again(START, middle), None).await.expect("queued");
+    let agreed = report.wait_for(|r| r.agreed_with(StreamId(2)) == Some(middle)).await;
+    assert!(agreed.is_ok(), "though nothing was written");
+    drop(agreed);
+    let mut other = again(middle, end).to_vec();
+    other[100] ^= 1;
+    store.append(StreamId(2), middle, Bytes::from(other), None).await.expect("queued");
+    store.append(StreamId(2), end, Bytes::from_static(b"beyond"), None).await.expect("queued");
+    store.change(Change::Settle).await.expect("settled");
+    assert_eq!(report.borrow_and_update().agreed_with(StreamId(2)), Some(middle));
+    assert_eq!(store.tail().borrow().durable, end);
+}
+
 #[tokio::test]
 async fn the_fork_segment_is_there_on_both_timelines() {
     let mut world = World::new();
@@ -176,6 +203,7 @@ async fn the_fork_segment_is_there_on_both_timelines() {
     store.change(keep).await.expect("kept");
     store.change(Change::Follow { timeline: TimelineId(3), switchpoint: fork }).await.expect("follows");
     assert_eq!(*store.tail().borrow(), Tail { timeline: TimelineId(3), durable: fork });
+    assert_eq!(store.report().borrow().agreed_with(StreamId(1)), None, "on the new timeline");
     let segment = world.wal.segment_size().segment_start(fork);
     world.stream(&store, segment, world.wal.end()).await;
 

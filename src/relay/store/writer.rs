@@ -77,6 +77,8 @@ pub(super) struct Writer {
     pub(super) durable: Lsn,
     /// <= durable when published.
     pub(super) verified: Lsn,
+    /// What this stream sent on this timeline up to here is what is stored; <= end.
+    pub(super) agreed: Option<(StreamId, Lsn)>,
     pub(super) retain_bytes: u64,
     /// Starts the thread that allocates segments, once their size is known.
     pub(super) spares: Option<SpareReceiver<Spare>>,
@@ -110,7 +112,10 @@ impl Writer {
             Command::Append { stream, at, bytes, verified, _permit } => {
                 let len = bytes.len();
                 match self.append(at, &bytes) {
-                    Ok(()) => self.verified = self.verified.max(verified.unwrap_or(Lsn::INVALID)),
+                    Ok(()) => {
+                        self.verified = self.verified.max(verified.unwrap_or(Lsn::INVALID));
+                        self.agreed = Some((stream, at.advanced(len as u64)));
+                    }
                     Err(e) if e.concerns_stream_only() => self.refuse(stream, e),
                     Err(e) => return Err(e),
                 }
@@ -226,6 +231,10 @@ impl Writer {
 
     pub(super) fn sync(&mut self) -> Result<(), StoreError> {
         if self.durable == self.end {
+            // What was only compared is agreed on, too.
+            if self.agreed != self.shared.report.borrow().agreed {
+                self.publish();
+            }
             return Ok(());
         }
         if let Some((_, file)) = &self.current {
@@ -250,8 +259,13 @@ impl Writer {
         self.shared.tail.send_replace(tail);
         let verified = self.verified.min(self.durable);
         self.shared.report.send_modify(|report| {
-            *report =
-                Report { tail, verified, promised: self.control.promised, refused: report.refused.take() };
+            *report = Report {
+                tail,
+                verified,
+                promised: self.control.promised,
+                agreed: self.agreed,
+                refused: report.refused.take(),
+            };
         });
     }
 
@@ -359,6 +373,7 @@ impl Writer {
             state.history = Arc::new(history);
             state.ring.restart(timeline);
         }
+        self.agreed = None;
         self.publish();
         Ok(())
     }

@@ -410,7 +410,7 @@ impl Relay {
             && stage.plant == Some(Plant::AcknowledgeBeforeSync)
         {
             let written = receiving.core.received();
-            receiving.core.handle(receiver_now(stage), receiver::Input::Durable(written.max(unsynced)));
+            receiving.core.handle(receiver_now(stage), receiver::Input::Agreed(written.max(unsynced)));
             self.pump_receiver(stage);
         }
         self.tail_soon(stage);
@@ -464,8 +464,9 @@ impl Relay {
             if let Some((_, error)) = report.refused.as_ref().filter(|(id, _)| *id == receiving.id) {
                 receiving.core.handle(now, receiver::Input::Unfit(error.to_string()));
             }
-            if Some(report.tail.timeline) == receiving.streaming {
-                receiving.core.handle(now, receiver::Input::Durable(report.tail.durable));
+            let agreed = report.agreed_with(receiving.id);
+            if let Some(lsn) = agreed.filter(|_| Some(report.tail.timeline) == receiving.streaming) {
+                receiving.core.handle(now, receiver::Input::Agreed(lsn));
             }
             self.pump_receiver(stage);
         }

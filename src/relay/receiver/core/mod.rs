@@ -66,8 +66,8 @@ pub(crate) enum Input {
         tag: u8,
         payload: Bytes,
     },
-    /// The store has synced up to here.
-    Durable(Lsn),
+    /// What this stream has sent up to here the store holds, synced: written, or found there and the same.
+    Agreed(Lsn),
     /// The store did what [`Output::Change`] asked for, or says why not.
     Changed(Result<(), String>),
     /// The store will not take what this stream offers.
@@ -192,7 +192,7 @@ impl Receiver {
                 (self.heard_at, self.asked) = (now.at, false);
                 self.message(now, tag, &payload);
             }
-            Input::Durable(lsn) => self.durable(now, lsn),
+            Input::Agreed(lsn) => self.agreed(now, lsn),
             Input::Changed(Ok(())) => self.changed(),
             Input::Changed(Err(why)) | Input::Unfit(why) => self.refuse(why),
             Input::Feedback { xmin, catalog_xmin } => self.feedback(now, xmin, catalog_xmin),

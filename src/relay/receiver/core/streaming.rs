@@ -20,6 +20,9 @@ const FEEDBACK_INTERVAL: Duration = Duration::from_secs(10);
 pub(super) struct Stream {
     /// Where the next WAL must begin.
     pub(super) next: Lsn,
+    /// <= next. Only this is acknowledged. It begins at the segment's start, before what is durable: what is
+    /// stored already may be another branch's until it has been compared.
+    agreed: Lsn,
     verifier: Verifier,
 }
 
@@ -36,8 +39,8 @@ impl Receiver {
             timeline: self.stored.timeline,
             system: self.stored.system,
         };
-        self.phase =
-            Phase::Streaming(Box::new(Stream { next: from, verifier: Verifier::new(from, expected) }));
+        let verifier = Verifier::new(from, expected);
+        self.phase = Phase::Streaming(Box::new(Stream { next: from, agreed: from, verifier }));
         self.outputs.push_back(Output::Streaming { timeline: self.stored.timeline, from });
         self.report(now, replication::Reply::NotRequested);
     }
@@ -93,10 +96,12 @@ impl Receiver {
         self.outputs.push_back(Output::Append { at: start, bytes, verified });
     }
 
-    pub(super) fn durable(&mut self, now: Now, lsn: Lsn) {
-        let moved = lsn > self.stored.durable;
-        if let (Phase::Streaming(_), true) = (&self.phase, moved) {
-            self.stored.durable = lsn;
+    pub(super) fn agreed(&mut self, now: Now, lsn: Lsn) {
+        let Phase::Streaming(stream) = &mut self.phase else { return };
+        let lsn = lsn.min(stream.next);
+        if lsn > stream.agreed {
+            stream.agreed = lsn;
+            self.stored.durable = self.stored.durable.max(lsn);
             self.report(now, replication::Reply::NotRequested);
         }
     }
@@ -124,16 +129,16 @@ impl Receiver {
         self.outputs.push_back(Output::Send(status));
     }
 
-    /// `flush` is what the store has synced and nothing more: it releases the upstream's synchronous commits.
-    /// `apply` stays 0/0, we replay nothing.
+    /// `flush` is what the store has synced of this stream and nothing more: it releases the upstream's
+    /// synchronous commits. So does `write` those of `remote_write`. `apply` stays 0/0, we replay nothing.
     pub(super) fn status(&self, now: Now, reply: replication::Reply) -> Bytes {
-        let status = StandbyStatus {
-            write: self.received(),
-            flush: self.stored.durable,
-            apply: Lsn::INVALID,
-            sent_at: now.timestamp,
-            reply,
+        let durable = self.stored.durable;
+        let (write, flush) = match &self.phase {
+            Phase::Streaming(stream) if stream.agreed < durable => (stream.agreed, stream.agreed),
+            Phase::Streaming(stream) => (stream.next, stream.agreed),
+            _ => (durable, durable),
         };
+        let status = StandbyStatus { write, flush, apply: Lsn::INVALID, sent_at: now.timestamp, reply };
         let mut payload = Vec::with_capacity(StandbyStatus::LEN);
         status.encode(&mut payload);
         let mut out = BytesMut::new();

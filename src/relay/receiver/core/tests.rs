@@ -122,6 +122,15 @@ impl Talk {
         self.message(b'd', &payload);
     }
 
+    /// A keepalive that wants to be answered.
+    fn asked(&mut self) {
+        let mut keepalive = Vec::new();
+        let keepalive_of =
+            Keepalive { end: Lsn(0x30_0000), sent_at: PgTimestamp(0), reply: Reply::Requested };
+        keepalive_of.encode(&mut keepalive);
+        self.message(b'd', &keepalive);
+    }
+
     fn outputs(&mut self) -> Vec<String> {
         std::iter::from_fn(|| self.receiver.poll_output()).map(|output| line(&output)).collect()
     }
@@ -191,17 +200,56 @@ fn only_what_the_store_has_synced_is_acknowledged() {
     let durable = wal.end();
     wal.record(1000);
     let mut talk = Talk::streaming(stored(durable.0, durable.0));
-    talk.says(&format!("streaming 1 from 0/300000|write {durable} flush {durable} apply 0/0"));
+    talk.outputs();
     let end = wal.end();
     talk.wal(Lsn(0x30_0000), wal.bytes());
     talk.says(&format!("append {} at 0/300000, good to {end}", wal.bytes().len()));
-    let mut keepalive = Vec::new();
-    Keepalive { end, sent_at: PgTimestamp(0), reply: Reply::Requested }.encode(&mut keepalive);
-    talk.message(b'd', &keepalive);
+    talk.input(Input::Agreed(durable));
     talk.says(&format!("write {end} flush {durable} apply 0/0"));
-    talk.input(Input::Durable(end));
+    talk.asked();
+    talk.says(&format!("write {end} flush {durable} apply 0/0"));
+    talk.input(Input::Agreed(end));
     talk.says(&format!("write {end} flush {end} apply 0/0"));
-    talk.input(Input::Durable(end));
+    talk.input(Input::Agreed(end));
+    talk.says("");
+}
+
+/// What is sent again may be another branch's: acknowledged, it would release that branch's commits.
+#[test]
+fn what_is_stored_already_is_acknowledged_as_it_is_compared() {
+    let mut wal = WalBuilder::new(Lsn(0x30_0000), TimelineId(1));
+    wal.record(1000);
+    let durable = wal.end();
+    let mut talk = Talk::streaming(stored(durable.0, durable.0));
+    talk.says("streaming 1 from 0/300000|write 0/300000 flush 0/300000 apply 0/0");
+    let (first, rest) = wal.bytes().split_at(512);
+    talk.wal(Lsn(0x30_0000), first);
+    talk.outputs();
+    talk.asked();
+    talk.says("write 0/300000 flush 0/300000 apply 0/0");
+    talk.input(Input::Agreed(Lsn(0x30_0200)));
+    talk.says("write 0/300200 flush 0/300200 apply 0/0");
+    talk.wal(Lsn(0x30_0200), rest);
+    talk.outputs();
+    // Nothing new comes: the commits that wait for what is stored are released all the same.
+    talk.input(Input::Agreed(durable));
+    talk.says(&format!("write {durable} flush {durable} apply 0/0"));
+    wal.record(1000);
+    talk.wal(
+        durable,
+        &wal.bytes()[wal.bytes().len() - usize::try_from(wal.end().bytes_since(durable)).expect("small")..],
+    );
+    talk.outputs();
+    talk.asked();
+    talk.says(&format!("write {} flush {durable} apply 0/0", wal.end()));
+}
+
+/// A store that is ahead says nothing of what this stream has sent.
+#[test]
+fn what_the_stream_has_not_sent_is_not_acknowledged() {
+    let mut talk = Talk::streaming(stored(0x30_1000, 0));
+    talk.outputs();
+    talk.input(Input::Agreed(Lsn(0x30_1000)));
     talk.says("");
 }
 
