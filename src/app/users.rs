@@ -6,7 +6,8 @@ use tokio::sync::watch;
 
 use super::config::{AuthQuery, Config};
 use super::plans;
-use crate::net::{Authenticator, Target, Users};
+use crate::net::{Authenticator, Lookups, Target, Users};
+use crate::pg::auth::scram;
 use crate::topology::{Directive, Health, Node};
 
 /// `candidates`: where to look up, as [`follow`] says.
@@ -15,13 +16,21 @@ pub(super) fn authenticator(config: &Config, candidates: watch::Receiver<Vec<Tar
     let login = &config.server_login;
     // Our own login is known: followers use it to stream.
     let own = login.password.iter().map(|password| (login.user.as_str(), &**password.reveal()));
-    let known = Users::listed_only(own.chain(listed));
+    let known = Users::listed_only(own.chain(listed), mock_secret(config));
     let users = match config.auth.query {
-        AuthQuery::On => known.with_lookup(candidates),
+        AuthQuery::On => known.with_lookup(candidates, Lookups::default()),
         AuthQuery::Off => known,
     };
     let replication = config.auth.replication_users.iter().cloned().chain([login.user.clone()]);
     Authenticator::new(plans::method(config), Arc::new(users)).with_replication_users(replication)
+}
+
+/// The same after a restart and on every instance, as far as they share a secret.
+fn mock_secret(config: &Config) -> scram::Key {
+    match &config.server_login.password {
+        Some(password) => scram::mock_secret(password.reveal()),
+        None => rand::random(),
+    }
 }
 
 /// Keeps `targets` in the best order. Never ends.

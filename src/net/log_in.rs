@@ -9,7 +9,10 @@ use super::dial::{DialFailure, within};
 use super::wire::{Message, Wire};
 use super::{Backend, Credentials, DialError, Stream, Target, TlsFacts};
 use crate::pg::auth::md5::Md5Secret;
-use crate::pg::auth::scram::{ClientSecret, ExpectServerFinal, ExpectServerFirst};
+use crate::pg::auth::scram::{
+    Binding, ClientSecret, ExpectServerFinal, ExpectServerFirst, ScramError, password_failed,
+};
+use crate::pg::error::SqlState;
 use crate::pg::protocol::backend::{self, Authentication};
 use crate::pg::protocol::frontend;
 use crate::pg::protocol::startup::put_startup;
@@ -51,7 +54,18 @@ impl<'a> LogIn<'a> {
         LogIn { wire: Wire::new(stream), tls, target, proof: Proof::NotAsked, parameters, key }
     }
 
-    pub(super) async fn run(mut self) -> Result<Backend, DialFailure> {
+    pub(super) async fn run(self) -> Result<Backend, DialFailure> {
+        let credentials = &self.target.credentials;
+        let ended = self.dialogue().await;
+        if let (Credentials::ScramKeys(proven), Err(DialFailure::Rejected(error))) = (credentials, &ended)
+            && error.code == SqlState::INVALID_PASSWORD
+        {
+            proven.doubt.cast();
+        }
+        ended
+    }
+
+    async fn dialogue(mut self) -> Result<Backend, DialFailure> {
         let Target { user, database, parameters, .. } = self.target;
         put_startup(user, database, parameters, &mut self.wire.out);
         loop {
@@ -112,16 +126,23 @@ impl<'a> LogIn<'a> {
                 Proof::Given
             }
             (Authentication::Sasl { mechanisms }, Proof::NotAsked) => {
-                if !mechanisms.contains(&backend::SCRAM_SHA_256) {
-                    return Err(DialFailure::protocol(format!("no SASL mechanism we know: {mechanisms:?}")));
-                }
+                let end_point = self.tls.as_ref().and_then(|tls| tls.server_end_point.as_deref());
+                let binding = Binding::choose(&mechanisms, end_point).ok_or_else(|| {
+                    DialFailure::protocol(format!("no SASL mechanism we know: {mechanisms:?}"))
+                })?;
                 let nonce = STANDARD.encode(rand::random::<[u8; 18]>());
-                let (state, first) = ExpectServerFirst::start(self.target.credentials.scram()?, &nonce);
-                frontend::sasl_initial_response(backend::SCRAM_SHA_256, &first, out);
+                let (state, first) =
+                    ExpectServerFirst::start(self.target.credentials.scram()?, binding, &nonce);
+                frontend::sasl_initial_response(binding.mechanism(), &first, out);
                 Proof::ScramFirst(state)
             }
             (Authentication::SaslContinue(server_first), Proof::ScramFirst(state)) => {
-                let (state, client_final) = state.answer(server_first)?;
+                let answered = state.answer(server_first);
+                let (state, client_final) = answered.map_err(|error| match error {
+                    // The password has changed: what the server would say to a wrong proof.
+                    ScramError::OtherVerifier => DialFailure::Rejected(password_failed(&self.target.user)),
+                    error => error.into(),
+                })?;
                 frontend::sasl_response(&client_final, out);
                 Proof::ScramFinal(state)
             }
@@ -145,7 +166,7 @@ impl Credentials {
     fn password(&self) -> Result<&str, DialFailure> {
         match self {
             Credentials::Password(password) => Ok(password),
-            Credentials::Trust | Credentials::ScramKeys { .. } | Credentials::Md5(_) => {
+            Credentials::Trust | Credentials::ScramKeys(_) | Credentials::Md5(_) => {
                 Err(DialFailure::protocol("the server asks for a clear-text password, and we have none"))
             }
         }
@@ -155,7 +176,7 @@ impl Credentials {
         match self {
             Credentials::Password(password) => Ok(Md5Secret::from_password(user, password)),
             Credentials::Md5(secret) => Ok(secret.clone()),
-            Credentials::Trust | Credentials::ScramKeys { .. } => {
+            Credentials::Trust | Credentials::ScramKeys(_) => {
                 Err(DialFailure::protocol("the server asks for an md5 password, and we have none"))
             }
         }
@@ -164,9 +185,7 @@ impl Credentials {
     fn scram(&self) -> Result<ClientSecret, DialFailure> {
         match self {
             Credentials::Password(password) => Ok(ClientSecret::Password(password.to_string())),
-            &Credentials::ScramKeys { client_key, server_key } => {
-                Ok(ClientSecret::Keys { client_key, server_key })
-            }
+            Credentials::ScramKeys(proven) => Ok(ClientSecret::Keys(proven.keys.clone())),
             Credentials::Trust | Credentials::Md5(_) => {
                 Err(DialFailure::protocol("the server asks for a SCRAM proof, and we have no password"))
             }

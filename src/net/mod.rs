@@ -24,7 +24,7 @@ pub use listen::{ListenAddress, Listener};
 pub use log_in::log_in;
 pub use peer::{ClientCertificate, Peer, TlsFacts};
 pub use stream::{Detached, PeerAddress, Stream};
-pub use users::Users;
+pub use users::{LookupStatement, Lookups, ProvenKeys, Users};
 
 use std::sync::Arc;
 
@@ -79,12 +79,9 @@ pub enum Credentials {
     /// The server is expected not to ask.
     Trust,
     Password(Arc<str>),
-    /// What a client's SCRAM proof revealed: enough to log in as that client wherever its verifier is the same
-    /// (RFC 5802, section 3), without ever seeing its password.
-    ScramKeys {
-        client_key: [u8; 32],
-        server_key: [u8; 32],
-    },
+    /// What a client's SCRAM proof revealed: enough to log in as that client wherever its verifier is the same,
+    /// without ever seeing its password.
+    ScramKeys(ProvenKeys),
     /// A stored md5 password, which is all that an md5 login takes.
     Md5(Md5Secret),
 }
@@ -94,7 +91,7 @@ impl std::fmt::Debug for Credentials {
         f.write_str(match self {
             Credentials::Trust => "Trust",
             Credentials::Password(_) => "Password(..)",
-            Credentials::ScramKeys { .. } => "ScramKeys(..)",
+            Credentials::ScramKeys(_) => "ScramKeys(..)",
             Credentials::Md5(_) => "Md5(..)",
         })
     }

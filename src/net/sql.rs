@@ -63,7 +63,7 @@ fn config(target: &Target) -> Result<Config, DialFailure> {
         Credentials::Password(password) => {
             config.password(password.as_bytes());
         }
-        Credentials::ScramKeys { .. } | Credentials::Md5(_) => {
+        Credentials::ScramKeys(_) | Credentials::Md5(_) => {
             return Err(DialFailure::protocol("our own SQL needs a password or trust"));
         }
     }

@@ -12,7 +12,7 @@ use super::{
     ListenAddress, Listener, Method, Stream, Target, Users, cancel, hello, log_in,
 };
 use crate::pg::auth::md5::Md5Secret;
-use crate::pg::auth::scram::Verifier;
+use crate::pg::auth::scram::{self, Verifier};
 use crate::pg::protocol::backend::{self, TransactionStatus};
 use crate::pg::protocol::startup::put_startup;
 use crate::pg::{ErrorFields, SqlState};
@@ -26,7 +26,7 @@ fn acceptor(method: Method) -> Acceptor {
     let scram = Verifier::from_password("pencil", [7; 16]).to_string();
     // The md5 of `pencilmd5`.
     let md5 = "md512acbd04a4b55346555b3fa88c638e11";
-    let users = Users::listed_only([("plain", "pencil"), ("scram", scram.as_str()), ("md5", md5)]);
+    let users = Users::listed_only([("plain", "pencil"), ("scram", scram.as_str()), ("md5", md5)], [3; 32]);
     let authenticator = Authenticator::new(method, Arc::new(users));
     Acceptor::new(authenticator.with_replication_users(["scram".to_owned()]))
 }
@@ -95,7 +95,7 @@ async fn scram_with_the_right_password() {
 async fn a_proof_reveals_keys_that_log_in_in_turn() {
     let acceptor = acceptor(Method::ScramSha256);
     let (_, client) = admitted(&acceptor, &target("scram", password("pencil"))).await;
-    assert!(matches!(client.credentials, Credentials::ScramKeys { .. }));
+    assert!(matches!(client.credentials, Credentials::ScramKeys(_)));
     let (_, again) = admitted(&acceptor, &target("scram", client.credentials.clone())).await;
     assert_eq!(again.credentials, client.credentials);
 }
@@ -349,10 +349,21 @@ async fn nobody_there_is_told_from_silence() {
 async fn a_server_that_skips_its_half_of_scram_is_none() {
     let (ours, mut theirs) = UnixStream::pair().expect("a pair of sockets");
     let mut out = BytesMut::new();
-    backend::authentication_sasl(&[backend::SCRAM_SHA_256], &mut out);
+    backend::authentication_sasl(&[scram::SCRAM_SHA_256], &mut out);
     backend::authentication_ok(&mut out);
     backend::ready_for_query(TransactionStatus::Idle, &mut out);
     theirs.write_all(&out).await.expect("write");
     let heard = log_in(Stream::Unix(ours), &target("joe", password("pw")), LIMIT).await;
     assert!(matches!(heard, Err(DialError::Protocol { .. })), "{heard:?}");
+}
+
+/// Keys of a password that was changed on the server: what a wrong password gets, without a wrong proof on the wire.
+#[tokio::test]
+async fn keys_of_an_old_password_are_refused() {
+    let (_, client) = admitted(&acceptor(Method::ScramSha256), &target("scram", password("pencil"))).await;
+    let changed = Verifier::from_password("eraser", [9; 16]).to_string();
+    let users = Users::listed_only([("scram", changed.as_str())], [3; 32]);
+    let changed = Acceptor::new(Authenticator::new(Method::ScramSha256, Arc::new(users)));
+    let said = refused(&changed, &target("scram", client.credentials)).await;
+    assert_eq!(said.code, SqlState::INVALID_PASSWORD);
 }

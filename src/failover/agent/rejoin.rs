@@ -241,7 +241,7 @@ impl LocalServer {
         match &source.credentials {
             Credentials::Trust => Ok(call),
             Credentials::Password(password) => Ok(call.env("PGPASSWORD", password)),
-            Credentials::Md5(_) | Credentials::ScramKeys { .. } => {
+            Credentials::Md5(_) | Credentials::ScramKeys(_) => {
                 Err(AgentError::NoPassword { user: source.user.to_string() })
             }
         }

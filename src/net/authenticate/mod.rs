@@ -7,10 +7,13 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::BytesMut;
 
 use super::accept::Refusal;
-use super::users::{Lookup, Secret};
+use super::users::{Form, Known, Lookup, Secret};
 use super::wire::Wire;
-use super::{Credentials, Peer, Users};
-use crate::pg::auth::scram::{self, ExpectClientFinal, Proven, ScramError, Verifier, password_failed};
+use super::{Credentials, Peer, ProvenKeys, Users};
+use crate::pg::auth::md5::Md5Secret;
+use crate::pg::auth::scram::{
+    self, Binding, ExpectClientFinal, Proven, SCRAM_SHA_256_PLUS, ScramError, Verifier, password_failed,
+};
 use crate::pg::protocol::startup::{Replication, Startup};
 use crate::pg::protocol::{backend, frontend};
 use crate::pg::{ErrorFields, SqlState};
@@ -35,13 +38,11 @@ pub struct Authenticator {
     users: Arc<Users>,
     /// Replication is a right of its own: who reads WAL reads everything.
     replication_users: Vec<String>,
-    /// What the stand-ins for unknown users are made of.
-    mock_secret: scram::Key,
 }
 
 impl Authenticator {
     pub fn new(method: Method, users: Arc<Users>) -> Authenticator {
-        Authenticator { method, users, replication_users: Vec::new(), mock_secret: rand::random() }
+        Authenticator { method, users, replication_users: Vec::new() }
     }
 
     #[must_use]
@@ -84,22 +85,30 @@ impl Dialogue<'_> {
         if self.authenticator.method == Method::Trust {
             return self.trust();
         }
-        let secret = match self.authenticator.users.find(user).await {
-            Lookup::Found(secret) => Some(secret),
-            Lookup::Unknown => None,
+        let known = self.look_up().await?;
+        let form = match known.as_deref().map(|known| &known.secret) {
+            Some(Secret::Scram(_)) => Form::Scram,
+            Some(Secret::Md5(_) | Secret::Plain { .. }) => Form::Md5,
+            None => self.authenticator.users.usual_form(),
+        };
+        match (self.authenticator.method, form) {
+            (Method::Md5, Form::Md5) => self.md5(user, known).await,
+            _ => self.scram(user, known.as_deref()).await,
+        }
+    }
+
+    async fn look_up(&self) -> Result<Option<Arc<Known>>, Refusal> {
+        let user = self.startup.user.as_str();
+        match self.authenticator.users.find(user).await {
+            Lookup::Found(known) => Ok(Some(known)),
+            Lookup::Unknown => Ok(None),
             Lookup::Unavailable => {
                 let message = format!("the password of user \"{user}\" cannot be looked up now");
-                return Err(Refusal::Because(
+                Err(Refusal::Because(
                     ErrorFields::fatal(SqlState::CANNOT_CONNECT_NOW, message)
                         .with_detail("No server answers that has it."),
-                ));
+                ))
             }
-        };
-        match (self.authenticator.method, secret.as_deref()) {
-            (Method::Md5, None | Some(Secret::Md5(_) | Secret::Plain { .. })) => {
-                self.md5(user, secret.as_deref()).await
-            }
-            (_, secret) => self.scram(user, secret).await,
         }
     }
 
@@ -123,30 +132,36 @@ impl Dialogue<'_> {
     }
 
     /// Who is unknown, or has only an md5 password, goes through the same dialogue with a stand-in, and fails.
-    async fn scram(&mut self, user: &str, secret: Option<&Secret>) -> Result<Credentials, Refusal> {
+    async fn scram(&mut self, user: &str, known: Option<&Known>) -> Result<Credentials, Refusal> {
         let mock;
-        let verifier = match secret {
+        let verifier = match known.map(|known| &known.secret) {
             Some(Secret::Scram(verifier) | Secret::Plain { verifier, .. }) => verifier,
             Some(Secret::Md5(_)) | None => {
-                mock = Verifier::mock(&self.authenticator.mock_secret, user);
+                mock = self.authenticator.users.mock(user);
                 &mock
             }
         };
         let proven = match self.scram_dialogue(user, verifier).await? {
             Ok(proven) => proven,
             Err(error) => {
-                if error == ScramError::Proof {
-                    self.authenticator.users.doubt(user);
+                if let (ScramError::Proof, Some(known)) = (error, known) {
+                    known.doubt.cast();
                 }
                 return Err(Refusal::Because(error.fields(user)));
             }
         };
         backend::authentication_sasl_final(&proven.server_final, &mut self.wire.out);
-        Ok(match secret {
+        match known {
             // The servers may hold another verifier of the same password.
-            Some(Secret::Plain { password, .. }) => Credentials::Password(password.clone()),
-            _ => Credentials::ScramKeys { client_key: proven.client_key, server_key: proven.server_key },
-        })
+            Some(Known { secret: Secret::Plain { password, .. }, .. }) => {
+                Ok(Credentials::Password(password.clone()))
+            }
+            Some(Known { secret: Secret::Scram(_), doubt }) => {
+                Ok(Credentials::ScramKeys(ProvenKeys { keys: proven.keys, doubt: doubt.clone() }))
+            }
+            // Nobody can prove a stand-in.
+            Some(Known { secret: Secret::Md5(_), .. }) | None => Err(Refusal::Because(password_failed(user))),
+        }
     }
 
     async fn scram_dialogue(
@@ -154,36 +169,48 @@ impl Dialogue<'_> {
         user: &str,
         verifier: &Verifier,
     ) -> Result<Result<Proven, ScramError>, Refusal> {
-        backend::authentication_sasl(&[backend::SCRAM_SHA_256], &mut self.wire.out);
-        let initial = self.ask(scram::MAX_MESSAGE_LEN + backend::SCRAM_SHA_256.len() + 5).await?;
+        let end_point = self.peer.tls.as_ref().and_then(|tls| tls.server_end_point.as_deref());
+        backend::authentication_sasl(scram::offered(end_point), &mut self.wire.out);
+        let initial = self.ask(scram::MAX_MESSAGE_LEN + SCRAM_SHA_256_PLUS.len() + 5).await?;
         let (mechanism, client_first) = frontend::decode_sasl_initial(&initial)?;
-        if mechanism != backend::SCRAM_SHA_256.as_bytes() {
-            let message = "client selected an invalid SASL authentication mechanism";
-            return Err(Refusal::fatal(SqlState::PROTOCOL_VIOLATION, message));
-        }
+        let binding = Binding::chosen(mechanism, end_point);
+        let binding = binding.map_err(|error| Refusal::Because(error.fields(user)))?;
+        let later;
+        let client_first = match client_first {
+            Some(client_first) => client_first,
+            // A client may choose first and begin later (RFC 4422, section 3).
+            None => {
+                backend::authentication_sasl_continue("", &mut self.wire.out);
+                later = self.ask(scram::MAX_MESSAGE_LEN).await?;
+                &later
+            }
+        };
         let nonce = STANDARD.encode(rand::random::<[u8; 18]>());
-        let challenged = ExpectClientFinal::challenge(verifier, client_first.unwrap_or_default(), &nonce);
+        let challenged = ExpectClientFinal::challenge(verifier, binding, client_first, &nonce);
         let (state, server_first) = challenged.map_err(|error| Refusal::Because(error.fields(user)))?;
         backend::authentication_sasl_continue(&server_first, &mut self.wire.out);
         let client_final = self.ask(scram::MAX_MESSAGE_LEN).await?;
         Ok(state.check(&client_final))
     }
 
-    async fn md5(&mut self, user: &str, secret: Option<&Secret>) -> Result<Credentials, Refusal> {
+    async fn md5(&mut self, user: &str, known: Option<Arc<Known>>) -> Result<Credentials, Refusal> {
         let salt: [u8; 4] = rand::random();
         backend::authentication_md5(salt, &mut self.wire.out);
         let answer = self.ask(MAX_PASSWORD_LEN).await?;
         let answer = frontend::decode_password(&answer)?;
-        match secret {
-            Some(Secret::Plain { password, md5, .. }) if md5.accepts(answer, salt) => {
-                Ok(Credentials::Password(password.clone()))
-            }
-            Some(Secret::Md5(md5)) if md5.accepts(answer, salt) => Ok(Credentials::Md5(md5.clone())),
-            _ => {
-                self.authenticator.users.doubt(user);
-                Err(Refusal::Because(password_failed(user)))
+        if let Some(credentials) = md5_answered(user, known.as_deref(), answer, salt) {
+            return Ok(credentials);
+        }
+        // A changed password is not the client's mistake.
+        if let Some(known) = known {
+            known.doubt.cast();
+            let again = self.look_up().await?.filter(|again| !Arc::ptr_eq(again, &known));
+            if let Some(credentials) = again.and_then(|again| md5_answered(user, Some(&again), answer, salt))
+            {
+                return Ok(credentials);
             }
         }
+        Err(Refusal::Because(password_failed(user)))
     }
 
     /// Sends what is in `out` and waits for a password message.
@@ -195,5 +222,19 @@ impl Dialogue<'_> {
             return Err(Refusal::fatal(SqlState::PROTOCOL_VIOLATION, message));
         }
         Ok(message.payload)
+    }
+}
+
+/// What the client's right answer lets us do; `None` for a wrong one. A stand-in is compared for who is unknown.
+fn md5_answered(user: &str, known: Option<&Known>, answer: &[u8], salt: [u8; 4]) -> Option<Credentials> {
+    match known.map(|known| &known.secret) {
+        Some(Secret::Plain { password, md5, .. }) => {
+            md5.accepts(answer, salt).then(|| Credentials::Password(password.clone()))
+        }
+        Some(Secret::Md5(md5)) => md5.accepts(answer, salt).then(|| Credentials::Md5(md5.clone())),
+        Some(Secret::Scram(_)) | None => {
+            let _ = Md5Secret::from_password(user, "").accepts(answer, salt);
+            None
+        }
     }
 }

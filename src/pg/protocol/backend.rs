@@ -32,9 +32,6 @@ pub const NOTIFICATION_RESPONSE: u8 = b'A';
 pub const FUNCTION_CALL_RESPONSE: u8 = b'V';
 pub const NEGOTIATE_PROTOCOL_VERSION: u8 = b'v';
 
-/// The SASL mechanism we know, as it is called on the wire.
-pub const SCRAM_SHA_256: &str = "SCRAM-SHA-256";
-
 /// The transaction status in ReadyForQuery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TransactionStatus {

@@ -4,8 +4,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use super::{
-    Key, MAX_ITERATIONS, SaltedKeys, ScramError, attribute, decode_key, equal, hmac_sha256, is_nonce, sha256,
-    xor,
+    BINDING_TYPE, Binding, ClientKeys, Key, MAX_ITERATIONS, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, SaltedKeys,
+    ScramError, attribute, decode_key, equal, hmac_sha256, is_nonce, sha256, xor,
 };
 
 /// What we can log in with.
@@ -13,18 +13,35 @@ use super::{
 pub enum ClientSecret {
     Password(String),
     /// Fits wherever the verifier is the one these keys come from.
-    Keys {
-        client_key: Key,
-        server_key: Key,
-    },
+    Keys(ClientKeys),
 }
 
 impl std::fmt::Debug for ClientSecret {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             ClientSecret::Password(_) => "Password(..)",
-            ClientSecret::Keys { .. } => "Keys(..)",
+            ClientSecret::Keys(_) => "Keys(..)",
         })
+    }
+}
+
+impl<'a> Binding<'a> {
+    /// What to choose of the `mechanisms` that a server offers (pg_SASL_init in fe-auth.c); `None` where we know
+    /// none of them. `end_point`: what our TLS connection has to bind to.
+    pub fn choose(mechanisms: &[&str], end_point: Option<&'a [u8]>) -> Option<Binding<'a>> {
+        match end_point {
+            Some(end_point) if mechanisms.contains(&SCRAM_SHA_256_PLUS) => Some(Binding::EndPoint(end_point)),
+            _ if !mechanisms.contains(&SCRAM_SHA_256) => None,
+            Some(_) => Some(Binding::Unused),
+            None => Some(Binding::Unavailable),
+        }
+    }
+
+    pub fn mechanism(self) -> &'static str {
+        match self {
+            Binding::EndPoint(_) => SCRAM_SHA_256_PLUS,
+            Binding::Unused | Binding::Unavailable => SCRAM_SHA_256,
+        }
     }
 }
 
@@ -32,6 +49,8 @@ impl std::fmt::Debug for ClientSecret {
 #[derive(Debug)]
 pub struct ExpectServerFirst {
     secret: ClientSecret,
+    /// The GSS-API header and what it announces.
+    binding: Vec<u8>,
     nonce: String,
     first_bare: String,
 }
@@ -44,15 +63,26 @@ pub struct ExpectServerFinal {
 
 impl ExpectServerFirst {
     /// Gives client-first. `nonce`: random, printable and without commas.
-    pub fn start(secret: ClientSecret, nonce: &str) -> (ExpectServerFirst, String) {
+    pub fn start(secret: ClientSecret, binding: Binding<'_>, nonce: &str) -> (ExpectServerFirst, String) {
         // No name, as libpq does: PostgreSQL takes the startup packet's.
-        ExpectServerFirst::start_as("", secret, nonce)
+        ExpectServerFirst::start_as("", secret, binding, nonce)
     }
 
-    fn start_as(name: &str, secret: ClientSecret, nonce: &str) -> (ExpectServerFirst, String) {
+    fn start_as(
+        name: &str,
+        secret: ClientSecret,
+        binding: Binding<'_>,
+        nonce: &str,
+    ) -> (ExpectServerFirst, String) {
         let first_bare = format!("n={name},r={nonce}");
-        let message = format!("n,,{first_bare}");
-        (ExpectServerFirst { secret, nonce: nonce.to_owned(), first_bare }, message)
+        let (header, end_point) = match binding {
+            Binding::Unavailable => ("n,,".to_owned(), &[][..]),
+            Binding::Unused => ("y,,".to_owned(), &[][..]),
+            Binding::EndPoint(end_point) => (format!("p={BINDING_TYPE},,"), end_point),
+        };
+        let message = format!("{header}{first_bare}");
+        let binding = [header.as_bytes(), end_point].concat();
+        (ExpectServerFirst { secret, binding, nonce: nonce.to_owned(), first_bare }, message)
     }
 
     /// Takes server-first, gives client-final. With a password this derives the keys, which takes as long as
@@ -63,10 +93,13 @@ impl ExpectServerFirst {
             ClientSecret::Password(password) => {
                 SaltedKeys::derive(&password, &challenge.salt, challenge.iterations)
             }
-            ClientSecret::Keys { client_key, server_key } => SaltedKeys { client_key, server_key },
+            ClientSecret::Keys(keys) if challenge.is_of(&keys) => {
+                SaltedKeys { client_key: keys.client_key, server_key: keys.server_key }
+            }
+            // A wrong proof would be all that could come of them.
+            ClientSecret::Keys(_) => return Err(ScramError::OtherVerifier),
         };
-        // biws: base64 of "n,,".
-        let without_proof = format!("c=biws,r={}", challenge.nonce);
+        let without_proof = format!("c={},r={}", STANDARD.encode(&self.binding), challenge.nonce);
         let auth_message: [&[u8]; 5] =
             [self.first_bare.as_bytes(), b",", server_first, b",", without_proof.as_bytes()];
         let client_signature = hmac_sha256(&sha256(&keys.client_key), &auth_message);
@@ -99,6 +132,10 @@ struct Challenge<'a> {
 }
 
 impl<'a> Challenge<'a> {
+    fn is_of(&self, keys: &ClientKeys) -> bool {
+        self.salt == keys.salt && self.iterations == keys.iterations
+    }
+
     fn read(message: &'a [u8], client_nonce: &str) -> Result<Challenge<'a>, ScramError> {
         let text = utf8(message)?;
         let mut attributes = text.split(',');
@@ -129,14 +166,15 @@ fn utf8(message: &[u8]) -> Result<&str, ScramError> {
 
 #[cfg(test)]
 mod tests {
-    use super::{ClientSecret, ExpectServerFirst, ScramError};
+    use super::{Binding, ClientSecret, ExpectServerFirst, ScramError};
 
     const NONCE: &str = "rOprNGfwEbeRWgbNEkqO";
     const SERVER_FIRST: &str =
         "r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096";
 
     fn started() -> ExpectServerFirst {
-        ExpectServerFirst::start_as("user", ClientSecret::Password("pencil".into()), NONCE).0
+        let pencil = ClientSecret::Password("pencil".into());
+        ExpectServerFirst::start_as("user", pencil, Binding::Unavailable, NONCE).0
     }
 
     #[test]
@@ -148,6 +186,27 @@ mod tests {
              p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ="
         );
         assert_eq!(state.verify(b"v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4="), Ok(()));
+    }
+
+    #[test]
+    fn mechanisms_and_first_messages() {
+        let check = |offered: &[&str], end_point, expected: Option<(&str, &str)>| {
+            let binding = Binding::choose(offered, end_point);
+            let found = binding.map(|binding| {
+                let (_, first) = ExpectServerFirst::start(ClientSecret::Password("x".into()), binding, "abc");
+                (binding.mechanism(), first)
+            });
+            let found = found.as_ref().map(|(mechanism, first)| (*mechanism, first.as_str()));
+            assert_eq!(found, expected, "{offered:?}");
+        };
+        let (plain, plus) = ("SCRAM-SHA-256", "SCRAM-SHA-256-PLUS");
+        let some = Some(&b"hash"[..]);
+        check(&[plain], None, Some((plain, "n,,n=,r=abc")));
+        check(&[plus, plain], None, Some((plain, "n,,n=,r=abc")));
+        check(&[plain], some, Some((plain, "y,,n=,r=abc")));
+        check(&[plus, plain], some, Some((plus, "p=tls-server-end-point,,n=,r=abc")));
+        check(&[plus], None, None);
+        check(&["GSSAPI"], some, None);
     }
 
     #[test]

@@ -1,17 +1,16 @@
-//! SCRAM-SHA-256 without channel binding (RFC 5802, RFC 7677; auth-scram.c, scram-common.c).
+//! SCRAM-SHA-256 and SCRAM-SHA-256-PLUS (RFC 5802, RFC 7677, RFC 5929; auth-scram.c, scram-common.c).
 //!
 //! A successful login reveals the client's ClientKey to whoever checks it, and with it one can log in as that
 //! client wherever the same verifier is stored. That is how a pooler reaches a server on a client's behalf
 //! without ever having seen a password.
 //!
-//! Passwords are taken as raw UTF-8: what PostgreSQL itself falls back to where SASLprep fails, and the same
-//! for ASCII. Passwords that SASLprep would change (other spaces, compatibility forms) are not supported.
+//! Passwords go through SASLprep, and are taken as they are where that fails, as PostgreSQL does.
 
 mod client;
 mod server;
 
 pub use client::{ClientSecret, ExpectServerFinal, ExpectServerFirst};
-pub use server::{ExpectClientFinal, Proven};
+pub use server::{ExpectClientFinal, Proven, offered};
 
 use std::fmt;
 
@@ -19,6 +18,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
 
 use crate::pg::error::{ErrorFields, SqlState};
 
@@ -34,29 +34,71 @@ pub const MAX_MESSAGE_LEN: usize = 1024;
 /// A SHA-256 sized key.
 pub type Key = [u8; 32];
 
+/// Without and with channel binding.
+pub const SCRAM_SHA_256: &str = "SCRAM-SHA-256";
+pub const SCRAM_SHA_256_PLUS: &str = "SCRAM-SHA-256-PLUS";
+
+/// The one kind of channel binding that PostgreSQL knows (RFC 5929, section 4).
+const BINDING_TYPE: &str = "tls-server-end-point";
+
+/// Whether a dialogue is tied to the TLS connection it runs over, so that nobody can relay it over another
+/// (RFC 5802, section 6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Binding<'a> {
+    /// There is nothing to tie it to.
+    Unavailable,
+    /// There is. But, as a server, we offered it and the client chose to do without; or, as a client, we would
+    /// and the server did not offer it.
+    Unused,
+    /// [`SCRAM_SHA_256_PLUS`] with this `tls-server-end-point`.
+    EndPoint(&'a [u8]),
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ScramError {
     #[error("malformed SCRAM message: {0}")]
     Malformed(&'static str),
-    #[error("unsupported SCRAM feature: {0}")]
+    #[error("{0}")]
+    Violation(&'static str),
+    #[error("{0}")]
     Unsupported(&'static str),
+    /// Each side can bind, and somebody between them has said that the other cannot.
+    #[error("SCRAM channel binding negotiation error")]
+    Downgrade,
+    /// The client talks to another TLS endpoint than us.
+    #[error("SCRAM channel binding check failed")]
+    OtherChannel,
     /// The client does not know the password.
     #[error("SCRAM proof does not match")]
     Proof,
+    /// Our keys fit another verifier than the server's: the password has changed since.
+    #[error("the server stores another SCRAM verifier than the one that is known here")]
+    OtherVerifier,
     /// The server does not know the verifier: it is not who it pretends to be.
     #[error("incorrect server signature")]
     ServerSignature,
 }
 
 impl ScramError {
-    /// What a client is told; `user` as it called itself.
+    /// What a client is told, in PostgreSQL's words; `user` as it called itself.
     pub fn fields(self, user: &str) -> ErrorFields {
-        let code = match self {
-            ScramError::Malformed(_) => SqlState::PROTOCOL_VIOLATION,
-            ScramError::Unsupported(_) => SqlState::FEATURE_NOT_SUPPORTED,
-            ScramError::Proof | ScramError::ServerSignature => return password_failed(user),
-        };
-        ErrorFields::fatal(code, self.to_string())
+        let fatal = |code| ErrorFields::fatal(code, self.to_string());
+        match self {
+            ScramError::Malformed(detail) => {
+                ErrorFields::fatal(SqlState::PROTOCOL_VIOLATION, "malformed SCRAM message")
+                    .with_detail(detail)
+            }
+            ScramError::Violation(_) => fatal(SqlState::PROTOCOL_VIOLATION),
+            ScramError::Unsupported(_) => fatal(SqlState::FEATURE_NOT_SUPPORTED),
+            ScramError::Downgrade => fatal(SqlState::INVALID_AUTHORIZATION_SPECIFICATION).with_detail(
+                "The client supports SCRAM channel binding but thinks the server does not.  \
+                 However, this server does support channel binding.",
+            ),
+            ScramError::OtherChannel => fatal(SqlState::INVALID_AUTHORIZATION_SPECIFICATION),
+            ScramError::Proof | ScramError::OtherVerifier | ScramError::ServerSignature => {
+                password_failed(user)
+            }
+        }
     }
 }
 
@@ -110,15 +152,43 @@ impl Verifier {
 
     /// The stand-in for a user that does not exist or has no such password (mock_scram_secret): the dialogue
     /// looks as usual, with the same salt each time for the same name, and always fails, since nobody knows an
-    /// inverse of its StoredKey. `secret` is random and lives as long as the process.
+    /// inverse of its StoredKey. `secret` is nobody's business, and the same after a restart and on other
+    /// instances: a salt that changes would tell that there is no such user.
     pub fn mock(secret: &Key, user: &str) -> Verifier {
         let part = |label: &[u8]| hmac_sha256(secret, &[label, user.as_bytes()]);
         Verifier {
             iterations: DEFAULT_ITERATIONS,
-            salt: part(b"salt:")[..16].to_vec(),
+            salt: mock_salt(secret, user).to_vec(),
             stored_key: part(b"stored key:"),
             server_key: part(b"server key:"),
         }
+    }
+}
+
+/// The salt of [`Verifier::mock`]. Verifiers that we make ourselves have the same, so that it tells nothing.
+pub fn mock_salt(secret: &Key, user: &str) -> [u8; 16] {
+    hmac_sha256(secret, &[b"salt:", user.as_bytes()])[..16].try_into().expect("16 of 32 bytes")
+}
+
+/// A secret of ours for [`Verifier::mock`], made of what all instances know and nobody else does.
+pub fn mock_secret(shared: &str) -> Key {
+    hmac_sha256(shared.as_bytes(), &[b"bellwether mock authentication"])
+}
+
+/// What a client's proof reveals: enough to log in as that client wherever its verifier is stored (RFC 5802,
+/// section 3), without ever seeing its password.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ClientKeys {
+    client_key: Key,
+    server_key: Key,
+    /// Of the verifier that they fit.
+    salt: Vec<u8>,
+    iterations: u32,
+}
+
+impl fmt::Debug for ClientKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ClientKeys(..)")
     }
 }
 
@@ -145,7 +215,8 @@ struct SaltedKeys {
 
 impl SaltedKeys {
     fn derive(password: &str, salt: &[u8], iterations: u32) -> SaltedKeys {
-        let salted = salted_password(password.as_bytes(), salt, iterations);
+        let prepared = stringprep::saslprep(password).ok().filter(|prepared| !prepared.is_empty());
+        let salted = salted_password(prepared.as_deref().unwrap_or(password).as_bytes(), salt, iterations);
         SaltedKeys {
             client_key: hmac_sha256(&salted, &[b"Client Key"]),
             server_key: hmac_sha256(&salted, &[b"Server Key"]),
@@ -189,8 +260,7 @@ fn xor(left: &Key, right: &Key) -> Key {
 
 /// Equality in a time that depends on the lengths only.
 pub(super) fn equal(left: &[u8], right: &[u8]) -> bool {
-    let differences = left.iter().zip(right).fold(0, |all, (l, r)| std::hint::black_box(all | (l ^ r)));
-    left.len() == right.len() && differences == 0
+    left.ct_eq(right).into()
 }
 
 fn decode_key(text: &[u8]) -> Option<Key> {
@@ -208,65 +278,4 @@ fn is_nonce(text: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::{ClientSecret, ExpectClientFinal, ExpectServerFirst, ScramError, Verifier, equal};
-
-    #[test]
-    fn stored_forms() {
-        let verifier = Verifier::from_password("pencil", *b"0123456789abcdef");
-        let stored = verifier.to_string();
-        assert!(stored.starts_with("SCRAM-SHA-256$4096:MDEyMzQ1Njc4OWFiY2RlZg==$"), "{stored}");
-        assert_eq!(Verifier::parse(&stored), Some(verifier));
-        for end in [0, 5, 14, 20, 40, stored.len() - 1] {
-            assert_eq!(Verifier::parse(&stored[..end]), None, "{end}");
-        }
-        assert_eq!(Verifier::parse(&stored.replace("4096", "0")), None);
-        assert_eq!(Verifier::parse("md562af4dd09bbb41884907a838a3233294"), None);
-    }
-
-    /// One dialogue; what the server says in the end.
-    fn login(verifier: &Verifier, secret: ClientSecret) -> Result<super::Proven, ScramError> {
-        let (client, first) = ExpectServerFirst::start(secret, "client");
-        let (server, challenge) = ExpectClientFinal::challenge(verifier, first.as_bytes(), "server")?;
-        let (client, answer) = client.answer(challenge.as_bytes())?;
-        let proven = server.check(answer.as_bytes())?;
-        client.verify(proven.server_final.as_bytes())?;
-        Ok(proven)
-    }
-
-    #[test]
-    fn who_knows_the_password_or_its_keys_gets_in() {
-        let verifier = Verifier::from_password("pencil", [7; 16]);
-        let proven = login(&verifier, ClientSecret::Password("pencil".into())).expect("the password");
-        let keys = ClientSecret::Keys { client_key: proven.client_key, server_key: proven.server_key };
-        assert!(login(&verifier, keys).is_ok());
-    }
-
-    #[test]
-    fn nobody_else_does() {
-        let verifier = Verifier::from_password("pencil", [7; 16]);
-        assert_eq!(login(&verifier, ClientSecret::Password("Pencil".into())).err(), Some(ScramError::Proof));
-        let keys = ClientSecret::Keys { client_key: [0; 32], server_key: [0; 32] };
-        assert_eq!(login(&verifier, keys).err(), Some(ScramError::Proof));
-        let mock = Verifier::mock(&[1; 32], "ghost");
-        assert_eq!(login(&mock, ClientSecret::Password(String::new())).err(), Some(ScramError::Proof));
-    }
-
-    #[test]
-    fn a_ghost_looks_the_same_each_time_and_unlike_others() {
-        let mock = |user| Verifier::mock(&[1; 32], user);
-        assert_eq!(mock("ghost"), mock("ghost"));
-        assert_ne!(mock("ghost").salt, mock("ghoul").salt);
-        assert_ne!(Verifier::mock(&[2; 32], "ghost").salt, mock("ghost").salt);
-    }
-
-    #[test]
-    fn equality() {
-        let check = |left: &[u8], right: &[u8], expected| assert_eq!(equal(left, right), expected);
-        check(b"", b"", true);
-        check(b"ab", b"ab", true);
-        check(b"ab", b"ac", false);
-        check(b"ab", b"a", false);
-        check(b"", b"a", false);
-    }
-}
+mod tests;
