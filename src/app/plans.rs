@@ -1,6 +1,7 @@
 //! Each plane's own configuration, made from the file's.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -36,9 +37,14 @@ pub(super) fn target(config: &Config, node: &Node) -> Target {
     }
 }
 
+/// The primary is asked for a sign of life often enough that a standby's lag in time is known within its bound,
+/// with room for the answer; not more often than this.
+const LEAST_SILENCE: Duration = Duration::from_millis(20);
+
 pub(super) fn relay(config: &Config) -> RelayConfig {
     RelayConfig {
         retain_bytes: config.wal.retain_bytes,
+        ask_after: (config.routing.max_lag_time / 3).max(LEAST_SILENCE),
         ..RelayConfig::new(config.instance.as_str(), &config.wal.dir)
     }
 }

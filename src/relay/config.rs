@@ -23,6 +23,9 @@ pub struct RelayConfig {
     pub ring_bytes: usize,
     /// An upstream that is silent for this long is lost.
     pub upstream_timeout: Duration,
+    /// An upstream that is silent for this long is asked for a sign of life, so that others can tell what is
+    /// not there from what is not known. Not more than half of `upstream_timeout` counts.
+    pub ask_after: Duration,
     /// A follower that is silent for this long is dropped.
     pub follower_timeout: Duration,
 }
@@ -37,6 +40,7 @@ impl RelayConfig {
             max_slot_bytes: 64 << 30,
             ring_bytes: 16 << 20,
             upstream_timeout: Duration::from_secs(10),
+            ask_after: Duration::from_millis(300),
             follower_timeout: Duration::from_secs(10),
         }
     }

@@ -230,6 +230,7 @@ fn spawn(
         instance: config.instance,
         slot,
         upstream_timeout: config.upstream_timeout,
+        ask_after: config.ask_after.min(config.upstream_timeout / 2),
         store,
         followers,
         metrics,

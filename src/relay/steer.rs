@@ -30,6 +30,7 @@ pub(super) struct Steering {
     pub(super) instance: String,
     pub(super) slot: SlotName,
     pub(super) upstream_timeout: Duration,
+    pub(super) ask_after: Duration,
     pub(super) store: Store,
     pub(super) followers: Arc<Followers>,
     pub(super) metrics: Metrics,
@@ -148,6 +149,7 @@ impl Steering {
             slot: self.slot.clone(),
             durability: directive.durability,
             upstream_timeout: self.upstream_timeout,
+            ask_after: self.ask_after,
             upstream_major: major(&backend.parameters),
         };
         let id = StreamId(self.streams);

@@ -26,6 +26,7 @@ const FIRST_RETRY: Duration = Duration::from_millis(50);
 const LAST_RETRY: Duration = Duration::from_secs(1);
 const DIAL_LIMIT: Duration = Duration::from_secs(5);
 const UPSTREAM_TIMEOUT: Duration = Duration::from_secs(10);
+const ASK_AFTER: Duration = Duration::from_millis(300);
 
 #[derive(Debug)]
 pub(in crate::sim) struct Relay {
@@ -319,6 +320,7 @@ impl Relay {
             slot: format!("bellwether_{INSTANCE}").parse().expect("a slot name"),
             durability: self.directive.durability,
             upstream_timeout: UPSTREAM_TIMEOUT,
+            ask_after: ASK_AFTER,
             upstream_major: 15,
         };
         let report = self.store.report().borrow().clone();

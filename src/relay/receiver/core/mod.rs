@@ -53,8 +53,11 @@ pub(crate) struct ReceiverConfig {
     /// Our slot at the upstream; made when it is missing.
     pub(crate) slot: SlotName,
     pub(crate) durability: Durability,
-    /// Silence for this long ends the stream; at half of it the upstream is asked for a sign of life.
+    /// Silence for this long ends the stream.
     pub(crate) upstream_timeout: Duration,
+    /// After this much silence the upstream is asked for a sign of life, once: a walsender that has nothing to
+    /// send would speak by itself after half its `wal_sender_timeout` only.
+    pub(crate) ask_after: Duration,
     /// Of the server, from its `server_version`.
     pub(crate) upstream_major: u32,
 }
@@ -165,7 +168,7 @@ impl Receiver {
     /// When [`Input::Tick`] is due.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         let limit = self.config.upstream_timeout;
-        let silence = self.heard_at + if self.asked { limit } else { limit / 2 };
+        let silence = self.heard_at + if self.asked { limit } else { self.config.ask_after };
         match self.phase {
             Phase::Ended | Phase::Changing(_) => None,
             Phase::Asking { .. } | Phase::Ending { .. } => Some(self.heard_at + limit),

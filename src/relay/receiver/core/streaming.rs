@@ -112,7 +112,7 @@ impl Receiver {
         match self.phase {
             Phase::Ended | Phase::Changing(_) => {}
             _ if silent >= limit => self.lose(format!("silent for {limit:?}")),
-            Phase::Streaming(_) if silent >= limit / 2 && !self.asked => {
+            Phase::Streaming(_) if silent >= self.config.ask_after && !self.asked => {
                 self.asked = true;
                 self.report(now, replication::Reply::Requested);
             }

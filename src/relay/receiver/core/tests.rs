@@ -48,6 +48,7 @@ impl Talk {
             slot: "bellwether_bw1".parse().expect("a slot name"),
             durability,
             upstream_timeout: Duration::from_secs(10),
+            ask_after: Duration::from_millis(300),
             upstream_major: 15,
         };
         let begin = Instant::now();
@@ -379,15 +380,25 @@ fn silence_is_asked_about_and_then_ends_the_stream() {
     let mut talk = Talk::streaming(stored(0x30_0000, 0));
     talk.outputs();
     let status = "write 0/300000 flush 0/300000 apply 0/0";
-    for (seconds, expected) in
-        [(1, status.to_owned()), (5, format!("{status} and asks")), (6, status.to_owned())]
-    {
-        talk.elapsed = Duration::from_secs(seconds);
-        assert!(talk.receiver.poll_timeout().is_some_and(|due| due <= talk.now().at));
+    for (millis, expected) in [
+        (300, format!("{status} and asks")),
+        // Once: what is lost is lost with its connection.
+        (1300, status.to_owned()),
+        (2300, status.to_owned()),
+    ] {
+        talk.elapsed = Duration::from_millis(millis);
+        assert_eq!(talk.receiver.poll_timeout(), Some(talk.now().at));
         talk.input(Input::Tick);
         talk.says(&expected);
     }
-    talk.elapsed = Duration::from_secs(10);
+    // It speaks, and is silent again.
+    talk.elapsed = Duration::from_millis(2400);
+    talk.asked();
+    talk.outputs();
+    talk.elapsed = Duration::from_millis(2700);
+    talk.input(Input::Tick);
+    talk.says(&format!("{status} and asks"));
+    talk.elapsed = Duration::from_millis(12_400);
     talk.input(Input::Tick);
     talk.says("Lost { why: \"silent for 10s\" }");
     assert_eq!(talk.receiver.poll_timeout(), None);
