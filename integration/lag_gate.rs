@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use crate::harness::{Cluster, Options, Server, eventually};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::harness::{Cluster, Durability, Options, Server, eventually};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -64,6 +67,29 @@ fn lag_gate() {
     settle(&[one]);
     replay(&cluster, other, "resume");
     settle(&[one, other]);
+}
+
+/// The primary commits on, but its WAL does not come: without a quorum nobody knows how stale the standbys are.
+#[test]
+fn a_silent_stream_is_not_taken_for_an_idle_primary() {
+    let cluster = Cluster::start(Options { durability: Durability::Async, ..Options::default() });
+    cluster.psql("CREATE TABLE gate (filler text)").expect("create");
+    let primary = cluster.primary();
+    let standbys: Vec<String> = cluster.standbys().into_iter().map(|s| s.name).collect();
+    let standbys: Vec<&str> = standbys.iter().map(String::as_str).collect();
+    reads_settle_on(&cluster, &standbys);
+
+    let admin = cluster.direct_conninfo(&primary, "postgres");
+    let walsender = "SELECT pid FROM pg_stat_replication WHERE application_name LIKE 'bellwether%'";
+    let walsender = cluster.psql_at(&admin, walsender).expect("the relay's walsender");
+    let walsender = Pid::from_raw(walsender.parse().expect("a pid"));
+    kill(walsender, Signal::SIGSTOP).expect("stop");
+    cluster.psql("INSERT INTO gate VALUES ('unseen')").expect("nobody has to acknowledge it");
+    reads_settle_on(&cluster, &[&primary.name]);
+    let upstream = cluster.api("/api/v1/cluster").expect("state")["wal"]["upstream"]["state"].clone();
+    kill(walsender, Signal::SIGCONT).expect("continue");
+    assert_eq!(upstream, "streaming", "the silence was noticed before the stream was given up");
+    reads_settle_on(&cluster, &standbys);
 }
 
 /// A session never reads from before its own write, however the standbys lag.

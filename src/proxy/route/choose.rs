@@ -6,8 +6,9 @@
 //! A standby is fresh when the last probe found it up as a standby and not quarantined, when it streams from
 //! the relay on the store's timeline, has reported within [`Policy::report_limit`], and lags within the bound in
 //! bytes and in time. The lag is measured from the last position the relay heard from the primary; so while
-//! writes are open and that stream is broken, the time since then counts as lag of every standby. While there is
-//! no primary or writes are held, nothing new is committed, and what the relay has durably is all there is.
+//! writes are open, the time since then counts, too, when that stream is broken or silent (the relay asks an idle
+//! primary within a third of the bound). While there is no primary or writes are held, nothing new is committed,
+//! and what the relay has durably is all there is; under quorum durability that is so while the stream is silent.
 
 use std::time::{Duration, Instant};
 
@@ -107,10 +108,20 @@ pub struct View {
     policy: Policy,
     /// In the order of the configuration, without the primary.
     standbys: Vec<Standby>,
-    /// Since when the primary's end of WAL is not known; never set while writes are held.
-    blind_since: Option<Instant>,
+    sight: Sight,
     /// No acknowledged commit lies beyond it; `None` where durability does not let one say so.
     global: Option<Lsn>,
+}
+
+/// What is known of the primary's end of WAL.
+#[derive(Clone, Copy, Debug)]
+enum Sight {
+    /// Nothing can have been committed beyond it.
+    Clear,
+    /// It streams, and was heard at this moment.
+    Heard(Instant),
+    /// Writes are open, and the relay does not hear from the primary how far its WAL goes.
+    BlindSince(Instant),
 }
 
 #[derive(Clone, Debug)]
@@ -166,7 +177,7 @@ impl Stale {
 }
 
 impl View {
-    /// `previous` tells since when the primary's stream has been missing, across rebuilds.
+    /// `previous` tells since when the primary has not been heard, across rebuilds.
     pub fn new(
         now: Instant,
         previous: Option<&View>,
@@ -184,8 +195,7 @@ impl View {
             }),
             policy,
             standbys: health.nodes.iter().filter(not_primary).map(standby).collect(),
-            blind_since: is_blind(directive, wal)
-                .then(|| previous.and_then(|previous| previous.blind_since).unwrap_or(now)),
+            sight: sight(now, previous.map(|previous| previous.sight), directive, wal),
             global: (directive.durability == Durability::Quorum).then_some(wal.durable),
         }
     }
@@ -259,7 +269,6 @@ impl View {
         let max_bytes = request.max_lag.bytes.unwrap_or(self.policy.max_lag_bytes);
         let max_time = request.max_lag.time.unwrap_or(self.policy.max_lag_time);
         let silence = now.saturating_duration_since(position.reported_at);
-        let blind = self.blind_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
         // What has WAL to replay reports as it goes; its silence ages the WAL it has not confirmed.
         if silence > self.policy.report_limit || (position.lag.bytes > 0 && silence > max_time) {
             return Err(Stale::Silent);
@@ -267,7 +276,13 @@ impl View {
         if position.lag.bytes > max_bytes || position.lag.time > max_time {
             return Err(Stale::Lag);
         }
-        if self.blind_since.is_some() && position.lag.time + blind >= max_time {
+        let age = |since: Instant| now.saturating_duration_since(since);
+        let unseen = match self.sight {
+            Sight::Clear => false,
+            Sight::Heard(at) => age(at) >= max_time,
+            Sight::BlindSince(since) => position.lag.time + age(since) >= max_time,
+        };
+        if unseen {
             return Err(Stale::Blind);
         }
         self.replayed_enough(position.replay, request)
@@ -303,10 +318,19 @@ fn must_write<'a>(request: &'a Request<'_>) -> Option<&'a WriteReason> {
     }
 }
 
-/// Writes are open, and the relay does not hear from the primary how far its WAL goes.
-fn is_blind(directive: &Directive, wal: &WalStatus) -> bool {
-    let Some(primary) = directive.writable() else { return false };
-    !matches!(&wal.upstream, Upstream::Streaming { node, .. } if node == primary)
+fn sight(now: Instant, previous: Option<Sight>, directive: &Directive, wal: &WalStatus) -> Sight {
+    let Some(primary) = directive.writable() else { return Sight::Clear };
+    match (&wal.upstream, previous) {
+        (Upstream::Streaming { node, last_message, .. }, _) if node == primary => {
+            match directive.durability {
+                Durability::Async => Sight::Heard(*last_message),
+                // No commit is acknowledged that the relay has not heard of.
+                Durability::Quorum => Sight::Clear,
+            }
+        }
+        (_, Some(Sight::Heard(since) | Sight::BlindSince(since))) => Sight::BlindSince(since),
+        (_, Some(Sight::Clear) | None) => Sight::BlindSince(now),
+    }
 }
 
 fn position(node: &NodeHealth, wal: &WalStatus) -> Result<Position, Stale> {

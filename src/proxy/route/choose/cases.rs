@@ -12,8 +12,8 @@ use crate::topology::{Term, Writes};
 
 struct World {
     now: Instant,
-    /// When the view was made before, from the same values.
-    seen_before: Option<Instant>,
+    /// When the view was made before, from what the relay told then.
+    seen_before: Option<(Instant, WalStatus)>,
     directive: Directive,
     health: Health,
     wal: WalStatus,
@@ -90,15 +90,17 @@ impl World {
 
     fn lose_upstream(&mut self, since: Duration) {
         self.wal.upstream = Upstream::Idle;
-        self.seen_before = Some(self.now - since);
+        self.seen_before = Some((self.now - since, self.wal.clone()));
     }
 
     fn choose(&self, request: &Request<'_>) -> Choice {
-        let view = |now, previous: Option<&View>| {
-            View::new(now, previous, &self.directive, &self.health, &self.wal, self.policy)
+        let view = |now, previous: Option<&View>, wal: &WalStatus| {
+            View::new(now, previous, &self.directive, &self.health, wal, self.policy)
         };
-        let before = self.seen_before.map(|at| view(at, None));
-        view(self.now, before.as_ref()).choose(request, self.now, self.rotation, |node| match node.as_str() {
+        let before = self.seen_before.as_ref().map(|(at, wal)| view(*at, None, wal));
+        view(self.now, before.as_ref(), &self.wal).choose(request, self.now, self.rotation, |node| match node
+            .as_str()
+        {
             "pg2" => self.outstanding[0],
             "pg3" => self.outstanding[1],
             other => panic!("nobody asks for the load of {other}"),
@@ -282,6 +284,41 @@ fn by_silence() {
             since: w.now,
             last_message: w.now,
         };
+    });
+}
+
+/// The primary may have committed what its stream has not told; under quorum durability only what it has.
+#[test]
+fn by_the_primarys_silence() {
+    let silent = |silence: Duration, durability: Durability| {
+        move |w: &mut World, _: &mut Request<'_>| {
+            w.directive.durability = durability;
+            let last_message = w.now - silence;
+            let node = "pg1".parse().expect("a node name");
+            w.wal.upstream = Upstream::Streaming { node, since: last_message, last_message };
+        }
+    };
+    let milli = Duration::from_millis(1);
+    check(&READ, "standby pg2: read", silent(SECOND - milli, Durability::Async));
+    check(&READ, "primary pg1: blind", silent(SECOND, Durability::Async));
+    check(&READ, "standby pg2: read", silent(10 * SECOND, Durability::Quorum));
+    check(&READ, "primary pg1: blind", |w, r| {
+        silent(SECOND / 2, Durability::Async)(w, r);
+        r.max_lag.time = Some(SECOND / 4);
+    });
+    check(&READ, "standby pg2: read", |w, r| {
+        silent(2 * SECOND, Durability::Async)(w, r);
+        r.max_lag.time = Some(3 * SECOND);
+    });
+    check(&READ, "standby pg2: read", |w, r| {
+        silent(10 * SECOND, Durability::Async)(w, r);
+        w.hold();
+    });
+    // Its silence counts on when the stream ends.
+    check(&READ, "primary pg1: blind", |w, r| {
+        silent(SECOND, Durability::Async)(w, r);
+        w.seen_before = Some((w.now, w.wal.clone()));
+        w.wal.upstream = Upstream::Idle;
     });
 }
 
