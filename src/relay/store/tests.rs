@@ -165,6 +165,8 @@ async fn a_stream_is_agreed_with_as_far_as_it_was_compared() {
     let store = world.begun().await;
     world.stream(&store, START, end).await;
     let mut report = store.report();
+    // Behind it in the queue: everything before is reported.
+    store.change(Change::Settle).await.expect("settled");
     assert_eq!(report.borrow_and_update().agreed_with(StreamId(1)), Some(end));
     assert_eq!(report.borrow_and_update().agreed_with(StreamId(2)), None);
 
