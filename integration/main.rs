@@ -10,6 +10,7 @@ mod failover;
 #[allow(dead_code, unused_imports, reason = "the benchmark uses more of the harness than the tests")]
 mod harness;
 mod lag_gate;
+mod pools;
 mod relay;
 mod sessions;
 mod smoke;

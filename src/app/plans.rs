@@ -11,7 +11,7 @@ use crate::failover::health::Detect;
 use crate::failover::{self, FailoverConfig};
 use crate::net::{Credentials, Method, Target};
 use crate::proxy::route::{Balance, Consistency, Policy};
-use crate::proxy::{self, PoolMode, ProxyConfig};
+use crate::proxy::{self, ProxyConfig};
 use crate::relay::{RelayConfig, RelayInputs};
 use crate::topology::{Directive, Node};
 
@@ -90,16 +90,8 @@ pub(super) fn failover(config: &Config) -> FailoverConfig {
 pub(super) fn proxy(config: &Config) -> ProxyConfig {
     let (pool, routing) = (&config.pool, &config.routing);
     ProxyConfig {
-        mode: match pool.mode {
-            config::PoolMode::Transaction => PoolMode::Transaction,
-            config::PoolMode::Session => PoolMode::Session,
-        },
-        pool_size: count(pool.size),
-        max_clients: count(pool.max_clients),
-        pool_wait: pool.wait,
-        server_idle: pool.idle,
-        server_lifetime: pool.lifetime,
-        server_login: pool.login,
+        plan: pool.limits.clone(),
+        connect_timeout: pool.connect_timeout,
         hold_clients: config.failover.hold_clients,
         policy: Policy {
             max_lag_bytes: routing.max_lag_bytes,

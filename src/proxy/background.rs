@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::timeouts::{Due, TICK, Timeout};
 use super::{Proxy, Shared};
+use crate::pg::error::{ErrorFields, SqlState};
 use crate::topology::{NodeName, ProxyStatus, Term};
 
 /// How often evidence is published while nothing presses.
@@ -33,6 +35,7 @@ pub(super) fn start(proxy: &Proxy, stop: &CancellationToken, end: DropGuard) -> 
             tokio::select! {
                 () = sampling => {}
                 () = obey(&shared) => {}
+                () = watch_time(&shared) => {}
                 () = stop.cancelled() => {}
             }
             shared.slots.shut_down();
@@ -41,7 +44,7 @@ pub(super) fn start(proxy: &Proxy, stop: &CancellationToken, end: DropGuard) -> 
 }
 
 /// Never ends.
-async fn obey(shared: &Shared) {
+async fn obey(shared: &Arc<Shared>) {
     let mut fence = Fence { term: Term(0), primary: None, former: None, confirmed: Term(0) };
     let mut directive = shared.inputs.directive.clone();
     let mut rounds = 0u32;
@@ -50,7 +53,7 @@ async fn obey(shared: &Shared) {
         shared.publish(fence.confirmed);
         rounds = rounds.wrapping_add(1);
         if rounds.is_multiple_of(UPKEEP_EVERY) {
-            shared.keep_up(Instant::now());
+            shared.clone().keep_up(Instant::now());
         }
         let pause = if fence.confirmed < fence.term { CUT_INTERVAL } else { STATUS_INTERVAL };
         tokio::select! {
@@ -61,6 +64,53 @@ async fn obey(shared: &Shared) {
             () = tokio::time::sleep(pause) => {}
         }
     }
+}
+
+/// Ends, or cancels, what takes longer than it may. Never ends.
+async fn watch_time(shared: &Arc<Shared>) {
+    loop {
+        tokio::time::sleep(TICK).await;
+        if !shared.plan().has_timeouts() {
+            continue;
+        }
+        for (slot, activity, due) in shared.slots.due(Instant::now()) {
+            match due {
+                Due::Cancel => {
+                    tracing::info!(user = %slot.account.1, "query timeout: the statement is cancelled");
+                    shared.metrics.timeouts.with_label_values(&[Timeout::Query.as_str()]).inc();
+                    let (shared, key) = (shared.clone(), slot.key.clone());
+                    tokio::spawn(async move { shared.cancel(&key).await });
+                }
+                Due::End(timeout) => {
+                    tracing::info!(user = %slot.account.1, timeout = timeout.as_str(), "session ended");
+                    if timeout != Timeout::Query {
+                        shared.metrics.timeouts.with_label_values(&[timeout.as_str()]).inc();
+                    }
+                    slot.end(Some(activity), last_words(timeout));
+                }
+            }
+        }
+    }
+}
+
+/// PostgreSQL's, where it has them (`ProcessInterrupts` in postgres.c).
+fn last_words(timeout: Timeout) -> ErrorFields {
+    let (code, message) = match timeout {
+        Timeout::Query => {
+            (SqlState::QUERY_CANCELED, "terminating connection: its statement could not be cancelled")
+        }
+        Timeout::Transaction => {
+            (SqlState::TRANSACTION_TIMEOUT, "terminating connection due to transaction timeout")
+        }
+        Timeout::IdleInTransaction => (
+            SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT,
+            "terminating connection due to idle-in-transaction timeout",
+        ),
+        Timeout::ClientIdle => {
+            (SqlState::IDLE_SESSION_TIMEOUT, "terminating connection due to idle-session timeout")
+        }
+    };
+    ErrorFields::fatal(code, message)
 }
 
 /// The proxy's half of "one primary".
@@ -116,20 +166,25 @@ impl Shared {
 
     /// Closes what is idle at `node`: it belongs to a primary that is none any more.
     fn renew(&self, node: &NodeName) {
-        for pool in self.pools.lock().values().filter(|pool| pool.key.node == *node) {
+        for pool in self.pools.of(node) {
             pool.renew();
         }
     }
 
-    fn keep_up(&self, now: Instant) {
-        // A pool without connections that no session knows: of a database that does not exist, for instance.
-        self.pools.lock().retain(|_, pool| Arc::strong_count(pool) > 1 || pool.sizes() != (0, 0));
-        let pools: Vec<_> = self.pools.lock().values().cloned().collect();
+    fn keep_up(self: Arc<Shared>, now: Instant) {
+        for (lease, credentials) in self.pools.keep_up(now) {
+            tokio::spawn(lease.warm(credentials, self.config.connect_timeout));
+        }
+        self.count();
+    }
+
+    /// Sets the gauges.
+    fn count(&self) {
+        let pools = self.pools.all();
         let mut active_clients = 0;
         for evidence in &self.evidence {
             let (mut idle, mut active) = (0, 0);
             for pool in pools.iter().filter(|pool| pool.key.node == evidence.node) {
-                pool.expire(now);
                 let sizes = pool.sizes();
                 idle += sizes.0;
                 active += sizes.1;
@@ -139,7 +194,7 @@ impl Shared {
             servers("idle").set(gauge(idle));
             servers("active").set(gauge(active));
         }
-        let all = self.clients.load(Ordering::Relaxed);
+        let all = self.clients.lock().all();
         let waiting = self.waiting.load(Ordering::Relaxed);
         let clients = |state| self.metrics.clients.with_label_values(&[state]);
         clients("active").set(gauge(active_clients.min(all)));

@@ -7,13 +7,18 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::task::Waker;
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::Account;
+use super::limits::Timeouts;
 use super::pool::BackendKey;
+use super::timeouts::{Activity, Due, Watch};
+use crate::pg::error::ErrorFields;
 use crate::pg::protocol::startup::CancelKey;
 use crate::topology::{NodeName, Term};
 
@@ -34,6 +39,17 @@ struct State {
     /// Of the requests to `serving`, one may still arrive.
     overdue: bool,
     waker: Option<Waker>,
+    timeouts: Timeouts,
+    watch: Option<Watch>,
+    end: Option<End>,
+}
+
+/// Why a session is to end.
+#[derive(Debug)]
+struct End {
+    /// Only if it still does this.
+    doing: Option<Activity>,
+    last_words: ErrorFields,
 }
 
 /// What the next client of a server connection could meet.
@@ -45,21 +61,27 @@ pub(crate) enum Hands {
 }
 
 /// Why a session was woken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Poke {
     /// Its server is no longer the primary.
     Cut,
     Shutdown,
+    /// The client is told this and disconnected.
+    End(ErrorFields),
 }
 
 const POKED_CUT: u8 = 1;
 const POKED_SHUTDOWN: u8 = 2;
+const POKED_END: u8 = 4;
 
 #[derive(Debug)]
 pub(crate) struct Slot {
     pub(crate) key: CancelKey,
+    pub(crate) account: Account,
     state: Mutex<State>,
     poked: AtomicU8,
+    /// An [`Activity`], written by the session only.
+    activity: AtomicU64,
     /// The last cancel on its way has arrived.
     quiet: Notify,
 }
@@ -98,8 +120,48 @@ impl Slot {
         if self.poked.load(Ordering::Relaxed) == 0 {
             return None;
         }
-        let cut = self.poked.fetch_and(!POKED_CUT, Ordering::Relaxed) & POKED_CUT != 0;
-        Some(if cut { Poke::Cut } else { Poke::Shutdown })
+        let poked = self.poked.fetch_and(!(POKED_CUT | POKED_END), Ordering::Relaxed);
+        if poked & POKED_END != 0
+            && let Some(end) = self.state.lock().end.take()
+            && end.doing.is_none_or(|doing| doing == self.activity())
+        {
+            return Some(Poke::End(end.last_words));
+        }
+        match poked & (POKED_CUT | POKED_SHUTDOWN) {
+            0 => None,
+            POKED_SHUTDOWN => Some(Poke::Shutdown),
+            _ => Some(Poke::Cut),
+        }
+    }
+
+    pub(crate) fn set_activity(&self, activity: Activity) {
+        self.activity.store(activity.pack(), Ordering::Relaxed);
+    }
+
+    pub(crate) fn activity(&self) -> Activity {
+        Activity::unpack(self.activity.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn set_timeouts(&self, timeouts: Timeouts) {
+        self.state.lock().timeouts = timeouts;
+    }
+
+    /// The session ends with `last_words`; with `doing`, only if it still does that.
+    pub(crate) fn end(&self, doing: Option<Activity>, last_words: ErrorFields) {
+        let mut state = self.state.lock();
+        state.end = Some(End { doing, last_words });
+        self.poke(&state, POKED_END);
+    }
+
+    /// What the session's limits call for.
+    fn look(&self, now: Instant) -> Option<(Activity, Due)> {
+        let activity = self.activity();
+        let state = &mut *self.state.lock();
+        if state.timeouts == Timeouts::default() {
+            return None;
+        }
+        let watch = state.watch.get_or_insert_with(|| Watch::new(now));
+        watch.look(now, activity, &state.timeouts).map(|due| (activity, due))
     }
 
     fn poke(&self, state: &State, what: u8) {
@@ -118,7 +180,7 @@ pub(crate) struct Slots {
 
 impl Slots {
     /// A slot with a key that no other session has. `random` gives random numbers.
-    pub(crate) fn open(&self, mut random: impl FnMut() -> u32) -> Arc<Slot> {
+    pub(crate) fn open(&self, account: Account, mut random: impl FnMut() -> u32) -> Arc<Slot> {
         let mut slots = self.slots.lock();
         loop {
             // A pid is a positive i32 to drivers.
@@ -127,8 +189,14 @@ impl Slots {
                 continue;
             }
             let key = CancelKey { pid, secret: random().to_be_bytes().to_vec() };
-            let slot = Slot { key, state: Mutex::default(), poked: AtomicU8::new(0), quiet: Notify::new() };
-            let slot = Arc::new(slot);
+            let slot = Arc::new(Slot {
+                key,
+                account,
+                state: Mutex::default(),
+                poked: AtomicU8::new(0),
+                activity: AtomicU64::new(0),
+                quiet: Notify::new(),
+            });
             slots.insert(pid, slot.clone());
             return slot;
         }
@@ -136,6 +204,17 @@ impl Slots {
 
     pub(crate) fn close(&self, slot: &Slot) {
         self.slots.lock().remove(&slot.key.pid);
+    }
+
+    /// Looks at what every session spends its time with; those whose limits call for something.
+    pub(crate) fn due(&self, now: Instant) -> Vec<(Arc<Slot>, Activity, Due)> {
+        let slots = self.slots.lock();
+        let due = slots.values().filter_map(|slot| slot.look(now).map(|due| (slot, due)));
+        due.map(|(slot, (activity, due))| (slot.clone(), activity, due)).collect()
+    }
+
+    pub(crate) fn all(&self) -> Vec<Arc<Slot>> {
+        self.slots.lock().values().cloned().collect()
     }
 
     /// The backend to cancel for `key`, as long as the value lives. `None`: no such session, a wrong secret, or
@@ -210,10 +289,14 @@ impl Drop for Cancelling {
 mod tests {
     use std::sync::Arc;
 
-    use super::{Hands, Poke, Serving, Slots};
+    use super::{Hands, Poke, Serving, Slot, Slots};
     use crate::pg::protocol::startup::CancelKey;
     use crate::proxy::pool::BackendKey;
     use crate::topology::Term;
+
+    fn open(slots: &Slots, random: impl FnMut() -> u32) -> Arc<Slot> {
+        slots.open(("orders".into(), "app".into()), random)
+    }
 
     fn serving(node: &str, primary_of: Option<u64>) -> Serving {
         let address = "127.0.0.1:5432".parse().expect("an address");
@@ -226,7 +309,7 @@ mod tests {
         let slots = Slots::default();
         let mut numbers = [0, 5, 1, 5, 6, 2].into_iter();
         let mut random = || numbers.next().expect("enough numbers");
-        let (one, other) = (slots.open(&mut random), slots.open(&mut random));
+        let (one, other) = (open(&slots, &mut random), open(&slots, &mut random));
         assert_eq!((one.key.pid, other.key.pid), (5, 6));
         assert!(slots.cancelling(&one.key).is_none(), "nothing runs");
         one.serve(serving("pg1", None));
@@ -243,7 +326,7 @@ mod tests {
     fn a_cancel_that_was_given_up_may_still_arrive() {
         let slots = Slots::default();
         let mut number = 0;
-        let slot = slots.open(|| {
+        let slot = open(&slots, || {
             number += 1;
             number
         });
@@ -261,7 +344,7 @@ mod tests {
         let all: Vec<_> = [("pg1", Some(1)), ("pg2", Some(1)), ("pg1", None), ("pg1", Some(2))]
             .into_iter()
             .map(|(node, primary_of)| {
-                let slot = slots.open(|| {
+                let slot = open(&slots, || {
                     number += 1;
                     number
                 });

@@ -14,6 +14,7 @@ pub(crate) struct Metrics {
     pub(crate) pool_wait: Histogram,
     pub(crate) query: HistogramVec,
     pub(crate) pins: IntCounterVec,
+    pub(crate) timeouts: IntCounterVec,
 }
 
 /// 100 µs to 100 s.
@@ -53,6 +54,13 @@ impl Metrics {
                 Opts::new("bellwether_pins_total", "Sessions that had to keep their server, by reason"),
                 &["reason"],
             )?,
+            timeouts: IntCounterVec::new(
+                Opts::new(
+                    "bellwether_timeouts_total",
+                    "Statements and sessions that took longer than they may",
+                ),
+                &["timeout"],
+            )?,
         };
         registry.register(Box::new(metrics.statements.clone()))?;
         registry.register(Box::new(metrics.node_statements.clone()))?;
@@ -61,6 +69,7 @@ impl Metrics {
         registry.register(Box::new(metrics.pool_wait.clone()))?;
         registry.register(Box::new(metrics.query.clone()))?;
         registry.register(Box::new(metrics.pins.clone()))?;
+        registry.register(Box::new(metrics.timeouts.clone()))?;
         Ok(metrics)
     }
 }

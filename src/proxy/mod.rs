@@ -6,21 +6,25 @@
 
 mod background;
 mod cancel;
+mod clients;
 mod config;
 mod evidence;
 mod guc;
+pub mod limits;
 mod metrics;
 mod pool;
 mod prepared;
 pub mod route;
 mod sampler;
 mod session;
+mod timeouts;
 mod worker;
 mod workers;
 
 /// The parts that the simulation drives with a shell of its own.
 #[cfg(test)]
 pub(crate) mod parts {
+    pub(crate) use super::limits::PoolSize;
     pub(crate) use super::pool::core as pool;
 }
 
@@ -40,9 +44,11 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use self::cancel::Slots;
+use self::clients::Clients;
 use self::evidence::NodeEvidence;
+use self::limits::Plan;
 use self::metrics::Metrics;
-use self::pool::{Key, Pool};
+use self::pool::{Blueprint, Key, Pool, Pools};
 use self::prepared::Statements;
 use self::sampler::Sampler;
 use crate::net::{self, Client};
@@ -78,8 +84,8 @@ struct Shared {
     metrics: Metrics,
     slots: Slots,
     statements: Statements,
-    /// Locked when a session first needs a pool, not per statement.
-    pools: Mutex<HashMap<Key, Arc<Pool>>>,
+    plan: Mutex<Arc<Plan>>,
+    pools: Arc<Pools>,
     /// The greeting per database and user, from the first server connection.
     greetings: Mutex<HashMap<Account, Parameters>>,
     evidence: Vec<Arc<NodeEvidence>>,
@@ -89,7 +95,7 @@ struct Shared {
     pressing: Notify,
     /// The term that sessions must not check out a primary of an earlier one in.
     term: AtomicU64,
-    clients: AtomicUsize,
+    clients: Mutex<Clients>,
     waiting: AtomicUsize,
     held: AtomicUsize,
     last_session: AtomicU64,
@@ -116,6 +122,7 @@ impl Proxy {
         };
         let evidence = inputs.nodes.iter().map(evidence_of).collect();
         let shared = Shared {
+            plan: Mutex::new(Arc::new(config.plan.clone())),
             config,
             login,
             inputs,
@@ -123,14 +130,14 @@ impl Proxy {
             metrics,
             slots: Slots::default(),
             statements: Statements::default(),
-            pools: Mutex::default(),
+            pools: Arc::default(),
             greetings: Mutex::default(),
             evidence,
             sampler: Arc::default(),
             status,
             pressing: Notify::new(),
             term: AtomicU64::new(0),
-            clients: AtomicUsize::new(0),
+            clients: Mutex::default(),
             waiting: AtomicUsize::new(0),
             held: AtomicUsize::new(0),
             last_session: AtomicU64::new(0),
@@ -147,9 +154,27 @@ impl Proxy {
         session::run::serve(&self.shared, worker, entrance, client).await;
     }
 
+    /// Other limits, for those who are connected already, too. Only a session's mode stays as it was.
+    pub fn set_limits(&self, plan: Plan) {
+        let plan = Arc::new(plan);
+        *self.shared.plan.lock() = plan.clone();
+        let of = |key: &Key| (plan.limits(&key.database, &key.user), plan.caps(&key.database, &key.user));
+        self.shared.pools.resize(of);
+        for slot in self.shared.slots.all() {
+            let (database, user) = &slot.account;
+            slot.set_timeouts(plan.limits(database, user).timeouts);
+        }
+    }
+
     /// Carries out a client's CancelRequest.
     pub async fn cancel(&self, key: &CancelKey) {
-        let Some(cancelling) = self.shared.slots.cancelling(key) else { return };
+        self.shared.cancel(key).await;
+    }
+}
+
+impl Shared {
+    async fn cancel(&self, key: &CancelKey) {
+        let Some(cancelling) = self.slots.cancelling(key) else { return };
         let backend = cancelling.backend.clone();
         let sent = net::cancel(&backend.address, backend.key.pid, &backend.key.secret, CANCEL_LIMIT).await;
         match sent {
@@ -157,28 +182,32 @@ impl Proxy {
             Err(error) => tracing::info!(%error, "cancel request not delivered"),
         }
     }
-}
 
-impl Shared {
+    /// What the configuration says of limits now.
+    fn plan(&self) -> Arc<Plan> {
+        self.plan.lock().clone()
+    }
+
     /// `None` when no such node is configured.
     fn pool(&self, key: &Key) -> Option<Arc<Pool>> {
         let node = self.inputs.nodes.iter().find(|node| node.name == key.node)?;
         let evidence = self.evidence.iter().find(|evidence| evidence.node == key.node)?;
-        let limits = pool::core::Limits {
-            size: self.config.pool_size.max(1),
-            idle: self.config.server_idle,
-            lifetime: self.config.server_lifetime,
+        let blueprint = || {
+            let plan = self.plan();
+            // Whatever the server, the database or the role say of it: commits wait for the quorum.
+            let parameters = match self.inputs.directive.borrow().durability {
+                Durability::Quorum => vec![("synchronous_commit".to_owned(), "on".to_owned())],
+                Durability::Async => vec![],
+            };
+            Blueprint {
+                address: node.address.clone(),
+                parameters,
+                limits: plan.limits(&key.database, &key.user),
+                caps: plan.caps(&key.database, &key.user),
+                evidence: evidence.clone(),
+            }
         };
-        // Whatever the server, the database or the role say of it: commits wait for the quorum.
-        let parameters = match self.inputs.directive.borrow().durability {
-            Durability::Quorum => vec![("synchronous_commit".to_owned(), "on".to_owned())],
-            Durability::Async => vec![],
-        };
-        let new = || {
-            let (address, evidence) = (node.address.clone(), evidence.clone());
-            Arc::new(Pool::new(key.clone(), address, parameters, limits, evidence))
-        };
-        Some(self.pools.lock().entry(key.clone()).or_insert_with(new).clone())
+        Some(self.pools.pool(key, blueprint))
     }
 
     fn outstanding(&self, node: &NodeName) -> usize {

@@ -19,6 +19,7 @@ pub use parse::parse;
 pub use reader::{Findings, Problem};
 pub use secret::{Secret, Sources, System};
 
+use crate::proxy::limits::Plan;
 use crate::topology::{Durability, Node, NodeName};
 
 #[derive(Clone, Debug)]
@@ -137,25 +138,12 @@ pub struct User {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pool {
-    pub mode: PoolMode,
-    /// Server connections per node, database and user.
-    pub size: u32,
-    /// Client connections; one more is refused with 53300.
-    pub max_clients: u32,
-    /// A client that waits longer for a server connection gets 53300.
-    pub wait: Duration,
-    /// A server connection that was not used for so long is closed.
-    pub idle: Duration,
-    /// A server connection that is older is closed when it becomes idle.
-    pub lifetime: Duration,
+    /// For all, per database and per user.
+    pub limits: Plan,
     /// A client must have logged in by then.
     pub login: Duration,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PoolMode {
-    Transaction,
-    Session,
+    /// For connecting and logging in to a server.
+    pub connect_timeout: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

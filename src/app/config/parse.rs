@@ -1,22 +1,28 @@
 //! From the document to [`Config`], section by section. Each reader reads all its keys before it gives up on
 //! one, so that nothing hides behind the first mistake.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
 use super::reader::{Findings, Problem, Section};
 use super::secret::{self, PASSWORD, SecretKeys, Sources};
-use super::units::{duration, number, on_off, parsed, path, size, text, texts, word};
+use super::units::{duration, duration_or_off, number, on_off, parsed, path, size, text, texts, word};
 use super::{
     Auth, AuthMethod, AuthQuery, Balance, Config, Consistency, Failover, FailoverMode, Listen, ListenOn,
-    ListenRoute, Local, Log, LogFormat, NodeConfig, Pool, PoolMode, Routing, ServerLogin, User, Wal,
+    ListenRoute, Local, Log, LogFormat, NodeConfig, Pool, Routing, ServerLogin, User, Wal,
 };
+use crate::proxy::PoolMode;
+use crate::proxy::limits::{Plan, Settings, Totals};
 use crate::topology::{Durability, Node, NodeName};
 
 /// A setting of a secret that may also be a verifier.
 const SECRET: SecretKeys =
     SecretKeys { plain: "secret", file: "secret_file", env: "secret_env", command: "secret_command" };
+
+/// Client connections unless the file says otherwise.
+const MAX_CLIENTS: usize = 10_000;
 
 /// The configuration in `yaml`, or `None` and the problems that prevent it. Relative paths start at
 /// `directory`.
@@ -242,15 +248,59 @@ fn instance(value: &serde_yaml::Value) -> Result<String, String> {
 }
 
 fn pool(pool: &mut Section<'_>) -> Pool {
-    let modes = [("transaction", PoolMode::Transaction), ("session", PoolMode::Session)];
+    let mut all = limits(pool);
+    all.totals.max_clients.get_or_insert(MAX_CLIENTS);
+    let limits = Plan { all, databases: overrides(pool, "databases"), users: overrides(pool, "users") };
     Pool {
-        mode: pool.or("mode", PoolMode::Transaction, word(&modes)),
-        size: pool.or("size", 20, number(1..=10_000)),
-        max_clients: pool.or("max_clients", 10_000, number(1..=1_000_000)),
-        wait: pool.or("wait", Duration::from_secs(60), duration),
-        idle: pool.or("idle", Duration::from_secs(600), duration),
-        lifetime: pool.or("lifetime", Duration::from_secs(3600), duration),
+        limits,
         login: pool.or("login", Duration::from_secs(15), duration),
+        connect_timeout: pool.or("connect_timeout", Duration::from_secs(15), duration),
+    }
+}
+
+/// By name: what is said of one database, or of one user.
+fn overrides(pool: &mut Section<'_>, key: &'static str) -> BTreeMap<String, Settings> {
+    let mut said = BTreeMap::new();
+    pool.list(key, |item| {
+        let (name, settings) = (item.required("name", text), limits(item));
+        if let Some(name) = name.filter(|name| said.insert(name.clone(), settings).is_some()) {
+            item.problem("name", format!("{name} is in the list already"));
+        }
+        Some(())
+    });
+    said
+}
+
+/// The keys that can be said for all, for a database and for a user.
+fn limits(section: &mut Section<'_>) -> Settings {
+    let modes = [
+        ("transaction", PoolMode::Transaction),
+        ("session", PoolMode::Session),
+        ("statement", PoolMode::Statement),
+    ];
+    let count = |range| {
+        move |value: &serde_yaml::Value| {
+            number(range)(value).map(|n| usize::try_from(n).unwrap_or(usize::MAX))
+        }
+    };
+    Settings {
+        mode: section.optional("mode", word(&modes)),
+        size: section.optional("size", count(1..=10_000)),
+        min_size: section.optional("min_size", count(0..=10_000)),
+        reserve_size: section.optional("reserve_size", count(0..=10_000)),
+        reserve_after: section.optional("reserve_after", duration),
+        idle: section.optional("idle", duration),
+        lifetime: section.optional("lifetime", duration),
+        wait: section.optional("wait", duration),
+        notice_after: section.optional("notice_after", duration),
+        query_timeout: section.optional("query_timeout", duration_or_off),
+        transaction_timeout: section.optional("transaction_timeout", duration_or_off),
+        idle_transaction_timeout: section.optional("idle_transaction_timeout", duration_or_off),
+        client_idle_timeout: section.optional("client_idle_timeout", duration_or_off),
+        totals: Totals {
+            max_clients: section.optional("max_clients", count(1..=1_000_000)),
+            max_servers: section.optional("max_servers", count(1..=1_000_000)),
+        },
     }
 }
 

@@ -81,7 +81,7 @@ nodes:
   - {name: pg2, address: '10.0.0.12:5432'}
 server_login: {user: bellwether, password_file: /secrets/none}
 auth: {method: plain, users: [{name: app}]}
-pool: {mode: statement, size: 0, wait: 30}
+pool: {mode: each, size: 0, wait: 30, users: [{name: a}, {name: a, sise: 3}]}
 routing: {max_lag: {bytes: 16}}
 wal: {archive: {}}
 durability: {mode: quorum, acks: 2}
@@ -105,9 +105,11 @@ tls: {}
             "server_login.password_file: /secrets/none: entity not found",
             "auth.method: must be one of scram-sha-256, md5, trust",
             "auth.users[0]: needs password_file, password_env, password_command or secret",
-            "pool.mode: must be one of transaction, session",
+            "pool.mode: must be one of transaction, session, statement",
             "pool.size: a whole number from 1 to 10000 is expected",
             "pool.wait: a duration with its unit is expected, such as 500ms, 30s or 5min",
+            "pool.users[1].name: a is in the list already",
+            "pool.users[1].sise: unknown key; did you mean size?",
             "routing.max_lag.bytes: a size with its unit is expected, such as 64kB, 16MiB or 10GiB",
             "wal.dir: is missing",
             "wal.archive: is not supported yet",
@@ -197,6 +199,9 @@ fn the_example_says_what_the_defaults_are() {
     let (as_is, _) = read(&example);
     let as_is = as_is.expect("it has no problems");
     assert_eq!(with_all.auth.users.len(), 2);
-    assert_eq!((with_all.pool, with_all.routing), (as_is.pool, as_is.routing));
+    let limits = |config: &Config| (config.pool.limits.limits("-", "-"), config.pool.limits.totals());
+    assert_eq!(limits(&with_all), limits(&as_is));
+    assert_eq!(with_all.pool.limits.limits("-", "report").size.size, 5);
+    assert_eq!((with_all.pool.login, with_all.routing), (as_is.pool.login, as_is.routing));
     assert_eq!((with_all.failover, with_all.wal, with_all.log), (as_is.failover, as_is.wal, as_is.log));
 }

@@ -69,6 +69,12 @@ pub(super) fn duration(value: &Value) -> Parsed<Duration> {
     if duration.is_zero() { Err("must be longer than zero".to_owned()) } else { Ok(duration) }
 }
 
+/// A limit that can be `off`.
+pub(super) fn duration_or_off(value: &Value) -> Parsed<Option<Duration>> {
+    let off = matches!(value, Value::Bool(false)) || value.as_str() == Some("off");
+    if off { Ok(None) } else { duration(value).map(Some) }
+}
+
 /// `16MiB`, `64kB`, `8192B`. As in PostgreSQL, `MB` and `MiB` are both 1024 * 1024 bytes.
 pub(super) fn size(value: &Value) -> Parsed<u64> {
     let expected = || "a size with its unit is expected, such as 64kB, 16MiB or 10GiB".to_owned();

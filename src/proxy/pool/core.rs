@@ -3,26 +3,21 @@
 //! A connection is registered with the reactor of the worker that used it last. To move it to another one costs
 //! more than the pool's whole bookkeeping, and wakes the other worker's thread; so a connection in steady use
 //! stays with its worker as long as nobody has to wait too long for that.
+//!
+//! Where limits on several pools together apply, each place in addition needs a permit, which the caller asks for
+//! in the moment of taking it. Whoever does not get one waits with room in the pool, and is served with
+//! [`Core::offer`] when another pool has given one back.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// Bounds of one pool.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Limits {
-    /// Server connections in all, those being dialled included. Beyond it clients wait.
-    pub(crate) size: usize,
-    /// An idle connection is closed after this time.
-    pub(crate) idle: Duration,
-    /// A connection older than this is closed when it comes back.
-    pub(crate) lifetime: Duration,
-}
+use crate::proxy::limits::PoolSize;
 
 /// Another worker's connection that has been idle for less will be wanted there in a moment: while there is room
 /// to dial, it is left where it is.
-const HOT: Duration = Duration::from_millis(10);
+pub(crate) const HOT: Duration = Duration::from_millis(10);
 /// So often in a row a freed connection may go to somebody of its own worker before whoever has waited longest.
-const MAX_PASSED_OVER: u32 = 16;
+pub(crate) const MAX_PASSED_OVER: u32 = 16;
 
 /// An idle connection.
 #[derive(Debug)]
@@ -31,12 +26,14 @@ struct Idle<C> {
     /// With whose reactor it is registered.
     worker: usize,
     since: Instant,
+    expires_at: Instant,
 }
 
 #[derive(Debug)]
 struct Waiter<W> {
     ticket: u64,
     worker: usize,
+    since: Instant,
     who: W,
 }
 
@@ -56,18 +53,29 @@ pub(crate) enum Next<C, W> {
     Serve(W, C),
     /// `W` may dial.
     Dial(W),
-    /// The connection is too old.
+    /// The connection is not to be used again.
     Close(C),
     Nobody,
+}
+
+/// Which connection comes back.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Returned {
+    /// With whose reactor it is registered.
+    pub(crate) worker: usize,
+    /// The pool's when it was dialled.
+    pub(crate) generation: u64,
+    /// Its lifetime ends then.
+    pub(crate) expires_at: Instant,
 }
 
 /// `C`: a connection. `W`: somebody who waits.
 #[derive(Debug)]
 pub(crate) struct Core<C, W> {
-    limits: Limits,
+    limits: PoolSize,
     /// The most recently used at the back.
     idle: Vec<Idle<C>>,
-    /// Idle, in use and being dialled. open <= limits.size.
+    /// Idle, in use and being dialled. open <= limits.size + limits.reserve_size, unless that was made smaller.
     open: usize,
     /// In the order in which they came.
     waiting: VecDeque<Waiter<W>>,
@@ -76,10 +84,12 @@ pub(crate) struct Core<C, W> {
     passed_over: u32,
     /// Connections of an earlier generation are not taken back.
     generation: u64,
+    /// So many of those in use are closed when they come back: others wait for their permits. <= in_use.
+    owed: usize,
 }
 
 impl<C, W> Core<C, W> {
-    pub(crate) fn new(limits: Limits) -> Core<C, W> {
+    pub(crate) fn new(limits: PoolSize) -> Core<C, W> {
         Core {
             limits,
             idle: vec![],
@@ -88,7 +98,17 @@ impl<C, W> Core<C, W> {
             last_ticket: 0,
             passed_over: 0,
             generation: 0,
+            owed: 0,
         }
+    }
+
+    pub(crate) fn limits(&self) -> PoolSize {
+        self.limits
+    }
+
+    /// What is open beyond them is closed when it comes back. Offer the room that there may be now.
+    pub(crate) fn set_limits(&mut self, limits: PoolSize) {
+        self.limits = limits;
     }
 
     pub(crate) fn generation(&self) -> u64 {
@@ -103,55 +123,111 @@ impl<C, W> Core<C, W> {
         self.open - self.idle.len()
     }
 
-    /// An idle connection, one that `worker` used last if there is one; room to dial; or a place in the queue.
+    #[cfg(test)]
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Since when the first in the queue has waited.
+    pub(crate) fn waiting_since(&self) -> Option<Instant> {
+        self.waiting.front().map(|waiter| waiter.since)
+    }
+
+    /// An idle connection, one that `worker` used last if there is one; room to dial, if there is a `permit` for
+    /// it; or a place in the queue.
     pub(crate) fn checkout(
         &mut self,
         worker: usize,
         now: Instant,
+        permit: impl FnOnce() -> bool,
         waiter: impl FnOnce() -> W,
     ) -> Checkout<C> {
         if let Some(own) = self.idle.iter().rposition(|idle| idle.worker == worker) {
             return Checkout::Idle(self.idle.remove(own).connection);
         }
-        let has_room = self.open < self.limits.size;
         // The one unused for longest is missed least.
-        let foreign = self.idle.first().map(|idle| now.saturating_duration_since(idle.since) < HOT);
-        match foreign {
-            Some(is_hot) if !(is_hot && has_room) => Checkout::Idle(self.idle.remove(0).connection),
-            _ if has_room => {
+        let is_hot = |idle: &Idle<C>| now.saturating_duration_since(idle.since) < HOT;
+        match self.idle.first().map(is_hot) {
+            Some(false) => Checkout::Idle(self.idle.remove(0).connection),
+            _ if self.has_room() && self.waiting.is_empty() && permit() => {
                 self.open += 1;
                 Checkout::Dial
             }
-            _ => {
+            Some(true) => Checkout::Idle(self.idle.remove(0).connection),
+            None => {
                 self.last_ticket += 1;
-                self.waiting.push_back(Waiter { ticket: self.last_ticket, worker, who: waiter() });
-                Checkout::Wait(self.last_ticket)
+                let (ticket, who) = (self.last_ticket, waiter());
+                self.waiting.push_back(Waiter { ticket, worker, since: now, who });
+                Checkout::Wait(ticket)
             }
         }
+    }
+
+    fn has_room(&self) -> bool {
+        self.open < self.limits.size
     }
 
     /// Whoever waited with `ticket` does no longer.
     pub(crate) fn give_up(&mut self, ticket: u64) {
+        if self.waiting.front().is_some_and(|first| first.ticket == ticket) {
+            self.passed_over = 0;
+        }
         self.waiting.retain(|waiter| waiter.ticket != ticket);
     }
 
+    /// Whoever waits with `ticket`, and has for long enough, takes one of the reserve's places and dials.
+    pub(crate) fn take_reserve(&mut self, ticket: u64, now: Instant, permit: impl FnOnce() -> bool) -> bool {
+        let long_enough =
+            |waiter: &Waiter<W>| now.saturating_duration_since(waiter.since) >= self.limits.reserve_after;
+        let entitled = self.waiting.iter().any(|waiter| waiter.ticket == ticket && long_enough(waiter));
+        let has_room = self.open < self.limits.size + self.limits.reserve_size;
+        let taken = entitled && has_room && permit();
+        if taken {
+            self.open += 1;
+            self.give_up(ticket);
+        }
+        taken
+    }
+
+    /// Room that there may be now, and a permit for it: for the first in the queue, who dials.
+    pub(crate) fn offer(&mut self, permit: impl FnOnce() -> bool) -> Option<W> {
+        if !self.wants_permit() || !permit() {
+            return None;
+        }
+        self.open += 1;
+        self.first()
+    }
+
+    fn first(&mut self) -> Option<W> {
+        self.passed_over = 0;
+        self.waiting.pop_front().map(|waiter| waiter.who)
+    }
+
+    /// Somebody waits although there is room: only a permit is missing.
+    pub(crate) fn wants_permit(&self) -> bool {
+        self.has_room() && !self.waiting.is_empty()
+    }
+
+    /// Whether the place for one more connection, which is to be dialled and put back, was taken: there are fewer
+    /// than there should be at least.
+    pub(crate) fn warm_up(&mut self, permit: impl FnOnce() -> bool) -> bool {
+        let wanted = self.open < self.limits.min_size.min(self.limits.size) && self.waiting.is_empty();
+        let taken = wanted && permit();
+        self.open += usize::from(taken);
+        taken
+    }
+
     /// A clean connection comes back.
-    pub(crate) fn put_back(
-        &mut self,
-        connection: C,
-        worker: usize,
-        generation: u64,
-        opened_at: Instant,
-        now: Instant,
-    ) -> Next<C, W> {
-        let too_old = now.saturating_duration_since(opened_at) > self.limits.lifetime;
-        if too_old || generation != self.generation {
+    pub(crate) fn put_back(&mut self, connection: C, returned: Returned, now: Instant) -> Next<C, W> {
+        let superfluous = self.open > self.limits.size + self.limits.reserve_size || self.owed > 0;
+        if superfluous || now >= returned.expires_at || returned.generation != self.generation {
             return Next::Close(connection);
         }
-        match self.next_waiter(worker) {
+        match self.next_waiter(returned.worker) {
             Some(waiter) => Next::Serve(waiter, connection),
             None => {
-                self.idle.push(Idle { connection, worker, since: now });
+                let Returned { worker, expires_at, .. } = returned;
+                self.idle.push(Idle { connection, worker, since: now, expires_at });
                 Next::Nobody
             }
         }
@@ -165,12 +241,18 @@ impl<C, W> Core<C, W> {
         self.waiting.remove(next).map(|waiter| waiter.who)
     }
 
-    /// A connection was closed, or a dial failed: its place is free.
+    /// A connection was closed, or a dial failed: its place is free. With [`Next::Nobody`] its permit is, too.
     pub(crate) fn closed(&mut self) -> Next<C, W> {
         debug_assert!(self.in_use() > 0, "only what was checked out is closed");
-        match self.waiting.pop_front() {
+        let superfluous = self.open > self.limits.size + self.limits.reserve_size;
+        if superfluous || self.owed > 0 {
+            self.owed = self.owed.saturating_sub(1);
+            self.open -= 1;
+            return Next::Nobody;
+        }
+        match self.first() {
             // The place passes on.
-            Some(waiter) => Next::Dial(waiter.who),
+            Some(waiter) => Next::Dial(waiter),
             None => {
                 self.open -= 1;
                 Next::Nobody
@@ -178,108 +260,40 @@ impl<C, W> Core<C, W> {
         }
     }
 
-    /// Idle connections whose time is over.
-    pub(crate) fn expire(&mut self, now: Instant) -> Vec<C> {
-        let limit = self.limits.idle;
-        let expired = |idle: &mut Idle<C>| now.saturating_duration_since(idle.since) > limit;
+    /// Idle connections whose time is over, and those that `is_alive` denies. Their permits are free.
+    pub(crate) fn expire(&mut self, now: Instant, mut is_alive: impl FnMut(&mut C) -> bool) -> Vec<C> {
+        let limits = self.limits;
+        let mut spare = self.open.saturating_sub(limits.min_size);
+        let expired = |idle: &mut Idle<C>| {
+            let unused = spare > 0 && now.saturating_duration_since(idle.since) > limits.idle;
+            let ends = unused || now >= idle.expires_at || !is_alive(&mut idle.connection);
+            spare = spare.saturating_sub(usize::from(ends));
+            ends
+        };
         let closed: Vec<C> = self.idle.extract_if(.., expired).map(|idle| idle.connection).collect();
         self.open -= closed.len();
         closed
     }
 
-    /// Nothing that is open now is used again.
+    /// The idle connection that is missed least, for another pool's sake. Its permit is free.
+    pub(crate) fn evict(&mut self) -> Option<C> {
+        if self.idle.is_empty() {
+            return None;
+        }
+        self.open -= 1;
+        Some(self.idle.remove(0).connection)
+    }
+
+    /// The next connection that comes back is closed, for another pool's sake.
+    pub(crate) fn owe(&mut self) {
+        self.owed = (self.owed + 1).min(self.in_use());
+    }
+
+    /// Nothing that is open now is used again. The permits of what was idle are free.
     pub(crate) fn renew(&mut self) -> Vec<C> {
         self.generation += 1;
         let closed: Vec<C> = self.idle.drain(..).map(|idle| idle.connection).collect();
         self.open -= closed.len();
         closed
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::{Duration, Instant};
-
-    use super::{Checkout, Core, HOT, Limits, MAX_PASSED_OVER, Next};
-
-    const SECOND: Duration = Duration::from_secs(1);
-
-    fn pool(size: usize) -> (Core<&'static str, &'static str>, Instant) {
-        let limits = Limits { size, idle: 10 * SECOND, lifetime: 100 * SECOND };
-        // The only clock of these tests: everything else is relative to it.
-        #[expect(clippy::disallowed_methods, reason = "an arbitrary origin")]
-        let now = Instant::now();
-        (Core::new(limits), now)
-    }
-
-    #[test]
-    fn first_come_first_served() {
-        let (mut pool, now) = pool(1);
-        assert_eq!(pool.checkout(0, now, || "a"), Checkout::Dial);
-        assert_eq!(pool.checkout(0, now, || "b"), Checkout::Wait(1));
-        assert_eq!(pool.checkout(0, now, || "c"), Checkout::Wait(2));
-        assert_eq!(pool.checkout(0, now, || "d"), Checkout::Wait(3));
-        pool.give_up(2);
-        assert_eq!(pool.put_back("s1", 0, 0, now, now), Next::Serve("b", "s1"));
-        // A connection that breaks leaves its place to the next one.
-        assert_eq!(pool.closed(), Next::Dial("d"));
-        assert_eq!(pool.put_back("s2", 0, 0, now, now), Next::Nobody);
-        assert_eq!((pool.idle(), pool.in_use()), (1, 0));
-    }
-
-    #[test]
-    fn a_worker_gets_its_own_connection_back() {
-        let (mut pool, now) = pool(3);
-        for _ in 0..3 {
-            assert_eq!(pool.checkout(0, now, || ""), Checkout::Dial);
-        }
-        for (connection, worker) in [("s0", 0), ("s1", 1), ("s2", 2)] {
-            assert_eq!(pool.put_back(connection, worker, 0, now, now), Next::Nobody);
-        }
-        assert_eq!(pool.checkout(0, now, || ""), Checkout::Idle("s0"));
-        assert_eq!(pool.checkout(0, now, || ""), Checkout::Idle("s1"), "the one unused for longest");
-    }
-
-    #[test]
-    fn a_hot_connection_is_left_to_its_worker_while_there_is_room() {
-        let (mut pool, now) = pool(2);
-        assert_eq!(pool.checkout(0, now, || ""), Checkout::Dial);
-        assert_eq!(pool.put_back("s0", 0, 0, now, now), Next::Nobody);
-        assert_eq!(pool.checkout(1, now, || ""), Checkout::Dial);
-        assert_eq!(pool.checkout(1, now, || ""), Checkout::Idle("s0"), "there is no room");
-        assert_eq!(pool.put_back("s0", 1, 0, now, now), Next::Nobody);
-        assert_eq!(pool.closed(), Next::Nobody);
-        assert_eq!(pool.checkout(0, now + HOT, || ""), Checkout::Idle("s0"), "it has cooled down");
-    }
-
-    #[test]
-    fn those_of_the_connections_worker_go_first_but_not_for_ever() {
-        let (mut pool, now) = pool(1);
-        assert_eq!(pool.checkout(0, now, || ""), Checkout::Dial);
-        assert_eq!(pool.checkout(1, now, || "of another"), Checkout::Wait(1));
-        for _ in 0..MAX_PASSED_OVER {
-            assert!(matches!(pool.checkout(0, now, || "own"), Checkout::Wait(_)));
-            assert_eq!(pool.put_back("s", 0, 0, now, now), Next::Serve("own", "s"));
-        }
-        assert!(matches!(pool.checkout(0, now, || "own"), Checkout::Wait(_)));
-        assert_eq!(pool.put_back("s", 0, 0, now, now), Next::Serve("of another", "s"));
-        assert_eq!(pool.put_back("s", 0, 0, now, now), Next::Serve("own", "s"));
-    }
-
-    #[test]
-    fn old_connections_are_closed() {
-        let (mut pool, now) = pool(3);
-        for _ in 0..3 {
-            assert_eq!(pool.checkout(0, now, || ""), Checkout::Dial);
-        }
-        assert_eq!(pool.put_back("old", 0, 0, now, now + 101 * SECOND), Next::Close("old"));
-        assert_eq!(pool.closed(), Next::Nobody);
-        assert_eq!(pool.put_back("idle", 0, 0, now, now), Next::Nobody);
-        assert_eq!(pool.expire(now + 10 * SECOND), [""; 0]);
-        assert_eq!(pool.expire(now + 11 * SECOND), ["idle"]);
-        assert_eq!(pool.renew(), [""; 0]);
-        assert_eq!(pool.put_back("before", 0, 0, now, now), Next::Close("before"));
-        assert_eq!(pool.closed(), Next::Nobody);
-        assert_eq!((pool.idle(), pool.in_use()), (0, 0));
     }
 }

@@ -5,11 +5,15 @@
 //! holder ends, the place comes back.
 #![expect(clippy::disallowed_methods, reason = "shell: reads the clock when it dials")]
 
+mod census;
 pub(crate) mod core;
+#[cfg(test)]
+mod core_tests;
+mod pools;
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -17,12 +21,21 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::sync::oneshot;
 
-use self::core::{Checkout, Core, Limits, Next};
+use self::census::Census;
+use self::core::{Checkout, Core, Next, Returned};
 use super::evidence::{DialEvidence, NodeEvidence};
+use super::limits::{Caps, PoolSize};
 use super::session::core::ServerState;
 use crate::net::{self, Credentials, Detached, DialError, Stream, Target};
 use crate::pg::protocol::startup::CancelKey;
 use crate::topology::{Address, NodeName};
+
+pub(crate) use self::pools::{Blueprint, Pools};
+
+/// A connection lives for its lifetime or up to this part less.
+const LIFETIME_JITTER: f64 = 0.2;
+/// Of connections that are registered with the reactor of the plane's own thread.
+const NO_WORKER: usize = usize::MAX;
 
 /// Where to send a CancelRequest for a server connection.
 #[derive(Debug)]
@@ -41,8 +54,9 @@ pub(crate) struct Connection {
     pub(crate) backend: Arc<BackendKey>,
     /// ParameterStatus after login.
     pub(crate) parameters: Arc<[(String, String)]>,
-    opened_at: Instant,
     generation: u64,
+    /// With a jitter, so that connections that were opened together do not end together.
+    expires_at: Instant,
 }
 
 /// Which connections are the same.
@@ -60,6 +74,12 @@ pub(crate) struct Pool {
     /// Of every startup packet.
     parameters: Vec<(String, String)>,
     core: Mutex<Core<Connection, oneshot::Sender<Lease>>>,
+    /// Those of its node, for the limits that they share.
+    census: Arc<Mutex<Census>>,
+    caps: Mutex<Caps>,
+    pools: Weak<Pools>,
+    /// The last that a server accepted, for connections that are opened before a client asks.
+    credentials: Mutex<Option<Credentials>>,
     pub(crate) evidence: Arc<NodeEvidence>,
 }
 
@@ -78,25 +98,7 @@ enum Place {
     PassedOn,
 }
 
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum CheckoutError {
-    #[error("no server connection became free within {limit:?}")]
-    Wait { limit: Duration },
-    #[error(transparent)]
-    Dial(#[from] DialError),
-}
-
 impl Pool {
-    pub(crate) fn new(
-        key: Key,
-        address: Address,
-        parameters: Vec<(String, String)>,
-        limits: Limits,
-        evidence: Arc<NodeEvidence>,
-    ) -> Pool {
-        Pool { key, address, parameters, core: Mutex::new(Core::new(limits)), evidence }
-    }
-
     /// A place at once, or the place in the queue.
     pub(crate) fn checkout(self: &Arc<Pool>, worker: usize, now: Instant) -> Result<Lease, Waiting> {
         let mut receiver = None;
@@ -105,9 +107,19 @@ impl Pool {
             receiver = Some(waits);
             sender
         };
-        let checkout = self.core.lock().checkout(worker, now, waiter);
+        let mut denied = false;
+        let permit = || {
+            denied = !self.take_permit();
+            !denied
+        };
+        let checkout = self.core.lock().checkout(worker, now, permit, waiter);
         match (checkout, receiver) {
-            (Checkout::Wait(ticket), Some(receiver)) => Err(Waiting { pool: self.clone(), ticket, receiver }),
+            (Checkout::Wait(ticket), Some(receiver)) => {
+                if denied {
+                    self.claim_idle();
+                }
+                Err(Waiting { pool: self.clone(), ticket, receiver })
+            }
             (Checkout::Idle(connection), _) => Ok(self.lease(Some(connection))),
             (Checkout::Dial | Checkout::Wait(_), _) => Ok(self.lease(None)),
         }
@@ -118,15 +130,64 @@ impl Pool {
         Lease { pool: self.clone(), connection, place: Place::Held }
     }
 
+    fn take_permit(&self) -> bool {
+        let caps = *self.caps.lock();
+        self.census.lock().take(&self.key.database, &self.key.user, caps)
+    }
+
+    /// Connections are gone: others may have waited for their permits.
+    fn release_permits(&self, count: usize) {
+        if count == 0 {
+            return;
+        }
+        self.census.lock().release(&self.key.database, &self.key.user, count);
+        if let Some(pools) = self.pools.upgrade() {
+            pools.offer(&self.key.node);
+        }
+    }
+
+    /// An idle connection of another pool is closed for the sake of who waits here.
+    fn claim_idle(&self) {
+        if let Some(pools) = self.pools.upgrade() {
+            pools.evict_for(self);
+        }
+    }
+
+    /// Room that there may be now goes to who waits.
+    fn offer(self: &Arc<Pool>) {
+        loop {
+            let waiter = self.core.lock().offer(|| self.take_permit());
+            let Some(waiter) = waiter else { return };
+            // If nobody waits any more, the lease inside frees the place.
+            drop(waiter.send(self.lease(None)));
+        }
+    }
+
     /// Nothing that is open now is used again.
     pub(crate) fn renew(&self) {
         let closed = self.core.lock().renew();
-        drop(closed);
+        self.release_permits(closed.len());
     }
 
-    pub(crate) fn expire(&self, now: Instant) {
-        let closed = self.core.lock().expire(now);
-        drop(closed);
+    /// Closes idle connections whose time is over, and those that the server has closed.
+    fn expire(&self, now: Instant) {
+        let mut broken = 0;
+        let is_alive = |connection: &mut Connection| {
+            let alive = is_silent(&mut connection.stream);
+            broken += usize::from(!alive);
+            alive
+        };
+        let closed = self.core.lock().expire(now, is_alive);
+        self.release_permits(closed.len());
+        if broken > 0 {
+            tracing::info!(node = %self.key.node, broken, "idle server connections were closed by the server");
+        }
+    }
+
+    fn resize(self: &Arc<Pool>, size: PoolSize, caps: Caps) {
+        self.core.lock().set_limits(size);
+        *self.caps.lock() = caps;
+        self.offer();
     }
 
     /// Idle and used connections.
@@ -145,11 +206,20 @@ pub(crate) struct Waiting {
 }
 
 impl Waiting {
-    pub(crate) async fn wait(mut self, limit: Duration) -> Result<Lease, CheckoutError> {
-        match tokio::time::timeout(limit, &mut self.receiver).await {
-            Ok(Ok(lease)) => Ok(lease),
-            Ok(Err(_)) | Err(_) => Err(CheckoutError::Wait { limit }),
+    /// Until it is this one's turn. May be dropped and called again.
+    pub(crate) async fn served(&mut self) -> Lease {
+        match (&mut self.receiver).await {
+            Ok(lease) => lease,
+            // The queue forgets nobody while a place in it is held.
+            Err(_) => std::future::pending().await,
         }
+    }
+
+    /// One of the reserve's places, when this one has waited for long enough.
+    pub(crate) fn take_reserve(&mut self, now: Instant) -> Option<Lease> {
+        let pool = &self.pool;
+        let taken = pool.core.lock().take_reserve(self.ticket, now, || pool.take_permit());
+        taken.then(|| pool.lease(None))
     }
 }
 
@@ -187,8 +257,12 @@ impl Lease {
             credentials: credentials.clone(),
             parameters: self.pool.parameters.clone(),
         };
-        let generation = self.pool.core.lock().generation();
+        let (generation, lifetime) = {
+            let core = self.pool.core.lock();
+            (core.generation(), core.limits().lifetime)
+        };
         let backend = net::dial(&target, limit).await.inspect_err(|error| self.failed(error))?;
+        *self.pool.credentials.lock() = Some(target.credentials);
         self.connection = Some(Connection {
             stream: backend.stream,
             worker,
@@ -198,10 +272,22 @@ impl Lease {
                 key: CancelKey { pid: backend.pid, secret: backend.cancel_key },
             }),
             parameters: backend.parameters.into(),
-            opened_at: Instant::now(),
             generation,
+            expires_at: Instant::now() + lifetime.mul_f64(1.0 - LIFETIME_JITTER * rand::random::<f64>()),
         });
         Ok(())
+    }
+
+    /// Opens a connection that nobody has asked for yet.
+    pub(crate) async fn warm(mut self, credentials: Credentials, limit: Duration) {
+        match self.ready(NO_WORKER, &credentials, limit).await {
+            Ok(()) => self.put_back(Instant::now()),
+            Err(error) => {
+                tracing::debug!(%error, "no connection in advance");
+                // Nothing is tried again before a client has.
+                *self.pool.credentials.lock() = None;
+            }
+        }
     }
 
     fn failed(&self, error: &DialError) {
@@ -219,9 +305,9 @@ impl Lease {
     /// Gives a clean connection back.
     pub(crate) fn put_back(mut self, now: Instant) {
         let Some(connection) = self.connection.take() else { return };
-        let (worker, generation, opened_at) =
-            (connection.worker, connection.generation, connection.opened_at);
-        let next = self.pool.core.lock().put_back(connection, worker, generation, opened_at, now);
+        let Connection { worker, generation, expires_at, .. } = connection;
+        let returned = Returned { worker, generation, expires_at };
+        let next = self.pool.core.lock().put_back(connection, returned, now);
         match next {
             Next::Serve(waiter, connection) => {
                 self.place = Place::PassedOn;
@@ -238,8 +324,9 @@ impl Lease {
 impl Pool {
     fn free(self: &Arc<Pool>) {
         let next = self.core.lock().closed();
-        if let Next::Dial(waiter) = next {
-            drop(waiter.send(self.lease(None)));
+        match next {
+            Next::Dial(waiter) => drop(waiter.send(self.lease(None))),
+            Next::Serve(..) | Next::Close(_) | Next::Nobody => self.release_permits(1),
         }
     }
 }

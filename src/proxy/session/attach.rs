@@ -1,22 +1,26 @@
 //! Getting a server: choose a node, take a place in its pool, wait where waiting is what the situation asks for.
 #![expect(clippy::disallowed_methods, reason = "shell: reads the clock")]
 
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
 use super::core::{Demand, Takes};
 use super::message;
-use super::run::{Attached, Session, route_word};
+use super::run::{Attached, Session, route_word, shutting_down};
 use crate::net::DialError;
 use crate::pg::error::{ErrorFields, Severity, SqlState};
-use crate::proxy::cancel::{Hands, Serving};
-use crate::proxy::pool::{CheckoutError, Key, Lease, Pool, Waiting};
+use crate::proxy::Shared;
+use crate::proxy::cancel::{Hands, Poke, Serving};
+use crate::proxy::pool::{Key, Lease, Pool, Waiting};
 use crate::proxy::route::{
     Access, Choice, OwnWrite, Request, Route, Transaction, TransactionEffect, Verdict, WriteReason,
 };
+use crate::proxy::timeouts::Doing;
 use crate::topology::{Directive, NodeName, Role, Term};
 
 /// Between two attempts to reach a primary that does not answer.
@@ -26,6 +30,8 @@ const BACK_OFF: Duration = Duration::from_millis(50);
 pub(super) enum Refusal {
     /// The unit fails, the connection goes on.
     Unit(ErrorFields),
+    /// The connection ends with these words.
+    Session(ErrorFields),
     /// The client hung up.
     Gone,
 }
@@ -43,6 +49,16 @@ enum Obstacle {
     /// This standby does not answer: try the primary.
     Standby,
     Refused(ErrorFields),
+    /// The session is to end while it waits.
+    Ended(Refusal),
+}
+
+/// What becomes due for somebody who waits in a pool's queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Alarm {
+    Reserve,
+    Notice,
+    Limit,
 }
 
 impl Session<'_> {
@@ -76,6 +92,7 @@ impl Session<'_> {
             };
             match obstacle {
                 Obstacle::Refused(error) => return Err(error.into()),
+                Obstacle::Ended(refusal) => return Err(refusal),
                 Obstacle::Standby => avoid_standbys = true,
                 Obstacle::Hold(reason) => {
                     let limit = self.shared.config.hold_clients;
@@ -87,6 +104,9 @@ impl Session<'_> {
                     // Nobody waits for the answer any more, and the client may have turned elsewhere with it.
                     if self.has_left().await {
                         return Err(Refusal::Gone);
+                    }
+                    if let Some(Poke::End(last_words)) = self.slot.poked() {
+                        return Err(Refusal::Session(last_words));
                     }
                 }
             }
@@ -160,37 +180,94 @@ impl Session<'_> {
             }
             waiting => waiting,
         };
-        let lease = tokio::select! {
-            lease = self.arrive(place, now) => lease.map_err(|error| obstacle(&error, role))?,
-            // A host that is gone does not even refuse: its successor is not to be waited for as long.
-            () = self.superseded(role, term) => return Ok(false),
+        let arrived = match place {
+            Ok(lease) => Some(lease),
+            Err(waiting) => self.queue(waiting, role, term, now).await.map_err(Obstacle::Ended)?,
         };
+        let Some(mut lease) = arrived else { return Ok(false) };
+        let limit = self.shared.config.connect_timeout;
+        tokio::select! {
+            ready = lease.ready(self.worker.index, &self.credentials, limit) => {
+                ready.map_err(|error| obstacle(&error, role))?;
+            }
+            // A host that is gone does not even refuse: its successor is not to be waited for as long.
+            () = superseded(self.shared, role, term) => return Ok(false),
+        }
         Ok(self.take(lease, node, role, term, now))
     }
 
-    /// A place with a living connection: the one at hand, another idle one of the pool, or a new one.
-    async fn arrive(&self, place: Result<Lease, Waiting>, now: Instant) -> Result<Lease, CheckoutError> {
-        let mut lease = match place {
-            Ok(lease) => lease,
-            Err(waiting) => {
-                let _counted = Counted::new(&self.shared.waiting);
-                let waited = waiting.wait(self.shared.config.pool_wait).await;
-                self.shared.metrics.pool_wait.observe(now.elapsed().as_secs_f64());
-                waited?
+    /// Until it is this session's turn. `None`: the term in which the server was chosen is over.
+    async fn queue(
+        &mut self,
+        mut waiting: Waiting,
+        role: Role,
+        term: Term,
+        since: Instant,
+    ) -> Result<Option<Lease>, Refusal> {
+        let shared = self.shared;
+        let _counted = Counted::new(&shared.waiting);
+        self.tell(Doing::Waiting);
+        let mut over = std::pin::pin!(superseded(shared, role, term));
+        for (after, alarm) in self.alarms() {
+            let lease = tokio::select! {
+                lease = waiting.served() => Some(lease),
+                () = &mut over => return Ok(None),
+                refusal = poll_fn(|cx| self.poll_end(cx)) => return Err(refusal),
+                () = tokio::time::sleep_until((since + after).into()) => match alarm {
+                    Alarm::Reserve => waiting.take_reserve(Instant::now()),
+                    Alarm::Notice => { self.say_that_it_waits(after); None }
+                    Alarm::Limit => break,
+                },
+            };
+            if lease.is_some() {
+                shared.metrics.pool_wait.observe(since.elapsed().as_secs_f64());
+                return Ok(lease);
             }
-        };
-        let limit = self.shared.config.server_login;
-        lease.ready(self.worker.index, &self.credentials, limit).await?;
-        Ok(lease)
+        }
+        shared.metrics.pool_wait.observe(since.elapsed().as_secs_f64());
+        let message = format!("no server connection became free within {:?}", self.limits.wait);
+        Err(ErrorFields::error(SqlState::TOO_MANY_CONNECTIONS, message).into())
     }
 
-    /// Until the term in which a primary was chosen is over.
-    async fn superseded(&self, role: Role, term: Term) {
-        let mut directive = self.shared.inputs.directive.clone();
-        let over = directive.wait_for(|order| role == Role::Primary && order.term > term).await.is_ok();
-        if !over {
-            // No order will come any more.
-            std::future::pending::<()>().await;
+    /// In the order in which they become due; none behind the limit.
+    fn alarms(&self) -> Vec<(Duration, Alarm)> {
+        let limits = &self.limits;
+        let reserve = (limits.size.reserve_size > 0).then_some((limits.size.reserve_after, Alarm::Reserve));
+        let mut alarms: Vec<_> = reserve
+            .into_iter()
+            .chain([(limits.notice_after, Alarm::Notice), (limits.wait, Alarm::Limit)])
+            .collect();
+        alarms.sort_by_key(|(after, alarm)| (*after, *alarm == Alarm::Limit));
+        alarms
+    }
+
+    /// Whoever is in the queue has no server, so nothing can be amid an answer.
+    fn say_that_it_waits(&mut self, after: Duration) {
+        let notice = ErrorFields::new(
+            Severity::Notice,
+            SqlState::SUCCESSFUL_COMPLETION,
+            format!("waiting for a free server connection for {after:?}; all of the pool's are in use"),
+        );
+        message::put_error(self.down.out(), &notice);
+    }
+
+    /// Until the client hangs up, or is to be told to. What it says meanwhile is kept; what is to be said to it
+    /// is.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Refusal> {
+        match self.slot.poked() {
+            Some(Poke::End(last_words)) => return Poll::Ready(Refusal::Session(last_words)),
+            Some(Poke::Shutdown) => return Poll::Ready(Refusal::Session(shutting_down())),
+            Some(Poke::Cut) | None => {}
+        }
+        if self.write_client(cx).is_err() {
+            return Poll::Ready(Refusal::Gone);
+        }
+        loop {
+            match self.read_client(cx) {
+                Ok(true) => {}
+                Ok(false) => return Poll::Pending,
+                Err(_) => return Poll::Ready(Refusal::Gone),
+            }
         }
     }
 
@@ -271,6 +348,7 @@ impl Session<'_> {
         match self.attach(&Demand { verdict, forced: None }).await {
             Ok(()) => {}
             Err(Refusal::Unit(error)) => return Err(ErrorFields { severity: Severity::Fatal, ..error }),
+            Err(Refusal::Session(error)) => return Err(error),
             Err(Refusal::Gone) => {
                 return Err(ErrorFields::fatal(SqlState::ADMIN_SHUTDOWN, "the endpoint is shutting down"));
             }
@@ -301,25 +379,32 @@ fn transaction(verdict: &Verdict) -> Transaction {
     }
 }
 
-fn obstacle(error: &CheckoutError, role: Role) -> Obstacle {
+fn obstacle(error: &DialError, role: Role) -> Obstacle {
     match (error, role) {
-        (CheckoutError::Wait { .. }, _) => {
-            Obstacle::Refused(ErrorFields::error(SqlState::TOO_MANY_CONNECTIONS, error.to_string()))
-        }
         // Starting up, or shutting down: as good as not there.
-        (CheckoutError::Dial(DialError::Rejected { error, .. }), Role::Primary)
+        (DialError::Rejected { error, .. }, Role::Primary)
             if !matches!(error.code, SqlState::CANNOT_CONNECT_NOW | SqlState::ADMIN_SHUTDOWN) =>
         {
             Obstacle::Refused(ErrorFields { severity: Severity::Error, ..error.clone() })
         }
-        (CheckoutError::Dial(error), Role::Primary) => {
+        (error, Role::Primary) => {
             tracing::info!(%error, "primary not reached");
             Obstacle::Hold("primary_unreachable")
         }
-        (CheckoutError::Dial(error), Role::Standby) => {
+        (error, Role::Standby) => {
             tracing::info!(%error, "standby not reached");
             Obstacle::Standby
         }
+    }
+}
+
+/// Until the term in which a primary was chosen is over.
+async fn superseded(shared: &Shared, role: Role, term: Term) {
+    let mut directive = shared.inputs.directive.clone();
+    let over = directive.wait_for(|order| role == Role::Primary && order.term > term).await.is_ok();
+    if !over {
+        // No order will come any more.
+        std::future::pending::<()>().await;
     }
 }
 

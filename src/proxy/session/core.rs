@@ -17,7 +17,10 @@ use crate::pg::error::{ErrorFields, SqlState};
 use crate::pg::protocol::frame::InvalidLength;
 use crate::proxy::guc::Settings;
 use crate::proxy::prepared::{ClientStatements, ServerStatements, Statements};
-use crate::proxy::route::{Access, Classifier, MayWrite, OwnWrite, SessionEffect, Verdict, WriteReason};
+use crate::proxy::route::{
+    Access, Classifier, MayWrite, OwnWrite, SessionEffect, TransactionEffect, TransactionEnd, Verdict,
+    WriteReason,
+};
 use crate::topology::Durability;
 
 /// How long a client keeps a server.
@@ -28,6 +31,8 @@ pub enum PoolMode {
     Transaction,
     /// Until it disconnects.
     Session,
+    /// For a statement: a transaction block is refused.
+    Statement,
 }
 
 /// What the state machine knows of a server connection. It travels with the connection.
@@ -134,6 +139,8 @@ pub(crate) struct Core {
     pub(super) wants: usize,
     /// Verdicts of texts that [`Core::client`] has looked ahead at, in their order.
     pub(super) ahead: VecDeque<Arc<Verdict>>,
+    /// ReadyForQuery that went to the client, and of those the ones outside of a transaction. They wrap.
+    answered: (u32, u32),
 }
 
 /// Why a session keeps its server.
@@ -174,6 +181,7 @@ impl Core {
             knobs,
             wants: 0,
             ahead: VecDeque::new(),
+            answered: (0, 0),
         }
     }
 
@@ -196,6 +204,16 @@ impl Core {
 
     pub(crate) fn status(&self) -> Status {
         self.status
+    }
+
+    /// How many statements, and how many transactions, have been answered; both wrap.
+    pub(crate) fn answered(&self) -> (u32, u32) {
+        self.answered
+    }
+
+    /// A message to the client is under way: nothing can be said before its end.
+    pub(super) fn is_amid_an_answer(&self) -> bool {
+        self.down_pass > 0
     }
 
     /// A statement is with the server and has not been answered wholly.
@@ -272,7 +290,7 @@ impl Core {
 
     /// Nothing ties the server to this client: it can serve another.
     pub(crate) fn can_release(&self, up: &Lane) -> bool {
-        self.mode == PoolMode::Transaction
+        self.mode != PoolMode::Session
             && self.unit.progress >= Progress::Sent
             && self.pin.is_none()
             && self.status == Status::Idle
@@ -320,6 +338,8 @@ impl Core {
     /// ReadyForQuery came for the client.
     pub(super) fn unit_ended(&mut self, status: Status) {
         self.status = status;
+        self.answered.0 = self.answered.0.wrapping_add(1);
+        self.answered.1 = self.answered.1.wrapping_add(u32::from(status == Status::Idle));
         self.unit.progress = Progress::Settled;
         let alone = self.ledger.units() == 0 && !self.unit.open;
         if self.pin == Some(Pin::Unparsed) {
@@ -327,7 +347,7 @@ impl Core {
             let nothing_ran = alone && self.unit.failure == Some(Failure::NoSql);
             self.pin = (!nothing_ran).then_some(Pin::Certain("unparsable"));
         }
-        if self.mode == PoolMode::Transaction {
+        if self.mode != PoolMode::Session {
             self.unit.failure = None;
         }
         if alone {
@@ -338,12 +358,29 @@ impl Core {
         }
     }
 
+    /// What cannot be run in this mode.
+    pub(super) fn is_refused_by_mode(&self, verdict: &Verdict) -> bool {
+        let opens_block = match &verdict.transaction {
+            TransactionEffect::Begin(_)
+            | TransactionEffect::CommitAndChain
+            | TransactionEffect::RollbackAndChain => true,
+            TransactionEffect::Several { ends, .. } => *ends == TransactionEnd::InBlock,
+            _ => false,
+        };
+        self.mode == PoolMode::Statement && opens_block
+    }
+
+    /// A block was opened in a way that could not be seen in the text.
+    pub(super) fn is_beyond_mode(&self, status: Status) -> bool {
+        self.mode == PoolMode::Statement && status != Status::Idle
+    }
+
     /// The server ran DISCARD ALL.
     pub(super) fn discarded_all(&mut self, server: &mut ServerState) {
         server.statements.clear();
         server.settings = Arc::default();
         self.prepared.clear();
-        if self.mode == PoolMode::Transaction {
+        if self.mode != PoolMode::Session {
             self.pin = None;
         }
     }

@@ -150,6 +150,10 @@ impl Core {
         let Some(status) = bytes.get(5).copied().and_then(Status::from_byte) else {
             return Deal::Stop(broken("ReadyForQuery without a status"));
         };
+        if self.is_beyond_mode(status) {
+            let error = ErrorFields { severity: Severity::Fatal, ..no_blocks() };
+            return Deal::Stop(Heard::Broken(error));
+        }
         self.ledger.ready();
         self.unit_ended(status);
         Deal::Pass
@@ -200,6 +204,12 @@ fn hear_notice(header: Header, bytes: &[u8]) -> Deal {
         )
         .with_detail("The transaction is committed on the primary, and may be lost with it."),
     ))
+}
+
+/// In statement mode; the words are PgBouncer's.
+pub(super) fn no_blocks() -> ErrorFields {
+    let message = "transaction blocks not allowed in statement pooling mode";
+    ErrorFields::error(SqlState::FEATURE_NOT_SUPPORTED, message)
 }
 
 fn broken(what: &str) -> Heard {

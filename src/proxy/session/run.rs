@@ -30,7 +30,9 @@ use crate::pg::error::{ErrorFields, SqlState};
 use crate::proxy::cancel::{Hands, Poke, Slot};
 use crate::proxy::config::Entrance;
 use crate::proxy::guc::{Settings, Startup};
+use crate::proxy::limits::Limits;
 use crate::proxy::pool::{Lease, Pool};
+use crate::proxy::timeouts::{Activity, Doing};
 use crate::proxy::{Shared, Worker};
 use crate::topology::{Durability, NodeName, Role};
 
@@ -72,6 +74,9 @@ pub(super) struct Session<'a> {
     pub(super) user: Arc<str>,
     pub(super) database: Arc<str>,
     pub(super) credentials: Credentials,
+    pub(super) limits: Limits,
+    /// As last told to whoever looks at the time it takes.
+    activity: Activity,
     /// When the last write's answer came, while its position is not known.
     pub(super) written_at: Option<Instant>,
     pub(super) retries: u32,
@@ -98,35 +103,38 @@ enum Turn {
 
 /// Serves `client` until it leaves.
 pub(crate) async fn serve(shared: &Shared, worker: &Rc<Worker>, entrance: Entrance, mut client: Client) {
-    let connected = Connected::new(shared);
+    let plan = shared.plan();
+    let entered = shared.clients.lock().enter(&client.database, &client.user, &plan);
+    let counted =
+        entered.map(|()| Entered { shared, database: client.database.clone(), user: client.user.clone() });
     let mut out = client.out.split().to_vec();
     let startup = Startup::read(&client.parameters);
     let defaults = Defaults { route: entrance.route, consistency: shared.config.consistency };
     let knobs = Knobs::new(defaults, &startup.knobs);
     let durability = shared.inputs.directive.borrow().durability;
-    let refused = match (&knobs, connected.is_too_many()) {
-        (_, true) => {
-            Some(ErrorFields::fatal(SqlState::TOO_MANY_CONNECTIONS, "sorry, too many clients already"))
-        }
+    let refused = match (&knobs, &counted) {
+        (_, Err(error)) => Some(error.clone()),
         (Err(error), _) => Some(ErrorFields::fatal(error.sqlstate(), error.to_string())),
-        (Ok(_), false) if durability == Durability::Quorum && !startup.settings.waits_for_quorum() => {
+        (Ok(_), Ok(_)) if durability == Durability::Quorum && !startup.settings.waits_for_quorum() => {
             Some(ErrorFields::fatal(
                 SqlState::INVALID_PARAMETER_VALUE,
                 "synchronous_commit must not be weaker than the cluster's durability, which is quorum",
             ))
         }
-        (Ok(_), false) => None,
+        (Ok(_), Ok(_)) => None,
     };
     if let Some(error) = refused {
         message::put_error(&mut out, &error);
         farewell(&mut client.stream, &out).await;
         return;
     }
+    let limits = plan.limits(&client.database, &client.user);
     let number = shared.last_session.fetch_add(1, Ordering::Relaxed);
     #[expect(clippy::cast_possible_truncation, reason = "only has to be unique among living sessions")]
-    let core =
-        Core::new(shared.config.mode, number as u32, knobs.unwrap_or_default()).with_durability(durability);
-    let registered = Registered { shared, slot: shared.slots.open(rand::random::<u32>) };
+    let core = Core::new(limits.mode, number as u32, knobs.unwrap_or_default()).with_durability(durability);
+    let account = (client.database.clone(), client.user.clone());
+    let registered = Registered { shared, slot: shared.slots.open(account, rand::random::<u32>) };
+    registered.slot.set_timeouts(limits.timeouts);
     let mut session = Session {
         shared,
         worker,
@@ -141,6 +149,8 @@ pub(crate) async fn serve(shared: &Shared, worker: &Rc<Worker>, entrance: Entran
         user: client.user,
         database: client.database,
         credentials: client.credentials,
+        limits,
+        activity: Activity::default(),
         written_at: None,
         retries: 0,
         pin_counted: false,
@@ -167,6 +177,7 @@ impl Session<'_> {
                 Turn::Need(demand) => match self.attach(&demand).await {
                     Ok(()) => {}
                     Err(Refusal::Unit(error)) => self.core.refuse(&error, &mut self.up, &mut self.down),
+                    Err(Refusal::Session(error)) => return self.say_farewell(&error).await,
                     Err(Refusal::Gone) => return,
                 },
                 Turn::Release => self.release().await,
@@ -216,8 +227,29 @@ impl Session<'_> {
                 Err(_) => return Poll::Ready(Turn::End),
             }
             if !moved {
+                self.tell_activity();
                 return Poll::Pending;
             }
+        }
+    }
+
+    /// For the limits in time: no clock is read here.
+    fn tell_activity(&mut self) {
+        let doing = match (self.attached.is_some() && self.core.is_busy(), self.core.status()) {
+            (true, _) if self.core.may_be_committing() => Doing::Committing,
+            (true, _) => Doing::Query,
+            (false, message::Status::Idle) => Doing::Idle,
+            (false, message::Status::Block | message::Status::Failed) => Doing::IdleInTransaction,
+        };
+        self.tell(doing);
+    }
+
+    pub(super) fn tell(&mut self, doing: Doing) {
+        let (statements, transactions) = self.core.answered();
+        let activity = Activity { doing, statements, transactions };
+        if activity != self.activity {
+            self.activity = activity;
+            self.slot.set_activity(activity);
         }
     }
 
@@ -232,6 +264,7 @@ impl Session<'_> {
                 self.ending = true;
                 (self.attached.is_none()).then(|| Turn::Fatal(shutting_down()))
             }
+            Poke::End(last_words) => Some(Turn::Fatal(last_words)),
         }
     }
 
@@ -305,7 +338,7 @@ impl Session<'_> {
         }
     }
 
-    fn write_client(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
+    pub(super) fn write_client(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
         write_lane(&mut self.client, &mut self.down, cx)
     }
 
@@ -314,7 +347,7 @@ impl Session<'_> {
         matches!(self.write_client(cx), Ok(true))
     }
 
-    fn read_client(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
+    pub(super) fn read_client(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
         let most = self.core.wants().max(MAX_LOOK);
         if self.up.has_pending() || self.up.unread().len() >= most || self.down.is_backed_up() {
             return Ok(false);
@@ -446,7 +479,9 @@ impl Session<'_> {
     }
 
     async fn say_farewell(&mut self, error: &ErrorFields) {
-        message::put_error(self.down.out(), error);
+        if !self.core.is_amid_an_answer() {
+            message::put_error(self.down.out(), error);
+        }
         // One run of bytes: the rest of the answer, then the error.
         let mut bytes = vec![];
         while self.down.has_pending() {
@@ -515,7 +550,7 @@ pub(super) fn route_word(role: Role) -> &'static str {
     }
 }
 
-fn shutting_down() -> ErrorFields {
+pub(super) fn shutting_down() -> ErrorFields {
     ErrorFields::fatal(SqlState::ADMIN_SHUTDOWN, "terminating connection due to administrator command")
 }
 
@@ -598,24 +633,15 @@ impl Drop for Registered<'_> {
     }
 }
 
-/// Counts the client in and out.
-struct Connected<'a> {
+/// A client that was counted in. Dropped, it is counted out.
+struct Entered<'a> {
     shared: &'a Shared,
-    before: usize,
+    database: Arc<str>,
+    user: Arc<str>,
 }
 
-impl<'a> Connected<'a> {
-    fn new(shared: &'a Shared) -> Connected<'a> {
-        Connected { shared, before: shared.clients.fetch_add(1, Ordering::Relaxed) }
-    }
-
-    fn is_too_many(&self) -> bool {
-        self.before >= self.shared.config.max_clients
-    }
-}
-
-impl Drop for Connected<'_> {
+impl Drop for Entered<'_> {
     fn drop(&mut self) {
-        self.shared.clients.fetch_sub(1, Ordering::Relaxed);
+        self.shared.clients.lock().leave(&self.database, &self.user);
     }
 }

@@ -44,6 +44,12 @@ impl Scene {
         }
     }
 
+    fn in_mode(mode: PoolMode) -> Scene {
+        let mut scene = Scene::new();
+        scene.core = Core::new(mode, 1, Knobs::default());
+        scene
+    }
+
     fn client(&mut self, bytes: &[u8]) -> &mut Scene {
         self.up.input.push(bytes);
         self.settle();
@@ -613,4 +619,33 @@ fn a_value_of_a_gigabyte_is_not_waited_for() {
     let mut down = vec![];
     put_ready(&mut down, super::message::Status::Idle);
     assert!(!scene.core.can_release(&scene.up), "half a message is under way");
+}
+
+#[test]
+fn statement_mode_takes_no_blocks() {
+    for (client, server, expected) in [
+        ("Q:select 1", "C:SELECT_1 ZI", "need(read) >Q <CZ(I) release"),
+        ("Q:begin", "", "<E(0A000)Z(I)"),
+        ("Q:commit and chain", "", "<E(0A000)Z(I)"),
+        ("Q:begin; select 1; commit", "C:BEGIN ZI", "need(write) >Q <CZ(I) release"),
+        ("X:P::begin|B|E|S", "", "<E(0A000)Z(I)"),
+        ("X:P::select 1|P:x:begin|S", "", "<E(0A000)Z(I)"),
+        // Opened where no text says so.
+        (
+            "Q:select 1",
+            "C:SELECT_1 ZT",
+            "need(read) >Q <C broken(transaction blocks not allowed in statement pooling mode)",
+        ),
+    ] {
+        let mut scene = Scene::in_mode(PoolMode::Statement);
+        match client.split_once(':') {
+            Some(("Q", text)) => scene.client(&query(text)),
+            Some((_, script)) => scene.client(&extended(script)),
+            None => panic!("{client}"),
+        };
+        if !server.is_empty() {
+            scene.server(&answer(server));
+        }
+        check(&scene, expected);
+    }
 }

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::core::{Ask, Core, ServerState, Texts};
+use super::core::{Ask, Core, PoolMode, ServerState, Texts};
+use super::downstream::no_blocks;
 use super::lane::Lane;
 use super::ledger::{For, Owed, Undo};
 use super::look::{self, Look, MAX_QUERY, malformed, query_text, unexpected};
@@ -122,6 +123,10 @@ impl Core {
                 self.answer_own(total, lanes, texts);
                 Step::Next
             }
+            Look::Serve(..) if self.ahead.iter().any(|verdict| self.is_refused_by_mode(verdict)) => {
+                self.refuse(&no_blocks(), lanes.up, lanes.down);
+                Step::Next
+            }
             Look::Serve(demand, _) => Step::Ask(Ask::Server(demand)),
         }
     }
@@ -134,7 +139,8 @@ impl Core {
         texts: &mut Texts<'_>,
     ) -> Step {
         let starts_unit = !self.unit.open && !matches!(header.tag, b'd' | b'c' | b'f' | b'H' | b'S');
-        let one_by_one = !self.takes_all || self.unit.pace == Pace::OneByOne;
+        let one_by_one =
+            !self.takes_all || self.unit.pace == Pace::OneByOne || self.mode == PoolMode::Statement;
         if self.ledger.is_full() || (starts_unit && one_by_one && self.ledger.units() > 0) {
             return Step::Wait(0);
         }

@@ -1,0 +1,191 @@
+//! Limits on connections and on time: each answers with its SQLSTATE, costs only whom it is for, and the connections
+//! that clients share stay usable.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio_postgres::{AsyncMessage, Client, NoTls};
+
+use crate::harness::{Cluster, Durability, Options, eventually, eventually_async};
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// One role per limit, so that one cluster serves all of this file's clients.
+const POOL: &str = "
+mode: transaction
+size: 4
+users:
+  - {name: slow, query_timeout: 300ms}
+  - {name: lazy, idle_transaction_timeout: 300ms}
+  - {name: away, client_idle_timeout: 300ms}
+  - {name: long, transaction_timeout: 700ms}
+  - {name: few, max_clients: 1}
+  - {name: each, mode: statement}
+  - {name: queue, size: 1, wait: 1500ms, notice_after: 200ms}
+  - {name: reserve, size: 1, reserve_size: 1, reserve_after: 200ms}
+  - {name: warm, min_size: 3}
+  - {name: one, max_servers: 1}
+";
+
+fn cluster() -> Cluster {
+    let mut cluster =
+        Cluster::start(Options { nodes: 1, durability: Durability::Async, ..Options::default() });
+    cluster.reconfigure(|config| {
+        config["pool"] = serde_yaml::from_str(POOL).expect("YAML");
+    });
+    let pool: serde_yaml::Value = serde_yaml::from_str(POOL).expect("YAML");
+    let roles: String = pool["users"]
+        .as_sequence()
+        .expect("users")
+        .iter()
+        .map(|user| format!("CREATE ROLE {} LOGIN PASSWORD 'demo';", user["name"].as_str().expect("a name")))
+        .collect();
+    let admin = cluster.direct_conninfo(&cluster.primary(), "app");
+    cluster.psql_at(&admin, &roles).expect("roles");
+    cluster.psql_at(&admin, "CREATE TABLE t (n int); GRANT ALL ON t TO public").expect("a table");
+    cluster
+}
+
+/// A client, and the notices that reach it.
+async fn connect(cluster: &Cluster, user: &str) -> Result<(Client, mpsc::Receiver<String>), String> {
+    let conninfo = format!("host=127.0.0.1 port={} user={user} password=demo dbname=app", cluster.port);
+    let connected = tokio_postgres::connect(&conninfo, NoTls).await;
+    let (client, mut connection) = connected.map_err(|error| sqlstate(&error))?;
+    let (heard, hears) = mpsc::channel(16);
+    tokio::spawn(async move {
+        while let Some(Ok(message)) = std::future::poll_fn(|cx| connection.poll_message(cx)).await {
+            if let AsyncMessage::Notice(notice) = message {
+                let _ = heard.try_send(notice.message().to_owned());
+            }
+        }
+    });
+    Ok((client, hears))
+}
+
+async fn client(cluster: &Cluster, user: &str) -> Client {
+    connect(cluster, user).await.expect("a login").0
+}
+
+async fn run(client: &Client, sql: &str) -> Result<(), String> {
+    let answered = tokio::time::timeout(LIMIT, client.batch_execute(sql)).await.expect("an answer in time");
+    answered.map_err(|error| sqlstate(&error))
+}
+
+fn sqlstate(error: &tokio_postgres::Error) -> String {
+    error.code().map_or_else(|| error.to_string(), |code| code.code().to_owned())
+}
+
+/// What the session of `user` is told without having asked.
+async fn last_word(cluster: &Cluster, user: &str, first: &str) -> String {
+    let conninfo = format!("host=127.0.0.1 port={} user={user} password=demo dbname=app", cluster.port);
+    let (client, connection) = tokio_postgres::connect(&conninfo, NoTls).await.expect("a login");
+    let ended = tokio::spawn(connection);
+    run(&client, first).await.expect("the first statement");
+    let ended = tokio::time::timeout(LIMIT, ended).await.expect("the end in time").expect("no panic");
+    sqlstate(&ended.expect_err("not by itself"))
+}
+
+fn refused(code: &str) -> Result<(), String> {
+    Err(code.to_owned())
+}
+
+#[tokio::test]
+async fn limits_answer_with_their_sqlstate() {
+    let cluster = cluster();
+
+    let slow = client(&cluster, "slow").await;
+    assert_eq!(run(&slow, "SELECT pg_sleep(20)").await, refused("57014"));
+    assert_eq!(run(&slow, "SELECT 1").await, Ok(()), "the session goes on");
+
+    assert_eq!(last_word(&cluster, "lazy", "BEGIN; INSERT INTO t VALUES (1)").await, "25P03");
+    assert_eq!(last_word(&cluster, "away", "SELECT 1").await, "57P05");
+    assert_eq!(last_word(&cluster, "long", "BEGIN; INSERT INTO t VALUES (1)").await, "25P04");
+    let long = client(&cluster, "long").await;
+    assert_eq!(run(&long, "BEGIN; SELECT pg_sleep(20)").await, refused("25P04"));
+    let app = client(&cluster, "app").await;
+    eventually_async("no transaction that was ended goes on", LIMIT, async || {
+        let open = "SELECT count(*) FROM pg_stat_activity WHERE xact_start IS NOT NULL AND usename IN ('lazy', 'long')";
+        let count: i64 = app.query_one(open, &[]).await.map_err(|error| error.to_string())?.get(0);
+        if count == 0 { Ok(()) } else { Err(format!("{count} transactions")) }
+    })
+    .await;
+
+    let few = client(&cluster, "few").await;
+    assert_eq!(connect(&cluster, "few").await.map(|_| ()), refused("53300"));
+    drop(few);
+    eventually_async("room for another client", LIMIT, async || connect(&cluster, "few").await.map(|_| ()))
+        .await;
+
+    let each = client(&cluster, "each").await;
+    assert_eq!(run(&each, "BEGIN").await, refused("0A000"));
+    assert_eq!(run(&each, "BEGIN; INSERT INTO t VALUES (2); COMMIT").await, Ok(()), "a block that is closed");
+    let prepared = each.prepare("BEGIN").await.map(|_| ()).map_err(|error| sqlstate(&error));
+    assert_eq!(prepared, refused("0A000"));
+    assert_eq!(run(&each, "SELECT 1").await, Ok(()));
+}
+
+#[tokio::test]
+async fn waiting_for_a_server_has_an_order_a_notice_and_an_end() {
+    let cluster = cluster();
+
+    let holder = client(&cluster, "queue").await;
+    run(&holder, "BEGIN; INSERT INTO t VALUES (1)").await.expect("the only server");
+    let (waits, mut notices) = connect(&cluster, "queue").await.expect("a login");
+    assert_eq!(run(&waits, "INSERT INTO t VALUES (2)").await, refused("53300"));
+    let notice = notices.recv().await.expect("a notice");
+    assert!(notice.contains("waiting for a free server connection"), "{notice}");
+    // Who is served after a wait got the notice before the answer, and the answer is whole.
+    let (served, _) = tokio::join!(run(&waits, "INSERT INTO t VALUES (2)"), async {
+        notices.recv().await.expect("a notice");
+        run(&holder, "COMMIT").await.expect("commit");
+    });
+    assert_eq!(served, Ok(()));
+    // Who hangs up in the queue leaves it.
+    run(&holder, "BEGIN; INSERT INTO t VALUES (1)").await.expect("the only server");
+    let (gone, mut notices) = connect(&cluster, "queue").await.expect("a login");
+    let asks = tokio::spawn(async move { gone.batch_execute("INSERT INTO t VALUES (3)").await });
+    notices.recv().await.expect("a notice");
+    asks.abort();
+    eventually("nobody waits", LIMIT, || match cluster.metric("bellwether_clients{state=\"waiting\"}") {
+        Some(0.0) => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+
+    let (first, second) = (client(&cluster, "reserve").await, client(&cluster, "reserve").await);
+    run(&first, "BEGIN; INSERT INTO t VALUES (1)").await.expect("the only server");
+    assert_eq!(run(&second, "INSERT INTO t VALUES (2)").await, Ok(()), "by the reserve");
+
+    // A shared limit: whoever comes from another database gets the one permit.
+    let (here, there) = (client(&cluster, "one").await, {
+        let conninfo = format!("host=127.0.0.1 port={} user=one password=demo dbname=postgres", cluster.port);
+        let (client, connection) = tokio_postgres::connect(&conninfo, NoTls).await.expect("a login");
+        tokio::spawn(connection);
+        client
+    });
+    for _ in 0..3 {
+        assert_eq!(run(&here, "SELECT 1").await, Ok(()));
+        assert_eq!(run(&there, "SELECT 1").await, Ok(()));
+    }
+}
+
+#[tokio::test]
+async fn servers_are_opened_ahead_of_need_and_replaced_when_they_die() {
+    let cluster = cluster();
+    let app = client(&cluster, "app").await;
+    let warm = client(&cluster, "warm").await;
+    let backends = "SELECT pid FROM pg_stat_activity WHERE usename = 'warm' ORDER BY pid";
+    let pids = async || -> Result<Vec<i32>, String> {
+        let rows = app.query(backends, &[]).await.map_err(|error| error.to_string())?;
+        let pids: Vec<i32> = rows.iter().map(|row| row.get(0)).collect();
+        if pids.len() == 3 { Ok(pids) } else { Err(format!("{pids:?}")) }
+    };
+    run(&warm, "INSERT INTO t VALUES (1)").await.expect("the first use");
+    let before = eventually_async("three connections", LIMIT, &pids).await;
+    let admin = cluster.direct_conninfo(&cluster.primary(), "app");
+    cluster
+        .psql_at(&admin, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'warm'")
+        .expect("terminate");
+    assert_eq!(run(&warm, "INSERT INTO t VALUES (2)").await, Ok(()), "nobody hears of it");
+    let after = eventually_async("three other connections", LIMIT, &pids).await;
+    assert!(after.iter().all(|pid| !before.contains(pid)), "{before:?} {after:?}");
+}

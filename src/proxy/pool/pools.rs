@@ -1,0 +1,153 @@
+//! All pools: made when they are first needed, kept up once a second, and the limits that several of them share.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::census::Census;
+use super::core::Core;
+use super::{Key, Lease, Pool};
+use crate::net::Credentials;
+use crate::proxy::evidence::NodeEvidence;
+use crate::proxy::limits::{Caps, Limits};
+use crate::topology::{Address, NodeName};
+
+/// A connection that others wait for because of a shared limit is taken from a pool that has more of them, when
+/// they have waited so long. Idle ones are taken at once.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Default)]
+pub(crate) struct Pools {
+    /// Locked when a session first needs a pool, not per statement; before any pool's own lock.
+    pools: Mutex<HashMap<Key, Arc<Pool>>>,
+    censuses: Mutex<HashMap<NodeName, Arc<Mutex<Census>>>>,
+}
+
+/// What a new pool is made of.
+#[derive(Debug)]
+pub(crate) struct Blueprint {
+    pub(crate) address: Address,
+    /// Of every startup packet.
+    pub(crate) parameters: Vec<(String, String)>,
+    pub(crate) limits: Limits,
+    pub(crate) caps: Caps,
+    pub(crate) evidence: Arc<NodeEvidence>,
+}
+
+impl Pools {
+    pub(crate) fn pool(self: &Arc<Pools>, key: &Key, blueprint: impl FnOnce() -> Blueprint) -> Arc<Pool> {
+        let new = || {
+            let Blueprint { address, parameters, limits, caps, evidence } = blueprint();
+            Arc::new(Pool {
+                key: key.clone(),
+                address,
+                parameters,
+                core: Mutex::new(Core::new(limits.size)),
+                census: self.censuses.lock().entry(key.node.clone()).or_default().clone(),
+                caps: Mutex::new(caps),
+                pools: Arc::downgrade(self),
+                credentials: Mutex::default(),
+                evidence,
+            })
+        };
+        self.pools.lock().entry(key.clone()).or_insert_with(new).clone()
+    }
+
+    pub(crate) fn all(&self) -> Vec<Arc<Pool>> {
+        self.pools.lock().values().cloned().collect()
+    }
+
+    pub(crate) fn of(&self, node: &NodeName) -> Vec<Arc<Pool>> {
+        self.pools.lock().values().filter(|pool| pool.key.node == *node).cloned().collect()
+    }
+
+    /// Gives every pool its limits anew.
+    pub(crate) fn resize(&self, limits: impl Fn(&Key) -> (Limits, Caps)) {
+        for pool in self.all() {
+            let (limits, caps) = limits(&pool.key);
+            pool.resize(limits.size, caps);
+        }
+    }
+
+    /// A permit of `node` is free: whoever has waited longest for one gets it.
+    pub(super) fn offer(&self, node: &NodeName) {
+        let mut wanting: Vec<_> =
+            self.of(node).into_iter().filter_map(|pool| Some((since(&pool)?, pool))).collect();
+        wanting.sort_by_key(|(since, _)| *since);
+        for (_, pool) in wanting {
+            pool.offer();
+        }
+    }
+
+    /// Closes an idle connection of a pool that shares a limit with `pool`, which then gets the permit.
+    pub(super) fn evict_for(&self, pool: &Pool) {
+        let caps = *pool.caps.lock();
+        let sharing = self.of(&pool.key.node).into_iter().filter(|other| share(caps, pool, other));
+        for other in sharing {
+            let evicted = other.core.lock().evict();
+            if evicted.is_some() {
+                drop(evicted);
+                return other.release_permits(1);
+            }
+        }
+    }
+
+    /// To be called about once a second. What should be dialled to keep the pools at their minimum.
+    pub(crate) fn keep_up(&self, now: Instant) -> Vec<(Lease, Credentials)> {
+        // A pool without connections that no session knows: of a database that does not exist, for instance.
+        self.pools.lock().retain(|_, pool| Arc::strong_count(pool) > 1 || pool.sizes() != (0, 0));
+        let pools = self.all();
+        for pool in &pools {
+            pool.expire(now);
+            let long_since = |since| now.saturating_duration_since(since) >= PATIENCE;
+            if since(pool).is_some_and(long_since) {
+                Pools::demand_for(pool, &pools);
+            }
+        }
+        pools.iter().flat_map(Pool::warm_up).collect()
+    }
+
+    /// The one with the most connections of those that share a limit with `pool` gives one of them up, if it has
+    /// more.
+    fn demand_for(pool: &Arc<Pool>, pools: &[Arc<Pool>]) {
+        let caps = *pool.caps.lock();
+        let total = |pool: &Arc<Pool>| {
+            let (idle, in_use) = pool.sizes();
+            idle + in_use
+        };
+        let sharing =
+            pools.iter().filter(|other| other.key.node == pool.key.node && share(caps, pool, other));
+        let richest = sharing.max_by_key(|other| total(other));
+        if let Some(richest) = richest.filter(|richest| total(richest) > total(pool)) {
+            richest.core.lock().owe();
+        }
+    }
+}
+
+/// Since when the first who waits there for nothing but a permit has done so.
+fn since(pool: &Arc<Pool>) -> Option<Instant> {
+    let core = pool.core.lock();
+    core.waiting_since().filter(|_| core.wants_permit())
+}
+
+/// Whether a connection of `other` counts against a limit of `pool`, another one.
+fn share(caps: Caps, pool: &Pool, other: &Pool) -> bool {
+    let shared = caps.all.is_some()
+        || (caps.database.is_some() && pool.key.database == other.key.database)
+        || (caps.user.is_some() && pool.key.user == other.key.user);
+    shared && pool.key != other.key
+}
+
+impl Pool {
+    /// Places for what is missing at the minimum.
+    fn warm_up(self: &Arc<Pool>) -> Vec<(Lease, Credentials)> {
+        let mut leases = vec![];
+        let Some(credentials) = self.credentials.lock().clone() else { return leases };
+        while self.core.lock().warm_up(|| self.take_permit()) {
+            leases.push((self.lease(None), credentials.clone()));
+        }
+        leases
+    }
+}
