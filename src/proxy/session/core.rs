@@ -82,6 +82,10 @@ pub(crate) enum Heard {
 pub(crate) enum Loss {
     /// By itself.
     Connection,
+    /// By itself, and its farewell was its first word: what was sent to it last did not run, or was undone. A
+    /// backend that is told to end answers so between statements or in the middle of one, whose transaction it
+    /// aborts; a commit is neither, and answers first (`ProcessInterrupts`, `exec_simple_query` in postgres.c).
+    Unbegun,
     /// A newer term has another primary.
     Failover,
 }
@@ -385,6 +389,14 @@ impl Core {
         }
     }
 
+    /// Whether the unit under way runs again after `loss`, whatever it was that ended the server.
+    pub(super) fn runs_again(&self, loss: Loss) -> bool {
+        self.unit.replay.fits(loss)
+            && !self.has_answered()
+            && self.status == Status::Idle
+            && self.pin.is_none()
+    }
+
     /// The server is gone. The client's unanswered units are answered, each with an error.
     pub(crate) fn lost(&mut self, loss: Loss, what: &str, up: &mut Lane, down: &mut Lane) -> AfterLoss {
         let (busy, units, pinned) = (self.is_busy(), self.ledger.units(), self.pin.is_some());
@@ -405,7 +417,7 @@ impl Core {
             self.knobs.write = OwnWrite::Unknown;
         }
         let open = std::mem::take(&mut self.unit.open);
-        let retry = self.unit.replay.is_kept() && !self.has_answered() && !open && self.up_skip == 0;
+        let retry = self.unit.replay.fits(loss) && !self.has_answered() && !open && self.up_skip == 0;
         match () {
             () if mid_message => AfterLoss::Close,
             () if pinned || self.mode == PoolMode::Session => AfterLoss::Fatal(
@@ -497,7 +509,9 @@ fn loss_error(loss: Loss, in_doubt: bool, what: &str) -> ErrorFields {
             "the server was lost while the transaction was being committed; it may or may not have been",
         ),
         (false, Loss::Failover) => (SqlState::SERIALIZATION_FAILURE, "transaction cut by a failover"),
-        (false, Loss::Connection) => (SqlState::CONNECTION_FAILURE, "the connection to the server was lost"),
+        (false, Loss::Connection | Loss::Unbegun) => {
+            (SqlState::CONNECTION_FAILURE, "the connection to the server was lost")
+        }
     };
     ErrorFields::error(code, message).with_detail(what)
 }

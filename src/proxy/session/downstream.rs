@@ -88,6 +88,10 @@ impl Core {
                 let error = message::read_error(&bytes[..header.total]);
                 let error =
                     error.unwrap_or_else(|| ErrorFields::error(SqlState::INTERNAL_ERROR, "settings refused"));
+                // A farewell, and no word on the settings: another server may take them.
+                if error.severity == Severity::Fatal {
+                    return Deal::Stop(Heard::Lost(error));
+                }
                 Deal::Stop(Heard::Broken(ErrorFields { severity: Severity::Fatal, ..error }))
             }
             _ => Deal::Swallow,

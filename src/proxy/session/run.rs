@@ -314,6 +314,7 @@ impl Session<'_> {
             }
             let answered = self.core.has_answered();
             let heard = hear(&mut self.core, &mut self.down, &mut self.up, &mut server.state);
+            let unbegun = matches!(heard, Heard::Lost(_)) && !self.core.has_answered();
             if matches!(heard, Heard::Lost(_)) && !answered {
                 // The start of an answer and its end came in one read: the client has seen nothing of it.
                 self.core.take_answer_back(&mut self.down);
@@ -325,7 +326,8 @@ impl Session<'_> {
                     return Ok(Some(Turn::Fatal(shutting_down())));
                 }
                 Heard::Ready => {}
-                other => return Ok(Some(ended(other))),
+                Heard::Lost(error) => return Ok(Some(farewell_of_server(error, unbegun))),
+                Heard::Broken(error) => return Ok(Some(Turn::Fatal(error))),
             }
             self.count_pin();
             // What was heard may let the client's next unit go.
@@ -467,7 +469,8 @@ impl Session<'_> {
     /// A primary that breaks is on its way to be replaced more often than not, and then the client may safely
     /// try again (40001). The control plane knows a moment later than the socket does.
     async fn cause_of_loss(&self, loss: Loss, node: &NodeName) -> Loss {
-        if self.core.status() == message::Status::Idle && !self.core.is_busy() {
+        let is_idle = self.core.status() == message::Status::Idle && !self.core.is_busy();
+        if is_idle || self.core.runs_again(loss) {
             return loss;
         }
         let mut directive = self.shared.inputs.directive.clone();
@@ -535,12 +538,10 @@ fn hear(core: &mut Core, down: &mut Lane, up: &mut Lane, server: &mut ServerStat
     }
 }
 
-fn ended(heard: Heard) -> Turn {
-    match heard {
-        Heard::Lost(error) => Turn::ServerLost { loss: Loss::Connection, what: error.message },
-        Heard::Broken(error) => Turn::Fatal(error),
-        Heard::Nothing | Heard::Ready => Turn::End,
-    }
+fn farewell_of_server(error: ErrorFields, was_first_word: bool) -> Turn {
+    let ends_backend = matches!(error.code, SqlState::ADMIN_SHUTDOWN | SqlState::IDLE_SESSION_TIMEOUT);
+    let loss = if was_first_word && ends_backend { Loss::Unbegun } else { Loss::Connection };
+    Turn::ServerLost { loss, what: error.message }
 }
 
 pub(super) fn route_word(role: Role) -> &'static str {

@@ -72,7 +72,8 @@ impl Scene {
                 Heard::Ready => {}
                 Heard::Lost(error) => {
                     let _ = write!(self.log, " lost({})", error.code);
-                    self.lose(Loss::Connection);
+                    let unbegun = error.code == SqlState::ADMIN_SHUTDOWN && !self.core.has_answered();
+                    self.lose(if unbegun { Loss::Unbegun } else { Loss::Connection });
                     break;
                 }
                 Heard::Broken(error) => {
@@ -646,6 +647,37 @@ fn statement_mode_takes_no_blocks() {
         if !server.is_empty() {
             scene.server(&answer(server));
         }
+        check(&scene, expected);
+    }
+}
+
+#[test]
+fn what_a_server_said_farewell_to_instead_of_beginning_with_it_runs_again() {
+    for (client, server, expected) in [
+        ("Q:insert into t values (1)", "F:57P01", "lost(57P01) retry need(write) >Q"),
+        ("Q:begin", "F:57P01", "lost(57P01) retry need(write) >Q"),
+        ("X:P::insert into t values (1)|B|E|S", "F:57P01", "lost(57P01) retry need(write) >PBES"),
+        // Not as a whole undone, or with effects elsewhere.
+        ("Q:insert into t values (1); insert into t values (2)", "F:57P01", "lost(57P01) <E(08007)Z(I)"),
+        ("Q:call p()", "F:57P01", "lost(57P01) fatal(57P01)"),
+        ("Q:create table t ()", "F:57P01", "lost(57P01) <E(08007)Z(I)"),
+        // It had begun to answer: the commit may be behind it.
+        (
+            "X:P::insert into t values (1)|B|E|S",
+            "1 2 n C:INSERT_0_1 F:57P01",
+            "<12nC lost(57P01) <E(08007)Z(I)",
+        ),
+        // No farewell of this backend's own.
+        ("Q:insert into t values (1)", "F:57P02", "lost(57P02) <E(08007)Z(I)"),
+    ] {
+        let mut scene = Scene::new();
+        match client.split_once(':') {
+            Some(("Q", text)) => scene.client(&query(text)),
+            Some((_, script)) => scene.client(&extended(script)),
+            None => panic!("{client}"),
+        };
+        scene.log.clear();
+        scene.server(&answer(server));
         check(&scene, expected);
     }
 }

@@ -1,8 +1,9 @@
 //! What became of the unit under way (a simple query, or everything up to a Sync): how far it has come, what its
 //! success would mean, whether it may run again elsewhere.
 
+use super::core::Loss;
 use super::message::Status;
-use crate::proxy::route::{MayWrite, TransactionEffect, Verdict};
+use crate::proxy::route::{Access, MayWrite, TransactionEffect, Verdict, WriteReason};
 
 #[derive(Debug, Default)]
 pub(super) struct Unit {
@@ -68,6 +69,9 @@ pub(super) struct Replay {
 enum Kept {
     #[default]
     No,
+    /// It writes, all or nothing: it may run again if it is certain that the server has not begun with it, or has
+    /// undone it.
+    IfUnbegun,
     Yes,
 }
 
@@ -114,7 +118,9 @@ impl Unit {
             (false, false) => Outcome::Nothing,
         };
         self.outcome = self.outcome.max(outcome);
-        if !verdict.is_read() || *effect != TransactionEffect::None {
+        if is_all_or_nothing(verdict) {
+            self.replay.writes();
+        } else if !verdict.is_read() || *effect != TransactionEffect::None {
             self.replay.give_up();
         }
     }
@@ -127,6 +133,19 @@ impl Unit {
     }
 }
 
+/// One statement that is undone as a whole when its server stops in the middle of it, with nothing outside of the
+/// transaction; and a BEGIN.
+fn is_all_or_nothing(verdict: &Verdict) -> bool {
+    let Access::Write { reason } = &verdict.access else { return false };
+    let contained = matches!(
+        reason,
+        WriteReason::Dml | WriteReason::ModifyingCte | WriteReason::LockingClause | WriteReason::ServerState
+    );
+    let begins = matches!(verdict.transaction, TransactionEffect::Begin(_));
+    let alone = verdict.statements == 1 && verdict.session.is_empty();
+    alone && (begins || contained && verdict.transaction == TransactionEffect::None)
+}
+
 impl Replay {
     fn begin(&mut self) {
         self.messages.clear();
@@ -134,7 +153,22 @@ impl Replay {
     }
 
     pub(super) fn is_kept(&self) -> bool {
-        self.kept == Kept::Yes
+        self.kept != Kept::No
+    }
+
+    /// Whether it may run again after `loss`.
+    pub(super) fn fits(&self, loss: Loss) -> bool {
+        match self.kept {
+            Kept::Yes => true,
+            Kept::IfUnbegun => loss == Loss::Unbegun,
+            Kept::No => false,
+        }
+    }
+
+    fn writes(&mut self) {
+        if self.kept == Kept::Yes {
+            self.kept = Kept::IfUnbegun;
+        }
     }
 
     /// One more message; `None` when it is not there wholly.
