@@ -1,8 +1,6 @@
-//! The front door: one thread accepts, a worker greets, and whoever has proved who they are goes to their plane.
+//! The front door: the first worker accepts, a worker greets, and whoever has proved who they are goes to their
+//! plane.
 
-use std::future::Future;
-use std::io;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,23 +12,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::config::{Listen, ListenOn, ListenRoute};
 use super::run::RunError;
-use crate::net::{Acceptor, Client, ConnectionKind, Detached, Hello, ListenAddress, Listener, hello};
+use crate::net::{Acceptor, Client, ConnectionKind, Hello, ListenAddress, Listener, Stream, hello};
 use crate::pg::{ErrorFields, SqlState};
 use crate::proxy::route::Route;
-use crate::proxy::{Dispatch, Entrance, Proxy, Worker};
+use crate::proxy::{Entrance, Proxy, Seats, Served, Worker};
 use crate::relay::Relay;
 
-/// When every worker's queue is full, connections wait in the kernel's backlog and are offered again so often.
-const OFFER_AGAIN: Duration = Duration::from_millis(5);
 /// For the last words to a client that is refused.
 const FAREWELL_LIMIT: Duration = Duration::from_secs(1);
-
-/// A connection nobody has read from, and what its listener asks for.
-#[derive(Debug)]
-pub(super) struct Accepted {
-    stream: Detached,
-    entrance: Entrance,
-}
 
 /// Bound, not yet accepting: what cannot be bound is told before anything else is started.
 #[derive(Debug)]
@@ -60,27 +49,26 @@ impl Listening {
         self.listeners.iter().map(|(listener, _)| listener.address().clone()).collect()
     }
 
-    /// Hands connections out until `stop`; then the sockets are closed.
-    pub(super) fn start(self, dispatch: Dispatch<Accepted>, stop: CancellationToken) -> io::Result<Front> {
+    /// What the first worker runs on and does: it accepts until it is dropped; then the sockets are closed.
+    pub(super) fn accepting(self) -> ((Runtime, impl AsyncFnOnce(Seats<Entrance>) + Send + 'static), Front) {
         let ended = CancellationToken::new();
-        // Also when the thread panics.
         let ends = ended.clone().drop_guard();
-        std::thread::Builder::new().name("accept".to_owned()).spawn(move || {
+        let Listening { listeners, runtime } = self;
+        let accept = async move |seats: Seats<Entrance>| {
+            // Also when it panics.
             let _ends = ends;
-            let Listening { listeners, runtime } = self;
-            runtime.block_on(async {
-                let mut accepting = JoinSet::new();
-                for (listener, entrance) in listeners {
-                    accepting.spawn(accept(listener, entrance, dispatch.clone(), stop.clone()));
-                }
-                accepting.join_next().await;
-            });
-        })?;
-        Ok(Front { ended })
+            let seats = Rc::new(seats);
+            let mut accepting = JoinSet::new();
+            for (listener, entrance) in listeners {
+                accepting.spawn_local(accept(listener, entrance, seats.clone()));
+            }
+            accepting.join_next().await;
+        };
+        ((runtime, accept), Front { ended })
     }
 }
 
-/// The thread that accepts.
+/// Accepting connections, as the rest of the instance sees it.
 #[derive(Debug)]
 pub(super) struct Front {
     ended: CancellationToken,
@@ -92,35 +80,12 @@ impl Front {
     }
 }
 
-async fn accept(
-    listener: Listener,
-    entrance: Entrance,
-    dispatch: Dispatch<Accepted>,
-    stop: CancellationToken,
-) {
-    let serving = async {
-        loop {
-            let (stream, peer) = listener.accept().await;
-            match stream.detach() {
-                Ok(stream) => offer(Accepted { stream, entrance }, &dispatch).await,
-                Err(error) => tracing::debug!(%peer, %error, "a connection ended early"),
-            }
-        }
-    };
-    tokio::select! {
-        () = serving => {}
-        () = stop.cancelled() => {}
+async fn accept(listener: Listener, entrance: Entrance, seats: Rc<Seats<Entrance>>) {
+    loop {
+        let (stream, _) = listener.accept().await;
+        seats.give(stream, entrance);
     }
 }
-
-async fn offer(mut accepted: Accepted, dispatch: &Dispatch<Accepted>) {
-    while let Err(back) = dispatch.dispatch(accepted) {
-        accepted = back;
-        tokio::time::sleep(OFFER_AGAIN).await;
-    }
-}
-
-type Served = Pin<Box<dyn Future<Output = ()>>>;
 
 /// What a worker does with a connection. `stop` ends logins; the planes end their own.
 pub(super) fn greeter(
@@ -128,9 +93,9 @@ pub(super) fn greeter(
     relay: Relay,
     acceptor: Arc<Acceptor>,
     stop: CancellationToken,
-) -> impl Fn(Rc<Worker>, Accepted) -> Served + Clone + Send + 'static {
+) -> impl Fn(Rc<Worker>, Stream, Entrance) -> Served + Clone + Send + 'static {
     let door = Door { proxy, relay, acceptor, stop };
-    move |worker, accepted| Box::pin(door.clone().serve(worker, accepted))
+    move |worker, stream, entrance| Box::pin(door.clone().serve(worker, stream, entrance))
 }
 
 #[derive(Clone, Debug)]
@@ -142,8 +107,7 @@ struct Door {
 }
 
 impl Door {
-    async fn serve(self, worker: Rc<Worker>, accepted: Accepted) {
-        let Ok(stream) = accepted.stream.attach() else { return };
+    async fn serve(self, worker: Rc<Worker>, stream: Stream, entrance: Entrance) {
         let greeted = tokio::select! {
             greeted = hello(stream, &self.acceptor) => greeted,
             () = self.stop.cancelled() => return,
@@ -156,7 +120,7 @@ impl Door {
                 drop(stream);
             }
             Hello::Client(ConnectionKind::Sql, client) => {
-                self.proxy.serve(&worker, accepted.entrance, client).await;
+                self.proxy.serve(&worker, entrance, client).await;
             }
             Hello::Client(ConnectionKind::PhysicalReplication, client) => self.relay.serve(client).await,
             Hello::Client(ConnectionKind::LogicalReplication, client) => refuse_logical(client).await,

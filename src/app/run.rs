@@ -140,7 +140,7 @@ struct Instance {
     /// Everything else.
     planes: CancellationToken,
     accepting: Front,
-    workers: Workers<front::Accepted>,
+    workers: Workers,
     relay: Relay,
     /// The tasks on this runtime. Each lives as long as the instance.
     tasks: JoinSet<TaskEnd>,
@@ -219,9 +219,9 @@ impl Instance {
         let acceptor = Acceptor::new(users::authenticator(config, candidates));
         let acceptor = Arc::new(acceptor.with_login_limit(config.pool.login));
         let greet = front::greeter(proxy.clone(), relay.clone(), acceptor, clients.clone());
-        let workers = Workers::start(plans::workers(config), &proxy, &clients, greet);
+        let (accept, accepting) = listening.accepting();
+        let workers = Workers::start(plans::workers(config), &proxy, &clients, greet, accept);
         let workers = workers.map_err(RunError::Threads)?;
-        let accepting = listening.start(workers.dispatch(), clients.clone()).map_err(RunError::Threads)?;
         let (clients, planes) = (unless_whole.0.disarm(), unless_whole.1.disarm());
         Ok(Instance { clients, planes, accepting, workers, relay, tasks })
     }

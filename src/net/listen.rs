@@ -7,8 +7,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket, UnixListener};
 
+use super::stream::tune;
 use super::{PeerAddress, Stream};
 
 /// Connections that the kernel holds until they are accepted; beyond it they wait in SYN or are refused.
@@ -95,7 +97,7 @@ impl Listener {
         match &self.socket {
             Socket::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
-                Ok((Stream::tcp(stream)?, PeerAddress::Tcp(peer)))
+                Ok((Stream::Tcp(stream), PeerAddress::Tcp(peer)))
             }
             Socket::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
@@ -117,6 +119,7 @@ fn bind_tcp(address: SocketAddr) -> io::Result<Listener> {
     // A restart must not wait for the old connections' TIME_WAIT.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
+    tune(&SockRef::from(&socket))?;
     let listener = socket.listen(BACKLOG)?;
     let address = ListenAddress::Tcp(listener.local_addr()?);
     Ok(Listener { socket: Socket::Tcp(listener), address, _file: None })
@@ -164,6 +167,9 @@ mod tests {
         let (stream, peer) = listener.accept().await;
         assert_eq!(peer, stream.peer());
         assert!(peer.is_local());
+        let Stream::Tcp(socket) = &stream else { panic!("not TCP") };
+        let options = socket2::SockRef::from(socket);
+        assert!(options.tcp_nodelay().expect("an option") && options.keepalive().expect("an option"));
 
         let detached = stream.detach().expect("detach");
         let read = std::thread::Builder::new().spawn(move || {

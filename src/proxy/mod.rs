@@ -31,7 +31,7 @@ pub(crate) mod parts {
 pub use config::{Entrance, ProxyConfig, ServerLogin};
 pub use session::core::PoolMode;
 pub use worker::Worker;
-pub use workers::{Dispatch, Workers};
+pub use workers::{Seats, Served, Workers};
 
 use std::collections::HashMap;
 use std::rc::Rc;

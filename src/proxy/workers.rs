@@ -1,101 +1,120 @@
-//! The worker threads: each has a runtime of its own, and a client stays on the one it was given to.
+//! The worker threads: each has a runtime of its own, and a client stays on the one it was given to. The first
+//! one accepts, too: with one worker, no connection ever changes its thread.
 
+use std::fmt;
 use std::future::Future;
 use std::io;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
+use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 
 use super::worker::Worker;
 use super::{Proxy, background};
+use crate::net::{Detached, Stream};
 
-/// Accepted connections that a worker has not begun with. Beyond it `dispatch` gives the connection back, and
-/// the listener's backlog holds what comes.
+/// Connections passed on that a worker has not begun with. Beyond it they stay with the thread that accepts.
 const QUEUE: usize = 256;
 
-/// Running worker threads. `S` is what an accepted connection is before anybody has read from it.
+/// Running worker threads.
 #[derive(Debug)]
-pub struct Workers<S> {
-    workers: Arc<[Handle<S>]>,
+pub struct Workers {
     threads: Vec<JoinHandle<()>>,
     /// Cancelled by the first thread that ends, however it ends.
     ended: CancellationToken,
 }
 
+/// Another worker's thread, as the first one sees it.
 #[derive(Debug)]
-struct Handle<S> {
-    queue: mpsc::Sender<S>,
+struct Elsewhere<S> {
+    queue: mpsc::Sender<(Detached, S)>,
     /// Connections given to it and not finished.
     load: Arc<AtomicUsize>,
 }
 
-/// Hands connections to the workers; cheap to clone.
-#[derive(Debug)]
-pub struct Dispatch<S>(Arc<[Handle<S>]>);
+/// Gives accepted connections to the workers. It lives on the first worker's thread.
+pub struct Seats<S> {
+    here: Seat<S>,
+    elsewhere: Vec<Elsewhere<S>>,
+}
 
-impl<S> Clone for Dispatch<S> {
-    fn clone(&self) -> Self {
-        Dispatch(self.0.clone())
+impl<S> fmt::Debug for Seats<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Seats").field("elsewhere", &self.elsewhere.len()).finish_non_exhaustive()
     }
 }
 
-impl<S> Dispatch<S> {
-    /// To the worker with the fewest connections. Gives `socket` back when all queues are full or the workers
-    /// are stopping.
-    pub fn dispatch(&self, socket: S) -> Result<(), S> {
-        let least = self.0.iter().min_by_key(|worker| worker.load.load(Ordering::Relaxed));
-        let Some(worker) = least else { return Err(socket) };
-        worker.load.fetch_add(1, Ordering::Relaxed);
-        worker.queue.try_send(socket).map_err(|error| {
-            worker.load.fetch_sub(1, Ordering::Relaxed);
-            match error {
-                mpsc::error::TrySendError::Full(socket) | mpsc::error::TrySendError::Closed(socket) => socket,
+impl<S> Seats<S> {
+    /// To the worker with the fewest connections; among equals the first, which is this thread.
+    pub fn give(&self, stream: Stream, asked: S) {
+        let here = self.here.load.load(Ordering::Relaxed);
+        let least = self.elsewhere.iter().min_by_key(|worker| worker.load.load(Ordering::Relaxed));
+        let better = least.filter(|worker| worker.load.load(Ordering::Relaxed) < here);
+        let Some((worker, place)) =
+            better.and_then(|worker| Some((worker, worker.queue.try_reserve().ok()?)))
+        else {
+            return self.here.take(stream, asked);
+        };
+        match stream.detach() {
+            Ok(stream) => {
+                worker.load.fetch_add(1, Ordering::Relaxed);
+                place.send((stream, asked));
             }
-        })
+            Err(error) => tracing::debug!(%error, "a connection ended early"),
+        }
     }
 }
 
-impl<S: Send + 'static> Workers<S> {
-    /// Starts `count` threads, and one for the plane's own tasks. `handle` deals with one connection: attaches
-    /// it to the runtime it is called in, greets and authenticates, and calls [`Proxy::serve`]. After `stop`
-    /// the threads end when their last connection has.
-    pub fn start<F, Fut>(
+impl Workers {
+    /// Starts `count` threads, and one for the plane's own tasks. The first worker runs on `first` and does
+    /// `accept` beside its sessions. `handle` deals with one connection: greets and authenticates, and calls
+    /// [`Proxy::serve`]. After `stop` the threads end when their last connection has.
+    pub fn start<S, A, F>(
         count: usize,
         proxy: &Proxy,
         stop: &CancellationToken,
         handle: F,
-    ) -> io::Result<Workers<S>>
+        (first, accept): (Runtime, A),
+    ) -> io::Result<Workers>
     where
-        F: Fn(Rc<Worker>, S) -> Fut + Clone + Send + 'static,
-        Fut: Future<Output = ()> + 'static,
+        S: Send + 'static,
+        A: AsyncFnOnce(Seats<S>) + Send + 'static,
+        F: Fn(Rc<Worker>, Stream, S) -> Served + Clone + Send + 'static,
     {
-        let mut workers = vec![];
         let ended = CancellationToken::new();
         let mut threads = vec![background::start(proxy, stop, ended.clone().drop_guard())?];
-        for index in 0..count.max(1) {
-            let (queue, sockets) = mpsc::channel(QUEUE);
+        let mut start = |index: usize, run: Box<dyn FnOnce() + Send>| {
+            let end = ended.clone().drop_guard();
+            let run = move || {
+                let _end = end;
+                run();
+            };
+            threads.push(std::thread::Builder::new().name(format!("worker-{index}")).spawn(run)?);
+            io::Result::Ok(())
+        };
+        let mut elsewhere = vec![];
+        for index in 1..count {
+            let (queue, connections) = mpsc::channel(QUEUE);
             let load = Arc::new(AtomicUsize::new(0));
             let thread = Thread { index, proxy: proxy.clone(), stop: stop.clone(), load: load.clone() };
             let handle = handle.clone();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            let end = ended.clone().drop_guard();
-            let run = move || {
-                let _end = end;
-                runtime.block_on(thread.run(sockets, handle));
-            };
-            threads.push(std::thread::Builder::new().name(format!("worker-{index}")).spawn(run)?);
-            workers.push(Handle { queue, load });
+            let run =
+                move || runtime.block_on(thread.run(handle, async |seat| receive(connections, seat).await));
+            start(index, Box::new(run))?;
+            elsewhere.push(Elsewhere { queue, load });
         }
-        Ok(Workers { workers: workers.into(), threads, ended })
-    }
-
-    pub fn dispatch(&self) -> Dispatch<S> {
-        Dispatch(self.workers.clone())
+        let thread = Thread { index: 0, proxy: proxy.clone(), stop: stop.clone(), load: Arc::default() };
+        let run =
+            move || first.block_on(thread.run(handle, async |here| accept(Seats { here, elsewhere }).await));
+        start(0, Box::new(run))?;
+        Ok(Workers { threads, ended })
     }
 
     /// Resolves when a thread has ended. Before `stop` that is a panic, and the process must not limp: without
@@ -106,7 +125,6 @@ impl<S: Send + 'static> Workers<S> {
 
     /// Waits for the threads, after `stop`. Blocks.
     pub fn join(self) {
-        drop(self.workers);
         for thread in self.threads {
             if thread.join().is_err() {
                 tracing::error!("a worker thread panicked");
@@ -114,6 +132,9 @@ impl<S: Send + 'static> Workers<S> {
         }
     }
 }
+
+/// What becomes of one connection.
+pub type Served = Pin<Box<dyn Future<Output = ()>>>;
 
 struct Thread {
     index: usize,
@@ -123,32 +144,53 @@ struct Thread {
 }
 
 impl Thread {
-    async fn run<S, F, Fut>(self, mut sockets: mpsc::Receiver<S>, handle: F)
-    where
-        S: 'static,
-        F: Fn(Rc<Worker>, S) -> Fut,
-        Fut: Future<Output = ()> + 'static,
-    {
+    /// Until `stop`, and then until the last connection is finished. `supply` brings the connections.
+    async fn run<S: 'static>(
+        self,
+        handle: impl Fn(Rc<Worker>, Stream, S) -> Served + 'static,
+        supply: impl AsyncFnOnce(Seat<S>),
+    ) {
         let worker = Rc::new(self.proxy.worker(self.index));
+        let serve = Rc::new(move |stream, asked| handle(worker.clone(), stream, asked));
         let tasks = LocalSet::new();
-        tasks
-            .run_until(async {
-                loop {
-                    let socket = tokio::select! {
-                        socket = sockets.recv() => socket,
-                        () = self.stop.cancelled() => None,
-                    };
-                    let Some(socket) = socket else { return };
-                    let (served, load) = (handle(worker.clone(), socket), Ended(self.load.clone()));
-                    // Not awaited: a panic in a session costs that client only.
-                    tokio::task::spawn_local(async move {
-                        let _load = load;
-                        served.await;
-                    });
-                }
-            })
-            .await;
+        let supplying = supply(Seat { serve, load: self.load });
+        tasks.run_until(self.stop.run_until_cancelled(supplying)).await;
         tasks.await;
+    }
+}
+
+/// A worker, on its own thread.
+struct Seat<S> {
+    serve: Rc<dyn Fn(Stream, S) -> Served>,
+    load: Arc<AtomicUsize>,
+}
+
+impl<S> Seat<S> {
+    fn take(&self, stream: Stream, asked: S) {
+        self.load.fetch_add(1, Ordering::Relaxed);
+        self.begin(stream, asked);
+    }
+
+    /// With a connection that is counted already.
+    fn begin(&self, stream: Stream, asked: S) {
+        let (served, load) = ((self.serve)(stream, asked), Ended(self.load.clone()));
+        // Not awaited: a panic in a session costs that client only.
+        tokio::task::spawn_local(async move {
+            let _load = load;
+            served.await;
+        });
+    }
+}
+
+async fn receive<S>(mut connections: mpsc::Receiver<(Detached, S)>, seat: Seat<S>) {
+    while let Some((stream, asked)) = connections.recv().await {
+        match stream.attach() {
+            Ok(stream) => seat.begin(stream, asked),
+            Err(error) => {
+                drop(Ended(seat.load.clone()));
+                tracing::debug!(%error, "a connection ended early");
+            }
+        }
     }
 }
 
