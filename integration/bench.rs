@@ -67,6 +67,8 @@ struct Sample {
     tps: f64,
     /// Of the process in the middle, microseconds per transaction.
     cpu: f64,
+    /// Of it, those of Bellwether's worker threads: without the relay, the probes and the control plane.
+    workers: f64,
 }
 
 fn main() {
@@ -77,9 +79,9 @@ fn main() {
     pgbench_init(&cluster);
 
     println!(
-        "| load | clients | direct tps | PgBouncer tps | Bellwether tps | B/P | PgBouncer us/tx | Bellwether us/tx | B/P |"
+        "| load | clients | direct tps | PgBouncer tps | Bellwether tps | B/P | PgBouncer us/tx | Bellwether us/tx | B/P | of it workers |"
     );
-    println!("|---|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|---|");
     for load in LOADS.iter().filter(|load| wanted(load.name)) {
         for clients in CLIENTS {
             row(&cluster, &bouncers, load, clients);
@@ -110,10 +112,12 @@ fn row(cluster: &Cluster, bouncers: &[PgBouncer], load: &Load, clients: u32) {
         of.sort_by(|a, b| a.tps.total_cmp(&b.tps));
         let tps = of[of.len() / 2].tps;
         of.sort_by(|a, b| a.cpu.total_cmp(&b.cpu));
-        Sample { tps, cpu: of[of.len() / 2].cpu }
+        let cpu = of[of.len() / 2].cpu;
+        of.sort_by(|a, b| a.workers.total_cmp(&b.workers));
+        Sample { tps, cpu, workers: of[of.len() / 2].workers }
     });
     println!(
-        "| {} | {clients} | {:.0} | {:.0} | {:.0} | {:.2} | {:.1} | {:.1} | {:.2} |",
+        "| {} | {clients} | {:.0} | {:.0} | {:.0} | {:.2} | {:.1} | {:.1} | {:.2} | {:.1} |",
         load.name,
         direct.tps,
         pgbouncer.tps,
@@ -122,6 +126,7 @@ fn row(cluster: &Cluster, bouncers: &[PgBouncer], load: &Load, clients: u32) {
         pgbouncer.cpu,
         bellwether.cpu,
         bellwether.cpu / pgbouncer.cpu,
+        bellwether.workers,
     );
 }
 
@@ -144,22 +149,38 @@ fn pgbench(cluster: &Cluster, load: &Load, clients: u32, conninfo: &str, middle:
     if let Some(path) = &script {
         command.arg("-f").arg(path);
     }
-    let before = middle.map_or(0.0, cpu_seconds);
+    let used = |pid| (cpu_seconds(pid), worker_seconds(pid));
+    let before = middle.map(used).unwrap_or_default();
     let output = command.arg(conninfo).output().expect("pgbench");
-    let used = middle.map_or(0.0, cpu_seconds) - before;
+    let after = middle.map(used).unwrap_or_default();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{} {clients}: {}", load.name, String::from_utf8_lossy(&output.stderr));
     let number = |prefix: &str| -> f64 {
         let line = text.lines().find_map(|line| line.strip_prefix(prefix)).expect("pgbench's report");
         line.trim().split([' ', '/']).next().and_then(|n| n.parse().ok()).expect("a number")
     };
-    Sample { tps: number("tps = "), cpu: used * 1e6 / number("number of transactions actually processed: ") }
+    let per_transaction = 1e6 / number("number of transactions actually processed: ");
+    Sample {
+        tps: number("tps = "),
+        cpu: (after.0 - before.0) * per_transaction,
+        workers: (after.1 - before.1) * per_transaction,
+    }
 }
 
-/// User and system time of all threads of `pid`, from `/proc/PID/stat` (proc(5): fields 14 and 15, in ticks of
-/// 10 ms).
+/// User and system time of all threads of `pid`, seconds.
 fn cpu_seconds(pid: u32) -> f64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("the process lives");
+    stat_seconds(&fs::read_to_string(format!("/proc/{pid}/stat")).expect("the process lives"))
+}
+
+/// The same of its threads named `worker-N`; PgBouncer has none.
+fn worker_seconds(pid: u32) -> f64 {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("the process lives");
+    let stats = threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("stat")).ok());
+    stats.filter(|stat| stat.contains(" (worker-")).map(|stat| stat_seconds(&stat)).sum()
+}
+
+/// Fields 14 and 15 of proc(5)'s `stat`, in ticks of 10 ms.
+fn stat_seconds(stat: &str) -> f64 {
     let after_name = stat.rsplit_once(") ").expect("proc(5)").1;
     let ticks: u64 = after_name.split(' ').skip(11).take(2).filter_map(|n| n.parse::<u64>().ok()).sum();
     ticks as f64 / 100.0
