@@ -199,6 +199,70 @@ async fn state_of_one_client(cluster: &Cluster) {
     }
 }
 
+/// Many clients over few servers: none of them keeps one, and each finds its own settings wherever it comes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn settings_go_with_their_client_from_server_to_server() {
+    /// A standby may be asked for these.
+    const COMMON: &str = "current_setting('statement_timeout'), current_setting('search_path'), \
+                          current_setting('role'), current_setting('timezone')";
+    let mut cluster = Cluster::start(Options::default());
+    cluster.reconfigure(|config| {
+        config["pool"] = serde_yaml::from_str("{mode: transaction, size: 2}").expect("the test's own YAML");
+    });
+    let superuser = cluster.direct_conninfo(&cluster.primary(), "app");
+    cluster.psql_at(&superuser, "CREATE ROLE guest ROLE app; CREATE SCHEMA elsewhere").expect("set up");
+    cluster.psql("CREATE TABLE t (a int PRIMARY KEY)").expect("set up");
+    let read = format!("SELECT concat_ws(' ', {COMMON})");
+    let write = format!(
+        "INSERT INTO public.t SELECT coalesce(max(a), 0) + 1 FROM public.t \
+         RETURNING concat_ws(' ', {COMMON}, current_setting('my.number', true))"
+    );
+    let (plain, _) = client(&cluster).await;
+    let usual = text(&plain, &read).await.expect("settings");
+    let mut clients = Vec::new();
+    for n in 1..=6 {
+        let (client, _) = client(&cluster).await;
+        let set = format!(
+            "SET statement_timeout = '{n}min'; SELECT set_config('my.number', '{n}', false); \
+             SET search_path = elsewhere, \"$user\"; SET TIME ZONE 'Asia/Tokyo'"
+        );
+        client.batch_execute(&set).await.expect("set");
+        // What is rolled back never was.
+        client
+            .batch_execute("BEGIN; SET statement_timeout = 0; SET ROLE guest; ROLLBACK")
+            .await
+            .expect("roll back");
+        let nested = "BEGIN; SAVEPOINT s; SET my.number = 0; ROLLBACK TO s; SET LOCAL my.number = 77; COMMIT";
+        client.batch_execute(nested).await.expect("savepoint");
+        let failing = client.batch_execute("SET statement_timeout = 0; SELECT 1/0").await;
+        assert_eq!(failing.map_err(|error| sqlstate(&error)), Err("22012".to_owned()));
+        clients.push((n, format!("{n}min elsewhere, \"$user\" none Asia/Tokyo"), client));
+    }
+    for _ in 0..3 {
+        for (n, expected, client) in &clients {
+            assert_eq!(text(client, &read).await.as_ref(), Ok(expected), "at a standby");
+            assert_eq!(text(client, &write).await, Ok(format!("{expected} {n}")), "at the primary");
+        }
+        assert_eq!(text(&plain, &read).await.as_ref(), Ok(&usual));
+    }
+    // As somebody else, also where nothing was written since.
+    let (_, _, guest) = &clients[0];
+    guest.batch_execute("SET ROLE guest").await.expect("role");
+    assert_eq!(text(guest, "SELECT current_user::text").await, Ok("guest".to_owned()));
+    assert_eq!(text(&plain, "SELECT current_user::text").await, Ok("app".to_owned()));
+    assert_eq!(text(guest, &write).await, Err("42501".to_owned()));
+    // As asyncpg's pool releases it.
+    for (_, _, client) in &clients {
+        client
+            .batch_execute("SELECT pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; RESET ALL; RESET ROLE")
+            .await
+            .expect("reset");
+        assert_eq!(text(client, &read).await.as_ref(), Ok(&usual));
+    }
+    let (_, metrics) = cluster.http("GET", "/metrics").expect("metrics");
+    assert!(!metrics.contains("bellwether_pins_total{"), "{metrics}");
+}
+
 #[test]
 fn pgbench_in_every_protocol() {
     let mut cluster = Cluster::start(Options::default());

@@ -1,15 +1,16 @@
-//! The settings (PostgreSQL's GUCs) that a client asked for in its startup packet, and how a server connection that has others gets
-//! them. A server connection is dialled without any of a client's, so that RESET always means the server's own
-//! default (but for `synchronous_commit` under quorum durability, which is ours).
+//! PostgreSQL's settings (GUCs) as one client has them, and how a server connection that has others gets them.
+//!
+//! A server connection is dialled without any of a client's, so that a setting that is not named here has the
+//! server's own default there (but for `synchronous_commit` under quorum durability, which is ours). What RESET
+//! means to a client is another matter: its startup packet's value, as it would be without us.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 
-use super::route::{self, knob::PREFIX};
+use super::route::{self, NewValue, SessionEffect, knob::PREFIX};
 
 /// Ordinary settings by name in lower case. Ours (`bellwether.*`) are not among them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Settings(BTreeMap<String, String>);
+pub(crate) struct Settings(BTreeMap<Box<str>, Box<str>>);
 
 /// What a startup packet's parameters come to.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -19,8 +20,9 @@ pub(crate) struct Startup {
     pub(crate) knobs: Vec<(String, String)>,
 }
 
-/// Bound on the settings of one client; the rest is ignored.
-const MAX_SETTINGS: usize = 100;
+/// Bound on the settings of one client. More in a startup packet are ignored; a client that SETs more keeps its
+/// server.
+pub(crate) const MAX_SETTINGS: usize = 100;
 
 impl Startup {
     /// `options` is read as the server's command line is (`-c name=value`, `--name=value`, backslash escapes;
@@ -43,7 +45,7 @@ impl Startup {
         if name.starts_with(PREFIX) {
             self.knobs.push((name, value));
         } else if self.settings.0.len() < MAX_SETTINGS {
-            self.settings.0.insert(name, value);
+            self.settings.0.insert(name.into(), value.into());
         }
     }
 }
@@ -82,7 +84,44 @@ fn read_options(text: &str) -> Vec<(String, String)> {
 
 impl Settings {
     pub(crate) fn value(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(String::as_str)
+        self.0.get(name).map(AsRef::as_ref)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(crate) fn set(&mut self, name: &str, value: &str) {
+        self.0.insert(name.into(), value.into());
+    }
+
+    /// What `effect` makes of these, where a reset goes back to `defaults`.
+    pub(crate) fn apply(&mut self, effect: &SessionEffect, defaults: &Settings) {
+        match effect {
+            SessionEffect::Set(name, NewValue::Value(value)) => self.set(name, value),
+            SessionEffect::Set(name, NewValue::Default) | SessionEffect::Reset(name) => {
+                self.reset(name, defaults);
+            }
+            SessionEffect::ResetAll => {
+                // GUC_NO_RESET_ALL in guc_tables.c.
+                self.0.retain(|name, _| is_identity(name));
+                let others = defaults.0.iter().filter(|(name, _)| !is_identity(name));
+                self.0.extend(others.map(|(name, value)| (name.clone(), value.clone())));
+            }
+            _ => return,
+        }
+        if matches!(effect, SessionEffect::Set(name, _) | SessionEffect::Reset(name) if **name == *AUTHORIZATION)
+        {
+            // SetSessionAuthorization in miscinit.c: the role is the new user's own.
+            self.0.remove(ROLE);
+        }
+    }
+
+    fn reset(&mut self, name: &str, defaults: &Settings) {
+        match defaults.value(name) {
+            Some(value) => self.set(name, value),
+            None => drop(self.0.remove(name)),
+        }
     }
 
     /// Whether commits under these settings wait for the synchronous standbys.
@@ -90,39 +129,57 @@ impl Settings {
         self.value("synchronous_commit").is_none_or(route::waits_for_quorum)
     }
 
-    /// The statements that turn a server with `present` into one with these; empty when nothing differs.
-    pub(crate) fn change_from(&self, present: &Settings) -> String {
-        let mut sql = String::new();
-        for name in present.0.keys().filter(|name| !self.0.contains_key(*name)) {
-            let _ = write!(sql, "RESET {};", identifier(name));
+    /// Under these settings what looks like a read may be none on a standby: SERIALIZABLE is refused there, and
+    /// a schema in front of `pg_catalog` may hide its functions.
+    pub(crate) fn need_primary(&self) -> bool {
+        let serializable = self
+            .value("default_transaction_isolation")
+            .is_some_and(|level| level.eq_ignore_ascii_case("serializable"));
+        let hides = self.value("search_path").is_some_and(|path| {
+            let path = path.trim_start().to_ascii_lowercase();
+            let names_catalog = path.contains("pg_catalog") && !path.starts_with("pg_catalog");
+            names_catalog || path.contains("pg_temp")
+        });
+        serializable || hides
+    }
+
+    /// The query that turns a server with `present` into one with these; `None` when nothing differs. It is one
+    /// SELECT, whose list is evaluated in its order. `set_config` with NULL resets (guc_funcs.c).
+    pub(crate) fn change_from(&self, present: &Settings) -> Option<String> {
+        if self == present {
+            return None;
         }
-        for (name, value) in self.0.iter().filter(|(name, value)| present.0.get(*name) != Some(*value)) {
-            let _ = write!(sql, "SET {} TO {};", identifier(name), values(name, value));
+        let mut calls = vec![];
+        // Whoever was switched to may not be allowed the rest.
+        for name in [ROLE, AUTHORIZATION] {
+            calls.extend(present.value(name).map(|_| set_config(name, None)));
         }
-        sql
+        for name in present.0.keys().filter(|name| !is_identity(name) && !self.0.contains_key(*name)) {
+            calls.push(set_config(name, None));
+        }
+        for (name, value) in &self.0 {
+            if !is_identity(name) && present.value(name) != Some(value) {
+                calls.push(set_config(name, Some(value)));
+            }
+        }
+        for name in [AUTHORIZATION, ROLE] {
+            calls.extend(self.value(name).map(|value| set_config(name, Some(value))));
+        }
+        Some(format!("SELECT {}", calls.join(",")))
     }
 }
 
-fn identifier(name: &str) -> String {
-    // `a.b` is two identifiers.
-    name.split('.').map(|part| format!("\"{}\"", part.replace('"', "\"\""))).collect::<Vec<_>>().join(".")
+const ROLE: &str = "role";
+const AUTHORIZATION: &str = "session_authorization";
+
+/// Who the session is.
+fn is_identity(name: &str) -> bool {
+    matches!(name, ROLE | AUTHORIZATION)
 }
 
-fn values(name: &str, value: &str) -> String {
-    let list = matches!(name, "search_path" | "datestyle" | "temp_tablespaces" | "session_preload_libraries");
-    if !list {
-        return literal(value);
-    }
-    // SET quotes each argument of a list setting as one name; what the packet has is the list's text.
-    let items = value.split(',').map(|item| literal(unquoted(item.trim()).as_str()));
-    items.collect::<Vec<_>>().join(", ")
-}
-
-fn unquoted(item: &str) -> String {
-    match item.strip_prefix('"').and_then(|item| item.strip_suffix('"')) {
-        Some(inner) => inner.replace("\"\"", "\""),
-        None => item.to_owned(),
-    }
+fn set_config(name: &str, value: Option<&str>) -> String {
+    let value = value.map_or("NULL".to_owned(), literal);
+    format!("pg_catalog.set_config({},{value},false)", literal(name))
 }
 
 fn literal(value: &str) -> String {
@@ -134,10 +191,24 @@ fn literal(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::{Settings, Startup};
+    use crate::proxy::route::classify;
 
     fn startup(parameters: &[(&str, &str)]) -> Startup {
         let parameters: Vec<_> = parameters.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
         Startup::read(&parameters)
+    }
+
+    /// `SELECT` and the calls, short: `a=1,b` (reset).
+    fn change(wanted: &Settings, present: &Settings) -> String {
+        let Some(sql) = wanted.change_from(present) else { return String::new() };
+        let calls = sql.strip_prefix("SELECT pg_catalog.set_config('").expect("calls");
+        let calls = calls.strip_suffix(",false)").expect("the session's");
+        let short = calls.split(",false),pg_catalog.set_config('").map(|call| match call.split_once("',") {
+            Some((name, "NULL")) => name.to_owned(),
+            Some((name, value)) => format!("{name}={value}"),
+            None => panic!("{call}"),
+        });
+        short.collect::<Vec<_>>().join(" ")
     }
 
     #[test]
@@ -150,9 +221,8 @@ mod tests {
         ]);
         assert_eq!(read.knobs, [("bellwether.route".to_owned(), "standby".to_owned())]);
         assert_eq!(
-            read.settings.change_from(&Settings::default()),
-            "SET \"application_name\" TO 'app';SET \"datestyle\" TO 'ISO';SET \"geqo\" TO 'off';\
-             SET \"search_path\" TO 'a', 'b';SET \"work_mem\" TO '1MB';"
+            change(&read.settings, &Settings::default()),
+            "application_name='app' datestyle='ISO' geqo='off' search_path='a, b' work_mem='1MB'"
         );
     }
 
@@ -160,11 +230,51 @@ mod tests {
     fn only_the_difference_is_sent() {
         let one = startup(&[("application_name", "it's"), ("timezone", "UTC")]).settings;
         let other = startup(&[("application_name", "b\\c"), ("my.guc", "1"), ("timezone", "UTC")]).settings;
-        assert_eq!(one.change_from(&one), "");
-        assert_eq!(one.change_from(&other), "RESET \"my\".\"guc\";SET \"application_name\" TO 'it''s';");
-        assert_eq!(
-            other.change_from(&one),
-            "SET \"application_name\" TO E'b\\\\c';SET \"my\".\"guc\" TO '1';"
-        );
+        assert_eq!(change(&one, &one), "");
+        assert_eq!(change(&one, &other), "my.guc application_name='it''s'");
+        assert_eq!(change(&other, &one), "application_name=E'b\\\\c' my.guc='1'");
+    }
+
+    #[test]
+    fn whoever_was_switched_to_is_left_first_and_taken_up_last() {
+        let of = |pairs: &[(&str, &str)]| startup(pairs).settings;
+        let switched = of(&[("role", "r"), ("session_authorization", "s"), ("work_mem", "1MB")]);
+        let plain = of(&[("work_mem", "2MB")]);
+        assert_eq!(change(&switched, &plain), "work_mem='1MB' session_authorization='s' role='r'");
+        assert_eq!(change(&plain, &switched), "role session_authorization work_mem='2MB'");
+    }
+
+    #[test]
+    fn what_commands_make_of_settings() {
+        for (sql, expected) in [
+            ("SET work_mem = '1MB'", "application_name='app' work_mem='1MB'"),
+            ("SET application_name = 'x'; RESET application_name", "application_name='app'"),
+            ("SET work_mem = 1; SET work_mem TO DEFAULT", "application_name='app'"),
+            ("SET ROLE r; SET work_mem = 1; RESET ALL", "application_name='app' role='r'"),
+            ("SET ROLE r; SET SESSION AUTHORIZATION s", "application_name='app' session_authorization='s'"),
+            ("SET LOCAL work_mem = 1", "application_name='app'"),
+            ("SELECT set_config('a.b', 'c', false)", "a.b='c' application_name='app'"),
+        ] {
+            let defaults = startup(&[("application_name", "app")]).settings;
+            let mut settings = defaults.clone();
+            for effect in classify(sql).steps.iter().flat_map(|step| &step.session) {
+                settings.apply(effect, &defaults);
+            }
+            assert_eq!(change(&settings, &Settings::default()), expected, "{sql}");
+        }
+    }
+
+    #[test]
+    fn some_settings_keep_reads_at_the_primary() {
+        for (name, value, expected) in [
+            ("search_path", "a, b", false),
+            ("search_path", "pg_catalog, a", false),
+            ("search_path", "a, pg_catalog", true),
+            ("search_path", "pg_temp, a", true),
+            ("default_transaction_isolation", "Serializable", true),
+            ("default_transaction_isolation", "repeatable read", false),
+        ] {
+            assert_eq!(startup(&[(name, value)]).settings.need_primary(), expected, "{name} {value}");
+        }
     }
 }

@@ -263,15 +263,16 @@ impl Lease {
         };
         let backend = net::dial(&target, limit).await.inspect_err(|error| self.failed(error))?;
         *self.pool.credentials.lock() = Some(target.credentials);
+        let parameters: Arc<[(String, String)]> = backend.parameters.into();
         self.connection = Some(Connection {
             stream: backend.stream,
             worker,
-            state: ServerState::default(),
+            state: ServerState { parameters: parameters.clone(), ..ServerState::default() },
             backend: Arc::new(BackendKey {
                 address: target.address,
                 key: CancelKey { pid: backend.pid, secret: backend.cancel_key },
             }),
-            parameters: backend.parameters.into(),
+            parameters,
             generation,
             expires_at: Instant::now() + lifetime.mul_f64(1.0 - LIFETIME_JITTER * rand::random::<f64>()),
         });

@@ -1,8 +1,9 @@
 //! The table of statements and where they go: every row that other routers are known to get wrong, and more.
 
 use super::{
-    Access, Classifier, CopyData, Isolation, Knob, KnobCommand, MayWrite, Route, Scope, SessionEffect, Shown,
-    TransactionAccess, TransactionEffect, TransactionEnd, TransactionModes, WriteReason, classify,
+    Access, Classifier, CopyData, Isolation, Knob, KnobCommand, MayWrite, NewValue, Route, Scope,
+    SessionEffect, Shown, Step, TransactionAccess, TransactionEffect, TransactionEnd, TransactionModes,
+    WriteReason, classify,
 };
 
 /// `expected` is `read`, or the label of the reason.
@@ -373,28 +374,61 @@ fn statements_that_are_not_queries() {
 #[test]
 fn effects_on_the_session() {
     use SessionEffect as S;
+    let set = |name: &str, value: &str| S::Set(name.into(), NewValue::Value(value.into()));
+    let default = |name: &str| S::Set(name.into(), NewValue::Default);
+    let unknown = |name: &str| S::Set(name.into(), NewValue::Unknown);
     for (sql, expected) in [
         ("SELECT 1", vec![]),
-        ("SET search_path = a", vec![S::Set("search_path".into())]),
-        ("SET TIME ZONE 'UTC'", vec![S::Set("timezone".into())]),
-        ("SET NAMES 'UTF8'", vec![S::Set("client_encoding".into())]),
-        ("SET SCHEMA 'a'", vec![S::Set("search_path".into())]),
-        ("SET ROLE r", vec![S::Set("role".into())]),
-        ("SET SESSION AUTHORIZATION r", vec![S::Set("session_authorization".into())]),
+        ("SET search_path = a, \"B\", \"$user\"", vec![set("search_path", "a, \"B\", \"$user\"")]),
+        ("SET search_path = ''", vec![set("search_path", "\"\"")]),
+        ("SET DateStyle = iso, 'MDY'", vec![set("datestyle", "iso, MDY")]),
+        ("SET TIME ZONE 'UTC'", vec![set("timezone", "UTC")]),
+        ("SET TIME ZONE -7.5", vec![set("timezone", "-7.5")]),
+        ("SET TIME ZONE INTERVAL '1' HOUR", vec![unknown("timezone")]),
+        ("SET TIME ZONE LOCAL", vec![default("timezone")]),
+        ("SET NAMES 'UTF8'", vec![set("client_encoding", "UTF8")]),
+        ("SET NAMES 'SJIS'", vec![unknown("client_encoding")]),
+        ("SET standard_conforming_strings = off", vec![unknown("standard_conforming_strings")]),
+        ("SET application_name = 'ü'", vec![unknown("application_name")]),
+        ("SET SCHEMA 'a'", vec![set("search_path", "a")]),
+        ("SET ROLE r", vec![set("role", "r")]),
+        ("SET ROLE NONE", vec![set("role", "none")]),
+        ("SET SESSION AUTHORIZATION r", vec![set("session_authorization", "r")]),
+        ("SET SESSION AUTHORIZATION DEFAULT", vec![default("session_authorization")]),
         ("SET LOCAL Work_Mem = 1", vec![S::SetLocal("work_mem".into())]),
         ("SET transaction_read_only = on", vec![S::SetLocal("transaction_read_only".into())]),
+        ("SET geqo = false", vec![set("geqo", "false")]),
+        ("SET work_mem = 64; SET work_mem = '1MB'", vec![set("work_mem", "64"), set("work_mem", "1MB")]),
         ("RESET work_mem", vec![S::Reset("work_mem".into())]),
         ("RESET ALL", vec![S::ResetAll]),
-        ("SET work_mem TO DEFAULT", vec![S::Set("work_mem".into())]),
-        ("SELECT set_config('Search_Path', '', false)", vec![S::Set("search_path".into())]),
+        ("SET work_mem TO DEFAULT", vec![default("work_mem")]),
+        ("SELECT set_config('Search_Path', '', false)", vec![set("search_path", "")]),
+        ("SELECT 1, set_config('a.b', NULL, false), now()", vec![default("a.b")]),
+        ("SELECT set_config('a.b', $1, false)", vec![unknown("a.b")]),
+        ("SELECT set_config($1, 'x', false)", vec![unknown("set_config")]),
+        ("SELECT set_config('a.b', $1, true)", vec![S::SetLocal("a.b".into())]),
+        ("SELECT set_config('a.b', 'c', $1)", vec![unknown("a.b")]),
+        // It may run or not.
+        ("SELECT set_config('a.b', 'c', false) WHERE $1", vec![unknown("a.b")]),
+        ("SELECT set_config('a.b', 'c', false) FROM t", vec![unknown("a.b")]),
+        ("SELECT CASE WHEN $1 THEN set_config('a.b', 'c', false) END", vec![unknown("a.b")]),
+        ("EXPLAIN SELECT set_config('a.b', 'c', false)", vec![unknown("a.b")]),
+        ("CREATE TABLE t AS SELECT set_config('a.b', 'c', false) WITH NO DATA", vec![unknown("a.b")]),
         (
-            "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
-            vec![S::Set("default_transaction_read_only".into()), S::Set("session_characteristics".into())],
+            "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY, DEFERRABLE",
+            vec![
+                set("default_transaction_isolation", "repeatable read"),
+                set("default_transaction_read_only", "1"),
+                set("default_transaction_deferrable", "1"),
+            ],
         ),
         ("DISCARD ALL", vec![S::DiscardAll]),
-        ("DISCARD TEMP", vec![S::Discard]),
+        ("DISCARD TEMP", vec![S::DiscardTemporary]),
+        ("DISCARD PLANS", vec![S::Discard]),
         ("LISTEN a; LISTEN b", vec![S::Listen]),
-        ("UNLISTEN *", vec![S::Unlisten]),
+        ("UNLISTEN *", vec![S::UnlistenAll]),
+        ("UNLISTEN a", vec![S::Unlisten]),
+        ("CLOSE ALL", vec![S::CloseAll]),
         ("CREATE TEMP TABLE t (a int)", vec![S::Temporary]),
         ("CREATE TEMP SEQUENCE s", vec![S::Temporary]),
         ("CREATE TEMP VIEW v AS SELECT 1", vec![S::Temporary]),
@@ -410,6 +444,8 @@ fn effects_on_the_session() {
         ("DECLARE c CURSOR FOR SELECT 1", vec![]),
         ("SELECT pg_advisory_lock(1)", vec![S::AdvisoryLock]),
         ("SELECT pg_advisory_xact_lock(1)", vec![]),
+        ("SELECT pg_advisory_unlock(1)", vec![S::AdvisoryUnlock]),
+        ("SELECT pg_advisory_unlock_all()", vec![S::AdvisoryUnlockAll]),
         ("UPDATE t SET a = 1 WHERE pg_try_advisory_lock(id)", vec![S::AdvisoryLock]),
         ("INSERT INTO t SELECT 1 WHERE pg_try_advisory_lock(1)", vec![S::AdvisoryLock]),
         ("CREATE TABLE t AS SELECT pg_advisory_lock(1)", vec![S::AdvisoryLock]),
@@ -444,9 +480,9 @@ fn effects_on_the_transaction() {
         ("COMMIT AND CHAIN", T::CommitAndChain),
         ("ROLLBACK", T::Rollback),
         ("ABORT AND CHAIN", T::RollbackAndChain),
-        ("SAVEPOINT s", T::Savepoint),
-        ("RELEASE s", T::ReleaseSavepoint),
-        ("ROLLBACK TO s", T::RollbackToSavepoint),
+        ("SAVEPOINT s", T::Savepoint("s".into())),
+        ("RELEASE s", T::ReleaseSavepoint("s".into())),
+        ("ROLLBACK TO s", T::RollbackToSavepoint("s".into())),
         ("PREPARE TRANSACTION 'g'", T::Prepare("g".into())),
         ("COMMIT PREPARED 'g'", T::CommitPrepared("g".into())),
         ("ROLLBACK PREPARED 'g'", T::RollbackPrepared("g".into())),
@@ -540,7 +576,24 @@ fn our_own_settings() {
     // Beside others they reach the server, too, and it keeps them.
     let mixed = classify("SET bellwether.route = standby; SELECT 1");
     assert!(!mixed.is_own());
-    assert_eq!(mixed.session, [SessionEffect::Set("bellwether".into())]);
+    assert_eq!(mixed.session, [SessionEffect::Set("bellwether".into(), NewValue::Unknown)]);
+}
+
+#[test]
+fn statements_are_followed_one_by_one() {
+    assert_eq!(classify("SELECT 1; SELECT 2").steps, []);
+    let step = |transaction, session| Step { transaction, session };
+    let set = |value: &str| SessionEffect::Set("a.b".into(), NewValue::Value(value.into()));
+    assert_eq!(
+        classify("SET a.b = 1; SELECT 1; SAVEPOINT s; SET a.b = 1; COMMIT").steps,
+        [
+            step(TransactionEffect::None, vec![set("1")]),
+            Step::default(),
+            step(TransactionEffect::Savepoint("s".into()), vec![]),
+            step(TransactionEffect::None, vec![set("1")]),
+            step(TransactionEffect::Commit, vec![]),
+        ]
+    );
 }
 
 #[test]

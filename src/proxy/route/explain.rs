@@ -95,9 +95,9 @@ fn transaction(effect: &TransactionEffect) -> Option<String> {
         TransactionEffect::CommitAndChain => "commits and begins the next transaction".to_owned(),
         TransactionEffect::Rollback => "rolls back".to_owned(),
         TransactionEffect::RollbackAndChain => "rolls back and begins the next transaction".to_owned(),
-        TransactionEffect::Savepoint => "sets a savepoint".to_owned(),
-        TransactionEffect::RollbackToSavepoint => "rolls back to a savepoint".to_owned(),
-        TransactionEffect::ReleaseSavepoint => "releases a savepoint".to_owned(),
+        TransactionEffect::Savepoint(_) => "sets a savepoint".to_owned(),
+        TransactionEffect::RollbackToSavepoint(_) => "rolls back to a savepoint".to_owned(),
+        TransactionEffect::ReleaseSavepoint(_) => "releases a savepoint".to_owned(),
         TransactionEffect::Prepare(gid) => format!("prepares the transaction as {gid:?}"),
         TransactionEffect::CommitPrepared(gid) => format!("commits the prepared transaction {gid:?}"),
         TransactionEffect::RollbackPrepared(gid) => format!("rolls back the prepared transaction {gid:?}"),
@@ -134,7 +134,7 @@ fn copy(copy: CopyData) -> Option<String> {
 
 fn session(effect: &SessionEffect) -> String {
     match effect {
-        SessionEffect::Set(name)
+        SessionEffect::Set(name, _)
         | SessionEffect::SetLocal(name)
         | SessionEffect::Reset(name)
         | SessionEffect::Prepare(name)

@@ -20,6 +20,7 @@ pub mod knob;
 pub mod verdict;
 
 mod cache;
+mod settings;
 mod shape;
 mod statement;
 mod walk;
@@ -35,6 +36,6 @@ pub use classify::classify;
 pub use explain::explain;
 pub use knob::{Consistency, InvalidKnob, Knob, KnobCommand, MaxLag, Route, Scope, Shown};
 pub use verdict::{
-    Access, CopyData, Isolation, MayWrite, SessionEffect, TransactionAccess, TransactionEffect,
-    TransactionEnd, TransactionModes, Verdict, WriteReason,
+    Access, CopyData, Isolation, MayWrite, NewValue, SessionEffect, Step, TransactionAccess,
+    TransactionEffect, TransactionEnd, TransactionModes, Verdict, WriteReason,
 };

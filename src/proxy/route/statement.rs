@@ -9,9 +9,10 @@ use pg_query::protobuf::{
 use super::catalog;
 use super::classify::Literals;
 use super::knob::{self, Knob, KnobCommand, Route, Scope, Shown};
+use super::settings;
 use super::verdict::{
-    Access, CopyData, Isolation, MayWrite, SessionEffect, TransactionAccess, TransactionEffect,
-    TransactionEnd, TransactionModes, Verdict, WriteReason,
+    Access, CopyData, Isolation, MayWrite, NewValue, SessionEffect, Step, TransactionAccess,
+    TransactionEffect, TransactionEnd, TransactionModes, Verdict, WriteReason,
 };
 use super::walk::{Findings, constant};
 
@@ -21,7 +22,7 @@ pub(super) struct Statements<'a> {
     sql: &'a str,
     count: usize,
     findings: Findings,
-    transactions: Vec<TransactionEffect>,
+    steps: Vec<Step>,
     knobs: Vec<KnobCommand>,
     copy: CopyData,
 }
@@ -32,7 +33,7 @@ impl<'a> Statements<'a> {
             sql,
             count: 0,
             findings: Findings::default(),
-            transactions: Vec::new(),
+            steps: Vec::new(),
             knobs: Vec::new(),
             copy: CopyData::None,
         }
@@ -40,23 +41,40 @@ impl<'a> Statements<'a> {
 
     pub(super) fn add(&mut self, statement: Option<&NodeEnum>) {
         self.count += 1;
+        self.steps.push(Step::default());
         match statement {
             Some(statement) => self.statement(statement),
             None => self.findings.write(WriteReason::UnknownNode),
         }
+        let mut session = std::mem::take(&mut self.findings.session);
+        if let Some(NodeEnum::SelectStmt(select)) = statement {
+            settings::resolve(select, &mut session);
+        }
+        self.step().session = session;
+    }
+
+    /// The statement being added.
+    fn step(&mut self) -> &mut Step {
+        self.steps.last_mut().expect("`add` has begun with it")
     }
 
     pub(super) fn verdict(mut self, hint: Option<Route>) -> (Verdict, Literals) {
         if !self.knobs.is_empty() && self.knobs.len() < self.count {
             // The text is sent as it is; a server keeps what it does not know as a placeholder.
-            self.findings.session(SessionEffect::Set("bellwether".into()));
+            self.findings.session(SessionEffect::Set("bellwether".into(), NewValue::Unknown));
+            let placeholder = std::mem::take(&mut self.findings.session);
+            self.step().session.extend(placeholder);
         }
-        let Findings { reason, may_write, session, literals } = self.findings;
+        let Findings { reason, may_write, session: _, literals } = self.findings;
+        if self.steps.iter().all(|step| *step == Step::default()) {
+            self.steps.clear();
+        }
         let verdict = Verdict {
             access: reason.map_or(Access::Read, |reason| Access::Write { reason }),
             statements: self.count,
-            transaction: united(self.transactions, self.count),
-            session,
+            transaction: united(&self.steps),
+            session: union(&self.steps),
+            steps: self.steps,
             knobs: self.knobs,
             hint,
             copy: self.copy,
@@ -97,6 +115,9 @@ impl<'a> Statements<'a> {
             NodeEnum::CreateSeqStmt(create) => self.create(create.sequence.as_ref()),
             NodeEnum::ViewStmt(create) => self.create(create.view.as_ref()),
             NodeEnum::DeclareCursorStmt(declare) => self.declare(declare),
+            NodeEnum::ClosePortalStmt(close) if close.portalname.is_empty() => {
+                self.findings.session(SessionEffect::CloseAll);
+            }
             NodeEnum::FetchStmt(_) | NodeEnum::ClosePortalStmt(_) => {
                 self.findings.session(SessionEffect::Cursor);
             }
@@ -122,9 +143,13 @@ impl<'a> Statements<'a> {
             }
             NodeEnum::DiscardStmt(discard) => findings.session(match discard.target() {
                 DiscardMode::DiscardAll => SessionEffect::DiscardAll,
+                DiscardMode::DiscardTemp => SessionEffect::DiscardTemporary,
                 _ => SessionEffect::Discard,
             }),
             NodeEnum::ListenStmt(_) => findings.session(SessionEffect::Listen),
+            NodeEnum::UnlistenStmt(unlisten) if unlisten.conditionname.is_empty() => {
+                findings.session(SessionEffect::UnlistenAll);
+            }
             NodeEnum::UnlistenStmt(_) => findings.session(SessionEffect::Unlisten),
             NodeEnum::LoadStmt(_) => findings.session(SessionEffect::Load),
             NodeEnum::DoStmt(_) => {
@@ -214,7 +239,7 @@ impl<'a> Statements<'a> {
     }
 
     fn transaction(&mut self, statement: &TransactionStmt) {
-        let TransactionStmt { kind: _, options, savepoint_name: _, gid, chain, location: _ } = statement;
+        let TransactionStmt { kind: _, options, savepoint_name, gid, chain, location: _ } = statement;
         let effect = match (statement.kind(), chain) {
             (TransactionStmtKind::TransStmtBegin | TransactionStmtKind::TransStmtStart, _) => {
                 let modes = modes(options);
@@ -225,9 +250,15 @@ impl<'a> Statements<'a> {
             (TransactionStmtKind::TransStmtCommit, true) => TransactionEffect::CommitAndChain,
             (TransactionStmtKind::TransStmtRollback, false) => TransactionEffect::Rollback,
             (TransactionStmtKind::TransStmtRollback, true) => TransactionEffect::RollbackAndChain,
-            (TransactionStmtKind::TransStmtSavepoint, _) => TransactionEffect::Savepoint,
-            (TransactionStmtKind::TransStmtRelease, _) => TransactionEffect::ReleaseSavepoint,
-            (TransactionStmtKind::TransStmtRollbackTo, _) => TransactionEffect::RollbackToSavepoint,
+            (TransactionStmtKind::TransStmtSavepoint, _) => {
+                TransactionEffect::Savepoint(savepoint_name.as_str().into())
+            }
+            (TransactionStmtKind::TransStmtRelease, _) => {
+                TransactionEffect::ReleaseSavepoint(savepoint_name.as_str().into())
+            }
+            (TransactionStmtKind::TransStmtRollbackTo, _) => {
+                TransactionEffect::RollbackToSavepoint(savepoint_name.as_str().into())
+            }
             (TransactionStmtKind::TransStmtPrepare, _) => {
                 self.findings.primary(WriteReason::Transaction);
                 TransactionEffect::Prepare(gid.as_str().into())
@@ -245,7 +276,7 @@ impl<'a> Statements<'a> {
                 TransactionEffect::None
             }
         };
-        self.transactions.push(effect);
+        self.step().transaction = effect;
     }
 
     fn transaction_modes(&mut self, modes: TransactionModes) {
@@ -265,9 +296,11 @@ impl<'a> Statements<'a> {
             _ if lower.starts_with(knob::PREFIX) => self.set_own(set),
             VariableSetKind::VarReset => self.findings.session(SessionEffect::Reset(lower.into())),
             VariableSetKind::VarSetValue if lower == "synchronous_commit" => {
-                let effect = if *is_local { SessionEffect::SetLocal } else { SessionEffect::Set };
-                self.findings.session(effect(lower.into()));
-                if !args.iter().map(value).all(|value| catalog::waits_for_quorum(&value)) {
+                self.findings.session(match is_local {
+                    true => SessionEffect::SetLocal(lower.into()),
+                    false => settings::set(&lower, args),
+                });
+                if !args.iter().map(settings::text).all(|value| catalog::waits_for_quorum(&value)) {
                     self.findings.pin(SessionEffect::WeakCommit);
                 }
             }
@@ -275,7 +308,11 @@ impl<'a> Statements<'a> {
             _ if *is_local || lower.starts_with("transaction_") => {
                 self.findings.session(SessionEffect::SetLocal(lower.into()));
             }
-            _ => self.findings.session(SessionEffect::Set(lower.into())),
+            VariableSetKind::VarSetValue => self.findings.session(settings::set(&lower, args)),
+            VariableSetKind::VarSetDefault => {
+                self.findings.session(SessionEffect::Set(lower.into(), NewValue::Default));
+            }
+            _ => self.findings.session(SessionEffect::Set(lower.into(), NewValue::Unknown)),
         }
     }
 
@@ -285,30 +322,26 @@ impl<'a> Statements<'a> {
         match name {
             "TRANSACTION" => {
                 self.transaction_modes(modes);
-                self.transactions.push(TransactionEffect::SetTransaction(modes));
+                self.step().transaction = TransactionEffect::SetTransaction(modes);
             }
             "SESSION CHARACTERISTICS" => {
-                for (said, setting) in [
-                    (modes.access.is_some(), "default_transaction_read_only"),
-                    (modes.isolation.is_some(), "default_transaction_isolation"),
-                ] {
-                    if said {
-                        self.findings.session(SessionEffect::Set(setting.into()));
-                    }
+                for effect in settings::characteristics(options) {
+                    self.findings.session(effect);
                 }
-                self.findings.session(SessionEffect::Set("session_characteristics".into()));
             }
             // TRANSACTION SNAPSHOT: exported by a session of one server, so nobody else has it.
             _ => {
                 self.findings.primary(WriteReason::Transaction);
-                self.transactions.push(TransactionEffect::SetTransaction(TransactionModes::default()));
+                self.step().transaction = TransactionEffect::SetTransaction(TransactionModes::default());
             }
         }
     }
 
     fn set_own(&mut self, set: &VariableSetStmt) {
         let value = match set.kind() {
-            VariableSetKind::VarSetValue => Some(set.args.iter().map(value).collect::<Vec<_>>().join(", ")),
+            VariableSetKind::VarSetValue => {
+                Some(set.args.iter().map(settings::text).collect::<Vec<_>>().join(", "))
+            }
             _ => None,
         };
         let scope = if set.is_local { Scope::Local } else { Scope::Session };
@@ -336,7 +369,9 @@ fn modes(options: &[Node]) -> TransactionModes {
         let Some(arg) = &option.arg else { continue };
         match option.defname.as_str() {
             "transaction_isolation" => modes.isolation = constant(arg).and_then(isolation),
-            "transaction_read_only" if value(arg) == "0" => modes.access = Some(TransactionAccess::ReadWrite),
+            "transaction_read_only" if settings::text(arg) == "0" => {
+                modes.access = Some(TransactionAccess::ReadWrite);
+            }
             "transaction_read_only" => modes.access = Some(TransactionAccess::ReadOnly),
             // DEFERRABLE means something for SERIALIZABLE READ ONLY alone.
             _ => {}
@@ -355,29 +390,29 @@ fn isolation(level: &str) -> Option<Isolation> {
     }
 }
 
-/// A constant as SET takes it.
-fn value(node: &Node) -> String {
-    use pg::a_const::Val;
-    let Some(NodeEnum::AConst(constant)) = &node.node else { return String::new() };
-    match &constant.val {
-        Some(Val::Ival(number)) => number.ival.to_string(),
-        Some(Val::Fval(number)) => number.fval.clone(),
-        Some(Val::Boolval(boolean)) => boolean.boolval.to_string(),
-        Some(Val::Sval(text)) => text.sval.clone(),
-        Some(Val::Bsval(bits)) => bits.bsval.clone(),
-        None => String::new(),
+/// The transaction control of a text: that of its only statement, or where all of them lead.
+fn united(steps: &[Step]) -> TransactionEffect {
+    let mut effects =
+        steps.iter().map(|step| &step.transaction).filter(|effect| **effect != TransactionEffect::None);
+    match steps {
+        [] => return TransactionEffect::None,
+        [only] => return only.transaction.clone(),
+        _ if effects.clone().next().is_none() => return TransactionEffect::None,
+        _ => {}
     }
+    let ends = effects.clone().rev().find_map(end).unwrap_or(TransactionEnd::Unchanged);
+    let commits = if effects.any(TransactionEffect::ends_with_commit) { MayWrite::Yes } else { MayWrite::No };
+    TransactionEffect::Several { ends, commits }
 }
 
-/// The transaction control of a text: that of its only statement, or where all of them lead.
-fn united(mut effects: Vec<TransactionEffect>, statements: usize) -> TransactionEffect {
-    if effects.is_empty() || (effects.len() == 1 && statements == 1) {
-        return effects.pop().unwrap_or_default();
+fn union(steps: &[Step]) -> Vec<SessionEffect> {
+    let mut union = Vec::new();
+    for effect in steps.iter().flat_map(|step| &step.session) {
+        if !union.contains(effect) {
+            union.push(effect.clone());
+        }
     }
-    let ends = effects.iter().rev().find_map(end).unwrap_or(TransactionEnd::Unchanged);
-    let commits =
-        if effects.iter().any(TransactionEffect::ends_with_commit) { MayWrite::Yes } else { MayWrite::No };
-    TransactionEffect::Several { ends, commits }
+    union
 }
 
 fn end(effect: &TransactionEffect) -> Option<TransactionEnd> {
@@ -391,9 +426,9 @@ fn end(effect: &TransactionEffect) -> Option<TransactionEnd> {
         TransactionEffect::Several { ends, .. } => Some(*ends),
         TransactionEffect::None
         | TransactionEffect::SetTransaction(_)
-        | TransactionEffect::Savepoint
-        | TransactionEffect::RollbackToSavepoint
-        | TransactionEffect::ReleaseSavepoint
+        | TransactionEffect::Savepoint(_)
+        | TransactionEffect::RollbackToSavepoint(_)
+        | TransactionEffect::ReleaseSavepoint(_)
         | TransactionEffect::CommitPrepared(_)
         | TransactionEffect::RollbackPrepared(_) => None,
     }

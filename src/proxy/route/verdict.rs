@@ -14,9 +14,12 @@ pub struct Verdict {
     /// EmptyQueryResponse), and for a text that cannot be parsed.
     pub statements: usize,
     pub transaction: TransactionEffect,
-    /// What outlives the transaction at the server: a reason to keep the server connection for this client.
-    /// In the order of the text, without repetitions of the same value.
+    /// What outlives the transaction at the server. In the order of the text, without repetitions of the same
+    /// value.
     pub session: Vec<SessionEffect>,
+    /// The same for each statement, so that a session can follow one after the other as the server completes
+    /// them; empty when there is nothing to follow.
+    pub steps: Vec<Step>,
     /// Commands about `bellwether.*` settings, in the order of the text.
     pub knobs: Vec<KnobCommand>,
     /// From a leading comment, `/* bellwether: standby */`.
@@ -34,6 +37,7 @@ impl Verdict {
             statements: 0,
             transaction: TransactionEffect::None,
             session: Vec::new(),
+            steps: Vec::new(),
             knobs: Vec::new(),
             hint,
             copy: CopyData::None,
@@ -65,11 +69,13 @@ impl Verdict {
     pub fn weakens_commits(&self) -> bool {
         self.session.contains(&SessionEffect::WeakCommit)
     }
+}
 
-    /// The first effect on the session: the reason of a pin.
-    pub fn pin(&self) -> Option<&SessionEffect> {
-        self.session.first()
-    }
+/// What one statement of a text does beyond its answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Step {
+    pub transaction: TransactionEffect,
+    pub session: Vec<SessionEffect>,
 }
 
 /// Whether a standby may run it.
@@ -218,9 +224,9 @@ pub enum TransactionEffect {
     CommitAndChain,
     Rollback,
     RollbackAndChain,
-    Savepoint,
-    RollbackToSavepoint,
-    ReleaseSavepoint,
+    Savepoint(Box<str>),
+    RollbackToSavepoint(Box<str>),
+    ReleaseSavepoint(Box<str>),
     /// `PREPARE TRANSACTION 'gid'`: the block ends, its outcome waits for a second phase.
     Prepare(Box<str>),
     CommitPrepared(Box<str>),
@@ -247,9 +253,9 @@ impl TransactionEffect {
             | TransactionEffect::SetTransaction(_)
             | TransactionEffect::Rollback
             | TransactionEffect::RollbackAndChain
-            | TransactionEffect::Savepoint
-            | TransactionEffect::RollbackToSavepoint
-            | TransactionEffect::ReleaseSavepoint => false,
+            | TransactionEffect::Savepoint(_)
+            | TransactionEffect::RollbackToSavepoint(_)
+            | TransactionEffect::ReleaseSavepoint(_) => false,
         }
     }
 }
@@ -291,21 +297,33 @@ pub enum Isolation {
     Serializable,
 }
 
+/// What a setting is set to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NewValue {
+    /// The text that `set_config` would take.
+    Value(Box<str>),
+    Default,
+    /// The text does not say.
+    Unknown,
+}
+
 /// What stays at the server when the transaction is over.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SessionEffect {
     /// `SET name = ...`, `set_config(name, ...)`; also `SET SESSION CHARACTERISTICS` (as `default_transaction_*`), `SET ROLE` (`role`),
     /// `SET SESSION AUTHORIZATION` (`session_authorization`). Names in lower case.
-    Set(Box<str>),
+    Set(Box<str>, NewValue),
     /// `SET LOCAL`: gone with the transaction. Not a pin.
     SetLocal(Box<str>),
     Reset(Box<str>),
     ResetAll,
     DiscardAll,
-    /// `DISCARD PLANS | SEQUENCES | TEMP`.
+    /// `DISCARD PLANS | SEQUENCES`.
     Discard,
+    DiscardTemporary,
     Listen,
     Unlisten,
+    UnlistenAll,
     /// A temporary object was created, or `pg_temp` named.
     Temporary,
     /// `PREPARE name AS ...`.
@@ -318,8 +336,13 @@ pub enum SessionEffect {
     DeclareHold,
     /// FETCH, MOVE, CLOSE: of a cursor that is the transaction's, or WITH HOLD. Not a pin.
     Cursor,
-    /// A session-level advisory lock was taken or released (transaction-level ones go with the transaction).
+    CloseAll,
+    /// A session-level advisory lock may be taken (transaction-level ones go with the transaction).
     AdvisoryLock,
+    /// One may be released.
+    AdvisoryUnlock,
+    /// All are.
+    AdvisoryUnlockAll,
     Load,
     /// DO and CALL: procedural code that may do any of these.
     Do,
@@ -335,14 +358,16 @@ impl SessionEffect {
     /// The label of a pin's reason.
     pub fn as_str(&self) -> &'static str {
         match self {
-            SessionEffect::Set(_) => "set",
+            SessionEffect::Set(..) => "set",
             SessionEffect::SetLocal(_) => "set_local",
             SessionEffect::Reset(_) => "reset",
             SessionEffect::ResetAll => "reset_all",
             SessionEffect::DiscardAll => "discard_all",
             SessionEffect::Discard => "discard",
+            SessionEffect::DiscardTemporary => "discard_temporary",
             SessionEffect::Listen => "listen",
             SessionEffect::Unlisten => "unlisten",
+            SessionEffect::UnlistenAll => "unlisten_all",
             SessionEffect::Temporary => "temporary",
             SessionEffect::Prepare(_) => "prepare",
             SessionEffect::Execute(_) => "execute",
@@ -350,7 +375,10 @@ impl SessionEffect {
             SessionEffect::DeallocateAll => "deallocate_all",
             SessionEffect::DeclareHold => "declare_hold",
             SessionEffect::Cursor => "cursor",
+            SessionEffect::CloseAll => "close_all",
             SessionEffect::AdvisoryLock => "advisory_lock",
+            SessionEffect::AdvisoryUnlock => "advisory_unlock",
+            SessionEffect::AdvisoryUnlockAll => "advisory_unlock_all",
             SessionEffect::Load => "load",
             SessionEffect::Do => "do",
             SessionEffect::Call => "call",

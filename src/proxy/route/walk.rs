@@ -15,6 +15,7 @@ use pg_query::protobuf::{
 
 use super::catalog;
 use super::classify::Literals;
+use super::settings;
 use super::verdict::{MayWrite, SessionEffect, WriteReason};
 
 /// What the walk has found.
@@ -49,9 +50,7 @@ impl Findings {
 
     /// Keeps something at the server, for a reason that is told elsewhere.
     pub(super) fn pin(&mut self, effect: SessionEffect) {
-        if !self.session.contains(&effect) {
-            self.session.push(effect);
-        }
+        self.session.push(effect);
     }
 
     pub(super) fn nodes(&mut self, nodes: &[Node]) {
@@ -468,7 +467,7 @@ impl Findings {
                 if args.first().and_then(constant).is_some_and(catalog::is_common_setting) => {}
             Some("set_config") => {
                 let name = args.first().and_then(constant).unwrap_or("set_config");
-                self.session(SessionEffect::Set(name.to_ascii_lowercase().into()));
+                self.session(settings::set_config(name, args.get(2)));
                 let keeps = args.get(1).and_then(constant).is_some_and(catalog::waits_for_quorum);
                 if name.eq_ignore_ascii_case("synchronous_commit") && !keeps {
                     self.pin(SessionEffect::WeakCommit);
@@ -477,8 +476,13 @@ impl Findings {
             Some("setseed") => self.session(SessionEffect::Function("setseed".into())),
             Some(name) if name.starts_with("pg_advisory_") || name.starts_with("pg_try_advisory_") => {
                 self.primary(WriteReason::AdvisoryLock);
-                if !name.contains("_xact_") {
-                    self.pin(SessionEffect::AdvisoryLock);
+                match name {
+                    "pg_advisory_unlock_all" => self.pin(SessionEffect::AdvisoryUnlockAll),
+                    "pg_advisory_unlock" | "pg_advisory_unlock_shared" => {
+                        self.pin(SessionEffect::AdvisoryUnlock);
+                    }
+                    name if name.contains("_xact_") => {}
+                    _ => self.pin(SessionEffect::AdvisoryLock),
                 }
             }
             Some(name) if catalog::tells_of_server(name) => self.primary(WriteReason::ServerState),

@@ -125,7 +125,7 @@ impl Session<'_> {
         let hinted = verdict.hint.unwrap_or(knobs.route());
         let must_stay = verdict.transaction == TransactionEffect::None && !verdict.session.is_empty();
         // Whoever keeps its server for good writes sooner or later.
-        let stays = must_stay || self.core.keeps_server();
+        let stays = must_stay || self.core.keeps_server() || self.core.settings().need_primary();
         let to_primary = demand.forced.is_some() || avoid_standbys || stays;
         let route = if hinted == Route::Auto && to_primary { Route::Primary } else { hinted };
         let request = Request {
@@ -288,7 +288,7 @@ impl Session<'_> {
             Takes::ReadsOnly
         };
         let settings_before = server.state.settings.clone();
-        self.core.attached(takes, &mut server.state, &self.settings, &mut self.up);
+        self.core.attached(takes, &mut server.state, &mut self.up);
         self.attached = Some(Attached { lease, node: node.clone(), role, since: now, settings_before });
         true
     }
@@ -332,9 +332,10 @@ impl Session<'_> {
         };
         let out = self.down.out();
         for (name, value) in parameters.iter() {
-            let asked = self.settings.value(&name.to_ascii_lowercase());
+            let asked = self.core.settings().value(&name.to_ascii_lowercase());
             message::put_parameter(out, name, asked.unwrap_or(value));
         }
+        self.core.greeted(parameters.clone());
         let cancel = &self.slot.key;
         message::put(out, b'K', &[&cancel.pid.to_be_bytes(), &cancel.secret]);
         message::put_ready(out, message::Status::Idle);

@@ -9,19 +9,22 @@ use std::sync::Arc;
 
 use super::knobs::Knobs;
 use super::lane::Lane;
-use super::ledger::{For, Ledger, Owed, Undo};
+use super::ledger::{Follow, Ledger, Owed, Undo};
 use super::local::Cut;
 use super::message::{self, Status};
+use super::pins::Pin;
+use super::portals::Portals;
+use super::state::{End, SessionState};
+use super::told::Told;
 use super::unit::{Failure, Outcome, Pace, Progress, Unit};
-use crate::pg::error::{ErrorFields, SqlState};
+use crate::pg::error::{ErrorFields, Severity, SqlState};
 use crate::pg::protocol::frame::InvalidLength;
 use crate::proxy::guc::Settings;
 use crate::proxy::prepared::{ClientStatements, ServerStatements, Statements};
 use crate::proxy::route::{
-    Access, Classifier, MayWrite, OwnWrite, SessionEffect, TransactionEffect, TransactionEnd, Verdict,
-    WriteReason,
+    Access, Classifier, MayWrite, OwnWrite, TransactionEffect, TransactionEnd, Verdict, WriteReason,
 };
-use crate::topology::Durability;
+use crate::topology::{Durability, Role};
 
 /// How long a client keeps a server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,8 +42,10 @@ pub enum PoolMode {
 #[derive(Debug, Default)]
 pub(crate) struct ServerState {
     pub(crate) statements: ServerStatements,
-    /// What we have set there.
+    /// What is set there, beyond the server's own defaults.
     pub(crate) settings: Arc<Settings>,
+    /// As it reported them after login.
+    pub(crate) parameters: Arc<[(String, String)]>,
 }
 
 /// What a session needs for the client's next messages.
@@ -73,8 +78,10 @@ pub(crate) enum Heard {
     Ready,
     /// The server said farewell.
     Lost(ErrorFields),
-    /// It broke the protocol, or could not be given the client's settings.
+    /// It broke the protocol.
     Broken(ErrorFields),
+    /// It did not take the client's settings. Nothing of the client's was run.
+    Refused(ErrorFields),
 }
 
 /// How a server came to be lost.
@@ -127,8 +134,11 @@ pub(crate) struct Core {
     pub(super) unit: Unit,
     /// The server at hand takes every statement (it is the primary, or asked for by name).
     pub(super) takes_all: bool,
-    /// Why the session keeps its server.
-    pin: Option<Pin>,
+    pub(super) state: SessionState,
+    /// What its portals run, where that changes the session.
+    pub(super) portals: Portals,
+    /// ParameterStatus as the client knows it.
+    pub(super) told: Told,
     /// Since the last transaction's end something was written.
     wrote: MayWrite,
     /// The client's messages up to the next Sync are left out; it is answered with this status.
@@ -145,14 +155,6 @@ pub(crate) struct Core {
     pub(super) ahead: VecDeque<Arc<Verdict>>,
     /// ReadyForQuery that went to the client, and of those the ones outside of a transaction. They wrap.
     answered: (u32, u32),
-}
-
-/// Why a session keeps its server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Pin {
-    Certain(&'static str),
-    /// By a text that could not be parsed here; not when the server finds that it is no SQL.
-    Unparsed,
 }
 
 /// What happened to the session's connection to its server, in numbers for the metrics.
@@ -176,7 +178,9 @@ impl Core {
             status: Status::Idle,
             unit: Unit::default(),
             takes_all: false,
-            pin: None,
+            state: SessionState::default(),
+            portals: Portals::default(),
+            told: Told::default(),
             wrote: MayWrite::No,
             skip_to_sync: None,
             cut: None,
@@ -199,11 +203,27 @@ impl Core {
         self.durability == Durability::Quorum && verdict.weakens_commits()
     }
 
+    #[must_use]
+    pub(crate) fn with_settings(self, startup: Arc<Settings>) -> Core {
+        Core { state: SessionState::new(startup), ..self }
+    }
+
+    /// The client was told these, but for what it asked for itself.
+    pub(crate) fn greeted(&mut self, parameters: Arc<[(String, String)]>) {
+        for (name, value) in parameters.iter() {
+            let asked = self.state.settings().value(&name.to_ascii_lowercase());
+            let _ = asked.filter(|asked| asked != value).map(|asked| self.told.tell(name, asked));
+        }
+        self.told.greeted(parameters);
+    }
+
+    /// Why the session keeps its server.
     pub(crate) fn pinned(&self) -> Option<&'static str> {
-        self.pin.map(|pin| match pin {
-            Pin::Certain(reason) => reason,
-            Pin::Unparsed => "unparsable",
-        })
+        self.state.pins().first().map(Pin::as_str)
+    }
+
+    pub(crate) fn settings(&self) -> &Arc<Settings> {
+        self.state.settings()
     }
 
     pub(crate) fn status(&self) -> Status {
@@ -227,37 +247,43 @@ impl Core {
 
     /// A server is there for the unit that [`Ask::Server`] asked about. `takes_all`: it may run whatever
     /// comes next, so that pipelined units need not wait for each other.
-    pub(crate) fn attached(
-        &mut self,
-        takes: Takes,
-        server: &mut ServerState,
-        settings: &Arc<Settings>,
-        up: &mut Lane,
-    ) {
+    pub(crate) fn attached(&mut self, takes: Takes, server: &mut ServerState, up: &mut Lane) {
         self.takes_all = takes == Takes::Everything;
         self.unit.attached();
-        if Arc::ptr_eq(&server.settings, settings) {
+        self.bring_settings(server, up);
+    }
+
+    /// Makes the server's settings the client's, in front of what the client says next and without waiting.
+    ///
+    /// In a transaction of its own, by extended messages without a Sync: when it fails, the server leaves out
+    /// everything up to the next Sync (postgres.c: `ignore_till_sync`), so that nothing of the client's runs under
+    /// settings that are not its own.
+    pub(super) fn bring_settings(&mut self, server: &mut ServerState, up: &mut Lane) {
+        let wanted = self.state.settings();
+        if Arc::ptr_eq(&server.settings, wanted) {
             return;
         }
-        let change = settings.change_from(&server.settings);
-        server.settings = settings.clone();
-        if !change.is_empty() {
-            message::put_query(up.out(), &change);
-            server.statements.unnamed = 0;
-            self.ledger.sent(Owed::Query(For::Nobody));
+        let change = wanted.change_from(&server.settings);
+        server.settings = wanted.clone();
+        let Some(change) = change else { return };
+        // On a standby SERIALIZABLE, if that is the default, would fail.
+        for text in ["BEGIN ISOLATION LEVEL READ COMMITTED", &change, "COMMIT"] {
+            message::put_statement(up.out(), text);
         }
+        server.statements.unnamed = 0;
+        self.ledger.sent(Owed::Settings);
     }
 
     /// For the DISCARD ALL behind a session: hears one answer.
     pub(super) fn cleaning() -> Core {
         let mut core = Core::new(PoolMode::Session, 0, Knobs::default());
-        core.ledger.sent(Owed::Query(For::Client));
+        core.ledger.sent(Owed::Query(Follow::default()));
         core
     }
 
     /// The last unit had an error.
     pub(super) fn failed(&self) -> bool {
-        self.unit.failure.is_some()
+        self.unit.failed_last.is_some()
     }
 
     /// A server, once there, stays until the client leaves.
@@ -296,7 +322,7 @@ impl Core {
     pub(crate) fn can_release(&self, up: &Lane) -> bool {
         self.mode != PoolMode::Session
             && self.unit.progress >= Progress::Sent
-            && self.pin.is_none()
+            && self.state.pins().is_empty()
             && self.status == Status::Idle
             && !self.is_busy()
             && self.up_pass == 0
@@ -308,7 +334,8 @@ impl Core {
     /// The server went back, or away.
     pub(crate) fn detached(&mut self) {
         self.takes_all = false;
-        self.pin = None;
+        self.state.detached();
+        self.portals.clear();
         self.status = Status::Idle;
     }
 
@@ -326,33 +353,47 @@ impl Core {
             self.wrote = MayWrite::Yes;
         }
         self.unit.add(verdict, self.status, self.wrote);
-        let discards = |effect: &SessionEffect| {
-            matches!(effect, SessionEffect::DiscardAll | SessionEffect::DeallocateAll)
-        };
-        if verdict.session.iter().any(discards) {
+        if self.state.pins_mut().sent(&verdict.session) == Pace::OneByOne {
             self.unit.pace = Pace::OneByOne;
         }
-        if self.pin.is_none() {
-            let unparsed = verdict.access == Access::Write { reason: WriteReason::Unparsable };
-            let reason = verdict.session.iter().find_map(pin_reason);
-            self.pin = reason.map(Pin::Certain).or(unparsed.then_some(Pin::Unparsed));
+        if verdict.access == (Access::Write { reason: WriteReason::Unparsable }) {
+            self.state.pins_mut().sent_unparsed();
+        }
+    }
+
+    /// CommandComplete with this tag.
+    pub(super) fn completed(&mut self, tag: &[u8], server: &mut ServerState) {
+        if let Some((verdict, done)) = self.ledger.completed()
+            && let Some(step) = verdict.steps.get(done)
+        {
+            self.state.completed(step, tag, server);
+        }
+        match tag {
+            b"DISCARD ALL" => self.discarded_all(server),
+            b"DEALLOCATE ALL" => {
+                server.statements.clear();
+                self.prepared.clear();
+            }
+            _ => {}
         }
     }
 
     /// ReadyForQuery came for the client.
-    pub(super) fn unit_ended(&mut self, status: Status) {
-        self.status = status;
+    pub(super) fn unit_ended(&mut self, status: Status, server: &mut ServerState) {
+        let was = std::mem::replace(&mut self.status, status);
         self.answered.0 = self.answered.0.wrapping_add(1);
         self.answered.1 = self.answered.1.wrapping_add(u32::from(status == Status::Idle));
         self.unit.progress = Progress::Settled;
         let alone = self.ledger.units() == 0 && !self.unit.open;
-        if self.pin == Some(Pin::Unparsed) {
-            // When PostgreSQL could not parse it either, nothing of it ran.
-            let nothing_ran = alone && self.unit.failure == Some(Failure::NoSql);
-            self.pin = (!nothing_ran).then_some(Pin::Certain("unparsable"));
-        }
-        if self.mode != PoolMode::Session {
-            self.unit.failure = None;
+        let failure = self.unit.failure.take();
+        self.unit.failed_last = failure;
+        // With more under way an error may be another unit's.
+        self.state.pins_mut().unit_ended(if alone { failure } else { failure.map(|_| Failure::Other) });
+        if status == Status::Idle {
+            let failed = failure.is_some() || was == Status::Failed;
+            self.state.transaction_ended(if failed { End::RolledBack } else { End::Committed }, server);
+            self.state.idle(server);
+            self.portals.clear();
         }
         if alone {
             self.unit.ended();
@@ -382,11 +423,8 @@ impl Core {
     /// The server ran DISCARD ALL.
     pub(super) fn discarded_all(&mut self, server: &mut ServerState) {
         server.statements.clear();
-        server.settings = Arc::default();
         self.prepared.clear();
-        if self.mode != PoolMode::Session {
-            self.pin = None;
-        }
+        self.state.discarded_all(server);
     }
 
     /// Whether the unit under way runs again after `loss`, whatever it was that ended the server.
@@ -394,22 +432,14 @@ impl Core {
         self.unit.replay.fits(loss)
             && !self.has_answered()
             && self.status == Status::Idle
-            && self.pin.is_none()
+            && self.state.pins().is_empty()
     }
 
     /// The server is gone. The client's unanswered units are answered, each with an error.
     pub(crate) fn lost(&mut self, loss: Loss, what: &str, up: &mut Lane, down: &mut Lane) -> AfterLoss {
-        let (busy, units, pinned) = (self.is_busy(), self.ledger.units(), self.pin.is_some());
+        let (busy, units, pinned) = (self.is_busy(), self.ledger.units(), self.pinned().is_some());
         let (status, mid_message) = (self.status, self.down_pass > 0);
-        let prepared = &mut self.prepared;
-        self.ledger.clear(|undo| undo_client(prepared, &undo));
-        self.up_skip += std::mem::take(&mut self.up_pass);
-        (self.down_pass, self.down_skip) = (0, 0);
-        up.discard_pending();
-        let unread = down.unread().len();
-        down.skip(unread);
-        self.wrote = MayWrite::No;
-        self.detached();
+        self.forget_server(up, down);
         let in_doubt = self.unit.outcome == Outcome::Commit && busy;
         let error = loss_error(loss, in_doubt, what);
         if in_doubt {
@@ -438,6 +468,38 @@ impl Core {
                 AfterLoss::GoOn
             }
         }
+    }
+
+    /// The server, which is a `role`, did not take the client's settings, and has run nothing of the client's. A
+    /// standby may not have replayed what they name; what the primary refuses would be refused for ever.
+    pub(crate) fn settings_refused(
+        &mut self,
+        error: ErrorFields,
+        role: Role,
+        up: &mut Lane,
+        down: &mut Lane,
+    ) -> AfterLoss {
+        let (units, keeps) = (self.ledger.units(), self.pinned().is_some() || self.keeps_server());
+        self.forget_server(up, down);
+        if keeps || role == Role::Primary {
+            return AfterLoss::Fatal(ErrorFields { severity: Severity::Fatal, ..error });
+        }
+        let open = std::mem::take(&mut self.unit.open);
+        self.tell_loss(&error, Status::Idle, units, open, down);
+        AfterLoss::GoOn
+    }
+
+    /// What was under way with a server that is gone is no more.
+    fn forget_server(&mut self, up: &mut Lane, down: &mut Lane) {
+        let prepared = &mut self.prepared;
+        self.ledger.clear(|undo| undo_client(prepared, &undo));
+        self.up_skip += std::mem::take(&mut self.up_pass);
+        (self.down_pass, self.down_skip) = (0, 0);
+        up.discard_pending();
+        let unread = down.unread().len();
+        down.skip(unread);
+        self.wrote = MayWrite::No;
+        self.detached();
     }
 
     fn tell_loss(&mut self, error: &ErrorFields, status: Status, units: usize, open: bool, down: &mut Lane) {
@@ -472,33 +534,6 @@ pub(crate) enum Takes {
 pub(super) fn undo_client(prepared: &mut ClientStatements, undo: &Undo) {
     if let Undo::Client { name, .. } = undo {
         prepared.remove(name);
-    }
-}
-
-/// Effects that end with the transaction, or that we undo or follow, are no reason to keep the server.
-fn pin_reason(effect: &SessionEffect) -> Option<&'static str> {
-    match effect {
-        SessionEffect::SetLocal(_)
-        | SessionEffect::DiscardAll
-        | SessionEffect::DeallocateAll
-        | SessionEffect::Discard
-        | SessionEffect::Unlisten
-        | SessionEffect::WeakCommit
-        | SessionEffect::Cursor => None,
-        SessionEffect::Set(_)
-        | SessionEffect::Reset(_)
-        | SessionEffect::ResetAll
-        | SessionEffect::Listen
-        | SessionEffect::Temporary
-        | SessionEffect::Prepare(_)
-        | SessionEffect::Execute(_)
-        | SessionEffect::Deallocate(_)
-        | SessionEffect::DeclareHold
-        | SessionEffect::AdvisoryLock
-        | SessionEffect::Load
-        | SessionEffect::Do
-        | SessionEffect::Call
-        | SessionEffect::Function(_) => Some(effect.as_str()),
     }
 }
 

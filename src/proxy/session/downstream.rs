@@ -6,7 +6,7 @@ use super::ledger::{For, Owed, Undo};
 use super::message::{self, Status, put};
 use super::unit::Failure;
 use crate::pg::error::{ErrorFields, Severity, SqlState};
-use crate::pg::protocol::frame::Header;
+use crate::pg::protocol::frame::{HEADER_LEN, Header};
 
 /// An ErrorResponse up to this long is read before it is forwarded; longer ones are only forwarded.
 const MAX_ERROR: usize = 64 * 1024;
@@ -38,12 +38,12 @@ impl Core {
                 Ok(Some(header)) => header,
             };
             // Rows and COPY data, the bulk of all bytes, concern nobody but the client.
-            if matches!(header.tag, b'D' | b'd') && !self.ledger.awaits_own() {
+            if matches!(header.tag, b'D' | b'd') && !self.ledger.awaits_settings() {
                 self.down_pass = header.total;
                 self.unit.answering();
                 continue;
             }
-            let deal = if self.ledger.awaits_own() {
+            let deal = if self.ledger.awaits_settings() {
                 self.swallow(header, down.unread())
             } else {
                 self.hear(header, down.unread(), server)
@@ -76,26 +76,45 @@ impl Core {
         self.down_pass == 0 && self.down_skip == 0
     }
 
-    /// The answers to our own SET.
+    /// The answers to our own change of settings.
     fn swallow(&mut self, header: Header, bytes: &[u8]) -> Deal {
         match header.tag {
-            b'Z' | b'E' if bytes.len() < header.total => Deal::Whole,
-            b'Z' => {
-                self.ledger.ready();
+            b'C' | b'E' if header.total > MAX_ERROR => {
+                Deal::Stop(broken("an answer to settings is too long"))
+            }
+            b'C' | b'E' if bytes.len() < header.total => Deal::Whole,
+            b'C' => {
+                if bytes[..header.total].ends_with(b"COMMIT\0") {
+                    self.ledger.pop();
+                }
                 Deal::Swallow
             }
             b'E' => {
                 let error = message::read_error(&bytes[..header.total]);
                 let error =
                     error.unwrap_or_else(|| ErrorFields::error(SqlState::INTERNAL_ERROR, "settings refused"));
-                // A farewell, and no word on the settings: another server may take them.
-                if error.severity == Severity::Fatal {
-                    return Deal::Stop(Heard::Lost(error));
-                }
-                Deal::Stop(Heard::Broken(ErrorFields { severity: Severity::Fatal, ..error }))
+                Deal::Stop(match error.severity {
+                    // A farewell, and no word on the settings: another server may take them.
+                    Severity::Fatal => Heard::Lost(error),
+                    _ => Heard::Refused(error),
+                })
             }
+            // A pinned session may listen.
+            b'A' => Deal::Pass,
             _ => Deal::Swallow,
         }
+    }
+
+    /// Behind a statement that changed it, or behind our own change of settings, of which the client knows.
+    fn hear_parameter(&mut self, header: Header, bytes: &[u8], server: &ServerState) -> Deal {
+        if header.total > MAX_ERROR {
+            return Deal::Pass;
+        }
+        let Some(whole) = bytes.get(..header.total) else { return Deal::Whole };
+        let Some((name, value)) = message::parameter(whole) else { return Deal::Pass };
+        self.state.reported(name, value);
+        let is_seen = !self.state.differs_until_idle(name, server);
+        if is_seen && self.told.tell(name, value) { Deal::Pass } else { Deal::Swallow }
     }
 
     fn hear(&mut self, header: Header, bytes: &[u8], server: &mut ServerState) -> Deal {
@@ -103,15 +122,16 @@ impl Core {
             b'1' | b'2' | b'3' | b'n' | b'T' | b'I' | b's' | b'C' | b't' => {
                 self.hear_answer(header, bytes, server)
             }
-            b'Z' => self.hear_ready(header, bytes),
+            b'Z' => self.hear_ready(header, bytes, server),
+            b'S' => self.hear_parameter(header, bytes, server),
             b'E' => self.hear_error(header, bytes, server),
             b'G' => {
                 self.ledger.copy_in_began();
                 Deal::Pass
             }
             b'N' => hear_notice(header, bytes),
-            // CopyOutResponse, CopyDone, FunctionCallResponse; asynchronous: parameter, notification.
-            b'H' | b'c' | b'V' | b'S' | b'A' => Deal::Pass,
+            // CopyOutResponse, CopyDone, FunctionCallResponse; notification.
+            b'H' | b'c' | b'V' | b'A' => Deal::Pass,
             other => Deal::Stop(broken(&format!("message of type 0x{other:02x}"))),
         }
     }
@@ -121,20 +141,14 @@ impl Core {
             if bytes.len() < header.total.min(MAX_ERROR) {
                 return Deal::Whole;
             }
-            match bytes.get(5..header.total) {
-                Some(b"DISCARD ALL\0") => self.discarded_all(server),
-                Some(b"DEALLOCATE ALL\0") => {
-                    server.statements.clear();
-                    self.prepared.clear();
-                }
-                _ => {}
-            }
+            let tag = bytes.get(HEADER_LEN..header.total).and_then(|tag| tag.strip_suffix(b"\0"));
+            self.completed(tag.unwrap_or_default(), server);
         }
         let answers = match (header.tag, self.ledger.head()) {
             (b'1', Some(Owed::Parse(whom, _))) => Some(*whom),
             (b'3', Some(Owed::Close(whom))) => Some(*whom),
             (b'2', Some(Owed::Bind)) | (b'n' | b'T', Some(Owed::Describe)) => Some(For::Client),
-            (b'C' | b'I' | b's', Some(Owed::Execute)) => {
+            (b'C' | b'I' | b's', Some(Owed::Execute(_))) => {
                 self.ledger.copy_ended();
                 Some(For::Client)
             }
@@ -147,7 +161,7 @@ impl Core {
         if answers == Some(For::Nobody) { Deal::Swallow } else { Deal::Pass }
     }
 
-    fn hear_ready(&mut self, header: Header, bytes: &[u8]) -> Deal {
+    fn hear_ready(&mut self, header: Header, bytes: &[u8], server: &mut ServerState) -> Deal {
         if bytes.len() < header.total {
             return Deal::Whole;
         }
@@ -159,7 +173,7 @@ impl Core {
             return Deal::Stop(Heard::Broken(error));
         }
         self.ledger.ready();
-        self.unit_ended(status);
+        self.unit_ended(status, server);
         Deal::Pass
     }
 

@@ -4,6 +4,9 @@
 //! (protocol-flow, "Extended Query"); so one queue tells for every answer whom it is for.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::proxy::route::Verdict;
 
 /// For whom an answer is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,7 +21,9 @@ pub(crate) enum For {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Owed {
     /// Ends with ReadyForQuery.
-    Query(For),
+    Query(Follow),
+    /// Our own change of settings in front of a client's unit; ends with the completion of its COMMIT.
+    Settings,
     /// FunctionCall; ends with ReadyForQuery.
     Function,
     Sync,
@@ -26,13 +31,27 @@ pub(crate) enum Owed {
     Bind,
     /// Of a statement or a portal: RowDescription or NoData.
     Describe,
-    Execute,
+    Execute(Follow),
     Close(For),
+}
+
+/// The statements whose completion changes the session.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Follow {
+    verdict: Option<Arc<Verdict>>,
+    /// How many of its steps are completed.
+    done: usize,
+}
+
+impl Follow {
+    pub(crate) fn of(verdict: &Arc<Verdict>) -> Follow {
+        Follow { verdict: (!verdict.steps.is_empty()).then(|| verdict.clone()), done: 0 }
+    }
 }
 
 impl Owed {
     fn ends_a_unit(&self) -> bool {
-        matches!(self, Owed::Query(For::Client) | Owed::Function | Owed::Sync)
+        matches!(self, Owed::Query(_) | Owed::Function | Owed::Sync)
     }
 }
 
@@ -92,9 +111,17 @@ impl Ledger {
         self.units
     }
 
-    /// Whether something of our own has to be answered before anything else is sent.
-    pub(crate) fn awaits_own(&self) -> bool {
-        self.head() == Some(&Owed::Query(For::Nobody))
+    /// Whether the next answers are to our own change of settings.
+    pub(crate) fn awaits_settings(&self) -> bool {
+        self.head() == Some(&Owed::Settings)
+    }
+
+    /// CommandComplete: what the statement has done, where that is followed.
+    pub(crate) fn completed(&mut self) -> Option<(Arc<Verdict>, usize)> {
+        let Some(Owed::Query(follow) | Owed::Execute(follow)) = self.owed.front_mut() else { return None };
+        let verdict = follow.verdict.clone()?;
+        follow.done += 1;
+        Some((verdict, follow.done - 1))
     }
 
     /// CopyDone or CopyFail went to the server.
@@ -127,7 +154,7 @@ impl Ledger {
     /// come for them: libpq sends one with the Execute and another after CopyDone.
     pub(crate) fn copy_in_began(&mut self) {
         self.copy_in = true;
-        if matches!(self.head(), Some(Owed::Execute)) {
+        if matches!(self.head(), Some(Owed::Execute(_))) {
             while matches!(self.owed.get(1), Some(Owed::Sync)) {
                 self.owed.remove(1);
                 self.units -= 1;
@@ -147,19 +174,16 @@ impl Ledger {
         self.skipping = self.owed.is_empty();
     }
 
-    /// ReadyForQuery: whose it is. One that nobody waits for is the client's (the Sync that ended a COPY
-    /// which had already failed).
-    pub(crate) fn ready(&mut self) -> For {
+    /// ReadyForQuery. There may be none that is waited for (of the Sync that ended a COPY which had already failed).
+    pub(crate) fn ready(&mut self) {
         self.skipping = false;
         self.copy_in = false;
         while let Some(owed) = self.pop() {
             match owed {
-                Owed::Query(whom) => return whom,
-                Owed::Sync | Owed::Function => return For::Client,
+                Owed::Query(_) | Owed::Sync | Owed::Function => return,
                 _ => {}
             }
         }
-        For::Client
     }
 
     /// The server is gone.
@@ -175,19 +199,19 @@ impl Ledger {
 
 #[cfg(test)]
 mod tests {
-    use super::{For, Ledger, Owed, Undo};
+    use super::{Follow, For, Ledger, Owed, Undo};
 
     #[test]
     fn an_error_skips_to_the_next_sync() {
         let mut ledger = Ledger::default();
         let parse = Owed::Parse(For::Nobody, Undo::Server(7));
-        for owed in [Owed::Bind, Owed::Execute, parse, Owed::Sync, Owed::Bind] {
+        for owed in [Owed::Bind, Owed::Execute(Follow::default()), parse, Owed::Sync, Owed::Bind] {
             ledger.sent(owed);
         }
         let mut undone = Vec::new();
         ledger.failed(|undo| undone.push(undo));
         assert_eq!(undone, [Undo::Server(7)]);
-        assert_eq!(ledger.ready(), For::Client);
+        ledger.ready();
         assert_eq!(ledger.head(), Some(&Owed::Bind));
     }
 
@@ -196,7 +220,7 @@ mod tests {
         let mut ledger = Ledger::default();
         ledger.sent(Owed::Bind);
         ledger.failed(|_| {});
-        ledger.sent(Owed::Execute);
+        ledger.sent(Owed::Execute(Follow::default()));
         assert!(ledger.is_empty());
         ledger.sent(Owed::Sync);
         assert_eq!(ledger.units(), 1);
@@ -205,13 +229,13 @@ mod tests {
     #[test]
     fn copy_in_swallows_the_sync_that_came_with_its_execute() {
         let mut ledger = Ledger::default();
-        ledger.sent(Owed::Execute);
+        ledger.sent(Owed::Execute(Follow::default()));
         ledger.sent(Owed::Sync);
         ledger.copy_in_began();
         ledger.sent(Owed::Sync);
         assert_eq!(ledger.units(), 0);
         ledger.copy_ended();
         ledger.sent(Owed::Sync);
-        assert_eq!((ledger.units(), ledger.pop()), (1, Some(Owed::Execute)));
+        assert_eq!((ledger.units(), ledger.pop()), (1, Some(Owed::Execute(Follow::default()))));
     }
 }

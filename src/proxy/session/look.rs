@@ -66,6 +66,7 @@ pub(super) fn nothing() -> Verdict {
         statements: 0,
         transaction: TransactionEffect::None,
         session: Vec::new(),
+        steps: Vec::new(),
         knobs: Vec::new(),
         hint: None,
         copy: CopyData::None,

@@ -64,6 +64,13 @@ pub(crate) fn bind_names(message: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((portal, statement))
 }
 
+/// Name and value of a whole ParameterStatus.
+pub(crate) fn parameter(message: &[u8]) -> Option<(&str, &str)> {
+    let (name, rest) = cstr(message.get(HEADER_LEN..)?)?;
+    let (value, _) = cstr(rest)?;
+    Some((std::str::from_utf8(name).ok()?, std::str::from_utf8(value).ok()?))
+}
+
 /// `S` or `P`, and the name, of a whole Describe or Close.
 pub(crate) fn target(message: &[u8]) -> Option<(u8, &[u8])> {
     let (kind, name) = message.get(HEADER_LEN..)?.split_first()?;
@@ -89,6 +96,13 @@ pub(crate) fn put_head(out: &mut Vec<u8>, tag: u8, payload: usize) {
 
 pub(crate) fn put_query(out: &mut Vec<u8>, text: &str) {
     put(out, b'Q', &[text.as_bytes(), b"\0"]);
+}
+
+/// Parse, Bind and Execute of a text without parameters, all unnamed.
+pub(crate) fn put_statement(out: &mut Vec<u8>, text: &str) {
+    put(out, b'P', &[b"\0", text.as_bytes(), b"\0\0\0"]);
+    put(out, b'B', &[b"\0\0\0\0\0\0\0\0"]);
+    put(out, b'E', &[b"\0\0\0\0\0"]);
 }
 
 pub(crate) fn put_ready(out: &mut Vec<u8>, status: Status) {

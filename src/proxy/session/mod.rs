@@ -13,7 +13,11 @@ mod ledger;
 mod local;
 mod look;
 pub(crate) mod message;
+mod pins;
+mod portals;
 pub(crate) mod run;
+mod state;
+mod told;
 mod unit;
 mod upstream;
 

@@ -67,7 +67,6 @@ pub(super) struct Session<'a> {
     pub(super) up: Lane,
     pub(super) down: Lane,
     pub(super) slot: Arc<Slot>,
-    pub(super) settings: Arc<Settings>,
     pub(super) attached: Option<Attached>,
     /// The pools this session has used.
     pub(super) pools: Vec<Arc<Pool>>,
@@ -95,6 +94,8 @@ enum Turn {
         loss: Loss,
         what: String,
     },
+    /// The server did not take the client's settings.
+    Refused(ErrorFields),
     /// The client is told, and disconnected.
     Fatal(ErrorFields),
     /// Terminate, or the client hung up.
@@ -131,7 +132,9 @@ pub(crate) async fn serve(shared: &Shared, worker: &Rc<Worker>, entrance: Entran
     let limits = plan.limits(&client.database, &client.user);
     let number = shared.last_session.fetch_add(1, Ordering::Relaxed);
     #[expect(clippy::cast_possible_truncation, reason = "only has to be unique among living sessions")]
-    let core = Core::new(limits.mode, number as u32, knobs.unwrap_or_default()).with_durability(durability);
+    let core = Core::new(limits.mode, number as u32, knobs.unwrap_or_default())
+        .with_durability(durability)
+        .with_settings(Arc::new(startup.settings));
     let account = (client.database.clone(), client.user.clone());
     let registered = Registered { shared, slot: shared.slots.open(account, rand::random::<u32>) };
     registered.slot.set_timeouts(limits.timeouts);
@@ -143,7 +146,6 @@ pub(crate) async fn serve(shared: &Shared, worker: &Rc<Worker>, entrance: Entran
         up: Lane::default(),
         down: Lane::default(),
         slot: registered.slot.clone(),
-        settings: Arc::new(startup.settings),
         attached: None,
         pools: vec![],
         user: client.user,
@@ -187,6 +189,11 @@ impl Session<'_> {
                             self.say_farewell(&error).await;
                         }
                         return;
+                    }
+                }
+                Turn::Refused(error) => {
+                    if let Err(error) = self.settings_refused(error) {
+                        return self.say_farewell(&error).await;
                     }
                 }
                 Turn::Fatal(error) => return self.say_farewell(&error).await,
@@ -328,6 +335,7 @@ impl Session<'_> {
                 Heard::Ready => {}
                 Heard::Lost(error) => return Ok(Some(farewell_of_server(error, unbegun))),
                 Heard::Broken(error) => return Ok(Some(Turn::Fatal(error))),
+                Heard::Refused(error) => return Ok(Some(Turn::Refused(error))),
             }
             self.count_pin();
             // What was heard may let the client's next unit go.
@@ -463,6 +471,16 @@ impl Session<'_> {
             }
             AfterLoss::Fatal(error) => Err(Some(error)),
             AfterLoss::Close => Err(None),
+        }
+    }
+
+    /// The server at hand leaves out what follows, up to a Sync: it is not used any more.
+    fn settings_refused(&mut self, error: ErrorFields) -> Result<(), ErrorFields> {
+        let Some(attached) = self.attached.take() else { return Ok(()) };
+        self.slot.vacate();
+        match self.core.settings_refused(error, attached.role, &mut self.up, &mut self.down) {
+            AfterLoss::Fatal(error) => Err(error),
+            AfterLoss::GoOn | AfterLoss::Retry | AfterLoss::Close => Ok(()),
         }
     }
 
@@ -615,7 +633,7 @@ async fn clean(lease: &mut Lease) -> Option<()> {
                     let clean = discard.status() == message::Status::Idle && !discard.failed();
                     return Poll::Ready((clean && down.unread().is_empty()).then_some(()));
                 }
-                Heard::Lost(_) | Heard::Broken(_) => return Poll::Ready(None),
+                Heard::Lost(_) | Heard::Broken(_) | Heard::Refused(_) => return Poll::Ready(None),
             }
         }
     });

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use super::core::{AfterLoss, Ask, Core, Heard, Loss, PoolMode, ServerState, Takes, Texts};
 use super::knobs::Knobs;
 use super::lane::Lane;
-use super::message::{put, put_complete, put_error, put_query, put_ready};
+use super::message::{put, put_complete, put_error, put_parameter, put_query, put_ready};
 use crate::pg::error::{ErrorFields, Severity, SqlState};
 use crate::pg::protocol::frame::Header;
 use crate::proxy::guc::{Settings, Startup};
 use crate::proxy::prepared::Statements;
 use crate::proxy::route::Classifier;
+use crate::topology::Role;
 
 /// One session, with a server at hand as soon as it asks for one.
 struct Scene {
@@ -21,7 +22,7 @@ struct Scene {
     server: ServerState,
     attached: bool,
     takes: Takes,
-    settings: Arc<Settings>,
+    role: Role,
     statements: Statements,
     classifier: Classifier,
     /// What happened, in order: `>` to the server, `<` to the client.
@@ -37,7 +38,7 @@ impl Scene {
             server: ServerState::default(),
             attached: false,
             takes: Takes::Everything,
-            settings: Arc::default(),
+            role: Role::Primary,
             statements: Statements::default(),
             classifier: Classifier::default(),
             log: String::new(),
@@ -80,6 +81,16 @@ impl Scene {
                     let _ = write!(self.log, " broken({})", error.message);
                     break;
                 }
+                Heard::Refused(error) => {
+                    let _ = write!(self.log, " refused({})", error.code);
+                    self.attached = false;
+                    let after = self.core.settings_refused(error, self.role, &mut self.up, &mut self.down);
+                    if let AfterLoss::Fatal(error) = after {
+                        let _ = write!(self.log, " fatal({})", error.code);
+                    }
+                    self.flush();
+                    break;
+                }
             }
         }
         self.settle();
@@ -114,7 +125,7 @@ impl Scene {
                         if demand.verdict.is_read() && demand.forced.is_none() { "read" } else { "write" };
                     let _ = write!(self.log, " need({access})");
                     self.attached = true;
-                    self.core.attached(self.takes, &mut self.server, &self.settings, &mut self.up);
+                    self.core.attached(self.takes, &mut self.server, &mut self.up);
                 }
                 Ask::End => return self.log.push_str(" end"),
                 Ask::Fatal(error) => {
@@ -194,12 +205,16 @@ fn extended(script: &str) -> Vec<u8> {
     out
 }
 
-/// Server messages: a tag each, `Z` followed by the status; `C:tag`, `E:code`, `F:code` (fatal).
+/// Server messages: a tag each, `Z` followed by the status; `C:tag`, `E:code`, `F:code` (fatal), `S:name=value`.
 fn answer(script: &str) -> Vec<u8> {
     let mut out = vec![];
     for word in script.split(' ') {
         match (word.split_once(':'), word.as_bytes()) {
             (Some(("C", tag)), _) => put_complete(&mut out, &tag.replace('_', " ")),
+            (Some(("S", report)), _) => {
+                let (name, value) = report.split_once('=').expect("name=value");
+                put_parameter(&mut out, name, value);
+            }
             (Some((kind, code)), _) => {
                 let severity = if kind == "F" { Severity::Fatal } else { Severity::Error };
                 let code = SqlState::parse(code.as_bytes()).expect("a code");
@@ -348,19 +363,217 @@ fn copy_in_by_both_protocols() {
 fn settings_go_in_front_and_their_answer_is_swallowed() {
     let mut scene = Scene::new();
     let asked = vec![("application_name".to_owned(), "a".to_owned())];
-    scene.settings = Arc::new(Startup::read(&asked).settings);
-    scene.client(&query("select 1")).server(&answer("C:SET S ZI")).server(&answer("C:SELECT_1 ZI"));
+    scene.core = scene.core.with_settings(Arc::new(Startup::read(&asked).settings));
+    let settings = "1 2 C:BEGIN 1 2 D C:SELECT_1 1 2 C:COMMIT";
+    scene.client(&query("select 1")).server(&answer(settings)).server(&answer("C:SELECT_1 ZI"));
     scene.client(&query("select 2")).server(&answer("C:SELECT_1 ZI"));
-    check(&scene, "need(read) >Q >Q <CZ(I) release need(read) >Q <CZ(I) release");
+    check(&scene, "need(read) >PBEPBEPBEQ <CZ(I) release need(read) >Q <CZ(I) release");
 }
 
 #[test]
 fn a_statement_does_not_run_when_the_clients_settings_are_refused() {
     let mut scene = Scene::new();
     let asked = vec![("work_mem".to_owned(), "banana".to_owned())];
-    scene.settings = Arc::new(Startup::read(&asked).settings);
+    scene.core = scene.core.with_settings(Arc::new(Startup::read(&asked).settings));
     scene.client(&query("insert into t values (1)")).server(&answer("E:22023 ZI"));
-    check(&scene, "need(write) >Q broken(m)");
+    check(&scene, "need(write) >PBEPBEPBEQ refused(22023) fatal(22023)");
+}
+
+/// What another server would be told to have the settings of `scene`'s client, and the reason of a pin.
+fn followed(scene: &Scene) -> (String, Option<&'static str>) {
+    let change = scene.core.settings().change_from(&Settings::default()).unwrap_or_default();
+    let short = change.replace("pg_catalog.set_config", "").replace(",false)", ")").replace('\'', "");
+    (short.trim_start_matches("SELECT ").to_owned(), scene.core.pinned())
+}
+
+#[test]
+fn settings_are_followed_through_transactions_and_savepoints() {
+    for (script, expected) in [
+        (&[("set a.b = 1", "C:SET ZI")][..], "(a.b,1)"),
+        (&[("set a.b = 1; set a.b = 2; reset a.c", "C:SET C:SET C:RESET ZI")], "(a.b,2)"),
+        (&[("select set_config('a.b', '1', false)", "T D C:SELECT_1 ZI")], "(a.b,1)"),
+        (&[("set a.b = 1", "C:SET ZI"), ("set a.b = banana", "E:22023 ZI")], "(a.b,1)"),
+        (&[("set a.b = 1; select 1/0", "C:SET E:22012 ZI")], ""),
+        (&[("set a.b = 1; commit; set a.b = 2; select 1/0", "C:SET N C:COMMIT C:SET E:22012 ZI")], "(a.b,1)"),
+        (&[("set a.b = 1", "C:SET ZI"), ("reset all", "C:RESET ZI")], ""),
+        (&[("set a.b = 1", "C:SET ZI"), ("discard all", "C:DISCARD_ALL ZI")], ""),
+        (&[("begin", "C:BEGIN ZT"), ("set a.b = 1", "C:SET ZT"), ("commit", "C:COMMIT ZI")], "(a.b,1)"),
+        (&[("begin", "C:BEGIN ZT"), ("set a.b = 1", "C:SET ZT"), ("rollback", "C:ROLLBACK ZI")], ""),
+        (
+            &[
+                ("begin", "C:BEGIN ZT"),
+                ("set a.b = 1", "C:SET ZT"),
+                ("select 1/0", "E:22012 ZE"),
+                ("commit", "C:ROLLBACK ZI"),
+            ],
+            "",
+        ),
+        // A deferred constraint.
+        (&[("begin", "C:BEGIN ZT"), ("set a.b = 1", "C:SET ZT"), ("commit", "E:23505 ZI")], ""),
+        (
+            &[
+                ("begin; set a.b = 1; commit and chain", "C:BEGIN C:SET C:COMMIT ZT"),
+                ("set a.b = 2", "C:SET ZT"),
+                ("rollback", "C:ROLLBACK ZI"),
+            ],
+            "(a.b,1)",
+        ),
+        (
+            &[
+                ("begin; set a.b = 1; savepoint s", "C:BEGIN C:SET C:SAVEPOINT ZT"),
+                ("set a.b = 2; savepoint s; set a.c = 3", "C:SET C:SAVEPOINT C:SET ZT"),
+                ("select 1/0", "E:22012 ZE"),
+                ("rollback to s", "C:ROLLBACK ZT"),
+                ("set a.d = 4", "C:SET ZT"),
+                ("commit", "C:COMMIT ZI"),
+            ],
+            "(a.b,2),(a.d,4)",
+        ),
+        (
+            &[
+                ("begin; set a.b = 1; savepoint s; set a.b = 2", "C:BEGIN C:SET C:SAVEPOINT C:SET ZT"),
+                ("savepoint t; release s; set a.c = 3", "C:SAVEPOINT C:RELEASE C:SET ZT"),
+                ("commit", "C:COMMIT ZI"),
+            ],
+            "(a.b,2),(a.c,3)",
+        ),
+        (&[("begin; set local a.b = 1; commit", "C:BEGIN C:SET C:COMMIT ZI")], ""),
+    ] {
+        let mut scene = Scene::new();
+        for (sql, reply) in script {
+            scene.client(&query(sql)).server(&answer(reply));
+        }
+        assert_eq!(followed(&scene), (expected.to_owned(), None), "{script:?}");
+        assert!(!scene.attached, "{script:?}");
+        let there = scene.server.settings.change_from(&Settings::default()).is_none();
+        assert_eq!(there, expected.is_empty(), "{script:?}: what is at the server");
+    }
+}
+
+#[test]
+fn settings_are_followed_through_the_extended_protocol() {
+    let mut scene = Scene::new();
+    scene.client(&extended("P:s:set a.b = 1|B:s|E|P::select 1|B|E|S"));
+    scene.server(&answer("1 2 C:SET 1 2 C:SELECT_1 ZI"));
+    assert_eq!(followed(&scene), ("(a.b,1)".to_owned(), None));
+    // One transaction up to the Sync.
+    scene.client(&extended("P::set a.b = 2|B|E|P::select 1/0|B|E|S"));
+    scene.server(&answer("1 2 C:SET 1 2 E:22012 ZI"));
+    assert_eq!(followed(&scene), ("(a.b,1)".to_owned(), None));
+    // Bound, and not executed.
+    scene.client(&extended("P::set a.b = 3|B|S")).server(&answer("1 2 ZI"));
+    assert_eq!(followed(&scene), ("(a.b,1)".to_owned(), None));
+    // At another server.
+    scene.server = ServerState::default();
+    scene.log.clear();
+    scene.client(&extended("B:s|E|S"));
+    scene.server(&answer("1 2 C:BEGIN 1 2 D C:SELECT_1 1 2 C:COMMIT 1 2 C:SET ZI"));
+    check(&scene, "need(write) >PBEPBEPBEP(bw_1)B(bw_1)ES <2CZ(I) release");
+}
+
+#[test]
+fn a_driver_that_resets_its_connection_keeps_no_server() {
+    let reset = "SELECT pg_advisory_unlock_all();\nCLOSE ALL;\nUNLISTEN *;\nRESET ALL;";
+    let done = "T D C:SELECT_1 C:CLOSE_CURSOR_ALL C:UNLISTEN C:RESET ZI";
+    for (before, kept) in [
+        (&[][..], None),
+        (&["set a.b = 1", "listen x", "select pg_advisory_lock(1)"], None),
+        (&["declare c cursor with hold for select 1"], None),
+        (&["create temp table t (a int)"], Some("temporary")),
+        (&["do 'x'", "listen x"], Some("do")),
+    ] {
+        let mut scene = Scene::new();
+        for sql in before {
+            scene.client(&query(sql)).server(&answer("C:OK ZI"));
+        }
+        scene.client(&query(reset)).server(&answer(done));
+        assert_eq!(followed(&scene), (String::new(), kept), "{before:?}");
+        scene.client(&query("discard all")).server(&answer("C:DISCARD_ALL ZI"));
+        assert_eq!(scene.core.pinned(), None);
+        assert!(!scene.attached);
+    }
+    // What fails has ended nothing; what comes behind the end stays.
+    for (sql, reply) in [
+        ("select pg_advisory_unlock_all(); select 1/0", "C:SELECT_1 E:22012 ZI"),
+        ("select pg_advisory_unlock_all(); select pg_advisory_lock(1)", "C:SELECT_1 C:SELECT_1 ZI"),
+    ] {
+        let mut scene = Scene::new();
+        scene.client(&query("select pg_advisory_lock(1)")).server(&answer("C:SELECT_1 ZI"));
+        scene.client(&query(sql)).server(&answer(reply));
+        assert_eq!(scene.core.pinned(), Some("advisory_lock"), "{sql}");
+    }
+}
+
+#[test]
+fn pins_of_a_transaction_that_was_rolled_back_are_none() {
+    let block = [("begin", "C:BEGIN ZT"), ("listen x; create temp table t ()", "C:LISTEN C:CREATE_TABLE ZT")];
+    for (end, reply, expected) in [
+        ("commit", "C:COMMIT ZI", Some("listen")),
+        ("rollback", "C:ROLLBACK ZI", None),
+        ("select pg_advisory_lock(1); rollback", "C:SELECT_1 C:ROLLBACK ZI", Some("advisory_lock")),
+    ] {
+        let mut scene = Scene::new();
+        for (sql, reply) in block.iter().chain([&(end, reply)]) {
+            scene.client(&query(sql)).server(&answer(reply));
+        }
+        assert_eq!(scene.core.pinned(), expected, "{end}");
+    }
+}
+
+#[test]
+fn a_reset_goes_back_to_what_the_startup_packet_asked_for() {
+    let asked = vec![("application_name".to_owned(), "app".to_owned())];
+    let settings = "1 2 C:BEGIN 1 2 D C:SELECT_1 1 2 C:COMMIT";
+    let mut scene = Scene::new();
+    scene.core = scene.core.with_settings(Arc::new(Startup::read(&asked).settings));
+    let set = format!("{settings} C:SET S:application_name=x ZI");
+    scene.client(&query("set application_name = x")).server(&answer(&set));
+    assert_eq!(followed(&scene).0, "(application_name,x)");
+    // The server's own default is not the client's: it hears nothing of it.
+    scene.client(&query("reset all")).server(&answer("C:RESET S:application_name= ZI"));
+    assert_eq!(followed(&scene).0, "(application_name,app)");
+    check(&scene, "need(write) >PBEPBEPBEQ <CSZ(I) release need(write) >Q <CZ(I) release");
+    scene.log.clear();
+    // A server that is kept gets it back as one that is taken does.
+    scene.client(&query("listen x; reset all")).server(&answer(&format!("{settings} C:LISTEN C:RESET ZI")));
+    scene.client(&query("select 1")).server(&answer(&format!("{settings} C:SELECT_1 ZI")));
+    check(&scene, "need(write) >PBEPBEPBEQ <CCZ(I) >PBEPBEPBEQ <CZ(I)");
+}
+
+#[test]
+fn what_a_function_sets_is_seen_where_the_server_reports_it() {
+    let mut scene = Scene::new();
+    scene.server.parameters = Arc::new([("TimeZone".to_owned(), "UTC".to_owned())]);
+    scene.client(&query("select f()")).server(&answer("T D C:SELECT_1 S:TimeZone=Asia/Tokyo ZI"));
+    assert_eq!(followed(&scene).0, "(timezone,Asia/Tokyo)");
+    // SET LOCAL is over when the transaction is.
+    let mut scene = Scene::new();
+    scene.server.parameters = Arc::new([("TimeZone".to_owned(), "UTC".to_owned())]);
+    scene.client(&query("begin")).server(&answer("C:BEGIN ZT"));
+    scene
+        .client(&query("set local timezone = 'Asia/Tokyo'"))
+        .server(&answer("C:SET S:TimeZone=Asia/Tokyo ZT"));
+    scene.client(&query("commit")).server(&answer("C:COMMIT S:TimeZone=UTC ZI"));
+    assert_eq!(followed(&scene).0, "");
+    // The client hears of a change once, whichever server makes it.
+    scene.client(&query("set timezone = 'utc'")).server(&answer("C:SET S:TimeZone=UTC ZI"));
+    check(&scene, "need(write) >Q <CZ(T) >Q <CSZ(T) >Q <CSZ(I) release need(write) >Q <CZ(I) release");
+}
+
+#[test]
+fn settings_that_a_standby_refuses_may_be_had_elsewhere() {
+    for (role, expected) in [
+        (Role::Standby, "need(read) >PBEPBEPBEQ refused(42704) <E(42704)Z(I)"),
+        (Role::Primary, "need(read) >PBEPBEPBEQ refused(42704) fatal(42704)"),
+    ] {
+        let mut scene = Scene::new();
+        scene.client(&query("set role r")).server(&answer("C:SET ZI"));
+        scene.server = ServerState::default();
+        scene.role = role;
+        scene.log.clear();
+        scene.client(&query("select 1")).server(&answer("1 2 C:BEGIN 1 2 E:42704"));
+        check(&scene, expected);
+    }
 }
 
 #[test]
@@ -427,7 +640,7 @@ fn under_quorum_no_client_chooses_weaker_commits() {
             scene.up.input.push(&bytes);
             let mut texts = Texts { classifier: &mut scene.classifier, statements: &scene.statements };
             let (up, down) = (&mut scene.up, &mut scene.down);
-            scene.core.attached(Takes::Everything, &mut scene.server, &scene.settings, up);
+            scene.core.attached(Takes::Everything, &mut scene.server, up);
             let _ = scene.core.client(up, down, Some(&mut scene.server), &mut texts);
             let sent = String::from_utf8_lossy(up.pending()).into_owned();
             assert_eq!(sent.contains("weaker than quorum"), refused, "{durability:?} {text} {by}");

@@ -14,6 +14,8 @@ pub(super) struct Unit {
     pub(super) pace: Pace,
     /// What its last error said.
     pub(super) failure: Option<Failure>,
+    /// The same of the unit before.
+    pub(super) failed_last: Option<Failure>,
     pub(super) replay: Replay,
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::core::{Ask, Core, PoolMode, ServerState, Texts};
 use super::downstream::no_blocks;
 use super::lane::Lane;
-use super::ledger::{For, Owed, Undo};
+use super::ledger::{Follow, For, Owed, Undo};
 use super::look::{self, Look, MAX_QUERY, malformed, query_text, unexpected};
 use super::message::{self, Parse, Status, bind_names, put, put_head, target};
 use super::unit::Pace;
@@ -144,9 +144,13 @@ impl Core {
         if self.ledger.is_full() || (starts_unit && one_by_one && self.ledger.units() > 0) {
             return Step::Wait(0);
         }
-        if self.ledger.awaits_own() {
-            // A server that refuses the client's settings must not have run its statement.
-            return Step::Wait(0);
+        if starts_unit && self.status == Status::Idle && !Arc::ptr_eq(&server.settings, self.state.settings())
+        {
+            // A server that is kept has other settings than the client: after RESET, its own defaults.
+            if !self.ledger.is_empty() {
+                return Step::Wait(0);
+            }
+            self.bring_settings(server, lanes.up);
         }
         if self.ledger.is_skipping() && !matches!(header.tag, b'S' | b'H') {
             // The server would read and drop it.
@@ -158,7 +162,7 @@ impl Core {
             b'P' => self.forward_parse(header, lanes, server, texts),
             b'B' => self.forward_bind(header, lanes, server),
             b'D' | b'C' => self.forward_target(header, lanes, server),
-            b'E' => self.forward_extended(header, Some(Owed::Execute), lanes.up),
+            b'E' => self.forward_execute(header, lanes.up),
             b'H' => {
                 while let Some(tag) = self.ledger.pop_own() {
                     put(lanes.down.out(), tag, &[]);
@@ -244,11 +248,26 @@ impl Core {
             self.unit.replay.give_up();
             lanes.up.skip(header.total);
             message::put_query(lanes.up.out(), REFUSED);
-            self.ledger.sent(Owed::Query(For::Client));
+            self.ledger.sent(Owed::Query(Follow::default()));
             return Step::Next;
         }
         self.note(&verdict);
-        self.send(header, Some(Owed::Query(For::Client)), lanes.up)
+        self.send(header, Some(Owed::Query(Follow::of(&verdict))), lanes.up)
+    }
+
+    fn forward_execute(&mut self, header: Header, up: &mut Lane) -> Step {
+        if self.portals.is_empty() {
+            return self.forward_extended(header, Some(Owed::Execute(Follow::default())), up);
+        }
+        if header.total > look::MAX_LOOK {
+            return Step::Ask(Ask::Fatal(malformed(b'E')));
+        }
+        let Some(message) = up.unread().get(..header.total) else { return Step::Wait(header.total) };
+        let Some((portal, _)) = message::cstr(&message[HEADER_LEN..]) else {
+            return Step::Ask(Ask::Fatal(malformed(b'E')));
+        };
+        let follow = self.portals.executed(portal);
+        self.forward_extended(header, Some(Owed::Execute(follow)), up)
     }
 
     fn forward_parse(
@@ -425,9 +444,11 @@ impl Core {
         };
         // The usual unnamed one has no allocation.
         let (portal, name): (Box<[u8]>, Box<[u8]>) = (portal.into(), name.into());
-        if let Some(verdict) = self.prepared.verdict(&name).cloned() {
-            self.note(&verdict);
+        let verdict = self.prepared.verdict(&name).cloned();
+        if let Some(verdict) = &verdict {
+            self.note(verdict);
         }
+        self.portals.bound(&portal, verdict.as_ref());
         let Some(ours) = self.name_at_server(&name, header, Owed::Bind, lanes.up, server) else {
             return Step::Next;
         };

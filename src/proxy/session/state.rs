@@ -1,0 +1,228 @@
+//! What a session holds beyond its transactions: its settings, which go with it from server to server, and its
+//! pins, the reasons to keep the server that it has.
+//!
+//! What statements change is followed as the server completes them. It counts when their transaction commits,
+//! and not when it, or a savepoint before them, is rolled back (guc.c: `AtEOXact_GUC`). SET LOCAL needs no
+//! following: it ends with the transaction, and so before the server changes.
+//!
+//! A setting that the server reports is taken from the report where the text did not say (a function may have
+//! set it). Others that functions set go unseen.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::core::ServerState;
+use super::pins::{Pin, Pins};
+use crate::proxy::guc::{MAX_SETTINGS, Settings};
+use crate::proxy::route::{SessionEffect, Step, TransactionEffect};
+
+#[derive(Debug, Default)]
+pub(super) struct SessionState {
+    /// The startup packet's; what RESET means.
+    defaults: Arc<Settings>,
+    /// As of the last transaction's end.
+    settings: Arc<Settings>,
+    pins: Pins,
+    /// Of the transaction under way, in order. At most [`MAX_PENDING`].
+    pending: Vec<SessionEffect>,
+    /// Each with how many of `pending` come before it. At most [`MAX_PENDING`].
+    savepoints: Vec<(Box<str>, usize)>,
+    /// Reported by the server since the last transaction's end, by name as reported.
+    reported: BTreeMap<Box<str>, Box<str>>,
+}
+
+/// A transaction that changes more, or sets more savepoints, keeps its server.
+const MAX_PENDING: usize = 1000;
+
+/// How a transaction ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    Committed,
+    RolledBack,
+}
+
+impl SessionState {
+    pub(super) fn new(startup: Arc<Settings>) -> SessionState {
+        SessionState { defaults: startup.clone(), settings: startup, ..SessionState::default() }
+    }
+
+    pub(super) fn settings(&self) -> &Arc<Settings> {
+        &self.settings
+    }
+
+    pub(super) fn pins(&self) -> &Pins {
+        &self.pins
+    }
+
+    pub(super) fn pins_mut(&mut self) -> &mut Pins {
+        &mut self.pins
+    }
+
+    /// The server has completed a statement, with this command tag.
+    pub(super) fn completed(&mut self, step: &Step, tag: &[u8], server: &mut ServerState) {
+        match &step.transaction {
+            // COMMIT of a failed transaction is answered so.
+            TransactionEffect::Commit | TransactionEffect::CommitAndChain | TransactionEffect::Prepare(_)
+                if tag != b"ROLLBACK" =>
+            {
+                self.transaction_ended(End::Committed, server);
+            }
+            TransactionEffect::Commit
+            | TransactionEffect::CommitAndChain
+            | TransactionEffect::Prepare(_)
+            | TransactionEffect::Rollback
+            | TransactionEffect::RollbackAndChain => self.transaction_ended(End::RolledBack, server),
+            TransactionEffect::Savepoint(name) => self.savepoint(name),
+            TransactionEffect::ReleaseSavepoint(name) => {
+                if let Some(at) = self.find_savepoint(name) {
+                    self.savepoints.truncate(at);
+                }
+            }
+            TransactionEffect::RollbackToSavepoint(name) => {
+                if let Some(at) = self.find_savepoint(name) {
+                    self.pending.truncate(self.savepoints[at].1);
+                    self.savepoints.truncate(at + 1);
+                }
+            }
+            TransactionEffect::None
+            | TransactionEffect::Begin(_)
+            | TransactionEffect::SetTransaction(_)
+            | TransactionEffect::CommitPrepared(_)
+            | TransactionEffect::RollbackPrepared(_)
+            | TransactionEffect::Several { .. } => {}
+        }
+        for effect in &step.session {
+            self.add(effect);
+        }
+    }
+
+    fn add(&mut self, effect: &SessionEffect) {
+        let counts =
+            matches!(effect, SessionEffect::Set(..) | SessionEffect::Reset(_) | SessionEffect::ResetAll)
+                || Pin::taken_at_commit(effect).is_some()
+                || Pin::given_up_at_commit(effect).is_some();
+        if counts && self.pending.len() < MAX_PENDING {
+            self.pending.push(effect.clone());
+        } else if counts {
+            self.pins.take(Pin::Set);
+        }
+    }
+
+    fn savepoint(&mut self, name: &str) {
+        if self.savepoints.len() < MAX_PENDING {
+            self.savepoints.push((name.into(), self.pending.len()));
+        } else {
+            self.pins.take(Pin::Set);
+        }
+    }
+
+    /// The innermost of this name.
+    fn find_savepoint(&self, name: &str) -> Option<usize> {
+        self.savepoints.iter().rposition(|(known, _)| **known == *name)
+    }
+
+    /// ParameterStatus.
+    pub(super) fn reported(&mut self, name: &str, value: &str) {
+        /// GUC_REPORT in guc_tables.c, of those that a session can set.
+        const SETTABLE: [&str; 9] = [
+            "application_name",
+            "client_encoding",
+            "DateStyle",
+            "default_transaction_read_only",
+            "IntervalStyle",
+            "scram_iterations",
+            "search_path",
+            "standard_conforming_strings",
+            "TimeZone",
+        ];
+        if SETTABLE.contains(&name) {
+            self.reported.insert(name.into(), value.into());
+        }
+    }
+
+    /// The server has reset what the client's startup packet set, and will be told when no transaction is open: to
+    /// the client it never changed.
+    pub(super) fn differs_until_idle(&self, reported: &str, server: &ServerState) -> bool {
+        let name = reported.to_ascii_lowercase();
+        if self.defaults.value(&name).is_none() {
+            return false;
+        }
+        let (mut wanted, mut present) = (Settings::clone(&self.settings), Settings::clone(&server.settings));
+        for effect in &self.pending {
+            wanted.apply(effect, &self.defaults);
+            present.apply(effect, &Settings::default());
+        }
+        wanted.value(&name).is_some() && present.value(&name).is_none()
+    }
+
+    pub(super) fn transaction_ended(&mut self, end: End, server: &mut ServerState) {
+        self.savepoints.clear();
+        if self.pending.is_empty() {
+            return;
+        }
+        if end == End::RolledBack {
+            self.pending.clear();
+            return;
+        }
+        let (mut wanted, mut present) = (Settings::clone(&self.settings), Settings::clone(&server.settings));
+        let none = Settings::default();
+        for effect in self.pending.drain(..) {
+            if let Some(pin) = Pin::taken_at_commit(&effect) {
+                self.pins.take(pin);
+            }
+            if let Some(pin) = Pin::given_up_at_commit(&effect) {
+                self.pins.give_up(pin);
+            }
+            wanted.apply(&effect, &self.defaults);
+            present.apply(&effect, &none);
+        }
+        if wanted.len() > MAX_SETTINGS {
+            self.pins.take(Pin::Set);
+        }
+        self.agree(wanted, present, server);
+    }
+
+    /// No transaction is open: what the server has reported is what holds.
+    pub(super) fn idle(&mut self, server: &mut ServerState) {
+        if self.reported.is_empty() {
+            return;
+        }
+        let (mut wanted, mut present) = (Settings::clone(&self.settings), Settings::clone(&server.settings));
+        for (reported, value) in std::mem::take(&mut self.reported) {
+            let name = reported.to_ascii_lowercase();
+            let default = server.parameters.iter().find(|(known, _)| **known == *reported);
+            let had = present.value(&name).map(str::to_owned);
+            if had.is_none() && default.is_some_and(|(_, default)| **default == *value) {
+                continue;
+            }
+            // Another spelling of what was set, or set by a function.
+            if wanted.value(&name) == had.as_deref() {
+                wanted.set(&name, &value);
+            }
+            present.set(&name, &value);
+        }
+        self.agree(wanted, present, server);
+    }
+
+    /// One and the same where they are equal, so that this is seen at a glance.
+    fn agree(&mut self, wanted: Settings, present: Settings, server: &mut ServerState) {
+        if wanted != *self.settings {
+            self.settings = Arc::new(wanted);
+        }
+        server.settings = if present == *self.settings { self.settings.clone() } else { Arc::new(present) };
+    }
+
+    /// DISCARD ALL.
+    pub(super) fn discarded_all(&mut self, server: &mut ServerState) {
+        self.settings = self.defaults.clone();
+        server.settings = Arc::default();
+    }
+
+    /// The server went back, or away with whatever was not committed there.
+    pub(super) fn detached(&mut self) {
+        self.pins = Pins::default();
+        self.pending.clear();
+        self.savepoints.clear();
+        self.reported.clear();
+    }
+}
