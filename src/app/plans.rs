@@ -9,7 +9,7 @@ use super::config::{self, Config};
 use crate::failover::decide::Mode;
 use crate::failover::health::Detect;
 use crate::failover::{self, FailoverConfig};
-use crate::net::{Credentials, Method, Target};
+use crate::net::{Credentials, Target};
 use crate::proxy::route::{Balance, Consistency, Policy};
 use crate::proxy::{self, ProxyConfig};
 use crate::relay::{RelayConfig, RelayInputs};
@@ -34,6 +34,19 @@ pub(super) fn target(config: &Config, node: &Node) -> Target {
         database: config.server_login.database.as_str().into(),
         credentials: credentials(config),
         parameters: vec![("application_name".to_owned(), format!("bellwether_{}", config.instance))],
+    }
+}
+
+/// Where users are looked up, and as whom.
+pub(super) fn lookup_target(config: &Config, node: &Node) -> Target {
+    let ours = target(config, node);
+    let Some(login) = &config.auth.lookup_login else { return ours };
+    let password = login.password.as_ref().map(|password| Credentials::Password(password.reveal().clone()));
+    Target {
+        user: login.user.as_str().into(),
+        database: login.database.as_deref().map_or(ours.database, Into::into),
+        credentials: password.unwrap_or(Credentials::Trust),
+        ..ours
     }
 }
 
@@ -115,14 +128,6 @@ pub(super) fn proxy_login(config: &Config) -> proxy::ServerLogin {
         user: config.server_login.user.as_str().into(),
         database: config.server_login.database.as_str().into(),
         credentials: credentials(config),
-    }
-}
-
-pub(super) fn method(config: &Config) -> Method {
-    match config.auth.method {
-        config::AuthMethod::ScramSha256 => Method::ScramSha256,
-        config::AuthMethod::Md5 => Method::Md5,
-        config::AuthMethod::Trust => Method::Trust,
     }
 }
 

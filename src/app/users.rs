@@ -6,7 +6,7 @@ use tokio::sync::watch;
 
 use super::config::{AuthQuery, Config};
 use super::plans;
-use crate::net::{Authenticator, Lookups, Target, Users};
+use crate::net::{Authenticator, Target, Users};
 use crate::pg::auth::scram;
 use crate::topology::{Directive, Health, Node};
 
@@ -18,11 +18,11 @@ pub(super) fn authenticator(config: &Config, candidates: watch::Receiver<Vec<Tar
     let own = login.password.iter().map(|password| (login.user.as_str(), &**password.reveal()));
     let known = Users::listed_only(own.chain(listed), mock_secret(config));
     let users = match config.auth.query {
-        AuthQuery::On => known.with_lookup(candidates, Lookups::default()),
+        AuthQuery::On => known.with_lookup(candidates, config.auth.lookups.clone()),
         AuthQuery::Off => known,
     };
     let replication = config.auth.replication_users.iter().cloned().chain([login.user.clone()]);
-    Authenticator::new(plans::method(config), Arc::new(users)).with_replication_users(replication)
+    Authenticator::new(config.auth.rules.clone(), Arc::new(users)).with_replication_users(replication)
 }
 
 /// The same after a restart and on every instance, as far as they share a secret.
@@ -45,7 +45,7 @@ pub(super) async fn follow(
     loop {
         let next = order(&nodes, &directive.borrow_and_update(), &health.borrow_and_update());
         if next.iter().copied().ne(&last) {
-            targets.send_replace(next.iter().map(|node| plans::target(&config, node)).collect());
+            targets.send_replace(next.iter().map(|node| plans::lookup_target(&config, node)).collect());
             last = next.into_iter().cloned().collect::<Vec<Node>>();
         }
         let changed = tokio::select! {

@@ -4,7 +4,7 @@
 //! who they are, [`Backend`] is a server we have connected to and logged in at.
 
 mod accept;
-mod authenticate;
+pub mod authenticate;
 mod dial;
 mod listen;
 mod log_in;
@@ -18,7 +18,7 @@ mod wire;
 
 pub use crate::pg::protocol::startup::CancelKey;
 pub use accept::{Acceptor, Hello, hello};
-pub use authenticate::{Authenticator, Method};
+pub use authenticate::Authenticator;
 pub use dial::{cancel, dial};
 pub use listen::{ListenAddress, Listener};
 pub use log_in::log_in;

@@ -7,13 +7,15 @@ use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
+use super::authenticate::{Method, Rules};
 use super::{
     Acceptor, Authenticator, Backend, CancelKey, Client, ConnectionKind, Credentials, DialError, Hello,
-    ListenAddress, Listener, Method, Stream, Target, Users, cancel, hello, log_in,
+    ListenAddress, Listener, Stream, Target, Users, cancel, hello, log_in,
 };
 use crate::pg::auth::md5::Md5Secret;
 use crate::pg::auth::scram::{self, Verifier};
 use crate::pg::protocol::backend::{self, TransactionStatus};
+use crate::pg::protocol::frontend;
 use crate::pg::protocol::startup::put_startup;
 use crate::pg::{ErrorFields, SqlState};
 use crate::topology::Address;
@@ -22,12 +24,13 @@ use crate::topology::Address;
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// `plain` is listed with its password, `scram` with a verifier, `md5` with an md5 secret: all of them `pencil`.
-fn acceptor(method: Method) -> Acceptor {
+fn acceptor(method: &Method) -> Acceptor {
     let scram = Verifier::from_password("pencil", [7; 16]).to_string();
     // The md5 of `pencilmd5`.
     let md5 = "md512acbd04a4b55346555b3fa88c638e11";
     let users = Users::listed_only([("plain", "pencil"), ("scram", scram.as_str()), ("md5", md5)], [3; 32]);
-    let authenticator = Authenticator::new(method, Arc::new(users));
+    let authenticator =
+        Authenticator::new(Rules::all_by(method), Arc::new(users)).with_penalty(Duration::ZERO);
     Acceptor::new(authenticator.with_replication_users(["scram".to_owned()]))
 }
 
@@ -83,7 +86,7 @@ async fn refused(acceptor: &Acceptor, target: &Target) -> ErrorFields {
 
 #[tokio::test]
 async fn scram_with_the_right_password() {
-    let acceptor = acceptor(Method::ScramSha256);
+    let acceptor = acceptor(&Method::ScramSha256);
     let (kind, client) = admitted(&acceptor, &target("plain", password("pencil"))).await;
     assert_eq!(kind, ConnectionKind::Sql);
     assert_eq!((&*client.user, &*client.database), ("plain", "orders"));
@@ -93,7 +96,7 @@ async fn scram_with_the_right_password() {
 
 #[tokio::test]
 async fn a_proof_reveals_keys_that_log_in_in_turn() {
-    let acceptor = acceptor(Method::ScramSha256);
+    let acceptor = acceptor(&Method::ScramSha256);
     let (_, client) = admitted(&acceptor, &target("scram", password("pencil"))).await;
     assert!(matches!(client.credentials, Credentials::ScramKeys(_)));
     let (_, again) = admitted(&acceptor, &target("scram", client.credentials.clone())).await;
@@ -102,7 +105,7 @@ async fn a_proof_reveals_keys_that_log_in_in_turn() {
 
 #[tokio::test]
 async fn a_wrong_password_and_an_unknown_user_hear_the_same() {
-    let acceptor = acceptor(Method::ScramSha256);
+    let acceptor = acceptor(&Method::ScramSha256);
     let check = async |user: &str, secret: &str| {
         let said = refused(&acceptor, &target(user, password(secret))).await;
         let message = format!("password authentication failed for user \"{user}\"");
@@ -117,7 +120,7 @@ async fn a_wrong_password_and_an_unknown_user_hear_the_same() {
 
 #[tokio::test]
 async fn md5_takes_whatever_form_is_stored() {
-    let acceptor = acceptor(Method::Md5);
+    let acceptor = acceptor(&Method::Md5);
     let stored = Md5Secret::from_password("plain", "pencil");
     admitted(&acceptor, &target("plain", password("pencil"))).await;
     admitted(&acceptor, &target("plain", Credentials::Md5(stored))).await;
@@ -130,7 +133,7 @@ async fn md5_takes_whatever_form_is_stored() {
 
 #[tokio::test]
 async fn trust_asks_for_nothing() {
-    let acceptor = acceptor(Method::Trust);
+    let acceptor = acceptor(&Method::Trust);
     let (_, client) = admitted(&acceptor, &target("nobody", Credentials::Trust)).await;
     assert_eq!(client.credentials, Credentials::Trust);
     let (_, client) = admitted(&acceptor, &target("plain", Credentials::Trust)).await;
@@ -139,7 +142,7 @@ async fn trust_asks_for_nothing() {
 
 #[tokio::test]
 async fn replication_is_a_right_of_its_own() {
-    let acceptor = acceptor(Method::ScramSha256);
+    let acceptor = acceptor(&Method::ScramSha256);
     let replicating = |user: &str, mode: &str| {
         let mut target = target(user, password("pencil"));
         target.parameters.push(("replication".into(), mode.into()));
@@ -159,14 +162,14 @@ async fn replication_is_a_right_of_its_own() {
 
 #[tokio::test]
 async fn an_expected_password_that_we_lack_is_our_own_failure() {
-    let (client, backend) = meet(&acceptor(Method::ScramSha256), &target("plain", Credentials::Trust)).await;
+    let (client, backend) = meet(&acceptor(&Method::ScramSha256), &target("plain", Credentials::Trust)).await;
     assert!(client.is_none());
     assert!(matches!(backend, Err(DialError::Protocol { .. })), "{backend:?}");
 }
 
 /// What `hello` makes of raw bytes, and all that it answers to them.
 async fn say(bytes: &[u8]) -> (Hello, Vec<u8>) {
-    let acceptor = acceptor(Method::ScramSha256);
+    let acceptor = acceptor(&Method::ScramSha256);
     let (ours, mut theirs) = UnixStream::pair().expect("a pair of sockets");
     let speaking = async {
         theirs.write_all(bytes).await.expect("the other end is there");
@@ -230,7 +233,7 @@ async fn a_cancel_waits_until_it_was_carried_out() {
     let done = std::cell::Cell::new(false);
     let serving = async {
         let (stream, _) = listener.accept().await;
-        let Hello::Cancel(key, _stream) = hello(stream, &acceptor(Method::ScramSha256)).await else {
+        let Hello::Cancel(key, _stream) = hello(stream, &acceptor(&Method::ScramSha256)).await else {
             panic!("no cancel request")
         };
         assert_eq!(key, CancelKey { pid: 7, secret: vec![1; 32] });
@@ -246,13 +249,14 @@ async fn a_cancel_waits_until_it_was_carried_out() {
 
 #[tokio::test]
 async fn one_login_too_many_is_refused() {
-    let said = refused(&acceptor(Method::Trust).with_max_logins(0), &target("joe", Credentials::Trust)).await;
+    let said =
+        refused(&acceptor(&Method::Trust).with_max_logins(0), &target("joe", Credentials::Trust)).await;
     assert_eq!(said.code, SqlState::TOO_MANY_CONNECTIONS);
 }
 
 #[tokio::test]
 async fn encryption_is_declined_once_in_each_kind() {
-    let acceptor = acceptor(Method::Trust);
+    let acceptor = acceptor(&Method::Trust);
     let (ours, mut theirs) = UnixStream::pair().expect("a pair of sockets");
     let speaking = async {
         let mut answer = [0; 1];
@@ -272,7 +276,7 @@ async fn encryption_is_declined_once_in_each_kind() {
 
 #[tokio::test]
 async fn a_newer_protocol_is_negotiated_down() {
-    let acceptor = acceptor(Method::Trust);
+    let acceptor = acceptor(&Method::Trust);
     let (ours, mut theirs) = UnixStream::pair().expect("a pair of sockets");
     theirs.write_all(b"\0\0\0\x12\0\x03\0\x02user\0joe\0\0").await.expect("write");
     let hello = hello(Stream::Unix(ours), &acceptor).await;
@@ -284,7 +288,7 @@ async fn a_newer_protocol_is_negotiated_down() {
 async fn who_stops_in_the_middle_is_cut() {
     let check = async |bytes: &[u8], expected: Option<&str>| {
         // What was sent is read before the limit is looked at, however late that is.
-        let acceptor = acceptor(Method::ScramSha256).with_login_limit(Duration::from_millis(1));
+        let acceptor = acceptor(&Method::ScramSha256).with_login_limit(Duration::from_millis(1));
         let (ours, mut theirs) = UnixStream::pair().expect("a pair of sockets");
         theirs.write_all(bytes).await.expect("write");
         let listening = async {
@@ -306,7 +310,7 @@ async fn who_stops_in_the_middle_is_cut() {
 
 #[tokio::test]
 async fn a_refused_client_hears_why() {
-    let acceptor = acceptor(Method::Trust);
+    let acceptor = acceptor(&Method::Trust);
     let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
     let refusing = async {
         let Hello::Client(_, client) = hello(Stream::Unix(ours), &acceptor).await else {
@@ -360,10 +364,39 @@ async fn a_server_that_skips_its_half_of_scram_is_none() {
 /// Keys of a password that was changed on the server: what a wrong password gets, without a wrong proof on the wire.
 #[tokio::test]
 async fn keys_of_an_old_password_are_refused() {
-    let (_, client) = admitted(&acceptor(Method::ScramSha256), &target("scram", password("pencil"))).await;
+    let (_, client) = admitted(&acceptor(&Method::ScramSha256), &target("scram", password("pencil"))).await;
     let changed = Verifier::from_password("eraser", [9; 16]).to_string();
     let users = Users::listed_only([("scram", changed.as_str())], [3; 32]);
-    let changed = Acceptor::new(Authenticator::new(Method::ScramSha256, Arc::new(users)));
+    let changed = Acceptor::new(Authenticator::new(Rules::all_by(&Method::ScramSha256), Arc::new(users)));
     let said = refused(&changed, &target("scram", client.credentials)).await;
     assert_eq!(said.code, SqlState::INVALID_PASSWORD);
+}
+
+/// An address whose failed logins all wait for their answer is not even asked for the next.
+#[tokio::test]
+async fn guesses_of_one_address_are_limited() {
+    let users = Users::listed_only([("plain", "pencil")], [3; 32]);
+    let authenticator = Authenticator::new(Rules::all_by(&Method::Md5), Arc::new(users));
+    let authenticator = authenticator.with_penalty(Duration::from_secs(3600));
+    let acceptor = Arc::new(Acceptor::new(authenticator).with_login_limit(Duration::from_secs(7200)));
+    let (mut greeting, mut guessing) = (tokio::task::JoinSet::new(), Vec::new());
+    let mut guess = BytesMut::new();
+    put_startup("plain", "db", &[], &mut guess);
+    frontend::password("md5 of something else", &mut guess);
+    // What the client hears first: the question for its password, or that it is not asked.
+    let heard = loop {
+        assert!(guessing.len() <= 40, "nobody is refused");
+        let (ours, mut theirs) = UnixStream::pair().expect("a pair of sockets");
+        let acceptor = acceptor.clone();
+        greeting.spawn(async move { drop(hello(Stream::Unix(ours), &acceptor).await) });
+        theirs.write_all(&guess).await.expect("write");
+        let mut heard = vec![0; 1000];
+        let length = theirs.read(&mut heard).await.expect("an answer");
+        if heard[0] == b'E' {
+            break heard[..length].to_vec();
+        }
+        guessing.push(theirs);
+    };
+    assert_eq!(sqlstate(&heard).as_deref(), Some("53300"));
+    assert!(guessing.len() >= 32);
 }

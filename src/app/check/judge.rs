@@ -4,6 +4,7 @@ use super::Finding;
 use super::facts::{Facts, NoFacts};
 use super::hba::{self, Match, Purpose};
 use crate::app::config::{AuthQuery, Config, ListenOn, NodeConfig};
+use crate::net::LookupStatement;
 use crate::topology::Durability;
 
 /// The oldest PostgreSQL that we know.
@@ -101,7 +102,10 @@ fn grants(config: &Config, node: &NodeConfig, facts: &Facts) -> Vec<Finding> {
         let grant = format!("GRANT EXECUTE ON FUNCTION pg_catalog.pg_read_file(text) TO {user};");
         missing("may not read the history of a new timeline", grant);
     }
-    if config.auth.query == AuthQuery::On && !facts.may_read_authid {
+    let as_ourselves = config.auth.query == AuthQuery::On
+        && config.auth.lookup_login.is_none()
+        && config.auth.lookups.statement == LookupStatement::Authid;
+    if as_ourselves && !facts.may_read_authid {
         let grant =
             format!("GRANT SELECT ON pg_catalog.pg_authid TO {user}; or auth: {{query: off, users: [...]}}");
         missing("may not look up users' password verifiers", grant);

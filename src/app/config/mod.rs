@@ -3,10 +3,12 @@
 //! [`parse()`] is a function of the text and of the [`Sources`] of its secrets; it reports every problem at once.
 //! The planes do not see [`Config`]: `run` makes each plane's own configuration from it.
 
+mod auth;
 mod parse;
 mod reader;
 mod secret;
 mod units;
+mod userlist;
 
 #[cfg(test)]
 mod tests;
@@ -19,6 +21,8 @@ pub use parse::parse;
 pub use reader::{Findings, Problem};
 pub use secret::{Secret, Sources, System};
 
+use crate::net::Lookups;
+use crate::net::authenticate::Rules;
 use crate::proxy::limits::Plan;
 use crate::topology::{Durability, Node, NodeName};
 
@@ -108,19 +112,16 @@ pub struct ServerLogin {
 
 #[derive(Clone, Debug)]
 pub struct Auth {
-    pub method: AuthMethod,
+    pub rules: Rules,
+    /// Of the users' file first; of two entries for a name the later one counts.
     pub users: Vec<User>,
-    /// Whether users that are not listed are looked up on the servers (`pg_authid`).
+    /// Whether users that are not listed are looked up on the servers.
     pub query: AuthQuery,
+    /// As whom they are looked up; `None`: as `server_login`.
+    pub lookup_login: Option<LookupLogin>,
+    pub lookups: Lookups,
     /// Who may stream WAL from the relay; `server_login.user` always may.
     pub replication_users: Vec<String>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AuthMethod {
-    ScramSha256,
-    Md5,
-    Trust,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,10 +131,20 @@ pub enum AuthQuery {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LookupLogin {
+    pub user: String,
+    pub password: Option<Secret>,
+    /// `None`: that of `server_login`.
+    pub database: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct User {
     pub name: String,
     /// A password, or its verifier as in `pg_authid.rolpassword`.
     pub secret: Secret,
+    /// Whether it may stream WAL.
+    pub replication: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,20 +6,17 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use super::auth::auth;
 use super::reader::{Findings, Problem, Section};
-use super::secret::{self, PASSWORD, SecretKeys, Sources};
-use super::units::{duration, duration_or_off, number, on_off, parsed, path, size, text, texts, word};
+use super::secret::{self, PASSWORD, Sources};
+use super::units::{duration, duration_or_off, number, on_off, parsed, path, size, text, word};
 use super::{
-    Auth, AuthMethod, AuthQuery, Balance, Config, Consistency, Failover, FailoverMode, Listen, ListenOn,
-    ListenRoute, Local, Log, LogFormat, NodeConfig, Pool, Routing, ServerLogin, User, Wal,
+    Balance, Config, Consistency, Failover, FailoverMode, Listen, ListenOn, ListenRoute, Local, Log,
+    LogFormat, NodeConfig, Pool, Routing, ServerLogin, Wal,
 };
 use crate::proxy::PoolMode;
 use crate::proxy::limits::{Plan, Settings, Totals};
 use crate::topology::{Durability, Node, NodeName};
-
-/// A setting of a secret that may also be a verifier.
-const SECRET: SecretKeys =
-    SecretKeys { plain: "secret", file: "secret_file", env: "secret_env", command: "secret_command" };
 
 /// Client connections unless the file says otherwise.
 const MAX_CLIENTS: usize = 10_000;
@@ -52,9 +49,9 @@ pub(super) fn admin_address(yaml: &str) -> Result<Option<SocketAddr>, Vec<Proble
     }
 }
 
-struct Parser<'a> {
+pub(super) struct Parser<'a> {
     directory: &'a Path,
-    sources: &'a dyn Sources,
+    pub(super) sources: &'a dyn Sources,
 }
 
 impl Parser<'_> {
@@ -68,7 +65,7 @@ impl Parser<'_> {
         let admin = root.section("admin", |admin| admin.optional("address", parsed::<SocketAddr>));
         let nodes = self.nodes(root);
         let server_login = root.section("server_login", |login| self.server_login(login));
-        let auth = root.section("auth", |auth| self.auth(auth));
+        let auth = root.section("auth", |section| auth(self, section));
         let pool = root.section("pool", pool);
         let routing = root.section("routing", routing);
         let wal = root.section("wal", |wal| self.wal(wal));
@@ -192,40 +189,6 @@ impl Parser<'_> {
         let password = secret::read(login, PASSWORD, self.sources);
         let database = login.or("database", "postgres".to_owned(), text);
         Some(ServerLogin { user: user?, password, database })
-    }
-
-    fn auth(&self, auth: &mut Section<'_>) -> Auth {
-        let methods = [
-            ("scram-sha-256", AuthMethod::ScramSha256),
-            ("md5", AuthMethod::Md5),
-            ("trust", AuthMethod::Trust),
-        ];
-        let method = auth.or("method", AuthMethod::ScramSha256, word(&methods));
-        let users = auth.list("users", |user| self.user(user));
-        let query = if auth.or("query", true, on_off) { AuthQuery::On } else { AuthQuery::Off };
-        let replication_users = auth.or("replication_users", Vec::new(), texts);
-        if method != AuthMethod::Trust && query == AuthQuery::Off && !auth.has("users") {
-            auth.problem("users", "is missing: with query: off nobody could log in");
-        }
-        Auth { method, users, query, replication_users }
-    }
-
-    fn user(&self, user: &mut Section<'_>) -> Option<User> {
-        let name = user.required("name", text);
-        let password = secret::read(user, PASSWORD, self.sources);
-        let verifier = secret::read(user, SECRET, self.sources);
-        let secret = match (password, verifier) {
-            (Some(_), Some(_)) => {
-                user.problem("", "has both password and secret");
-                None
-            }
-            (password, verifier) => password.or(verifier),
-        };
-        let named = [PASSWORD, SECRET].iter().flat_map(|k| [k.plain, k.file, k.env, k.command]);
-        if secret.is_none() && !named.into_iter().any(|key| user.has(key)) {
-            user.problem("", "needs password_file, password_env, password_command or secret");
-        }
-        Some(User { name: name?, secret: secret? })
     }
 
     fn wal(&self, wal: &mut Section<'_>) -> Option<Wal> {

@@ -45,14 +45,15 @@ pub struct System {
 
 /// A command that has not answered by then has failed.
 const COMMAND_LIMIT: Duration = Duration::from_secs(10);
-/// More than any secret; the rest is not read.
-const SECRET_LIMIT: u64 = 64 * 1024;
+/// More than any secret or list of them; what is longer is an error.
+const SECRET_LIMIT: u64 = 16 << 20;
 
 impl Sources for System {
     fn file(&self, path: &Path) -> io::Result<String> {
         let mut secret = String::new();
-        std::fs::File::open(self.directory.join(path))?.take(SECRET_LIMIT).read_to_string(&mut secret)?;
-        Ok(secret)
+        let file = std::fs::File::open(self.directory.join(path))?;
+        let read = file.take(SECRET_LIMIT + 1).read_to_string(&mut secret)?;
+        if read as u64 > SECRET_LIMIT { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(secret) }
     }
 
     #[expect(clippy::disallowed_methods, reason = "shell: the environment is one of the sources of secrets")]

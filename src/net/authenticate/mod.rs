@@ -1,10 +1,27 @@
-//! Who is this client? What it must prove, against which secret, and what that lets us do at a server.
+//! Who is this client? Which rule is about it, what it must prove, against which secret, and what that lets us do at
+//! a server.
+//!
+//! Nobody learns here whether a user exists: who is unknown goes through the same dialogue with a stand-in, and
+//! hears the same. A failed proof costs a second (`penalty`).
+
+mod name_map;
+mod penalty;
+mod rules;
+
+pub use name_map::{MapLine, MapLineError, NameMap};
+pub use rules::{
+    CertificateName, DatabaseName, Encryption, Method, NameError, Origin, Rule, Rules, UserName, network,
+};
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::BytesMut;
+
+use penalty::Penalties;
+use rules::Wanted;
 
 use super::accept::Refusal;
 use super::users::{Form, Known, Lookup, Secret};
@@ -21,33 +38,33 @@ use crate::pg::{ErrorFields, SqlState};
 /// `PG_MAX_AUTH_TOKEN_LENGTH` (auth.c), for passwords.
 const MAX_PASSWORD_LEN: usize = 65_535;
 
-/// What a client must prove.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Method {
-    ScramSha256,
-    /// md5, or SCRAM for those whose password is stored that way, as in `pg_hba.conf`.
-    Md5,
-    /// Nothing; through a unix socket or a loopback address only.
-    Trust,
-}
+/// From a failed proof to the answer.
+const PENALTY: Duration = Duration::from_secs(1);
 
 /// Who may come in, and how. Shared by all listeners and threads.
 #[derive(Debug)]
 pub struct Authenticator {
-    method: Method,
+    rules: Rules,
     users: Arc<Users>,
     /// Replication is a right of its own: who reads WAL reads everything.
     replication_users: Vec<String>,
+    penalties: Penalties,
 }
 
 impl Authenticator {
-    pub fn new(method: Method, users: Arc<Users>) -> Authenticator {
-        Authenticator { method, users, replication_users: Vec::new() }
+    pub fn new(rules: Rules, users: Arc<Users>) -> Authenticator {
+        Authenticator { rules, users, replication_users: Vec::new(), penalties: Penalties::new(PENALTY) }
     }
 
     #[must_use]
     pub fn with_replication_users(mut self, users: impl IntoIterator<Item = String>) -> Authenticator {
         self.replication_users.extend(users);
+        self
+    }
+
+    #[cfg(test)]
+    pub(super) fn with_penalty(mut self, delay: Duration) -> Authenticator {
+        self.penalties = Penalties::new(delay);
         self
     }
 
@@ -58,7 +75,31 @@ impl Authenticator {
         peer: &Peer,
         startup: &Startup,
     ) -> Result<Credentials, Refusal> {
-        let credentials = Dialogue { authenticator: self, wire, peer, startup }.run().await?;
+        let wanted = Wanted {
+            peer,
+            user: &startup.user,
+            database: &startup.database,
+            replication: startup.replication,
+        };
+        let rule = self.rules.find(wanted).ok_or_else(|| Refusal::Because(wanted.not_let_in()))?;
+        if self.penalties.exceeds(peer.address) {
+            let message = "too many logins from this address have failed just now";
+            return Err(Refusal::fatal(SqlState::TOO_MANY_CONNECTIONS, message));
+        }
+        let mut dialogue = Dialogue { users: &self.users, wire, peer, user: &startup.user };
+        let proven = match &rule.method {
+            Method::Reject => return Err(Refusal::Because(wanted.rejected())),
+            Method::Trust => Ok(dialogue.listed_credentials()),
+            Method::Md5 => dialogue.password(&[Form::Md5, Form::Scram]).await,
+            Method::ScramSha256 => dialogue.password(&[Form::Scram]).await,
+            Method::Cert { name, map } => dialogue.certificate(*name, map.as_ref()),
+        };
+        if let Err(Refusal::Because(why)) = &proven
+            && why.code == SqlState::INVALID_PASSWORD
+        {
+            self.penalties.serve(peer.address).await;
+        }
+        let credentials = proven?;
         // After the proof, so that nobody learns who may replicate by asking.
         if startup.replication != Replication::Off && !self.replication_users.contains(&startup.user) {
             let message = format!("user \"{}\" may not connect for replication", startup.user);
@@ -73,37 +114,33 @@ impl Authenticator {
 
 /// One client's proof.
 struct Dialogue<'a> {
-    authenticator: &'a Authenticator,
+    users: &'a Users,
     wire: &'a mut Wire,
     peer: &'a Peer,
-    startup: &'a Startup,
+    user: &'a str,
 }
 
 impl Dialogue<'_> {
-    async fn run(&mut self) -> Result<Credentials, Refusal> {
-        let user = self.startup.user.as_str();
-        if self.authenticator.method == Method::Trust {
-            return self.trust();
-        }
+    /// In one of the `allowed` forms, the user's own if it is among them.
+    async fn password(&mut self, allowed: &[Form]) -> Result<Credentials, Refusal> {
         let known = self.look_up().await?;
         let form = match known.as_deref().map(|known| &known.secret) {
             Some(Secret::Scram(_)) => Form::Scram,
             Some(Secret::Md5(_) | Secret::Plain { .. }) => Form::Md5,
-            None => self.authenticator.users.usual_form(),
+            None => self.users.usual_form(),
         };
-        match (self.authenticator.method, form) {
-            (Method::Md5, Form::Md5) => self.md5(user, known).await,
-            _ => self.scram(user, known.as_deref()).await,
+        match form {
+            Form::Md5 if allowed.contains(&Form::Md5) => self.md5(known).await,
+            Form::Md5 | Form::Scram => self.scram(known.as_deref()).await,
         }
     }
 
     async fn look_up(&self) -> Result<Option<Arc<Known>>, Refusal> {
-        let user = self.startup.user.as_str();
-        match self.authenticator.users.find(user).await {
+        match self.users.find(self.user).await {
             Lookup::Found(known) => Ok(Some(known)),
             Lookup::Unknown => Ok(None),
             Lookup::Unavailable => {
-                let message = format!("the password of user \"{user}\" cannot be looked up now");
+                let message = format!("the password of user \"{}\" cannot be looked up now", self.user);
                 Err(Refusal::Because(
                     ErrorFields::fatal(SqlState::CANNOT_CONNECT_NOW, message)
                         .with_detail("No server answers that has it."),
@@ -112,36 +149,49 @@ impl Dialogue<'_> {
         }
     }
 
-    fn trust(&self) -> Result<Credentials, Refusal> {
-        let (peer, startup) = (self.peer.address, self.startup);
-        if !peer.is_local() {
-            let message = format!(
-                "no rule lets user \"{}\" connect to database \"{}\" from {peer}",
-                startup.user, startup.database
-            );
-            return Err(Refusal::Because(
-                ErrorFields::fatal(SqlState::INVALID_AUTHORIZATION_SPECIFICATION, message)
-                    .with_detail("Method trust is for unix sockets and loopback addresses."),
-            ));
+    /// The certificate was verified in the handshake; whose is it?
+    fn certificate(&self, name: CertificateName, map: Option<&NameMap>) -> Result<Credentials, Refusal> {
+        let invalid =
+            |message: String| Refusal::fatal(SqlState::INVALID_AUTHORIZATION_SPECIFICATION, message);
+        let Some(certificate) = self.peer.tls.as_ref().and_then(|tls| tls.client.as_ref()) else {
+            return Err(invalid("connection requires a valid client certificate".to_owned()));
+        };
+        let name = match name {
+            CertificateName::Common => certificate.common_name.as_deref(),
+            CertificateName::Distinguished => Some(certificate.distinguished_name.as_str()),
+        };
+        let its_own = name.filter(|name| !name.is_empty()).is_some_and(|name| match map {
+            Some(map) => map.lets(name, self.user),
+            None => name == self.user,
+        });
+        if its_own {
+            return Ok(self.listed_credentials());
         }
-        Ok(match self.authenticator.users.listed(&startup.user) {
+        tracing::info!(user = self.user, certificate = name, "a certificate is not the user's");
+        Err(invalid(format!("certificate authentication failed for user \"{}\"", self.user)))
+    }
+
+    /// What we know without a proof that would reveal more.
+    fn listed_credentials(&self) -> Credentials {
+        match self.users.listed(self.user) {
             Some(Secret::Plain { password, .. }) => Credentials::Password(password.clone()),
             Some(Secret::Md5(secret)) => Credentials::Md5(secret.clone()),
             Some(Secret::Scram(_)) | None => Credentials::Trust,
-        })
+        }
     }
 
     /// Who is unknown, or has only an md5 password, goes through the same dialogue with a stand-in, and fails.
-    async fn scram(&mut self, user: &str, known: Option<&Known>) -> Result<Credentials, Refusal> {
+    async fn scram(&mut self, known: Option<&Known>) -> Result<Credentials, Refusal> {
+        let user = self.user;
         let mock;
         let verifier = match known.map(|known| &known.secret) {
             Some(Secret::Scram(verifier) | Secret::Plain { verifier, .. }) => verifier,
             Some(Secret::Md5(_)) | None => {
-                mock = self.authenticator.users.mock(user);
+                mock = self.users.mock(user);
                 &mock
             }
         };
-        let proven = match self.scram_dialogue(user, verifier).await? {
+        let proven = match self.scram_dialogue(verifier).await? {
             Ok(proven) => proven,
             Err(error) => {
                 if let (ScramError::Proof, Some(known)) = (error, known) {
@@ -164,11 +214,8 @@ impl Dialogue<'_> {
         }
     }
 
-    async fn scram_dialogue(
-        &mut self,
-        user: &str,
-        verifier: &Verifier,
-    ) -> Result<Result<Proven, ScramError>, Refusal> {
+    async fn scram_dialogue(&mut self, verifier: &Verifier) -> Result<Result<Proven, ScramError>, Refusal> {
+        let user = self.user;
         let end_point = self.peer.tls.as_ref().and_then(|tls| tls.server_end_point.as_deref());
         backend::authentication_sasl(scram::offered(end_point), &mut self.wire.out);
         let initial = self.ask(scram::MAX_MESSAGE_LEN + SCRAM_SHA_256_PLUS.len() + 5).await?;
@@ -193,7 +240,8 @@ impl Dialogue<'_> {
         Ok(state.check(&client_final))
     }
 
-    async fn md5(&mut self, user: &str, known: Option<Arc<Known>>) -> Result<Credentials, Refusal> {
+    async fn md5(&mut self, known: Option<Arc<Known>>) -> Result<Credentials, Refusal> {
+        let user = self.user;
         let salt: [u8; 4] = rand::random();
         backend::authentication_md5(salt, &mut self.wire.out);
         let answer = self.ask(MAX_PASSWORD_LEN).await?;
