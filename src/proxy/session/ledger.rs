@@ -111,6 +111,11 @@ impl Ledger {
         self.units
     }
 
+    /// A ReadyForQuery comes without the client's saying more.
+    pub(crate) fn will_answer(&self) -> bool {
+        self.units > 0 && !self.copy_in
+    }
+
     /// Whether the next answers are to our own change of settings.
     pub(crate) fn awaits_settings(&self) -> bool {
         self.head() == Some(&Owed::Settings)

@@ -9,6 +9,7 @@ use super::core::{Core, Demand, Texts};
 use super::message::{Parse, bind_names, target};
 use crate::pg::error::{ErrorFields, SqlState};
 use crate::pg::protocol::frame::{HEADER_LEN, Header};
+use crate::pg::protocol::frontend::decode_execute;
 use crate::proxy::route::{Access, CopyData, MayWrite, TransactionEffect, Verdict, WriteReason};
 
 /// A unit longer than this is not waited for: it is the primary's.
@@ -37,6 +38,8 @@ struct Seen<'a> {
     named: Vec<&'a [u8]>,
     /// The same for the unnamed one, which is the usual.
     unnamed: bool,
+    /// The portals that this unit binds. No other is ours: what is not there is for the server to say.
+    portals: Vec<&'a [u8]>,
     first: Option<Arc<Verdict>>,
     writing: Option<Arc<Verdict>>,
     /// Something that needs a server.
@@ -170,13 +173,20 @@ impl Core {
                 self.ahead.push_back(verdict);
             }
             b'B' => {
-                let Some((_, name)) = bind_names(message) else { return false };
+                let Some((portal, name)) = bind_names(message) else { return false };
+                seen.portals.push(portal);
                 self.look_at_name(name, seen);
+            }
+            b'E' => {
+                let Ok((portal, _)) = decode_execute(&message[HEADER_LEN..]) else { return false };
+                seen.foreign |= !seen.portals.contains(&portal);
             }
             b'D' | b'C' => {
                 let Some((kind, name)) = target(message) else { return false };
-                if message[0] == b'D' && kind == b'S' {
-                    self.look_at_name(name, seen);
+                match (message[0], kind) {
+                    (b'D', b'S') => self.look_at_name(name, seen),
+                    (b'D', _) => seen.foreign |= !seen.portals.contains(&name),
+                    _ => {}
                 }
             }
             _ => {}

@@ -98,7 +98,9 @@ enum Turn {
     Refused(ErrorFields),
     /// The client is told, and disconnected.
     Fatal(ErrorFields),
-    /// Terminate, or the client hung up.
+    /// The client has said goodbye; it may still read.
+    Terminate,
+    /// The client hung up.
     End,
 }
 
@@ -197,6 +199,7 @@ impl Session<'_> {
                     }
                 }
                 Turn::Fatal(error) => return self.say_farewell(&error).await,
+                Turn::Terminate => return self.say_rest().await,
                 Turn::End => return,
             }
         }
@@ -292,7 +295,7 @@ impl Session<'_> {
         match ask {
             Ask::Nothing => None,
             Ask::Server(demand) => Some(Turn::Need(demand)),
-            Ask::End => Some(Turn::End),
+            Ask::End => Some(Turn::Terminate),
             Ask::Fatal(error) => Some(Turn::Fatal(error)),
         }
     }
@@ -503,7 +506,11 @@ impl Session<'_> {
         if !self.core.is_amid_an_answer() {
             message::put_error(self.down.out(), error);
         }
-        // One run of bytes: the rest of the answer, then the error.
+        self.say_rest().await;
+    }
+
+    /// The rest of the answers, in one run of bytes, and the end.
+    async fn say_rest(&mut self) {
         let mut bytes = vec![];
         while self.down.has_pending() {
             bytes.extend_from_slice(self.down.pending());

@@ -347,6 +347,25 @@ fn an_error_skips_to_the_sync_and_the_server_is_still_clean() {
 }
 
 #[test]
+fn a_portal_that_was_not_bound_is_for_the_server_to_deny() {
+    let mut scene = Scene::new();
+    scene.client(&extended("E|S")).server(&answer("E:34000 ZI"));
+    check(&scene, "need(read) >ES <E(34000)Z(I) release");
+}
+
+#[test]
+fn what_was_sent_before_a_terminate_is_answered_first() {
+    let terminate = b"X\0\0\0\x04";
+    let mut scene = Scene::new();
+    scene.client(&[&query("select 1")[..], terminate].concat()).server(&answer("T D C:SELECT_1 ZI"));
+    check(&scene, "need(read) >Q <TDCZ(I) release end");
+    // Nothing comes without the rest of the data.
+    let mut scene = Scene::new();
+    scene.client(&query("copy t from stdin")).server(&answer("G")).client(terminate);
+    check(&scene, "need(write) >Q <G end");
+}
+
+#[test]
 fn copy_in_by_both_protocols() {
     let mut scene = Scene::new();
     scene.client(&query("copy t from stdin")).server(&answer("G"));

@@ -53,6 +53,8 @@ impl Core {
                 Ok(Some(header)) => header,
             };
             let step = match (&mut server, self.skip_to_sync) {
+                // What was sent before it is run and answered first, as a server does.
+                _ if header.tag == b'X' && self.ledger.will_answer() => Step::Wait(0),
                 _ if header.tag == b'X' => return Ask::End,
                 (_, Some(status)) => self.skip(header, status, &mut lanes),
                 (Some(server), None) => self.forward(header, &mut lanes, server, texts),
