@@ -7,6 +7,7 @@ mod authentication;
 mod bad_input;
 mod check;
 mod demo;
+mod differential;
 mod failover;
 #[allow(dead_code, unused_imports, reason = "the benchmark uses more of the harness than the tests")]
 mod harness;
