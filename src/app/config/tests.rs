@@ -6,13 +6,14 @@ use std::path::Path;
 use super::{AuthQuery, Config, Findings, ListenOn, Problem, Secret, Sources, parse};
 use crate::topology::Durability;
 
-/// One file, one variable, one command.
+/// Two files, one variable, one command.
 struct Known;
 
 impl Sources for Known {
     fn file(&self, path: &Path) -> io::Result<String> {
         match path.to_str() {
             Some("/secrets/known") => Ok("from a file\n".to_owned()),
+            Some("/secrets/userlist") => Ok("\"listed\" \"pw\"\n".to_owned()),
             _ => Err(io::ErrorKind::NotFound.into()),
         }
     }
@@ -180,7 +181,11 @@ fn the_example_says_what_the_defaults_are() {
     // What is commented out, minus prose: every line that is a key when the mark is gone.
     let uncommented: String = example
         .lines()
-        .filter(|line| !line.trim_start().starts_with("# local:"))
+        .filter(|line| {
+            !["# local:", "# rules:", "# maps:", "#   - {type:", "#   - {map:"]
+                .iter()
+                .any(|alternative| line.trim_start().starts_with(alternative))
+        })
         .map(|line| {
             let bare = line.trim_start();
             let key = bare.strip_prefix("# ").filter(|rest| {
@@ -194,14 +199,31 @@ fn the_example_says_what_the_defaults_are() {
         .collect();
     let uncommented = uncommented.replace("/etc/bellwether/report.verifier", "/secrets/known");
     let uncommented = uncommented.replace("APP_PASSWORD", "KNOWN");
+    let uncommented = uncommented.replace("/etc/bellwether/userlist.txt", "/secrets/userlist");
     let (with_all, findings) = read(&uncommented);
     let with_all = with_all.unwrap_or_else(|| panic!("{findings:?}\n{uncommented}"));
     let (as_is, _) = read(&example);
     let as_is = as_is.expect("it has no problems");
-    assert_eq!(with_all.auth.users.len(), 2);
+    assert_eq!(with_all.auth.users.len(), 3);
+    assert_eq!(with_all.auth.lookups, as_is.auth.lookups);
     let limits = |config: &Config| (config.pool.limits.limits("-", "-"), config.pool.limits.totals());
     assert_eq!(limits(&with_all), limits(&as_is));
     assert_eq!(with_all.pool.limits.limits("-", "report").size.size, 5);
     assert_eq!((with_all.pool.login, with_all.routing), (as_is.pool.login, as_is.routing));
     assert_eq!((with_all.failover, with_all.wal, with_all.log), (as_is.failover, as_is.wal, as_is.log));
+}
+
+/// What stands in the example as an alternative to `method`.
+#[test]
+fn the_examples_rules_are_good_ones() {
+    let example = include_str!("../../../deploy/bellwether.yaml");
+    let rules: String = example
+        .lines()
+        .filter_map(|line| line.strip_prefix("  # "))
+        .filter(|line| ["rules:", "maps:", "  - {type:", "  - {map:"].iter().any(|key| line.starts_with(key)))
+        .map(|line| format!("  {line}\n"))
+        .collect();
+    let (config, findings) = read(&with("auth", &format!("auth:\n{rules}")));
+    assert_eq!(findings, Findings::default(), "{rules}");
+    assert_eq!(config.expect("it is whole").auth.rules.iter().count(), 3);
 }

@@ -7,6 +7,8 @@
 mod name_map;
 mod penalty;
 mod rules;
+#[cfg(test)]
+mod tests;
 
 pub use name_map::{MapLine, MapLineError, NameMap};
 pub use rules::{
