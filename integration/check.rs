@@ -36,7 +36,7 @@ nodes:
   - {name: pg2, address: '10.0.0.12:5432'}
   - {name: pg2, address: '10.0.0.12:5432'}
 server_login: {user: bellwether, password_file: not-there}
-pool: {mode: statement, wait: 30}
+pool: {mode: transactions, wait: 30}
 wal: {}
 durability: {mode: quorum}
 state: {file: state}
