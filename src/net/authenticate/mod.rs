@@ -83,7 +83,8 @@ impl Authenticator {
             database: &startup.database,
             replication: startup.replication,
         };
-        let rule = self.rules.find(wanted).ok_or_else(|| Refusal::Because(wanted.not_let_in()))?;
+        let (number, rule) = self.rules.find(wanted).ok_or_else(|| Refusal::Because(wanted.not_let_in()))?;
+        tracing::debug!(peer = %peer.address, user = wanted.user, database = wanted.database, rule = number, "a login");
         if self.penalties.exceeds(peer.address) {
             let message = "too many logins from this address have failed just now";
             return Err(Refusal::fatal(SqlState::TOO_MANY_CONNECTIONS, message));

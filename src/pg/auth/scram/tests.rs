@@ -186,6 +186,8 @@ fn damaged_messages() {
         assert!(unharmed || server.check(&bytes).is_err(), "{:?}", String::from_utf8_lossy(&bytes));
         let noise: Vec<u8> = (0..dice.roll(64)).map(|_| dice.byte()).collect();
         drop(challenge(&noise));
+        let _ = crate::pg::protocol::frontend::decode_sasl_initial(&noise);
+        drop(crate::pg::protocol::backend::decode_authentication(&noise));
         drop(Verifier::parse(&String::from_utf8_lossy(&damaged(&verifier.to_string(), &mut dice))));
     }
 }
