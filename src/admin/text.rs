@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::view::{ClusterView, FollowerView, NodeView, WritesView};
-use crate::topology::{Election, NodeName, Outcome, Role};
+use crate::topology::{Election, LeftBehind, NodeName, Outcome, Role};
 
 /// The cluster at a glance.
 pub fn status_text(view: &ClusterView) -> String {
@@ -108,6 +108,14 @@ fn election_text(election: &Election) -> String {
         let _ = writeln!(text, "  timeline  {timeline} from {switchpoint}");
     }
     let _ = writeln!(text, "  lost      {}", bytes_text(election.lost_bytes));
+    if election.unacknowledged_bytes > 0 {
+        let left = bytes_text(election.unacknowledged_bytes);
+        let _ = writeln!(text, "  left      {left} that no client was told of");
+    }
+    for LeftBehind { node, timeline, position } in &election.left_behind {
+        let _ =
+            writeln!(text, "  stranded  {node} with WAL up to {position} of timeline {timeline}: rebuilt");
+    }
     if !election.phases.is_empty() {
         let total: u64 = election.phases.iter().map(|phase| phase.millis).sum();
         let phases: Vec<String> =
@@ -199,6 +207,8 @@ pg4   -        down: refused the connection  2         0/0       -             -
             timeline: Some(TimelineId(2)),
             switchpoint: Some(Lsn(0x3000_0000)),
             lost_bytes: 0,
+            unacknowledged_bytes: 100,
+            left_behind: Vec::new(),
             phases: vec![
                 Phase { name: "fence".to_owned(), millis: 12 },
                 Phase { name: "promote".to_owned(), millis: 230 },
@@ -212,6 +222,7 @@ term 2  2023-11-14T22:13:20.123Z  pg1 -> pg2  completed
   rule      F3
   timeline  2 from 0/30000000
   lost      0 B
+  left      100 B that no client was told of
   phases    fence 12 + promote 230 = 242 ms
   evidence  the stream ended
             3 probes failed

@@ -23,7 +23,7 @@ use super::probe::{Probe, Probed};
 use super::state::{FileJournal, MAX_HISTORY};
 use super::{FailoverConfig, Inputs, Outputs};
 use crate::net::Target;
-use crate::topology::{Election, Health, Node, NodeName, Term, Upstream};
+use crate::topology::{Election, Health, LeftBehind, Node, NodeName, Outcome, Term, Upstream};
 
 const TICK: Duration = Duration::from_millis(100);
 /// Probe results waiting to be looked at; a probe waits for its turn beyond that.
@@ -151,7 +151,7 @@ impl Control {
     /// Decide, journal, publish, act: in this order.
     async fn turn(&mut self, actions: &mut Running) -> Result<(), FailoverError> {
         let before = self.state.clone();
-        let (wanted, concluded) = self.decide();
+        let (wanted, concluded, left_behind) = self.decide();
         if self.state != before {
             if let Err(error) = self.make_durable().await {
                 // Not journaled is not decided.
@@ -159,7 +159,7 @@ impl Control {
                 return Err(error);
             }
             actions.give_up_before(self.state.term);
-            let concluded = self.conclude(concluded);
+            let concluded = self.conclude(concluded, left_behind);
             self.publish();
             self.kick_primary();
             // Behind the directive: clients wait for that.
@@ -178,9 +178,8 @@ impl Control {
         Ok(())
     }
 
-    fn decide(&mut self) -> (Vec<Action>, Vec<Election>) {
-        let mut concluded = Vec::new();
-        let mut wanted = Vec::new();
+    fn decide(&mut self) -> (Vec<Action>, Vec<Election>, Vec<LeftBehind>) {
+        let (mut wanted, mut concluded, mut left_behind) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..MAX_CHAIN {
             let now = clock();
             self.watch.expect_primary(self.state.primary.as_ref().map(|p| &p.node));
@@ -189,6 +188,7 @@ impl Control {
             let decision = decide::decide(&view, &self.state, &self.policy, now);
             wanted = decision.actions;
             concluded.extend(decision.concluded);
+            left_behind.extend(decision.left_behind);
             let Some(rule) = decision.rule else {
                 let obstacle = decide::obstacle(&view, &self.state, &self.policy, now);
                 self.say_obstacle(obstacle);
@@ -202,7 +202,7 @@ impl Control {
             }
             self.state = decision.next;
         }
-        (wanted, concluded)
+        (wanted, concluded, left_behind)
     }
 
     /// Once, not ten times a second; the numbers in it may change without being news.
@@ -245,8 +245,8 @@ impl Control {
     }
 
     /// Takes ended elections into the history.
-    fn conclude(&mut self, elections: Vec<Election>) -> History {
-        if elections.is_empty() {
+    fn conclude(&mut self, elections: Vec<Election>, left_behind: Vec<LeftBehind>) -> History {
+        if elections.is_empty() && left_behind.is_empty() {
             return History::Unchanged;
         }
         for election in elections {
@@ -262,6 +262,12 @@ impl Control {
                 "election ended"
             );
             self.history.push(election);
+        }
+        for left_behind in left_behind {
+            tracing::info!(?left_behind, "a standby holds WAL beyond the fork");
+            if let Some(election) = self.history.iter_mut().rev().find(|e| e.outcome == Outcome::Completed) {
+                election.left_behind.push(left_behind);
+            }
         }
         let excess = self.history.len().saturating_sub(MAX_HISTORY);
         self.history.drain(..excess);

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::agent::{AgentError, LocalServer, StopMode};
-use super::decide::{Action, Finding, Promoted, StartAs, SyncNames, What};
+use super::decide::{Action, Finding, Patient, Promoted, StartAs, SyncNames, What};
 use super::error::ActionError;
 use super::sql::{row, rows};
 use crate::net::Target;
@@ -64,8 +64,10 @@ impl Executor {
                     Ok(Finding::Done)
                 }
                 What::Rejoin { source } => self.rejoin(node, source).await,
-                What::Advise { source } => {
-                    advise(node, source);
+                What::Locate => self.locate(node).await,
+                What::Rebuild { source } => self.rebuild(node, source).await,
+                What::Advise { source, patient } => {
+                    advise(node, source, *patient);
                     Ok(Finding::Done)
                 }
             }
@@ -80,8 +82,8 @@ impl Executor {
             }
             What::Promote { .. } => self.promote_limit,
             What::Marker => MARKER_LIMIT,
-            What::Checkpoint => CHECKPOINT_LIMIT,
-            What::Start { .. } | What::Stop | What::Rejoin { .. } => SERVER_LIMIT,
+            What::Checkpoint | What::Locate => CHECKPOINT_LIMIT,
+            What::Start { .. } | What::Stop | What::Rejoin { .. } | What::Rebuild { .. } => SERVER_LIMIT,
         }
     }
 
@@ -241,6 +243,36 @@ impl Executor {
         Ok(Finding::Done)
     }
 
+    /// A restartpoint writes where replay is, and on which timeline, into the control file. The first may be due and
+    /// then writes only where its checkpoint was; the second has nothing to do but that (`CreateRestartPoint`).
+    async fn locate(&self, node: &NodeName) -> Result<Finding, ActionError> {
+        let sql = self.connect(node).await?;
+        let replayed = row(&sql, node, "SELECT coalesce(pg_last_wal_replay_lsn(), '0/0')").await?;
+        rows(&sql, "CHECKPOINT").await?;
+        rows(&sql, "CHECKPOINT").await?;
+        // A standby's timeline only grows: the highest is the one it is on.
+        let timeline = "SELECT greatest((SELECT received_tli FROM pg_stat_wal_receiver), \
+                        (SELECT min_recovery_end_timeline FROM pg_control_recovery()), \
+                        (SELECT timeline_id FROM pg_control_checkpoint()))";
+        let timeline = row(&sql, node, timeline).await?;
+        let unreadable = |what: &str| ActionError::Answer { node: node.clone(), what: what.to_owned() };
+        let replayed =
+            text(node, replayed.try_get(0)?)?.parse().map_err(|_| unreadable("replay position"))?;
+        let timeline = text(node, timeline.try_get(0)?)?.parse().map_err(|_| unreadable("timeline"))?;
+        Ok(Finding::Located { timeline: TimelineId(timeline), replayed })
+    }
+
+    async fn rebuild(&self, node: &NodeName, source: &NodeName) -> Result<Finding, ActionError> {
+        let local = self.local(node)?;
+        let source = self.target(source)?;
+        match local.server.rebuild(source, &local.primary_conninfo, &node.slot()).await {
+            Err(AgentError::Busy { .. }) => return Ok(Finding::Done),
+            rebuilt => rebuilt.map_err(agent_error)?,
+        };
+        tracing::info!(%node, "server rebuilt: it held WAL that is not in the primary's history");
+        Ok(Finding::Done)
+    }
+
     async fn connect(&self, node: &NodeName) -> Result<SqlConnection, ActionError> {
         Ok(sql::connect(self.target(node)?, CONNECT_LIMIT).await?)
     }
@@ -258,14 +290,23 @@ fn text<'a>(node: &NodeName, value: Option<&'a str>) -> Result<&'a str, ActionEr
     value.ok_or_else(|| ActionError::Answer { node: node.clone(), what: "NULL".to_owned() })
 }
 
-fn advise(node: &NodeName, source: &NodeName) {
-    tracing::warn!(
-        %node,
-        primary = %source,
-        run = "stop it; pg_rewind --target-pgdata=DIR --source-server='host=PRIMARY ...' (or a new base backup); \
-               touch DIR/standby.signal; start it",
-        "a former primary must be made a standby by hand: no agent runs on its host"
-    );
+fn advise(node: &NodeName, source: &NodeName, patient: Patient) {
+    match patient {
+        Patient::FormerPrimary => tracing::warn!(
+            %node,
+            primary = %source,
+            run = "stop it; pg_rewind --target-pgdata=DIR --source-server='host=PRIMARY ...' (or a new base backup); \
+                   touch DIR/standby.signal; start it",
+            "a former primary must be made a standby by hand: no agent runs on its host"
+        ),
+        Patient::Stranded => tracing::warn!(
+            %node,
+            primary = %source,
+            run = "stop it; remove its data directory but for its configuration; take a new base backup of the \
+                   primary; touch DIR/standby.signal; start it",
+            "a standby holds WAL beyond the fork and must be made anew by hand: no agent runs on its host"
+        ),
+    }
 }
 
 /// With its causes: the log shows one line.

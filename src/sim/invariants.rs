@@ -103,11 +103,6 @@ impl Checks {
         }
     }
 
-    /// How far the relay's disk has ever held a timeline.
-    pub(super) fn disk_has(&self, timeline: TimelineId) -> Option<Lsn> {
-        self.synced.get(&timeline).copied()
-    }
-
     /// Old WAL, as a recycled segment holds it.
     pub(super) fn old_segment(&self) -> Option<Vec<u8>> {
         let mut segment = self.stored.values().next()?.get(..SEGMENT as usize / 2)?.to_vec();

@@ -374,6 +374,11 @@ impl World {
             let [server, source] = self.servers.get_disjoint_mut([node, source]).ok()?;
             return server.rejoin(stage, Some(source));
         }
+        if let What::Rebuild { source } = &action.what {
+            let source = node_of(&self.servers, source);
+            let [server, source] = self.servers.get_disjoint_mut([node, source]).ok()?;
+            return server.rebuild(stage, Some(source));
+        }
         let server = &mut self.servers[node];
         match &action.what {
             What::Prepare { names } => server.prepare(stage, names),
@@ -383,7 +388,8 @@ impl World {
             What::DropSlot => server.drop_slot(),
             What::Stop => server.agent_stops(stage),
             What::Start { role } => server.agent_starts(stage, *role),
-            What::Advise { .. } | What::Marker | What::Rejoin { .. } => None,
+            What::Locate => server.locate(),
+            What::Advise { .. } | What::Marker | What::Rejoin { .. } | What::Rebuild { .. } => None,
         }
     }
 

@@ -18,10 +18,25 @@ pub struct Election {
     pub to: Option<NodeName>,
     pub timeline: Option<TimelineId>,
     pub switchpoint: Option<Lsn>,
-    /// Bytes of WAL known to exist beyond the switchpoint and not taken over.
+    /// Bytes of WAL that may have been acknowledged, beyond the switchpoint and not taken over. None under quorum
+    /// durability: what the relay does not hold was never acknowledged.
     pub lost_bytes: u64,
+    /// Bytes of WAL known to exist beyond the switchpoint of which no client was told that it is committed.
+    #[serde(default)]
+    pub unacknowledged_bytes: u64,
+    /// Standbys that held WAL beyond the switchpoint and had to be made anew.
+    #[serde(default)]
+    pub left_behind: Vec<LeftBehind>,
     pub phases: Vec<Phase>,
     pub outcome: Outcome,
+}
+
+/// A standby whose replay went past the point where the new timeline begins.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftBehind {
+    pub node: NodeName,
+    pub timeline: TimelineId,
+    pub position: Lsn,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -36,8 +36,20 @@ pub enum What {
     Stop,
     /// The agent turns the server into a standby of `source`.
     Rejoin { source: NodeName },
+    /// Where a standby is and on which timeline, after it has written it down.
+    Locate,
+    /// The agent replaces a standby that cannot follow any more by a new copy of `source`.
+    Rebuild { source: NodeName },
     /// No agent: the operator is told, once, what to run.
-    Advise { source: NodeName },
+    Advise { source: NodeName, patient: Patient },
+}
+
+/// Whom an operator has to mend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Patient {
+    FormerPrimary,
+    /// A standby with WAL beyond the fork.
+    Stranded,
 }
 
 /// As what the agent may start a server; it refuses when the server's files say otherwise.
@@ -85,6 +97,11 @@ pub enum Finding {
     Done,
     /// Of `Promote` and `Inspect`.
     Promoted(Promoted),
+    /// Of `Locate`.
+    Located {
+        timeline: TimelineId,
+        replayed: Lsn,
+    },
     /// Of `Marker`: the primary's flush position after its commit.
     Committed {
         lsn: Lsn,
@@ -202,12 +219,14 @@ impl What {
             What::Start { .. } => "start",
             What::Stop => "stop",
             What::Rejoin { .. } => "rejoin",
+            What::Locate => "locate",
+            What::Rebuild { .. } => "rebuild",
             What::Advise { .. } => "advise",
         }
     }
 
     /// Done by the agent to the server's process and files.
     pub fn touches_server(&self) -> bool {
-        matches!(self, What::Start { .. } | What::Stop | What::Rejoin { .. })
+        matches!(self, What::Start { .. } | What::Stop | What::Rejoin { .. } | What::Rebuild { .. })
     }
 }

@@ -15,6 +15,11 @@ pub(super) fn advance(
     election: &Election,
     now: Now,
 ) -> Option<Fired> {
+    if view.wal.promised > state.term {
+        // A state file from a backup: the relay obeys nothing below what it has promised.
+        let why = format!("the relay has promised term {}", view.wal.promised);
+        return steady::fence_again(view, state, election, why, now);
+    }
     match &election.step {
         Step::Fence => fenced(view, state, election, now),
         Step::Elect => elect(view, state, policy, election, now),
@@ -131,6 +136,7 @@ fn restore(view: &View<'_>, state: &State, election: &Election, fenced: Fenced, 
         rule: RuleId::E2,
         next: establish::establishing(next, Why::Restore, EstablishStep::Prepare, now),
         concluded: Some(concluded(election, Outcome::Failed { why }, now)),
+        left_behind: None,
     })
 }
 
@@ -222,8 +228,11 @@ fn verify(
     election.record.to = Some(candidate.clone());
     election.record.timeline = Some(found.timeline);
     election.record.switchpoint = found.switchpoint;
-    election.record.lost_bytes =
-        found.switchpoint.map_or(0, |switchpoint| fenced.upstream_end.bytes_since(switchpoint));
+    let tail = found.switchpoint.map_or(0, |switchpoint| fenced.upstream_end.bytes_since(switchpoint));
+    match state.durability {
+        Durability::Quorum => election.record.unacknowledged_bytes = tail,
+        Durability::Async => election.record.lost_bytes = tail,
+    }
     let mut next = state.clone();
     next.deposed.retain(|name| name != candidate);
     next.primary = Some(Primary {
@@ -231,6 +240,7 @@ fn verify(
         system: found.system,
         timeline: found.timeline,
         term: state.term,
+        forks: state.primary.as_ref().map_or_else(Vec::new, |p| p.forks_of_successor(found.switchpoint)),
         started_at: None,
     });
     Fired::new(RuleId::E7, at(&next, election, Step::Follow, now))
@@ -283,6 +293,7 @@ fn open(view: &View<'_>, state: &State, policy: &Policy, election: &Election, no
         rule: RuleId::E9,
         next: State { phase: Phase::Steady, ..state.clone() },
         concluded: Some(concluded(election, Outcome::Completed, now)),
+        left_behind: None,
     })
 }
 

@@ -2,8 +2,8 @@
 //! process, after a primary came back. Writes are held until a marker transaction has committed.
 
 use super::{
-    Action, Agent, EstablishStep, Finding, Fired, Now, Phase, Policy, Primary, Process, RuleId, StartAs,
-    State, View, What, Why, marker, marker_is_durable, steady,
+    Action, Agent, EstablishStep, Finding, Fired, Fork, Now, Phase, Policy, Primary, Process, RuleId,
+    StartAs, State, View, What, Why, marker, marker_is_durable, steady,
 };
 use crate::failover::health::Facts;
 use crate::topology::{Durability, NodeName, Role, Upstream};
@@ -32,9 +32,8 @@ pub(super) fn bootstrap(
         return None;
     }
     let mut next = state.clone();
-    // A lost state file must not take a term back that the relay has promised.
-    next.term = state.term.max(view.wal.promised).max(view.confirmed).next();
-    next.primary = Some(verified(&only.node.name, facts, &next));
+    next.term = view.next_term(state);
+    next.primary = Some(verified(&only.node.name, facts, &next, Vec::new()));
     Fired::new(RuleId::B1, establishing(next, Why::Bootstrap, EstablishStep::Prepare, now))
 }
 
@@ -51,10 +50,14 @@ pub(super) fn advance(
             return adopt_successor(view, state, primary, successor, now);
         }
         if let Some(facts) = confirmed(view, primary) {
-            let mut next = state.clone();
-            next.primary = Some(verified(&primary.node, facts, state));
+            let mut next = State { term: view.term_to_adopt(state), ..state.clone() };
+            next.primary = Some(verified(&primary.node, facts, &next, primary.forks.clone()));
             return Fired::new(RuleId::A1, establishing(next, why, EstablishStep::Prepare, now));
         }
+    }
+    if step != EstablishStep::Confirm && view.wal.promised > state.term {
+        let next = State { term: view.term_to_adopt(state), ..state.clone() };
+        return Fired::new(RuleId::A1, establishing(next, why, EstablishStep::Confirm, now));
     }
     if let Some(fired) = steady::primary_dead(view, state, policy, now) {
         return Some(fired);
@@ -135,18 +138,20 @@ fn adopt_successor(
         return None;
     }
     let mut next = state.clone();
-    next.term = state.term.max(view.wal.promised).next();
+    next.term = view.next_term(state);
     next.depose(&primary.node);
-    next.primary = Some(verified(successor, facts, &next));
+    let forks = primary.forks_of_successor(found.switchpoint);
+    next.primary = Some(verified(successor, facts, &next, forks));
     Fired::new(RuleId::A2, establishing(next, Why::Adopt, EstablishStep::Prepare, now))
 }
 
-fn verified(node: &NodeName, facts: &Facts, state: &State) -> Primary {
+fn verified(node: &NodeName, facts: &Facts, state: &State, forks: Vec<Fork>) -> Primary {
     Primary {
         node: node.clone(),
         system: facts.system,
         timeline: facts.timeline,
         term: state.term,
+        forks,
         started_at: Some(facts.started_at.clone()),
     }
 }

@@ -13,7 +13,7 @@
 //! |---|---|---|
 //! | bootstrapping | B1 | `establish` |
 //! | establishing: confirm, prepare, follow, marker | A1 A2 P1 P2 P3, F1..F5 | `establish` |
-//! | steady | F1..F6, S1 S2 S3 | `steady` |
+//! | steady | F1..F6, S1 S2 S3 S4 | `steady` |
 //! | election: fence, elect, catch_up, prepare, promote, verify, follow, marker | E1..E11 | `election` |
 //!
 //! The table itself, with every condition in words, is [`RULES`].
@@ -31,9 +31,11 @@ mod steady;
 #[cfg(test)]
 mod tests;
 
-pub use action::{Action, Finding, Ledger, StartAs, SyncNames, What};
+pub use action::{Action, Finding, Ledger, Patient, StartAs, SyncNames, What};
 pub use rules::{RULES, Rule, RuleId};
-pub use state::{Automatic, Election, EstablishStep, Fenced, Phase, Primary, Promoted, State, Step, Why};
+pub use state::{
+    Automatic, Election, EstablishStep, Fenced, Fork, Phase, Primary, Promoted, State, Step, Why,
+};
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -134,6 +136,8 @@ pub struct Decision {
     pub actions: Vec<Action>,
     /// An election that this decision ended.
     pub concluded: Option<crate::topology::Election>,
+    /// A standby that the last election has left behind, as this decision found.
+    pub left_behind: Option<crate::topology::LeftBehind>,
 }
 
 /// A rule that fired.
@@ -142,11 +146,12 @@ pub(super) struct Fired {
     rule: RuleId,
     next: State,
     concluded: Option<crate::topology::Election>,
+    left_behind: Option<crate::topology::LeftBehind>,
 }
 
 impl Fired {
     fn new(rule: RuleId, next: State) -> Option<Fired> {
-        Some(Fired { rule, next, concluded: None })
+        Some(Fired { rule, next, concluded: None, left_behind: None })
     }
 }
 
@@ -157,9 +162,9 @@ pub fn decide(view: &View<'_>, state: &State, policy: &Policy, now: Now) -> Deci
         Phase::Steady => steady::watch(view, state, policy, now),
         Phase::Election(election) => election::advance(view, state, policy, election, now),
     };
-    let (rule, next, concluded) = match fired {
-        Some(fired) => (Some(fired.rule), fired.next, fired.concluded),
-        None => (None, state.clone(), None),
+    let (rule, next, concluded, left_behind) = match fired {
+        Some(fired) => (Some(fired.rule), fired.next, fired.concluded, fired.left_behind),
+        None => (None, state.clone(), None, None),
     };
     let actions = match &next.phase {
         Phase::Bootstrapping { .. } => establish::wanted_to_bootstrap(view, &next),
@@ -167,7 +172,7 @@ pub fn decide(view: &View<'_>, state: &State, policy: &Policy, now: Now) -> Deci
         Phase::Steady => steady::wanted(view, &next, policy),
         Phase::Election(election) => election::wanted(view, &next, policy, election, now),
     };
-    Decision { rule, next, actions, concluded }
+    Decision { rule, next, actions, concluded, left_behind }
 }
 
 /// What a person has to help with; `None` while the rules can go on by themselves.
@@ -216,6 +221,17 @@ impl Policy {
 }
 
 impl View<'_> {
+    /// Above every term that anybody has heard of: a state file that was lost, or came from a backup, must not
+    /// take a term back.
+    fn next_term(&self, state: &State) -> Term {
+        state.term.max(self.wal.promised).max(self.confirmed).next()
+    }
+
+    /// The journal's own term, unless the relay has promised a later one: that one may have had another primary.
+    fn term_to_adopt(&self, state: &State) -> Term {
+        if self.wal.promised > state.term { self.next_term(state) } else { state.term }
+    }
+
     fn node(&self, name: &NodeName) -> Option<&NodeView<'_>> {
         self.nodes.iter().find(|n| n.node.name == *name)
     }

@@ -29,6 +29,7 @@ pub enum RuleId {
     S1,
     S2,
     S3,
+    S4,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -48,7 +49,7 @@ pub const RULES: &[Rule] = &[
     rule(
         RuleId::A1,
         "adopt",
-        "the recorded primary still is primary on the recorded timeline, and nobody newer is",
+        "the recorded primary still is primary on the recorded timeline, and nobody newer is (a relay that has promised a later term is obeyed)",
     ),
     rule(
         RuleId::A2,
@@ -116,7 +117,12 @@ pub const RULES: &[Rule] = &[
     rule(
         RuleId::S3,
         "follows again",
-        "a deposed primary streams from the relay as a standby on the primary's timeline",
+        "a deposed primary or a stranded standby streams from the relay on the primary's timeline",
+    ),
+    rule(
+        RuleId::S4,
+        "stranded",
+        "a standby that does not follow has replayed an earlier timeline beyond its end in the primary's history: it is rebuilt",
     ),
 ];
 
@@ -153,6 +159,7 @@ impl RuleId {
             RuleId::S1 => "S1",
             RuleId::S2 => "S2",
             RuleId::S3 => "S3",
+            RuleId::S4 => "S4",
         }
     }
 

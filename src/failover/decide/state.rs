@@ -15,6 +15,9 @@ pub struct State {
     pub automatic: Automatic,
     /// Nodes that were primary, or may have been promoted, and were not seen to follow since.
     pub deposed: Vec<NodeName>,
+    /// Standbys with WAL that is not in the primary's history, until they follow: they have to be made anew.
+    #[serde(default)]
+    pub stranded: Vec<NodeName>,
     pub phase: Phase,
 }
 
@@ -26,8 +29,40 @@ pub struct Primary {
     pub timeline: TimelineId,
     /// The term in which it was verified last.
     pub term: Term,
+    /// Where its history left the timelines before it, oldest first, as far as this cluster's elections showed it.
+    /// At most [`Primary::FORKS`].
+    #[serde(default)]
+    pub forks: Vec<Fork>,
     /// `pg_postmaster_start_time()`: a change shows a restart between two probes. `None` until probed.
     pub started_at: Option<String>,
+}
+
+/// A timeline's end in a history.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fork {
+    pub timeline: TimelineId,
+    pub at: Lsn,
+}
+
+impl Primary {
+    /// The oldest are forgotten first: a standby that is so far behind finds no WAL either.
+    pub const FORKS: usize = 16;
+
+    /// The forks of a successor whose timeline left this one's at `at`.
+    pub fn forks_of_successor(&self, at: Option<Lsn>) -> Vec<Fork> {
+        let mut forks = self.forks.clone();
+        forks.extend(at.map(|at| Fork { timeline: self.timeline, at }));
+        let excess = forks.len().saturating_sub(Primary::FORKS);
+        forks.drain(..excess);
+        forks
+    }
+
+    /// Beyond this nothing of `timeline` is in the primary's history. Where only a later timeline's end is known,
+    /// that one: the earlier ended at or before it.
+    pub fn fork_of(&self, timeline: TimelineId) -> Option<Lsn> {
+        let earlier = timeline < self.timeline;
+        self.forks.iter().find(|fork| earlier && timeline <= fork.timeline).map(|fork| fork.at)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -193,6 +228,7 @@ impl State {
             durability,
             automatic: Automatic::On,
             deposed: Vec::new(),
+            stranded: Vec::new(),
             phase: Phase::Bootstrapping { since_ms: now_ms },
         }
     }

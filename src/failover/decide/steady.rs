@@ -1,11 +1,13 @@
 //! While a primary is open for writes: noticing its end, and the duties that keep the cluster whole.
 
 use super::{
-    Action, Agent, Automatic, Election, EstablishStep, Fired, Mode, NodeView, Now, Phase, Policy, Primary,
-    Process, Request, RuleId, StartAs, State, Step, View, What, Why, election, establish, rule_of,
+    Action, Agent, Automatic, Election, EstablishStep, Finding, Fired, Mode, NodeView, Now, Patient, Phase,
+    Policy, Primary, Process, Request, RuleId, StartAs, State, Step, View, What, Why, election, establish,
+    rule_of,
 };
 use crate::failover::health::{Facts, PrimaryVerdict, SlotState};
-use crate::topology::{Durability, Election as Record, NodeName, Outcome, Role};
+use crate::pg::{Lsn, TimelineId};
+use crate::topology::{Durability, Election as Record, LeftBehind, NodeName, Outcome, Role};
 
 pub(super) fn watch(view: &View<'_>, state: &State, policy: &Policy, now: Now) -> Option<Fired> {
     if let Some(fired) = primary_dead(view, state, policy, now) {
@@ -15,7 +17,7 @@ pub(super) fn watch(view: &View<'_>, state: &State, policy: &Policy, now: Now) -
         let evidence = vec!["an operator asked for it".to_owned()];
         return fence(view, state, RuleId::F6, evidence, to.clone(), now);
     }
-    restarted(view, state, now).or_else(|| follows_again(view, state))
+    restarted(view, state, now).or_else(|| follows_again(view, state)).or_else(|| stranded(view, state))
 }
 
 /// F1..F5: the primary is dead and we are to do something about it.
@@ -38,7 +40,7 @@ pub(super) fn fence(
 ) -> Option<Fired> {
     let from = state.primary.as_ref().map(|p| p.node.clone());
     let mut next = state.clone();
-    next.term = state.term.max(view.wal.promised).max(view.confirmed).next();
+    next.term = view.next_term(state);
     if let Some(from) = &from {
         next.depose(from);
     }
@@ -52,6 +54,8 @@ pub(super) fn fence(
         timeline: None,
         switchpoint: None,
         lost_bytes: 0,
+        unacknowledged_bytes: 0,
+        left_behind: Vec::new(),
         phases: Vec::new(),
         outcome: Outcome::Running,
     };
@@ -80,7 +84,7 @@ fn restarted(view: &View<'_>, state: &State, now: Now) -> Option<Fired> {
         return Fired::new(RuleId::S1, next);
     }
     if state.durability == Durability::Quorum {
-        next.term = state.term.next();
+        next.term = view.next_term(state);
         next = establish::establishing(next, Why::Restarted, EstablishStep::Confirm, now);
     }
     Fired::new(RuleId::S2, next)
@@ -93,10 +97,53 @@ fn follows_again(view: &View<'_>, state: &State) -> Option<Fired> {
         view.node(name).is_some_and(|n| n.is_up_as(Role::Standby))
             && view.wal.follower(name).is_some_and(|f| f.timeline == primary.timeline)
     };
-    let back = state.deposed.iter().find(|name| *name == &primary.node || follows(name))?.clone();
+    let mut away = state.deposed.iter().chain(&state.stranded);
+    let back = away.find(|name| *name == &primary.node || follows(name))?.clone();
     let mut next = state.clone();
     next.deposed.retain(|name| *name != back);
+    next.stranded.retain(|name| *name != back);
     Fired::new(RuleId::S3, next)
+}
+
+/// S4. How it comes about: (1) a standby is copied from the primary, or rewound to it, up to WAL that the relay
+/// does not hold yet; (2) the primary is lost; (3) another takes over from where the relay was. The standby runs,
+/// and asks for ever for what comes behind WAL that nobody else has.
+fn stranded(view: &View<'_>, state: &State) -> Option<Fired> {
+    let primary = state.primary.as_ref()?;
+    let found = |node: &NodeView<'_>| {
+        let name = &node.node.name;
+        if state.stranded.contains(name) || !seems_stranded(view, node, primary) {
+            return None;
+        }
+        match view.ledger.finding(&locate(state, name))? {
+            Finding::Located { timeline, replayed } if is_beyond(primary, *timeline, *replayed) => {
+                Some(LeftBehind { node: name.clone(), timeline: *timeline, position: *replayed })
+            }
+            _ => None,
+        }
+    };
+    let left_behind = view.nodes.iter().find_map(found)?;
+    let mut next = state.clone();
+    next.stranded.push(left_behind.node.clone());
+    let mut fired = Fired::new(RuleId::S4, next)?;
+    fired.left_behind = Some(left_behind);
+    Some(fired)
+}
+
+/// By its last answer: what a standby says of its timeline may be old while its walreceiver has no connection.
+/// So it is asked to write it down before this is believed ([`What::Locate`]).
+fn seems_stranded(view: &View<'_>, node: &NodeView<'_>, primary: &Primary) -> bool {
+    let follows = view.wal.follower(&node.node.name).is_some_and(|f| f.timeline == primary.timeline);
+    let beyond = node.facts.is_some_and(|f| is_beyond(primary, f.timeline, f.position));
+    node.node.name != primary.node && node.is_up_as(Role::Standby) && !follows && beyond
+}
+
+fn is_beyond(primary: &Primary, timeline: TimelineId, replayed: Lsn) -> bool {
+    primary.fork_of(timeline).is_some_and(|fork| fork < replayed)
+}
+
+fn locate(state: &State, node: &NodeName) -> Action {
+    Action { term: state.term, node: node.clone(), what: What::Locate }
 }
 
 pub(super) fn wanted(view: &View<'_>, state: &State, policy: &Policy) -> Vec<Action> {
@@ -115,6 +162,10 @@ pub(super) fn wanted(view: &View<'_>, state: &State, policy: &Policy) -> Vec<Act
     }
     let others = view.nodes.iter().filter(|n| n.node.name != primary.node);
     for node in others.filter(|n| !view.ledger.is_server_busy(&n.node.name)) {
+        if seems_stranded(view, node, primary) && !state.stranded.contains(&node.node.name) {
+            actions.push(locate(state, &node.node.name));
+            continue;
+        }
         let Some(what) = duty(node, state, primary, source) else { continue };
         let action = want(&node.node.name, what);
         // A server that does not start as the standby it was is looked at more closely.
@@ -132,15 +183,22 @@ fn duty(node: &NodeView<'_>, state: &State, primary: &Primary, source: Option<&F
     let runs_as_primary = node.is_up_as(Role::Primary);
     let out_of_use = node.is_down() || node.process == Process::Absent;
     let was_primary = node.facts.is_some_and(|f| f.role == Role::Primary);
+    let advise = |patient| Some(What::Advise { source: primary.node.clone(), patient });
+    if state.stranded.contains(name) && !runs_as_primary {
+        return match (node.agent, source) {
+            (Agent::Local, Some(_)) => Some(What::Rebuild { source: primary.node.clone() }),
+            (Agent::Local, None) => None,
+            (Agent::None, _) => advise(Patient::Stranded),
+        };
+    }
     if runs_as_primary || (out_of_use && (was_primary || state.is_deposed(name))) {
-        let rejoin = || primary.node.clone();
         // pg_rewind finds the fork by the source's control file, which has the new timeline only after a
         // checkpoint (before PostgreSQL 16).
         let source_is_ready = source.is_some_and(|f| f.checkpoint_timeline == primary.timeline);
         return match node.agent {
-            Agent::Local if source_is_ready => Some(What::Rejoin { source: rejoin() }),
+            Agent::Local if source_is_ready => Some(What::Rejoin { source: primary.node.clone() }),
             Agent::Local => runs_as_primary.then_some(What::Stop),
-            Agent::None => Some(What::Advise { source: rejoin() }),
+            Agent::None => advise(Patient::FormerPrimary),
         };
     }
     if node.process == Process::Absent {

@@ -295,25 +295,44 @@ impl Server {
     /// As the agent plans it: a standby is started, a former primary is rewound.
     pub(super) fn rejoin(&mut self, stage: &mut Stage, source: Option<&Server>) -> Option<Finding> {
         let source = source.filter(|s| s.runs_as(Role::Primary) && s.checkpoint == s.log.timeline)?;
-        let relay_has = stage.checks.disk_has(source.log.timeline)?;
         if self.life != Life::Stopped {
             self.stop(stage);
         }
         if self.role == Role::Primary {
             stage.note(format!("{} is rewound to {}", self.node.name, source.node.name));
-            // The source may hold more than the relay, and a standby that got it that way diverges for good if the
-            // source is lost then. Nobody rejoins a running standby yet, so the world leaves this out.
-            self.log = source.log.clone();
-            self.log.truncate(relay_has.min(source.flushed));
-            self.flushed = self.log.end();
-            self.histories = source.histories.clone();
-            self.checkpoint = source.checkpoint;
-            self.role = Role::Standby;
-            self.names.clear();
-            self.slot = None;
+            self.copy(source);
         }
         self.start(stage);
         Some(Finding::Done)
+    }
+
+    /// A base backup in any case.
+    pub(super) fn rebuild(&mut self, stage: &mut Stage, source: Option<&Server>) -> Option<Finding> {
+        let source = source.filter(|s| s.runs_as(Role::Primary))?;
+        if self.life != Life::Stopped {
+            self.stop(stage);
+        }
+        stage.note(format!("{} is rebuilt from {}", self.node.name, source.node.name));
+        self.copy(source);
+        self.start(stage);
+        Some(Finding::Done)
+    }
+
+    /// Up to what the source has flushed, which may be more than the relay has.
+    fn copy(&mut self, source: &Server) {
+        self.log = source.log.clone();
+        self.log.truncate(source.flushed);
+        self.flushed = self.log.end();
+        self.histories = source.histories.clone();
+        self.checkpoint = source.checkpoint;
+        self.role = Role::Standby;
+        self.names.clear();
+        self.slot = None;
+    }
+
+    pub(super) fn locate(&self) -> Option<Finding> {
+        let replayed = self.log.whole().min(self.flushed);
+        self.runs_as(Role::Standby).then_some(Finding::Located { timeline: self.log.timeline, replayed })
     }
 
     pub(super) fn probe(&self) -> ProbeResult {

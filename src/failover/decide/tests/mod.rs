@@ -2,9 +2,10 @@
 
 mod world;
 
+use self::world::SYSTEM;
 use self::world::{Life, World};
-use super::{Agent, EstablishStep, Phase, Request, RuleId, State, Step};
-use crate::pg::Lsn;
+use super::{Agent, EstablishStep, Phase, Primary, Request, RuleId, State, Step};
+use crate::pg::{Lsn, TimelineId};
 use crate::topology::{Durability, NodeName, Outcome, Term};
 
 fn step_name(state: &State) -> &'static str {
@@ -258,4 +259,89 @@ impl Xorshift {
 fn a_step_after_promotion_names_no_candidate() {
     assert_eq!(Step::Follow.candidate(), None);
     assert_eq!(Step::CatchUp { candidate: name("pg2") }.candidate(), Some(&name("pg2")));
+}
+
+/// A state file that came from a backup: the relay knows better.
+#[test]
+fn a_relay_that_has_promised_a_later_term_is_obeyed() {
+    for durability in [Durability::Quorum, Durability::Async] {
+        let mut world = World::steady(durability);
+        world.wal.promised = Term(7);
+        world.restart();
+        world.run_until("open above it", |w| w.is_open() && w.state.term == Term(8));
+        assert_eq!(world.primary(), Some("pg1"));
+    }
+    let mut world = World::steady(Durability::Quorum);
+    world.wal.promised = Term(7);
+    world.server("pg1").life = Life::Dead;
+    world.revive("pg1");
+    world.run_until("open above it", |w| w.is_open() && w.state.term == Term(8));
+    assert_eq!((world.primary(), world.rules[0]), (Some("pg1"), RuleId::S2));
+}
+
+#[test]
+fn what_nobody_was_told_of_is_not_lost() {
+    for (durability, lost, unacknowledged) in [(Durability::Quorum, 0, 0x40), (Durability::Async, 0x40, 0)] {
+        let mut world = World::steady(durability);
+        world.policy.max_lost_bytes = 0x40;
+        world.kill("pg1");
+        world.wal.upstream_end = world.wal.upstream_end.advanced(0x40);
+        world.run_until("open again", |w| w.is_open() && w.primary() == Some("pg2"));
+        let election = world.history.last().unwrap();
+        assert_eq!((election.lost_bytes, election.unacknowledged_bytes), (lost, unacknowledged));
+    }
+}
+
+#[test]
+fn a_standby_beyond_the_fork_is_rebuilt() {
+    for agent in [Agent::Local, Agent::None] {
+        let mut world = World::steady(Durability::Quorum);
+        world.agent = agent;
+        // As if it had been rewound to pg1 a moment ago: it has what the relay has not.
+        let server = world.server("pg3");
+        server.flush = server.flush.advanced(0x200);
+        world.kill("pg1");
+        world.run_until("open again", |w| w.is_open() && w.primary() == Some("pg2"));
+        world.run_until("known", |w| w.state.stranded == [name("pg3")]);
+        assert!(world.rules.contains(&RuleId::S4));
+        world.restart();
+        if agent == Agent::None {
+            world.run(100);
+            assert_eq!(world.state.stranded, [name("pg3")], "a person has to do it");
+        } else {
+            world.run_until("whole again", |w| w.state.stranded.is_empty() && w.state.deposed.is_empty());
+        }
+    }
+}
+
+#[test]
+fn forks_are_found_by_timeline() {
+    let fork = |timeline, at| super::Fork { timeline: TimelineId(timeline), at: Lsn(at) };
+    let primary = Primary {
+        node: name("pg1"),
+        system: SYSTEM,
+        timeline: TimelineId(5),
+        term: Term(9),
+        forks: vec![fork(2, 0x200), fork(4, 0x400)],
+        started_at: None,
+    };
+    let check = |timeline, expected: Option<u64>| {
+        assert_eq!(primary.fork_of(TimelineId(timeline)), expected.map(Lsn), "{timeline}");
+    };
+    check(1, Some(0x200));
+    check(2, Some(0x200));
+    check(3, Some(0x400));
+    check(4, Some(0x400));
+    check(5, None);
+    check(6, None);
+    assert_eq!(primary.forks_of_successor(Some(Lsn(0x500))).last(), Some(&fork(5, 0x500)));
+}
+
+#[test]
+fn a_state_file_of_before_still_opens() {
+    let state = World::steady(Durability::Quorum).state;
+    let mut old = serde_json::to_value(&state).unwrap();
+    old.as_object_mut().unwrap().remove("stranded").unwrap();
+    old["primary"].as_object_mut().unwrap().remove("forks").unwrap();
+    assert_eq!(serde_json::from_value::<State>(old).unwrap(), state);
 }

@@ -281,7 +281,7 @@ impl World {
                 server.flush = server.flush.advanced(0x100);
             }
         }
-        if let Some(upstream) = &directive.upstream {
+        if let Some(upstream) = directive.upstream.as_ref().filter(|_| directive.term >= self.wal.promised) {
             self.relay_streams(&upstream.clone());
         }
         if !self.blind {
@@ -395,6 +395,15 @@ impl World {
                 server.starts += 1;
             }
             What::Start { .. } | What::Advise { .. } => {}
+            What::Rebuild { .. } => {
+                let source = source.filter(|s| s.life == Life::Runs && s.role == Role::Primary)?;
+                server.starts += 1;
+                server.life = Life::Runs;
+                server.role = Role::Standby;
+                server.timeline = source.timeline;
+                server.forks = source.forks;
+                server.flush = relay_durable.min(source.flush);
+            }
             What::Stop => server.life = Life::Dead,
             What::Rejoin { .. } => {
                 let source = source.filter(|s| s.life == Life::Runs && s.role == Role::Primary)?;
@@ -411,6 +420,9 @@ impl World {
             What::Prepare { names } => {
                 server.names = names.setting();
                 server.slot = SlotState::Inactive;
+            }
+            What::Locate => {
+                return Some(Finding::Located { timeline: server.timeline, replayed: server.flush });
             }
             What::DropSlot => server.slot = SlotState::Absent,
             What::Checkpoint => server.checkpoint = server.timeline,
