@@ -6,6 +6,7 @@
 mod authentication;
 mod bad_input;
 mod check;
+mod console;
 mod demo;
 mod differential;
 mod failover;

@@ -47,7 +47,7 @@ pub struct Sources {
 }
 
 impl Sources {
-    fn snapshot(&self) -> Snapshot {
+    pub(super) fn snapshot(&self) -> Snapshot {
         Snapshot {
             directive: self.directive.borrow().clone(),
             health: self.health.borrow().clone(),

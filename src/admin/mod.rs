@@ -1,10 +1,11 @@
 //! What people and tools look at: metrics, health, the cluster's state, the elections; over HTTP.
 //!
 //! `view` and `answer` are functions of the planes' published values and of `now`; `http` is the thin
-//! shell around them. This room reads and never decides; an operator's commands it passes on (`order`).
+//! shell around them, [`console`] the same over SQL. This room reads and never decides; an operator's commands it passes on (`order`).
 
 mod answer;
 mod client;
+pub mod console;
 mod http;
 mod order;
 mod text;

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::config::{Listen, ListenOn, ListenRoute};
 use super::run::RunError;
+use crate::admin::console::{self, Console};
 use crate::net::{Acceptor, Client, ConnectionKind, Hello, ListenAddress, Listener, Stream, hello};
 use crate::pg::{ErrorFields, SqlState};
 use crate::proxy::route::Route;
@@ -91,10 +92,11 @@ async fn accept(listener: Listener, entrance: Entrance, seats: Rc<Seats<Entrance
 pub(super) fn greeter(
     proxy: Proxy,
     relay: Relay,
+    console: Arc<Console>,
     acceptor: Arc<Acceptor>,
     stop: CancellationToken,
 ) -> impl Fn(Rc<Worker>, Stream, Entrance) -> Served + Clone + Send + 'static {
-    let door = Door { proxy, relay, acceptor, stop };
+    let door = Door { proxy, relay, console, acceptor, stop };
     move |worker, stream, entrance| Box::pin(door.clone().serve(worker, stream, entrance))
 }
 
@@ -102,6 +104,7 @@ pub(super) fn greeter(
 struct Door {
     proxy: Proxy,
     relay: Relay,
+    console: Arc<Console>,
     acceptor: Arc<Acceptor>,
     stop: CancellationToken,
 }
@@ -118,6 +121,9 @@ impl Door {
             Hello::Cancel(key, stream) => {
                 self.proxy.cancel(&key).await;
                 drop(stream);
+            }
+            Hello::Client(ConnectionKind::Sql, client) if console::DATABASES.contains(&&*client.database) => {
+                self.console.serve(client, &self.stop).await;
             }
             Hello::Client(ConnectionKind::Sql, client) => {
                 self.proxy.serve(&worker, entrance, client).await;

@@ -8,6 +8,7 @@ pub mod demo;
 mod front;
 pub mod local;
 mod plans;
+mod reload;
 pub mod run;
 pub mod shutdown;
 pub mod telemetry;

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use prometheus::Registry;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -25,8 +25,9 @@ use super::config::Config;
 use super::front::{self, Front, Listening};
 use super::local::{self, LocalError};
 use super::plans;
+use super::reload;
 use super::users;
-use crate::admin;
+use crate::admin::{self, console::Console};
 use crate::failover::{self, Failover, FailoverError, LocalNode};
 use crate::net::{Acceptor, ListenAddress};
 use crate::proxy::{self, Proxy, Workers};
@@ -204,6 +205,15 @@ impl Instance {
         let Planes { relay, proxy, failover, admin } = Planes::connect(config, local, &clients, &planes)?;
 
         let mut tasks = JoinSet::new();
+        let (reload, reloads) = mpsc::channel(reload::QUEUE);
+        let (sources, access) = (admin.clone(), config.console.clone());
+        let console = Console { sources, proxy: proxy.clone(), relay: relay.clone(), reload, access };
+        let reloading = reload::serve(config.clone(), proxy.clone(), reloads);
+        let stop = planes.clone();
+        tasks.spawn(async move {
+            let ended = stop.run_until_cancelled(reloading).await.unwrap_or(Ok(()));
+            ("reading the configuration again", ended.map_err(RunError::Threads))
+        });
         let (lookup, candidates) = watch::channel(Vec::new());
         let follow = users::follow(config.clone(), admin.directive.clone(), admin.health.clone(), lookup);
         let stop = planes.clone();
@@ -218,7 +228,8 @@ impl Instance {
 
         let acceptor = Acceptor::new(users::authenticator(config, candidates));
         let acceptor = Arc::new(acceptor.with_login_limit(config.pool.login));
-        let greet = front::greeter(proxy.clone(), relay.clone(), acceptor, clients.clone());
+        let greet =
+            front::greeter(proxy.clone(), relay.clone(), Arc::new(console), acceptor, clients.clone());
         let (accept, accepting) = listening.accepting();
         let workers = Workers::start(plans::workers(config), &proxy, &clients, greet, accept);
         let workers = workers.map_err(RunError::Threads)?;

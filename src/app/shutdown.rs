@@ -7,12 +7,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 /// A token that the first SIGTERM or SIGINT cancels. The second one ends the process at once, for whoever does
-/// not want to wait for an orderly end. SIGHUP asks a daemon to read its configuration again, which this one
-/// cannot yet; it must not end the endpoint, as it would by default.
+/// not want to wait for an orderly end. SIGHUP, which asks for the configuration to be read again (`reload`), must
+/// not end the endpoint while nobody waits for it yet, as it would by default.
 pub fn on_signals() -> io::Result<CancellationToken> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hangup = signal(SignalKind::hangup())?;
+    drop(signal(SignalKind::hangup())?);
     let token = CancellationToken::new();
     let cancelled = token.clone();
     tokio::spawn(async move {
@@ -20,10 +20,6 @@ pub fn on_signals() -> io::Result<CancellationToken> {
             let name = tokio::select! {
                 _ = terminate.recv() => "SIGTERM",
                 _ = interrupt.recv() => "SIGINT",
-                _ = hangup.recv() => {
-                    tracing::info!("SIGHUP: the configuration is read at the start only; restart to change it");
-                    continue;
-                }
             };
             if cancelled.is_cancelled() {
                 tracing::info!(signal = name, "ending at once");

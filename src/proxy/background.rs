@@ -76,13 +76,13 @@ async fn watch_time(shared: &Arc<Shared>) {
         for (slot, activity, due) in shared.slots.due(Instant::now()) {
             match due {
                 Due::Cancel => {
-                    tracing::info!(user = %slot.account.1, "query timeout: the statement is cancelled");
+                    tracing::info!(user = %slot.about.user, "query timeout: the statement is cancelled");
                     shared.metrics.timeouts.with_label_values(&[Timeout::Query.as_str()]).inc();
                     let (shared, key) = (shared.clone(), slot.key.clone());
                     tokio::spawn(async move { shared.cancel(&key).await });
                 }
                 Due::End(timeout) => {
-                    tracing::info!(user = %slot.account.1, timeout = timeout.as_str(), "session ended");
+                    tracing::info!(user = %slot.about.user, timeout = timeout.as_str(), "session ended");
                     if timeout != Timeout::Query {
                         shared.metrics.timeouts.with_label_values(&[timeout.as_str()]).inc();
                     }
@@ -175,6 +175,7 @@ impl Shared {
         for (lease, credentials) in self.pools.keep_up(now) {
             tokio::spawn(lease.warm(credentials, self.config.connect_timeout));
         }
+        self.stats.sample(now);
         self.count();
     }
 

@@ -9,15 +9,15 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::task::Waker;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::Account;
 use super::limits::Timeouts;
 use super::pool::BackendKey;
 use super::timeouts::{Activity, Due, Watch};
+use crate::net::PeerAddress;
 use crate::pg::error::ErrorFields;
 use crate::pg::protocol::startup::CancelKey;
 use crate::topology::{NodeName, Term};
@@ -39,6 +39,8 @@ struct State {
     /// Of the requests to `serving`, one may still arrive.
     overdue: bool,
     waker: Option<Waker>,
+    /// For a server.
+    waiting_since: Option<Instant>,
     timeouts: Timeouts,
     watch: Option<Watch>,
     end: Option<End>,
@@ -74,10 +76,20 @@ const POKED_CUT: u8 = 1;
 const POKED_SHUTDOWN: u8 = 2;
 const POKED_END: u8 = 4;
 
+/// Whose session it is.
+#[derive(Debug)]
+pub(crate) struct About {
+    pub(crate) database: Arc<str>,
+    pub(crate) user: Arc<str>,
+    pub(crate) application_name: Arc<str>,
+    pub(crate) peer: PeerAddress,
+    pub(crate) connected_at: SystemTime,
+}
+
 #[derive(Debug)]
 pub(crate) struct Slot {
     pub(crate) key: CancelKey,
-    pub(crate) account: Account,
+    pub(crate) about: About,
     state: Mutex<State>,
     poked: AtomicU8,
     /// An [`Activity`], written by the session only.
@@ -142,6 +154,18 @@ impl Slot {
         Activity::unpack(self.activity.load(Ordering::Relaxed))
     }
 
+    pub(crate) fn serving(&self) -> Option<Serving> {
+        self.state.lock().serving.clone()
+    }
+
+    pub(crate) fn set_waiting(&self, since: Option<Instant>) {
+        self.state.lock().waiting_since = since;
+    }
+
+    pub(crate) fn waiting_since(&self) -> Option<Instant> {
+        self.state.lock().waiting_since
+    }
+
     pub(crate) fn set_timeouts(&self, timeouts: Timeouts) {
         self.state.lock().timeouts = timeouts;
     }
@@ -180,7 +204,7 @@ pub(crate) struct Slots {
 
 impl Slots {
     /// A slot with a key that no other session has. `random` gives random numbers.
-    pub(crate) fn open(&self, account: Account, mut random: impl FnMut() -> u32) -> Arc<Slot> {
+    pub(crate) fn open(&self, about: About, mut random: impl FnMut() -> u32) -> Arc<Slot> {
         let mut slots = self.slots.lock();
         loop {
             // A pid is a positive i32 to drivers.
@@ -191,7 +215,7 @@ impl Slots {
             let key = CancelKey { pid, secret: random().to_be_bytes().to_vec() };
             let slot = Arc::new(Slot {
                 key,
-                account,
+                about,
                 state: Mutex::default(),
                 poked: AtomicU8::new(0),
                 activity: AtomicU64::new(0),
@@ -289,13 +313,21 @@ impl Drop for Cancelling {
 mod tests {
     use std::sync::Arc;
 
-    use super::{Hands, Poke, Serving, Slot, Slots};
+    use super::{About, Hands, Poke, Serving, Slot, Slots};
+    use crate::net::PeerAddress;
     use crate::pg::protocol::startup::CancelKey;
     use crate::proxy::pool::BackendKey;
     use crate::topology::Term;
 
     fn open(slots: &Slots, random: impl FnMut() -> u32) -> Arc<Slot> {
-        slots.open(("orders".into(), "app".into()), random)
+        let about = About {
+            database: "orders".into(),
+            user: "app".into(),
+            application_name: "".into(),
+            peer: PeerAddress::Unix,
+            connected_at: std::time::SystemTime::UNIX_EPOCH,
+        };
+        slots.open(about, random)
     }
 
     fn serving(node: &str, primary_of: Option<u64>) -> Serving {

@@ -12,11 +12,14 @@ mod evidence;
 mod guc;
 pub mod limits;
 mod metrics;
+pub mod operate;
 mod pool;
 mod prepared;
+pub mod report;
 pub mod route;
 mod sampler;
 mod session;
+pub mod stats;
 mod timeouts;
 mod worker;
 mod workers;
@@ -51,6 +54,7 @@ use self::metrics::Metrics;
 use self::pool::{Blueprint, Key, Pool, Pools};
 use self::prepared::Statements;
 use self::sampler::Sampler;
+use self::stats::Stats;
 use crate::net::{self, Client};
 use crate::pg::protocol::startup::CancelKey;
 use crate::topology::{Directive, Durability, Health, Node, NodeName, ProxyStatus, WalStatus};
@@ -96,6 +100,7 @@ struct Shared {
     /// The term that sessions must not check out a primary of an earlier one in.
     term: AtomicU64,
     clients: Mutex<Clients>,
+    stats: Stats,
     waiting: AtomicUsize,
     held: AtomicUsize,
     last_session: AtomicU64,
@@ -138,6 +143,7 @@ impl Proxy {
             pressing: Notify::new(),
             term: AtomicU64::new(0),
             clients: Mutex::default(),
+            stats: Stats::default(),
             waiting: AtomicUsize::new(0),
             held: AtomicUsize::new(0),
             last_session: AtomicU64::new(0),
@@ -152,18 +158,6 @@ impl Proxy {
     /// Serves an authenticated client until it leaves. To be called on the thread of `worker`.
     pub async fn serve(&self, worker: &Rc<Worker>, entrance: Entrance, client: Client) {
         session::run::serve(&self.shared, worker, entrance, client).await;
-    }
-
-    /// Other limits, for those who are connected already, too. Only a session's mode stays as it was.
-    pub fn set_limits(&self, plan: Plan) {
-        let plan = Arc::new(plan);
-        *self.shared.plan.lock() = plan.clone();
-        let of = |key: &Key| (plan.limits(&key.database, &key.user), plan.caps(&key.database, &key.user));
-        self.shared.pools.resize(of);
-        for slot in self.shared.slots.all() {
-            let (database, user) = &slot.account;
-            slot.set_timeouts(plan.limits(database, user).timeouts);
-        }
     }
 
     /// Carries out a client's CancelRequest.

@@ -2,6 +2,7 @@
 #![expect(clippy::disallowed_methods, reason = "shell: reads the clock for the view")]
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,6 +12,7 @@ use super::Inputs;
 use super::metrics::{Counters, Metrics};
 use super::route::{Classifier, Policy, View};
 use super::session::lane::BUFFER_LEN;
+use super::stats::{Counts, Stats};
 use crate::topology::{Directive, Health, Term, WalStatus};
 
 /// Read buffers kept for the next session that needs one.
@@ -24,6 +26,8 @@ pub struct Worker {
     view: RefCell<Watched>,
     spare: RefCell<Vec<Vec<u8>>>,
     rotation: Cell<usize>,
+    /// Of the databases that clients of this worker use.
+    counts: RefCell<HashMap<Arc<str>, Arc<Counts>>>,
 }
 
 #[derive(Debug)]
@@ -51,6 +55,7 @@ impl Worker {
             view: RefCell::new(Watched { directive, health, wal, policy, view, term: order.term }),
             spare: RefCell::default(),
             rotation: Cell::new(index),
+            counts: RefCell::default(),
         }
     }
 
@@ -69,6 +74,17 @@ impl Worker {
             watched.term = order.term;
         }
         look(&watched.view, watched.term)
+    }
+
+    /// The numbers of this worker and `database`. `None`: they are not kept.
+    pub(crate) fn counts(&self, database: &Arc<str>, stats: &Stats) -> Option<Arc<Counts>> {
+        let mut all = self.counts.borrow_mut();
+        if let Some(counts) = all.get(database) {
+            return Some(counts.clone());
+        }
+        let counts = stats.counts(database)?;
+        all.insert(database.clone(), counts.clone());
+        Some(counts)
     }
 
     pub(crate) fn rotation(&self) -> usize {

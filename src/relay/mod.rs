@@ -55,7 +55,7 @@ use self::status::UpstreamStatus;
 use self::steer::Steering;
 use self::store::{Store, StoreConfig};
 use crate::net::{Client, Detached, Stream};
-use crate::pg::SlotName;
+use crate::pg::{Lsn, SlotName, TimelineId};
 use crate::topology::{Node, WalStatus};
 
 /// Replication clients that wait for the plane's thread. When full, the listener's task waits.
@@ -68,7 +68,17 @@ const SLOTS_SAVED_EVERY: Duration = Duration::from_secs(1);
 pub struct Relay {
     arrivals: mpsc::Sender<Arrival>,
     failed: watch::Receiver<Option<Arc<str>>>,
+    slots: Arc<Slots>,
     shutdown: CancellationToken,
+}
+
+/// A slot, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlotView {
+    pub name: SlotName,
+    pub active_pid: Option<u32>,
+    /// The oldest WAL that its follower may ask for; `None`: nothing is held back yet.
+    pub restart: Option<(TimelineId, Lsn)>,
 }
 
 /// A client on its way from a worker's runtime to ours.
@@ -90,6 +100,7 @@ impl Relay {
         let plane = Plane::open(config, inputs, registry, shutdown.clone())?;
         let (arrivals, arriving) = mpsc::channel(ARRIVALS);
         let (fail, failed) = watch::channel(None);
+        let slots = plane.slots.clone();
         let (status, published) = watch::channel(Arc::new(WalStatus::starting()));
         let runtime = Builder::new_current_thread()
             .enable_all()
@@ -103,7 +114,16 @@ impl Relay {
             }
         };
         std::thread::Builder::new().name("wal".to_owned()).spawn(run).map_err(Cause::Thread)?;
-        Ok((Relay { arrivals, failed, shutdown }, published))
+        Ok((Relay { arrivals, failed, slots, shutdown }, published))
+    }
+
+    pub fn slots(&self) -> Vec<SlotView> {
+        let view = |status: slots::SlotStatus| SlotView {
+            name: status.name,
+            active_pid: status.active_pid,
+            restart: status.restart.map(|restart| (restart.timeline, restart.lsn)),
+        };
+        self.slots.statuses().into_iter().map(view).collect()
     }
 
     /// Hands a replication client over; it is served on the plane's own thread from here on.

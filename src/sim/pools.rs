@@ -1,5 +1,5 @@
 //! Two pools that share a limit, under sessions that come, wait, give up, break and come back, across workers,
-//! while terms change, sizes change, and connections are opened ahead of need.
+//! while terms change, sizes change, both are paused and resumed, and connections are opened ahead of need.
 //!
 //! The production bookkeeping (`proxy::pool::core`) with a shell of this file's own. Connections and sessions are
 //! numbers here; what the shell of the proxy does with them (dial, move, wake) is left out.
@@ -91,6 +91,8 @@ struct Side {
 struct World {
     rng: Rng,
     now: Instant,
+    /// Both pools are.
+    paused: bool,
     permits: Permits,
     sides: [Side; 2],
     last: u64,
@@ -111,7 +113,15 @@ impl World {
             passed_over: 0,
         };
         let sides = [side(), side()];
-        World { rng, now: origin, permits: Permits { cap, used: Cell::new(0), plant }, sides, last: 0, plant }
+        World {
+            rng,
+            paused: false,
+            now: origin,
+            permits: Permits { cap, used: Cell::new(0), plant },
+            sides,
+            last: 0,
+            plant,
+        }
     }
 
     fn run(&mut self) -> Outcome {
@@ -127,7 +137,7 @@ impl World {
     }
 
     fn step(&mut self, at: usize) -> Outcome {
-        match self.rng.below(24) {
+        match self.rng.below(25) {
             0..=8 => self.arrive(at),
             9..=16 => match self.any_session(at) {
                 Some((session, doing)) => self.go_on(at, session, doing),
@@ -154,8 +164,23 @@ impl World {
                 }
                 Ok(())
             }
+            22 => self.turn(),
             _ => self.demand(at),
         }
+    }
+
+    /// PAUSE, or RESUME.
+    fn turn(&mut self) -> Outcome {
+        self.paused = !self.paused;
+        for at in [0, 1] {
+            if self.paused {
+                let closed = self.sides[at].pool.pause();
+                self.forget(at, &closed)?;
+            } else {
+                self.sides[at].pool.resume();
+            }
+        }
+        Ok(())
     }
 
     fn any_session(&mut self, at: usize) -> Option<(u64, Doing)> {
@@ -333,6 +358,10 @@ impl World {
     /// When nobody comes any more, everybody is served.
     fn drain(&mut self) -> Outcome {
         let count: usize = self.sides.iter().map(|side| side.sessions.len()).sum();
+        if self.paused {
+            self.turn()?;
+            self.settle()?;
+        }
         let mut served = BTreeSet::new();
         for _ in 0..count * 4 {
             let before = self.sides.each_ref().map(Side::open);
@@ -415,6 +444,9 @@ impl Side {
     fn check(&self, before: usize, permits: usize) -> Outcome {
         let out = self.sessions.values().filter(|doing| !matches!(doing, Doing::Waiting { .. })).count();
         let waiting = self.sessions.len() - out;
+        if self.pool.is_paused() && (self.pool.idle() > 0 || self.open() > before) {
+            return Err("a paused pool hands out or keeps connections".to_owned());
+        }
         let (idle, in_use, limits) = (self.pool.idle(), self.pool.in_use(), self.pool.limits());
         if in_use != out || waiting != self.pool.waiting() {
             return Err(format!(
@@ -426,7 +458,7 @@ impl Side {
         if self.open() > before && self.open() > limits.size + limits.reserve_size {
             return Err(format!("{idle} idle and {in_use} used of {limits:?}"));
         }
-        if waiting > 0 && (idle > 0 || (in_use < limits.size && permits > 0)) {
+        if waiting > 0 && !self.pool.is_paused() && (idle > 0 || (in_use < limits.size && permits > 0)) {
             return Err(format!(
                 "{waiting} wait with {idle} idle, {in_use} used, {permits} permits: {limits:?}"
             ));

@@ -21,6 +21,7 @@ pub use parse::parse;
 pub use reader::{Findings, Problem};
 pub use secret::{Secret, Sources, System};
 
+use crate::admin::console::Access;
 use crate::net::Lookups;
 use crate::net::authenticate::Rules;
 use crate::proxy::limits::Plan;
@@ -28,12 +29,15 @@ use crate::topology::{Durability, Node, NodeName};
 
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// Where it was read; `None`: from no file.
+    pub file: Option<PathBuf>,
     /// The cluster's name; for people.
     pub cluster: String,
     /// This process's name among the instances of the cluster, part of its `application_name` at the servers.
     pub instance: String,
     pub listen: Vec<Listen>,
     pub admin: Option<SocketAddr>,
+    pub console: Access,
     /// At least one, names and addresses distinct.
     pub nodes: Vec<NodeConfig>,
     pub server_login: ServerLogin,
@@ -81,7 +85,7 @@ pub enum ListenRoute {
     Standby,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeConfig {
     pub node: Node,
     /// Where this instance is the server's agent.
@@ -102,7 +106,7 @@ pub struct Local {
 }
 
 /// Whom we log in as for monitoring, replication and promotion.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerLogin {
     pub user: String,
     /// `None`: the servers are expected not to ask.
@@ -245,7 +249,7 @@ pub fn load(path: &Path) -> Result<(Config, Vec<Problem>), LoadError> {
     let sources = System { directory: directory.clone() };
     let (config, findings) = parse(&text, &directory, &sources);
     match config {
-        Some(config) => Ok((config, findings.warnings)),
+        Some(config) => Ok((Config { file: Some(path.to_owned()), ..config }, findings.warnings)),
         None => Err(LoadError::Invalid { path: path.to_owned(), problems: findings.problems }),
     }
 }

@@ -9,11 +9,12 @@ use std::time::Duration;
 use super::auth::auth;
 use super::reader::{Findings, Problem, Section};
 use super::secret::{self, PASSWORD, Sources};
-use super::units::{duration, duration_or_off, number, on_off, parsed, path, size, text, word};
+use super::units::{duration, duration_or_off, number, on_off, parsed, path, size, text, texts, word};
 use super::{
     Balance, Config, Consistency, Failover, FailoverMode, Listen, ListenOn, ListenRoute, Local, Log,
     LogFormat, NodeConfig, Pool, Routing, ServerLogin, Wal,
 };
+use crate::admin::console::Access;
 use crate::proxy::PoolMode;
 use crate::proxy::limits::{Plan, Settings, Totals};
 use crate::topology::{Durability, Node, NodeName};
@@ -62,7 +63,7 @@ impl Parser<'_> {
         if !root.has("listen") {
             root.problem("listen", "is missing");
         }
-        let admin = root.section("admin", |admin| admin.optional("address", parsed::<SocketAddr>));
+        let (admin, mut console) = root.section("admin", admin);
         let nodes = self.nodes(root);
         let server_login = root.section("server_login", |login| self.server_login(login));
         let auth = root.section("auth", |section| auth(self, section));
@@ -78,13 +79,17 @@ impl Parser<'_> {
         let workers = root.optional("workers", number(1..=1024));
         let log = root.section("log", log);
         root.not_supported_yet(&["tls"]);
+        let server_login = server_login?;
+        console.users.push(server_login.user.clone());
         Some(Config {
+            file: None,
             cluster: cluster?,
             instance: instance?,
             listen,
             admin,
+            console,
             nodes,
-            server_login: server_login?,
+            server_login,
             auth,
             pool,
             routing,
@@ -208,6 +213,13 @@ fn instance(value: &serde_yaml::Value) -> Result<String, String> {
     } else {
         Err("may have 1 to 32 lower case letters, digits and '_' only".to_owned())
     }
+}
+
+fn admin(admin: &mut Section<'_>) -> (Option<SocketAddr>, Access) {
+    let address = admin.optional("address", parsed::<SocketAddr>);
+    let users = admin.or("users", Vec::new(), texts);
+    let stats_users = admin.or("stats_users", Vec::new(), texts);
+    (address, Access { users, stats_users })
 }
 
 fn pool(pool: &mut Section<'_>) -> Pool {

@@ -58,6 +58,14 @@ pub(crate) enum Next<C, W> {
     Nobody,
 }
 
+/// Whether connections are handed out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Gate {
+    Open,
+    /// Whoever asks waits, and what comes back is closed.
+    Paused,
+}
+
 /// Which connection comes back.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Returned {
@@ -73,6 +81,7 @@ pub(crate) struct Returned {
 #[derive(Debug)]
 pub(crate) struct Core<C, W> {
     limits: PoolSize,
+    gate: Gate,
     /// The most recently used at the back.
     idle: Vec<Idle<C>>,
     /// Idle, in use and being dialled. open <= limits.size + limits.reserve_size, unless that was made smaller.
@@ -92,6 +101,7 @@ impl<C, W> Core<C, W> {
     pub(crate) fn new(limits: PoolSize) -> Core<C, W> {
         Core {
             limits,
+            gate: Gate::Open,
             idle: vec![],
             open: 0,
             waiting: VecDeque::new(),
@@ -123,7 +133,6 @@ impl<C, W> Core<C, W> {
         self.open - self.idle.len()
     }
 
-    #[cfg(test)]
     pub(crate) fn waiting(&self) -> usize {
         self.waiting.len()
     }
@@ -142,6 +151,7 @@ impl<C, W> Core<C, W> {
         permit: impl FnOnce() -> bool,
         waiter: impl FnOnce() -> W,
     ) -> Checkout<C> {
+        debug_assert!(self.gate == Gate::Open || self.idle.is_empty(), "nothing is idle in a paused pool");
         if let Some(own) = self.idle.iter().rposition(|idle| idle.worker == worker) {
             return Checkout::Idle(self.idle.remove(own).connection);
         }
@@ -164,7 +174,42 @@ impl<C, W> Core<C, W> {
     }
 
     fn has_room(&self) -> bool {
-        self.open < self.limits.size
+        self.gate == Gate::Open && self.open < self.limits.size
+    }
+
+    fn has_reserve(&self) -> bool {
+        self.gate == Gate::Open && self.open < self.limits.size + self.limits.reserve_size
+    }
+
+    /// What comes back is closed and its place given up.
+    fn shrinks(&self) -> bool {
+        let too_large = self.open > self.limits.size + self.limits.reserve_size;
+        too_large || self.owed > 0 || self.gate == Gate::Paused
+    }
+
+    pub(crate) fn is_paused(&self) -> bool {
+        self.gate == Gate::Paused
+    }
+
+    /// Until [`Core::resume`] nothing is handed out. The permits of what was idle are free.
+    pub(crate) fn pause(&mut self) -> Vec<C> {
+        self.gate = Gate::Paused;
+        self.close_idle()
+    }
+
+    /// Offer the room that there is now.
+    pub(crate) fn resume(&mut self) {
+        self.gate = Gate::Open;
+    }
+
+    fn close_idle(&mut self) -> Vec<C> {
+        let closed: Vec<C> = self.idle.drain(..).map(|idle| idle.connection).collect();
+        self.open -= closed.len();
+        closed
+    }
+
+    pub(crate) fn idle_connections(&self) -> impl Iterator<Item = &C> {
+        self.idle.iter().map(|idle| &idle.connection)
     }
 
     /// Whoever waited with `ticket` does no longer.
@@ -180,8 +225,7 @@ impl<C, W> Core<C, W> {
         let long_enough =
             |waiter: &Waiter<W>| now.saturating_duration_since(waiter.since) >= self.limits.reserve_after;
         let entitled = self.waiting.iter().any(|waiter| waiter.ticket == ticket && long_enough(waiter));
-        let has_room = self.open < self.limits.size + self.limits.reserve_size;
-        let taken = entitled && has_room && permit();
+        let taken = entitled && self.has_reserve() && permit();
         if taken {
             self.open += 1;
             self.give_up(ticket);
@@ -211,7 +255,7 @@ impl<C, W> Core<C, W> {
     /// Whether the place for one more connection, which is to be dialled and put back, was taken: there are fewer
     /// than there should be at least.
     pub(crate) fn warm_up(&mut self, permit: impl FnOnce() -> bool) -> bool {
-        let wanted = self.open < self.limits.min_size.min(self.limits.size) && self.waiting.is_empty();
+        let wanted = self.has_room() && self.open < self.limits.min_size && self.waiting.is_empty();
         let taken = wanted && permit();
         self.open += usize::from(taken);
         taken
@@ -219,8 +263,7 @@ impl<C, W> Core<C, W> {
 
     /// A clean connection comes back.
     pub(crate) fn put_back(&mut self, connection: C, returned: Returned, now: Instant) -> Next<C, W> {
-        let superfluous = self.open > self.limits.size + self.limits.reserve_size || self.owed > 0;
-        if superfluous || now >= returned.expires_at || returned.generation != self.generation {
+        if self.shrinks() || now >= returned.expires_at || returned.generation != self.generation {
             return Next::Close(connection);
         }
         match self.next_waiter(returned.worker) {
@@ -244,8 +287,7 @@ impl<C, W> Core<C, W> {
     /// A connection was closed, or a dial failed: its place is free. With [`Next::Nobody`] its permit is, too.
     pub(crate) fn closed(&mut self) -> Next<C, W> {
         debug_assert!(self.in_use() > 0, "only what was checked out is closed");
-        let superfluous = self.open > self.limits.size + self.limits.reserve_size;
-        if superfluous || self.owed > 0 {
+        if self.shrinks() {
             self.owed = self.owed.saturating_sub(1);
             self.open -= 1;
             return Next::Nobody;
@@ -292,8 +334,6 @@ impl<C, W> Core<C, W> {
     /// Nothing that is open now is used again. The permits of what was idle are free.
     pub(crate) fn renew(&mut self) -> Vec<C> {
         self.generation += 1;
-        let closed: Vec<C> = self.idle.drain(..).map(|idle| idle.connection).collect();
-        self.open -= closed.len();
-        closed
+        self.close_idle()
     }
 }

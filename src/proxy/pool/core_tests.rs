@@ -192,3 +192,16 @@ fn a_pool_that_was_made_smaller_shrinks_as_connections_come_back() {
     assert_eq!(pool.closed(), Next::Nobody);
     assert_eq!(put_back(&mut pool, "s2", 0, now), Next::Serve("a", "s2"));
 }
+
+#[test]
+fn a_paused_pool_empties_and_lets_nobody_in_until_it_is_resumed() {
+    let (mut pool, now) = dialled(2, 2);
+    assert_eq!(put_back(&mut pool, "idle", 0, now), Next::Nobody);
+    assert_eq!(pool.pause(), ["idle"]);
+    assert_eq!(checkout(&mut pool, 0, now, "a"), Checkout::Wait(1));
+    assert_eq!(put_back(&mut pool, "busy", 0, now), Next::Close("busy"));
+    assert_eq!((pool.closed(), pool.in_use()), (Next::Nobody, 0));
+    assert_eq!((pool.offer(|| true), pool.warm_up(|| true)), (None, false));
+    pool.resume();
+    assert_eq!(pool.offer(|| true), Some("a"));
+}

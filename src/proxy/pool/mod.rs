@@ -83,6 +83,16 @@ pub(crate) struct Pool {
     pub(crate) evidence: Arc<NodeEvidence>,
 }
 
+/// A pool at some moment.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) idle: Vec<Arc<BackendKey>>,
+    pub(crate) in_use: usize,
+    pub(crate) waiting: usize,
+    pub(crate) waiting_since: Option<Instant>,
+    pub(crate) is_paused: bool,
+}
+
 /// A place in a pool, with a connection or to dial one. Dropped, it closes the connection and frees the place.
 #[derive(Debug)]
 pub(crate) struct Lease {
@@ -123,6 +133,10 @@ impl Pool {
             (Checkout::Idle(connection), _) => Ok(self.lease(Some(connection))),
             (Checkout::Dial | Checkout::Wait(_), _) => Ok(self.lease(None)),
         }
+    }
+
+    pub(crate) fn address(&self) -> &Address {
+        &self.address
     }
 
     fn lease(self: &Arc<Pool>, connection: Option<Connection>) -> Lease {
@@ -184,10 +198,33 @@ impl Pool {
         }
     }
 
+    /// Nothing is handed out until [`Pool::resume`].
+    fn pause(&self) {
+        let closed = self.core.lock().pause();
+        self.release_permits(closed.len());
+    }
+
+    fn resume(self: &Arc<Pool>) {
+        self.core.lock().resume();
+        self.offer();
+    }
+
     fn resize(self: &Arc<Pool>, size: PoolSize, caps: Caps) {
         self.core.lock().set_limits(size);
         *self.caps.lock() = caps;
         self.offer();
+    }
+
+    /// What it looks like now.
+    pub(crate) fn state(&self) -> State {
+        let core = self.core.lock();
+        State {
+            idle: core.idle_connections().map(|connection| connection.backend.clone()).collect(),
+            in_use: core.in_use(),
+            waiting: core.waiting(),
+            waiting_since: core.waiting_since(),
+            is_paused: core.is_paused(),
+        }
     }
 
     /// Idle and used connections.

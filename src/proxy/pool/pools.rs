@@ -1,6 +1,6 @@
 //! All pools: made when they are first needed, kept up once a second, and the limits that several of them share.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,20 @@ pub(crate) struct Pools {
     /// Locked when a session first needs a pool, not per statement; before any pool's own lock.
     pools: Mutex<HashMap<Key, Arc<Pool>>>,
     censuses: Mutex<HashMap<NodeName, Arc<Mutex<Census>>>>,
+    paused: Mutex<Paused>,
+}
+
+/// Whose pools hand nothing out.
+#[derive(Debug, Default)]
+struct Paused {
+    all: bool,
+    databases: BTreeSet<String>,
+}
+
+impl Paused {
+    fn contains(&self, database: &str) -> bool {
+        self.all || self.databases.contains(database)
+    }
 }
 
 /// What a new pool is made of.
@@ -40,11 +54,15 @@ impl Pools {
     pub(crate) fn pool(self: &Arc<Pools>, key: &Key, blueprint: impl FnOnce() -> Blueprint) -> Arc<Pool> {
         let new = || {
             let Blueprint { address, parameters, limits, caps, evidence } = blueprint();
+            let mut core = Core::new(limits.size);
+            if self.paused.lock().contains(&key.database) {
+                core.pause();
+            }
             Arc::new(Pool {
                 key: key.clone(),
                 address,
                 parameters,
-                core: Mutex::new(Core::new(limits.size)),
+                core: Mutex::new(core),
                 census: self.censuses.lock().entry(key.node.clone()).or_default().clone(),
                 caps: Mutex::new(caps),
                 pools: Arc::downgrade(self),
@@ -61,6 +79,46 @@ impl Pools {
 
     pub(crate) fn of(&self, node: &NodeName) -> Vec<Arc<Pool>> {
         self.pools.lock().values().filter(|pool| pool.key.node == *node).cloned().collect()
+    }
+
+    /// Those of `database`, or all.
+    pub(crate) fn of_database(&self, database: Option<&str>) -> Vec<Arc<Pool>> {
+        let wanted = |pool: &&Arc<Pool>| database.is_none_or(|name| *pool.key.database == *name);
+        self.pools.lock().values().filter(wanted).cloned().collect()
+    }
+
+    pub(crate) fn pause(&self, database: Option<&str>) {
+        {
+            let mut paused = self.paused.lock();
+            match database {
+                None => paused.all = true,
+                Some(name) => drop(paused.databases.insert(name.to_owned())),
+            }
+        }
+        for pool in self.of_database(database) {
+            pool.pause();
+        }
+    }
+
+    /// Resuming all resumes each.
+    pub(crate) fn resume(&self, database: Option<&str>) {
+        {
+            let mut paused = self.paused.lock();
+            match database {
+                None => *paused = Paused::default(),
+                Some(name) => drop(paused.databases.remove(name)),
+            }
+            if paused.all {
+                return;
+            }
+        }
+        for pool in self.of_database(database) {
+            pool.resume();
+        }
+    }
+
+    pub(crate) fn is_paused(&self, database: &str) -> bool {
+        self.paused.lock().contains(database)
     }
 
     /// Gives every pool its limits anew.

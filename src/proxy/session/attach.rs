@@ -15,7 +15,7 @@ use super::run::{Attached, Session, route_word, shutting_down};
 use crate::net::DialError;
 use crate::pg::error::{ErrorFields, Severity, SqlState};
 use crate::proxy::Shared;
-use crate::proxy::cancel::{Hands, Poke, Serving};
+use crate::proxy::cancel::{Hands, Poke, Serving, Slot};
 use crate::proxy::pool::{Key, Lease, Pool, Waiting};
 use crate::proxy::route::{
     Access, Choice, OwnWrite, Request, Route, Transaction, TransactionEffect, Verdict, WriteReason,
@@ -207,6 +207,7 @@ impl Session<'_> {
         let shared = self.shared;
         let _counted = Counted::new(&shared.waiting);
         self.tell(Doing::Waiting);
+        let _waits = Waits::new(self.slot.clone(), since);
         let mut over = std::pin::pin!(superseded(shared, role, term));
         for (after, alarm) in self.alarms() {
             let lease = tokio::select! {
@@ -221,6 +222,7 @@ impl Session<'_> {
             };
             if lease.is_some() {
                 shared.metrics.pool_wait.observe(since.elapsed().as_secs_f64());
+                self.tally.waited(since.elapsed());
                 return Ok(lease);
             }
         }
@@ -423,6 +425,22 @@ fn read_only(reason: &str) -> ErrorFields {
     ErrorFields::error(SqlState::READ_ONLY_SQL_TRANSACTION, "cannot execute this statement on a standby")
         .with_detail(format!("It needs the primary: {reason}."))
         .with_hint("SET bellwether.route = 'auto', or connect to another listener.")
+}
+
+/// A session that is in a queue, as long as it lives.
+struct Waits(Arc<Slot>);
+
+impl Waits {
+    fn new(slot: Arc<Slot>, since: Instant) -> Waits {
+        slot.set_waiting(Some(since));
+        Waits(slot)
+    }
+}
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        self.0.set_waiting(None);
+    }
 }
 
 /// One more in a count, as long as it lives.

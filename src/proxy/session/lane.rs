@@ -94,6 +94,9 @@ pub(crate) struct Lane {
     output: Vec<u8>,
     /// Of `output`, already written. sent <= output.len().
     sent: usize,
+    /// Bytes that were read, and written, in all.
+    pub(crate) received: u64,
+    pub(crate) written: u64,
 }
 
 impl Lane {
@@ -152,6 +155,7 @@ impl Lane {
     }
 
     pub(crate) fn wrote(&mut self, count: usize) {
+        self.written += count as u64;
         if self.sent < self.output.len() {
             self.sent += count;
             if self.sent == self.output.len() {

@@ -17,6 +17,7 @@ mod pins;
 mod portals;
 pub(crate) mod run;
 mod state;
+mod tally;
 mod told;
 mod unit;
 mod upstream;

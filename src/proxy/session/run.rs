@@ -15,7 +15,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 
@@ -25,13 +25,15 @@ use super::knobs::{Defaults, Knobs};
 use super::lane::{BUFFER_MAX, Lane};
 use super::look::MAX_LOOK;
 use super::message;
+use super::tally::Tally;
 use crate::net::{Client, Credentials, Stream};
 use crate::pg::error::{ErrorFields, SqlState};
-use crate::proxy::cancel::{Hands, Poke, Slot};
+use crate::proxy::cancel::{About, Hands, Poke, Slot};
 use crate::proxy::config::Entrance;
 use crate::proxy::guc::{Settings, Startup};
 use crate::proxy::limits::Limits;
 use crate::proxy::pool::{Lease, Pool};
+use crate::proxy::stats::Counts;
 use crate::proxy::timeouts::{Activity, Doing};
 use crate::proxy::{Shared, Worker};
 use crate::topology::{Durability, NodeName, Role};
@@ -76,6 +78,9 @@ pub(super) struct Session<'a> {
     pub(super) limits: Limits,
     /// As last told to whoever looks at the time it takes.
     activity: Activity,
+    pub(super) tally: Tally,
+    /// Where it is added to; from the first transaction on.
+    counts: Option<Arc<Counts>>,
     /// When the last write's answer came, while its position is not known.
     pub(super) written_at: Option<Instant>,
     pub(super) retries: u32,
@@ -137,8 +142,14 @@ pub(crate) async fn serve(shared: &Shared, worker: &Rc<Worker>, entrance: Entran
     let core = Core::new(limits.mode, number as u32, knobs.unwrap_or_default())
         .with_durability(durability)
         .with_settings(Arc::new(startup.settings));
-    let account = (client.database.clone(), client.user.clone());
-    let registered = Registered { shared, slot: shared.slots.open(account, rand::random::<u32>) };
+    let about = About {
+        database: client.database.clone(),
+        user: client.user.clone(),
+        application_name: application_name(&client.parameters),
+        peer: client.stream.peer(),
+        connected_at: SystemTime::now(),
+    };
+    let registered = Registered { shared, slot: shared.slots.open(about, rand::random::<u32>) };
     registered.slot.set_timeouts(limits.timeouts);
     let mut session = Session {
         shared,
@@ -155,6 +166,8 @@ pub(crate) async fn serve(shared: &Shared, worker: &Rc<Worker>, entrance: Entran
         credentials: client.credentials,
         limits,
         activity: Activity::default(),
+        tally: Tally::default(),
+        counts: None,
         written_at: None,
         retries: 0,
         pin_counted: false,
@@ -258,8 +271,23 @@ impl Session<'_> {
         let (statements, transactions) = self.core.answered();
         let activity = Activity { doing, statements, transactions };
         if activity != self.activity {
+            self.add_to_stats(activity);
             self.activity = activity;
             self.slot.set_activity(activity);
+        }
+    }
+
+    /// What was used since the last transaction that was counted.
+    fn add_to_stats(&mut self, activity: Activity) {
+        if activity.transactions == self.activity.transactions {
+            return;
+        }
+        let more = self.tally.take(activity, self.up.received, self.down.written);
+        if self.counts.is_none() {
+            self.counts = self.worker.counts(&self.database, &self.shared.stats);
+        }
+        if let Some(counts) = &self.counts {
+            counts.add(more);
         }
     }
 
@@ -403,10 +431,9 @@ impl Session<'_> {
         self.core.detached();
         self.retries = 0;
         let route = route_word(attached.role);
-        self.worker
-            .counters
-            .borrow()
-            .served(route, now.saturating_duration_since(attached.since).as_secs_f64());
+        let served = now.saturating_duration_since(attached.since);
+        self.tally.served(served);
+        self.worker.counters.borrow().served(route, served.as_secs_f64());
         attached.lease.pool().evidence.answered(now);
         // Clean hands: whatever was not asked for does not go to the next client.
         let clean = self.down.unread().is_empty();
@@ -563,6 +590,11 @@ fn hear(core: &mut Core, down: &mut Lane, up: &mut Lane, server: &mut ServerStat
     }
 }
 
+fn application_name(parameters: &[(String, String)]) -> Arc<str> {
+    let named = parameters.iter().find(|(name, _)| name == "application_name");
+    named.map_or("", |(_, value)| value.as_str()).into()
+}
+
 fn farewell_of_server(error: ErrorFields, was_first_word: bool) -> Turn {
     let ends_backend = matches!(error.code, SqlState::ADMIN_SHUTDOWN | SqlState::IDLE_SESSION_TIMEOUT);
     let loss = if was_first_word && ends_backend { Loss::Unbegun } else { Loss::Connection };
@@ -605,6 +637,7 @@ fn read_lane(stream: &mut Stream, lane: &mut Lane, cx: &mut Context<'_>) -> io::
         Poll::Ready(()) => {
             let read = into.filled().len();
             lane.input.filled(read);
+            lane.received += read as u64;
             lane.input.grow_if_full();
             Ok(Poll::Ready(read))
         }

@@ -1,0 +1,230 @@
+//! What somebody types at the console. PURE.
+//!
+//! Keywords in any case; names as PostgreSQL reads them: folded to lower case unless they are in quotes.
+
+use crate::pg::error::{ErrorFields, SqlState};
+use crate::topology::NodeName;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Command {
+    Show(Show),
+    Pause(Option<String>),
+    Resume(Option<String>),
+    Reconnect(Option<String>),
+    Kill(String),
+    KillClient(u32),
+    Reload,
+    Switchover(Option<NodeName>),
+    /// What drivers send of their own accord: answered with this tag, and nothing happens.
+    Courtesy(&'static str),
+    Nothing,
+}
+
+macro_rules! shows {
+    ($($name:ident = $word:literal,)*) => {
+        /// What can be shown.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(super) enum Show { $($name,)* }
+
+        impl Show {
+            const ALL: &'static [(&'static str, Show)] = &[$(($word, Show::$name),)*];
+        }
+    };
+}
+
+shows! {
+    Pools = "pools",
+    Clients = "clients",
+    Servers = "servers",
+    Databases = "databases",
+    Users = "users",
+    Stats = "stats",
+    StatsTotals = "stats_totals",
+    StatsAverages = "stats_averages",
+    Lists = "lists",
+    Config = "config",
+    Version = "version",
+    State = "state",
+    Nodes = "nodes",
+    Lag = "lag",
+    Followers = "followers",
+    Slots = "slots",
+    Wal = "wal",
+    History = "history",
+    Routes = "routes",
+    Help = "help",
+}
+
+impl Command {
+    /// Whether it only looks.
+    pub(super) fn is_harmless(&self) -> bool {
+        matches!(self, Command::Show(_) | Command::Courtesy(_) | Command::Nothing)
+    }
+
+    pub(super) fn parse(text: &str) -> Result<Command, ErrorFields> {
+        let tokens = tokens(text).ok_or_else(|| unknown(text))?;
+        let words: Vec<String> = tokens.iter().map(Token::keyword).collect();
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let database = || tokens.get(1).map(Token::name);
+        Ok(match words.as_slice() {
+            [] => Command::Nothing,
+            ["show", what] => {
+                let found = Show::ALL.iter().find(|(word, _)| word == what);
+                Command::Show(found.ok_or_else(|| unknown(text))?.1)
+            }
+            ["pause"] | ["pause", _] => Command::Pause(database()),
+            ["resume"] | ["resume", _] => Command::Resume(database()),
+            ["reconnect"] | ["reconnect", _] => Command::Reconnect(database()),
+            ["kill", _] => Command::Kill(tokens[1].name()),
+            ["kill_client", id] => Command::KillClient(client(id)?),
+            ["reload"] => Command::Reload,
+            ["switchover"] => Command::Switchover(None),
+            ["switchover", "to", _] => Command::Switchover(Some(node(&tokens[2].name())?)),
+            ["set", ..] => Command::Courtesy("SET"),
+            ["begin", ..] | ["start", "transaction", ..] => Command::Courtesy("BEGIN"),
+            ["commit"] | ["end"] => Command::Courtesy("COMMIT"),
+            ["rollback"] | ["abort"] => Command::Courtesy("ROLLBACK"),
+            ["discard", "all"] => Command::Courtesy("DISCARD ALL"),
+            _ => return Err(unknown(text)),
+        })
+    }
+}
+
+/// One line each.
+pub(super) fn help() -> String {
+    let shown: Vec<String> = Show::ALL.iter().map(|(word, _)| word.to_uppercase()).collect();
+    format!(
+        "SHOW {}\nPAUSE [db], RESUME [db], RECONNECT [db], KILL db, KILL_CLIENT id, RELOAD, SWITCHOVER [TO node]",
+        shown.join("|")
+    )
+}
+
+fn unknown(text: &str) -> ErrorFields {
+    // Somebody else's text may be long.
+    let shown: String = text.chars().take(100).collect();
+    ErrorFields::error(SqlState::SYNTAX_ERROR, format!("unknown command: {shown}"))
+        .with_hint(format!("The console's commands are: {}", help()))
+}
+
+fn client(id: &str) -> Result<u32, ErrorFields> {
+    let parsed = match id.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16),
+        None => id.parse(),
+    };
+    parsed.map_err(|_| {
+        let message = format!("not a client's id: {id}");
+        ErrorFields::error(SqlState::INVALID_PARAMETER_VALUE, message).with_hint("SHOW CLIENTS has them.")
+    })
+}
+
+fn node(name: &str) -> Result<NodeName, ErrorFields> {
+    let parsed = name.parse::<NodeName>();
+    parsed.map_err(|error| ErrorFields::error(SqlState::INVALID_PARAMETER_VALUE, error.to_string()))
+}
+
+#[derive(Debug)]
+enum Token {
+    Bare(String),
+    Quoted(String),
+}
+
+impl Token {
+    /// What is quoted is no keyword.
+    fn keyword(&self) -> String {
+        match self {
+            Token::Bare(word) => word.to_ascii_lowercase(),
+            Token::Quoted(name) => format!("\"{name}"),
+        }
+    }
+
+    fn name(&self) -> String {
+        match self {
+            Token::Bare(word) => word.to_ascii_lowercase(),
+            Token::Quoted(name) => name.clone(),
+        }
+    }
+}
+
+/// `None`: a quote without its end, or more than one statement.
+fn tokens(text: &str) -> Option<Vec<Token>> {
+    let mut tokens = vec![];
+    let mut rest = text.trim().trim_end_matches(';').trim_end();
+    while let Some(first) = rest.chars().next() {
+        if first == '"' || first == '\'' {
+            let (name, behind) = quoted(&rest[1..], first)?;
+            tokens.push(Token::Quoted(name));
+            rest = behind.trim_start();
+            continue;
+        }
+        let end = rest.find(|c: char| c.is_whitespace() || c == ';' || c == '"').unwrap_or(rest.len());
+        if rest[end..].starts_with(';') {
+            return None;
+        }
+        tokens.push(Token::Bare(rest[..end].to_owned()));
+        rest = rest[end..].trim_start();
+    }
+    Some(tokens)
+}
+
+/// Up to the closing quote, doubled ones taken for one; and what is behind it.
+fn quoted(text: &str, quote: char) -> Option<(String, &str)> {
+    let mut name = String::new();
+    let mut rest = text;
+    loop {
+        let end = rest.find(quote)?;
+        name.push_str(&rest[..end]);
+        rest = &rest[end + 1..];
+        if !rest.starts_with(quote) {
+            return Some((name, rest));
+        }
+        name.push(quote);
+        rest = &rest[1..];
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Command, Show};
+    use crate::pg::error::SqlState;
+
+    #[test]
+    fn commands() {
+        let name = |name: &str| Some(name.to_owned());
+        for (text, expected) in [
+            ("SHOW POOLS;", Command::Show(Show::Pools)),
+            ("  show\n stats_totals ", Command::Show(Show::StatsTotals)),
+            ("", Command::Nothing),
+            (" ;; ", Command::Nothing),
+            ("PAUSE", Command::Pause(None)),
+            ("pause Orders", Command::Pause(name("orders"))),
+            ("RESUME \"My \"\"db\"", Command::Resume(name("My \"db"))),
+            ("RECONNECT 'x;y'", Command::Reconnect(name("x;y"))),
+            ("KILL orders", Command::Kill("orders".to_owned())),
+            ("KILL_CLIENT 0x1f", Command::KillClient(31)),
+            ("KILL_CLIENT 31;", Command::KillClient(31)),
+            ("RELOAD", Command::Reload),
+            ("SWITCHOVER", Command::Switchover(None)),
+            ("switchover to PG2", Command::Switchover("pg2".parse().ok())),
+            ("SET extra_float_digits = 3", Command::Courtesy("SET")),
+            ("BEGIN", Command::Courtesy("BEGIN")),
+        ] {
+            assert_eq!(Command::parse(text), Ok(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_command_is_told_what_is() {
+        for text in
+            ["SELECT 1", "SHOW", "SHOW \"pools\"", "SHOW POOLS; SHOW LISTS", "KILL", "PAUSE a b", "PAUSE \"a"]
+        {
+            let error = Command::parse(text).expect_err(text);
+            assert_eq!(error.code, SqlState::SYNTAX_ERROR, "{text}");
+            assert!(
+                error.hint.is_some_and(|hint| hint.contains("SHOW POOLS|") && hint.contains("PAUSE")),
+                "{text}"
+            );
+        }
+        let error = Command::parse("KILL_CLIENT x").expect_err("no number");
+        assert_eq!(error.code, SqlState::INVALID_PARAMETER_VALUE);
+    }
+}
