@@ -28,6 +28,8 @@ use crate::topology::{Durability, StreamEnd};
 
 /// How often the upstream hears of us when nothing happens.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+/// How long it may take that the upstream hears of what was stored, where no commit waits for it.
+const UNHURRIED: Duration = Duration::from_millis(20);
 
 /// One moment, on the clock that measures and on the one that people read.
 #[derive(Clone, Copy, Debug)]
@@ -172,7 +174,7 @@ impl Receiver {
         match self.phase {
             Phase::Ended | Phase::Changing(_) => None,
             Phase::Asking { .. } | Phase::Ending { .. } => Some(self.heard_at + limit),
-            Phase::Streaming(_) => Some(silence.min(self.status_at + STATUS_INTERVAL)),
+            Phase::Streaming(_) => Some(silence.min(self.status_due_at())),
         }
     }
 

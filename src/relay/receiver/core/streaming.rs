@@ -4,14 +4,14 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 
-use super::{Now, Output, Phase, Receiver, Reply, STATUS_INTERVAL};
+use super::{Now, Output, Phase, Receiver, Reply, STATUS_INTERVAL, UNHURRIED};
 use crate::pg::Lsn;
 use crate::pg::protocol::frontend;
 use crate::pg::protocol::replication::{
     self, FromServer, FullTransactionId, HotStandbyFeedback, StandbyStatus, XLogDataHeader,
 };
 use crate::pg::wal::{Expected, Verifier};
-use crate::topology::StreamEnd;
+use crate::topology::{Durability, StreamEnd};
 
 /// How often hot standby feedback is repeated when it has not changed (`wal_receiver_status_interval`).
 const FEEDBACK_INTERVAL: Duration = Duration::from_secs(10);
@@ -23,6 +23,8 @@ pub(super) struct Stream {
     /// <= next. Only this is acknowledged. It begins at the segment's start, before what is durable: what is
     /// stored already may be another branch's until it has been compared.
     agreed: Lsn,
+    /// <= agreed: what the upstream was told last.
+    told: Lsn,
     verifier: Verifier,
 }
 
@@ -40,7 +42,7 @@ impl Receiver {
             system: self.stored.system,
         };
         let verifier = Verifier::new(from, expected);
-        self.phase = Phase::Streaming(Box::new(Stream { next: from, agreed: from, verifier }));
+        self.phase = Phase::Streaming(Box::new(Stream { next: from, agreed: from, told: from, verifier }));
         self.outputs.push_back(Output::Streaming { timeline: self.stored.timeline, from });
         self.report(now, replication::Reply::NotRequested);
     }
@@ -102,8 +104,22 @@ impl Receiver {
         if lsn > stream.agreed {
             stream.agreed = lsn;
             self.stored.durable = self.stored.durable.max(lsn);
-            self.report(now, replication::Reply::NotRequested);
+            if self.status_due_at() <= now.at {
+                self.report(now, replication::Reply::NotRequested);
+            }
         }
+    }
+
+    /// With quorum durability commits wait for what is not told yet, without it nobody does: then each sync of a
+    /// busy stream need not cost a message here and a wake-up there.
+    pub(super) fn status_due_at(&self) -> Instant {
+        let is_told = !matches!(&self.phase, Phase::Streaming(stream) if stream.told < stream.agreed);
+        let interval = match self.config.durability {
+            _ if is_told => STATUS_INTERVAL,
+            Durability::Quorum => Duration::ZERO,
+            Durability::Async => UNHURRIED,
+        };
+        self.status_at + interval
     }
 
     pub(super) fn tick(&mut self, now: Now) {
@@ -116,7 +132,7 @@ impl Receiver {
                 self.asked = true;
                 self.report(now, replication::Reply::Requested);
             }
-            Phase::Streaming(_) if now.at >= self.status_at + STATUS_INTERVAL => {
+            Phase::Streaming(_) if now.at >= self.status_due_at() => {
                 self.report(now, replication::Reply::NotRequested);
             }
             _ => {}
@@ -125,6 +141,9 @@ impl Receiver {
 
     fn report(&mut self, now: Now, reply: replication::Reply) {
         self.status_at = now.at;
+        if let Phase::Streaming(stream) = &mut self.phase {
+            stream.told = stream.agreed;
+        }
         let status = self.status(now, reply);
         self.outputs.push_back(Output::Send(status));
     }

@@ -58,8 +58,12 @@ impl Talk {
 
     /// Up to START_REPLICATION, the upstream being on timeline 1.
     fn streaming(stored: Stored) -> Talk {
+        Talk::streaming_with(stored, Durability::Quorum)
+    }
+
+    fn streaming_with(stored: Stored, durability: Durability) -> Talk {
         let from = stored.segment_size.segment_start(stored.durable);
-        let mut talk = Talk::new(stored, Durability::Async);
+        let mut talk = Talk::new(stored, durability);
         talk.says("ask IDENTIFY_SYSTEM");
         talk.identify(1, "0/400000");
         talk.says("ask SHOW wal_segment_size");
@@ -243,6 +247,44 @@ fn what_is_stored_already_is_acknowledged_as_it_is_compared() {
     talk.outputs();
     talk.asked();
     talk.says(&format!("write {} flush {durable} apply 0/0", wal.end()));
+}
+
+/// With a quorum each sync is told at once: commits wait for it.
+#[test]
+fn without_a_quorum_what_is_stored_is_told_now_and_then() {
+    let mut wal = WalBuilder::new(Lsn(0x30_0000), TimelineId(1));
+    let ends: Vec<Lsn> = (0..3).map(|_| (wal.record(1000), wal.end()).1).collect();
+    let told = |durability| {
+        let mut talk = Talk::streaming_with(stored(0x30_0000, 0), durability);
+        talk.wal(Lsn(0x30_0000), wal.bytes());
+        talk.outputs();
+        let mut told = Vec::new();
+        for (millis, end) in [5, 10, 25].into_iter().zip(&ends) {
+            talk.elapsed = Duration::from_millis(millis);
+            talk.input(Input::Agreed(*end));
+            told.extend(talk.outputs().into_iter().map(|status| (millis, status)));
+        }
+        told.iter().map(|(millis, _)| *millis).collect::<Vec<u64>>()
+    };
+    assert_eq!(told(Durability::Quorum), [5, 10, 25]);
+    assert_eq!(told(Durability::Async), [25]);
+}
+
+#[test]
+fn what_was_not_told_at_once_is_told_by_the_clock() {
+    let mut wal = WalBuilder::new(Lsn(0x30_0000), TimelineId(1));
+    wal.record(1000);
+    let end = wal.end();
+    let mut talk = Talk::streaming_with(stored(0x30_0000, 0), Durability::Async);
+    talk.wal(Lsn(0x30_0000), wal.bytes());
+    talk.outputs();
+    talk.elapsed = Duration::from_millis(1);
+    talk.input(Input::Agreed(end));
+    talk.says("");
+    talk.elapsed = Duration::from_millis(20);
+    assert_eq!(talk.receiver.poll_timeout(), Some(talk.now().at));
+    talk.input(Input::Tick);
+    talk.says(&format!("write {end} flush {end} apply 0/0"));
 }
 
 /// A store that is ahead says nothing of what this stream has sent.
