@@ -241,6 +241,7 @@ fn spawn(
 ) {
     let (upstream, upstream_seen) = watch::channel(UpstreamStatus::idle());
     let Plane { config, inputs, slot, store, slots, followers, metrics, senders, shutdown } = plane;
+    tasks.spawn(named("announcements", store.announce()));
     tasks.spawn(named("slots", sender::keep_slots_saved(slots.clone(), SLOTS_SAVED_EVERY, shutdown)));
     tasks.spawn(named("status", status::publish(store.clone(), followers.clone(), upstream_seen, status)));
     tasks.spawn(named("node slots", ensure_node_slots(store.clone(), slots, inputs.nodes.clone())));

@@ -115,6 +115,8 @@ struct Connection {
     pid: u32,
     core: Walsender<Store>,
     tail: watch::Receiver<Tail>,
+    /// What the core was told of it.
+    told: Tail,
     reader: ReadHalf<Stream>,
     writer: WriteHalf<Stream>,
     /// At most one message and one socket read more than [`MAX_MESSAGE`].
@@ -142,7 +144,7 @@ impl Connection {
         let mut outbox = Outbox::default();
         outbox.push(client.out.freeze());
         let (pid, inbox) = (peer.pid, client.received);
-        Connection { shared, pid, core, tail, reader, writer, inbox, outbox, reading: None }
+        Connection { shared, pid, core, tail, told: at_start, reader, writer, inbox, outbox, reading: None }
     }
 
     async fn run(&mut self) -> io::Result<CloseReason> {
@@ -221,7 +223,7 @@ impl Connection {
             Ok(Some(header)) if header.total <= self.inbox.len() => {
                 let message = self.inbox.split_to(header.total);
                 // What it asks is answered with what is durable now.
-                if self.tail.has_changed().unwrap_or(false) {
+                if *self.tail.borrow() != self.told {
                     self.take_tail();
                 }
                 self.core.handle(now(), Input::Message { tag: header.tag, payload: &message[HEADER_LEN..] });
@@ -236,8 +238,8 @@ impl Connection {
     }
 
     fn take_tail(&mut self) {
-        let tail = *self.tail.borrow_and_update();
-        self.core.handle(now(), Input::Tail(tail));
+        self.told = *self.tail.borrow_and_update();
+        self.core.handle(now(), Input::Tail(self.told));
     }
 
     /// Waits for whatever comes first. Each arm loses nothing when another one wins.

@@ -40,6 +40,7 @@ impl World {
         };
         let metrics = crate::relay::metrics::Metrics::new(&registry).expect("a fresh registry");
         let store = Store::open(&config, &metrics).expect("an empty directory");
+        tokio::spawn(store.announce());
         let wal = WalBuilder::new(START, TimelineId(1));
         let adopt = Change::Adopt { system: SYSTEM, segment_size: wal.segment_size() };
         store.change(adopt).await.expect("adopted");

@@ -28,7 +28,7 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 
 use self::control::Control;
 use self::files::{Files, SPARE_PREFIX};
@@ -69,10 +69,23 @@ pub(crate) struct Store {
 struct Shared {
     files: Files,
     state: Mutex<State>,
+    /// Both are changed by the writer at once, and announced by [`Store::announce`].
     tail: watch::Sender<Tail>,
     report: watch::Sender<Report>,
+    moved: Arc<Notify>,
     failed: watch::Sender<Option<Arc<StoreError>>>,
     pins: OnceLock<Pins>,
+}
+
+impl Shared {
+    /// Seen by who looks from now on; who waits is woken by [`Store::announce`].
+    fn change_report(&self, change: impl FnOnce(&mut Report)) {
+        self.report.send_if_modified(|report| {
+            change(report);
+            false
+        });
+        self.moved.notify_one();
+    }
 }
 
 impl std::fmt::Debug for Shared {
@@ -153,6 +166,7 @@ impl Store {
             state: Mutex::new(opened.state),
             tail: watch::Sender::new(tail),
             report: watch::Sender::new(report),
+            moved: Arc::default(),
             failed: watch::Sender::new(None),
             pins: OnceLock::new(),
         });
@@ -176,6 +190,22 @@ impl Store {
         let (commands, receiver) = mpsc::channel(QUEUE_COMMANDS);
         let store = Store { shared, commands, queue: Arc::new(Semaphore::new(QUEUE_UNITS)) };
         Ok((store, writer, receiver))
+    }
+
+    /// Wakes whoever waits for the tail or the report, as long as it runs. To wake a task of another thread takes
+    /// a system call, to wake one of the own thread none: so the writer, after each of its syncs, wakes this task
+    /// alone, which belongs on the thread of the others.
+    pub(crate) fn announce(&self) -> impl Future<Output = ()> + use<> {
+        // It does not keep the store open.
+        let (shared, moved) = (Arc::downgrade(&self.shared), self.shared.moved.clone());
+        async move {
+            loop {
+                moved.notified().await;
+                let Some(shared) = shared.upgrade() else { return };
+                shared.tail.send_modify(|_| {});
+                shared.report.send_modify(|_| {});
+            }
+        }
     }
 
     pub(crate) fn tail(&self) -> watch::Receiver<Tail> {

@@ -23,13 +23,16 @@ impl World {
         }
     }
 
+    #[expect(clippy::disallowed_methods, reason = "as the plane does; it ends with the test")]
     fn open(&self) -> Result<Store, StoreError> {
         let config = StoreConfig {
             directory: self.directory.path().to_owned(),
             retain_bytes: 64 << 20,
             ring_bytes: 1 << 20,
         };
-        Store::open(&config, &Metrics::new(&Registry::new()).expect("fresh registry"))
+        let store = Store::open(&config, &Metrics::new(&Registry::new()).expect("fresh registry"))?;
+        tokio::spawn(store.announce());
+        Ok(store)
     }
 
     async fn begun(&self) -> Store {

@@ -136,7 +136,7 @@ impl Writer {
 
     fn refuse(&mut self, stream: StreamId, error: StoreError) {
         self.refused = Some(stream);
-        self.shared.report.send_modify(|report| report.refused = Some((stream, Arc::new(error))));
+        self.shared.change_report(|report| report.refused = Some((stream, Arc::new(error))));
     }
 
     fn append(&mut self, at: Lsn, bytes: &Bytes) -> Result<(), StoreError> {
@@ -256,9 +256,12 @@ impl Writer {
     fn publish(&self) {
         self.metrics.durable_lsn.set(i64::try_from(self.durable.0).unwrap_or(i64::MAX));
         let tail = Tail { timeline: self.control.timeline, durable: self.durable };
-        self.shared.tail.send_replace(tail);
+        self.shared.tail.send_if_modified(|known| {
+            *known = tail;
+            false
+        });
         let verified = self.verified.min(self.durable);
-        self.shared.report.send_modify(|report| {
+        self.shared.change_report(|report| {
             *report = Report {
                 tail,
                 verified,
