@@ -4,7 +4,7 @@
 //! full size already allocated, so that writing into it needs `fdatasync` only.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -179,6 +179,16 @@ impl Segment {
             }
         }
         Ok(filled)
+    }
+
+    /// The same for a reader that has the file to itself: the memory is not cleared before it is filled.
+    pub(super) fn read(&mut self, offset: u64, len: usize) -> Result<Vec<u8>, StoreError> {
+        let mut bytes = Vec::with_capacity(len);
+        self.file
+            .seek(SeekFrom::Start(offset))
+            .and_then(|_| (&self.file).take(len as u64).read_to_end(&mut bytes))
+            .map_err(StoreError::io("read", &self.name))?;
+        Ok(bytes)
     }
 
     pub(super) fn sync_data(&self) -> Result<(), StoreError> {

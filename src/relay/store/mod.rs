@@ -264,9 +264,8 @@ impl Store {
         let read = move || {
             let name = segment.name(size);
             let removed = |name: &str| StoreError::Removed { segment: name.to_owned() };
-            let mut bytes = vec![0; len];
-            let read = match shared.files.open_segment(&name) {
-                Ok(file) => file.read_at(&mut bytes, size.offset(from))?,
+            let bytes = match shared.files.open_segment(&name) {
+                Ok(mut file) => file.read(size.offset(from), len)?,
                 Err(StoreError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
                     return Err(removed(&name));
                 }
@@ -276,7 +275,6 @@ impl Store {
             if !shared.state.lock().segments.contains(&segment) {
                 return Err(removed(&name));
             }
-            bytes.truncate(read);
             Ok(Bytes::from(bytes))
         };
         tokio::task::spawn_blocking(read).await.map_err(|_| StoreError::Stopped)?
