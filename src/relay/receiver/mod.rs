@@ -17,11 +17,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use self::core::{Input, Now, Output, Receiver, Stored};
 use super::followers::Followers;
 use super::metrics::Metrics;
-use super::store::{Store, StoreError, StreamId};
+use super::store::{Store, StoreError, StreamId, Waiting};
 use crate::net::Backend;
 use crate::pg::protocol::frame::{HEADER_LEN, Header};
 use crate::pg::{Lsn, PgTimestamp, TimelineId};
-use crate::topology::StreamEnd;
+use crate::topology::{Durability, StreamEnd};
 
 /// Asked from the allocator at a time; a read takes what is there up to this.
 const READ_BUFFER: usize = 1 << 20;
@@ -61,11 +61,16 @@ pub(crate) async fn stream(
 ) -> Result<StreamEnd, StoreError> {
     let stored = stored(store);
     let write_limit = config.upstream_timeout;
+    let waiting = match config.durability {
+        Durability::Quorum => Waiting::Commits,
+        Durability::Async => Waiting::Nobody,
+    };
     let shell = Shell {
         socket: backend.stream,
         buffer: backend.received,
         core: Receiver::new(config, stored, now()),
         id,
+        waiting,
         store,
         followers,
         metrics,
@@ -94,6 +99,7 @@ struct Shell<'a> {
     buffer: BytesMut,
     core: Receiver,
     id: StreamId,
+    waiting: Waiting,
     store: &'a Store,
     followers: &'a Followers,
     metrics: &'a Metrics,
@@ -225,7 +231,7 @@ impl Shell<'_> {
         verified: Option<Lsn>,
     ) -> Result<Result<(), String>, StoreError> {
         let store = self.store;
-        let append = store.append(self.id, at, bytes, verified);
+        let append = store.append(self.id, at, bytes, verified, self.waiting);
         tokio::pin!(append);
         loop {
             tokio::select! {

@@ -17,7 +17,7 @@ use crate::pg::wal::build::{SYSTEM, WalBuilder};
 use crate::pg::{Lsn, PgTimestamp, TimelineId};
 use crate::relay::followers::Followers;
 use crate::relay::slots::Slots;
-use crate::relay::store::{Change, Store, StoreConfig, StreamId};
+use crate::relay::store::{Change, Store, StoreConfig, StreamId, Waiting};
 use crate::topology::FollowerState;
 
 const START: Lsn = Lsn(0x30_0000);
@@ -61,7 +61,11 @@ impl World {
         self.wal.record(length);
         let at = |lsn: Lsn| usize::try_from(lsn.bytes_since(START)).expect("small");
         let bytes = Bytes::copy_from_slice(&self.wal.bytes()[at(self.streamed)..at(self.wal.end())]);
-        self.shared.store.append(StreamId(1), self.streamed, bytes, None).await.expect("queued");
+        self.shared
+            .store
+            .append(StreamId(1), self.streamed, bytes, None, Waiting::Commits)
+            .await
+            .expect("queued");
         self.streamed = self.wal.end();
         let mut tail = self.shared.store.tail();
         tail.wait_for(|tail| tail.durable >= self.streamed).await.expect("the store lives");

@@ -20,7 +20,7 @@ mod writer;
 pub(crate) use error::StoreError;
 #[cfg(test)]
 pub(crate) use stepped::Stepped;
-pub(crate) use writer::Change;
+pub(crate) use writer::{Change, Waiting};
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
@@ -179,6 +179,7 @@ impl Store {
             durable,
             verified: durable,
             agreed: None,
+            synced_at: None,
             retain_bytes: config.retain_bytes,
             spares: None,
             recycled: opened.spares,
@@ -309,11 +310,12 @@ impl Store {
         at: Lsn,
         bytes: Bytes,
         verified: Option<Lsn>,
+        waiting: Waiting,
     ) -> Result<(), StoreError> {
         let units = bytes.len().div_ceil(QUEUE_UNIT).clamp(1, QUEUE_UNITS);
         let units = u32::try_from(units).expect("the whole queue has fewer");
         let permit = self.queue.clone().acquire_many_owned(units).await.map_err(|_| StoreError::Stopped)?;
-        let command = Command::Append { stream, at, bytes, verified, _permit: permit };
+        let command = Command::Append { stream, at, bytes, verified, waiting, _permit: permit };
         self.commands.send(command).await.map_err(|_| StoreError::Stopped)
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::{Semaphore, oneshot};
 
-use super::writer::{Change, Command, Writer};
+use super::writer::{Change, Command, Waiting, Writer};
 use super::{Store, StoreConfig, StoreError, StreamId};
 use crate::pg::wal::SegmentFile;
 use crate::pg::{Lsn, TimelineId};
@@ -47,7 +47,9 @@ impl Stepped {
         verified: Option<Lsn>,
     ) -> Result<(), StoreError> {
         let permit = self.permits.clone().try_acquire_owned().expect("each is given back at once");
-        self.writer.obey(Command::Append { stream, at, bytes, verified, _permit: permit }).map(drop)
+        let waiting = Waiting::Nobody;
+        let command = Command::Append { stream, at, bytes, verified, waiting, _permit: permit };
+        self.writer.obey(command).map(drop)
     }
 
     /// Durable on return. The outer error ends the store, the inner one only the stream.

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use prometheus::Registry;
 
-use super::{Change, Metrics, Store, StoreConfig, StoreError, StreamId, Tail};
+use super::{Change, Metrics, Store, StoreConfig, StoreError, StreamId, Tail, Waiting};
 use crate::pg::wal::build::{SYSTEM, WalBuilder};
 use crate::pg::wal::{SegmentFile, SegmentNumber};
 use crate::pg::{Lsn, TimelineId};
@@ -48,7 +48,10 @@ impl World {
         let bytes = self.bytes(from, to);
         let mut at = from;
         for chunk in bytes.chunks(77_777) {
-            store.append(StreamId(1), at, Bytes::copy_from_slice(chunk), None).await.expect("queued");
+            store
+                .append(StreamId(1), at, Bytes::copy_from_slice(chunk), None, Waiting::Commits)
+                .await
+                .expect("queued");
             at = at.advanced(chunk.len() as u64);
         }
         reached(store, to).await;
@@ -145,13 +148,13 @@ async fn gaps_and_other_bytes_are_refused_and_nothing_is_overwritten() {
 
     let mut report = store.report();
     let gap = Bytes::from_static(b"x");
-    store.append(StreamId(2), end.advanced(1), gap, None).await.expect("queued");
+    store.append(StreamId(2), end.advanced(1), gap, None, Waiting::Commits).await.expect("queued");
     let refused = report.wait_for(|r| r.refused.as_ref().is_some_and(|(s, _)| *s == StreamId(2))).await;
     assert!(refused.is_ok());
     drop(refused);
     let mut other = world.bytes(START, START.advanced(9000)).to_vec();
     other[8500] ^= 1;
-    store.append(StreamId(3), START, Bytes::from(other), None).await.expect("queued");
+    store.append(StreamId(3), START, Bytes::from(other), None, Waiting::Commits).await.expect("queued");
     let report = report.wait_for(|r| r.refused.as_ref().is_some_and(|(s, _)| *s == StreamId(3))).await;
     let error = report.expect("the store lives").refused.clone().map(|(_, error)| error);
     let at = START.advanced(8500);
@@ -175,14 +178,17 @@ async fn a_stream_is_agreed_with_as_far_as_it_was_compared() {
 
     let middle = START.advanced(9000);
     let again = |from, to| Bytes::copy_from_slice(world.bytes(from, to));
-    store.append(StreamId(2), START, again(START, middle), None).await.expect("queued");
+    store.append(StreamId(2), START, again(START, middle), None, Waiting::Commits).await.expect("queued");
     let agreed = report.wait_for(|r| r.agreed_with(StreamId(2)) == Some(middle)).await;
     assert!(agreed.is_ok(), "though nothing was written");
     drop(agreed);
     let mut other = again(middle, end).to_vec();
     other[100] ^= 1;
-    store.append(StreamId(2), middle, Bytes::from(other), None).await.expect("queued");
-    store.append(StreamId(2), end, Bytes::from_static(b"beyond"), None).await.expect("queued");
+    store.append(StreamId(2), middle, Bytes::from(other), None, Waiting::Commits).await.expect("queued");
+    store
+        .append(StreamId(2), end, Bytes::from_static(b"beyond"), None, Waiting::Commits)
+        .await
+        .expect("queued");
     store.change(Change::Settle).await.expect("settled");
     assert_eq!(report.borrow_and_update().agreed_with(StreamId(2)), Some(middle));
     assert_eq!(store.tail().borrow().durable, end);

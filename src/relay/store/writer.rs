@@ -1,7 +1,7 @@
 //! The thread that owns the log's end: it alone writes, syncs and moves the durable LSN.
 //!
 //! Group commit: everything that has been handed over while a sync ran is written, then one `fdatasync` covers
-//! it, then the durable LSN moves. A failed sync is never tried again, since the kernel may have dropped the
+//! it, then the durable LSN moves. Where no commit waits for it, syncs keep a distance ([`PACE`]). A failed sync is never tried again, since the kernel may have dropped the
 //! pages it could not write: the thread ends, and with it the WAL plane. A full disk is different, because it
 //! is met while a segment is allocated, before any byte of WAL depends on it: the thread waits, nothing is
 //! acknowledged meanwhile, and the upstream keeps what we lack.
@@ -10,7 +10,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver as SpareReceiver;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
@@ -27,13 +27,35 @@ use crate::topology::Term;
 /// Bytes written at most before they are synced, so that the durable LSN moves while a long catch-up runs.
 const GROUP_BYTES: usize = 8 << 20;
 
+/// From the begin of one sync to that of the next, at least, where no commit waits. Every sync is a message to each
+/// follower, and their answers; and no finer steps than this are published (`relay/status`).
+const PACE: Duration = Duration::from_millis(5);
+
 /// Old segments kept for use as new ones; further ones are removed.
 const MAX_RECYCLED: usize = 4;
 
 #[derive(Debug)]
 pub(super) enum Command {
-    Append { stream: StreamId, at: Lsn, bytes: Bytes, verified: Option<Lsn>, _permit: OwnedSemaphorePermit },
-    Change { change: Change, done: oneshot::Sender<Result<(), StoreError>> },
+    Append {
+        stream: StreamId,
+        at: Lsn,
+        bytes: Bytes,
+        verified: Option<Lsn>,
+        waiting: Waiting,
+        _permit: OwnedSemaphorePermit,
+    },
+    Change {
+        change: Change,
+        done: oneshot::Sender<Result<(), StoreError>>,
+    },
+}
+
+/// Who waits until WAL is durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Waiting {
+    /// Synchronous ones at the upstream, or a change's caller.
+    Commits,
+    Nobody,
 }
 
 /// What else is made durable, in order with the WAL before and after it.
@@ -75,6 +97,8 @@ pub(super) struct Writer {
     /// durable <= end; bytes up to `end` are written, those up to `durable` synced.
     pub(super) end: Lsn,
     pub(super) durable: Lsn,
+    /// When the last sync began.
+    pub(super) synced_at: Option<Instant>,
     /// <= durable when published.
     pub(super) verified: Lsn,
     /// What this stream sent on this timeline up to here is what is stored; <= end.
@@ -91,10 +115,31 @@ pub(super) struct Writer {
     pub(super) refused: Option<StreamId>,
 }
 
+impl Command {
+    fn waiting(&self) -> Waiting {
+        match self {
+            Command::Append { waiting, .. } => *waiting,
+            Command::Change { .. } => Waiting::Commits,
+        }
+    }
+}
+
+/// How long what has come may lie, while more comes, before it is written and synced.
+fn pause(waiting: Waiting, since_sync: Option<Duration>) -> Duration {
+    match (waiting, since_sync) {
+        (Waiting::Nobody, Some(since)) => PACE.saturating_sub(since),
+        (Waiting::Nobody, None) | (Waiting::Commits, _) => Duration::ZERO,
+    }
+}
+
 impl Writer {
     /// Runs until every [`super::Store`] is gone, or until something fails that must not be tried again.
     pub(super) fn run(mut self, mut commands: mpsc::Receiver<Command>) -> Result<(), StoreError> {
         while let Some(command) = commands.blocking_recv() {
+            let pause = pause(command.waiting(), self.synced_at.map(|at| at.elapsed()));
+            if !pause.is_zero() {
+                std::thread::sleep(pause);
+            }
             let mut written = self.obey(command)?;
             while written < GROUP_BYTES {
                 let Ok(command) = commands.try_recv() else { break };
@@ -109,7 +154,7 @@ impl Writer {
     pub(super) fn obey(&mut self, command: Command) -> Result<usize, StoreError> {
         match command {
             Command::Append { stream, .. } if self.refused == Some(stream) => Ok(0),
-            Command::Append { stream, at, bytes, verified, _permit } => {
+            Command::Append { stream, at, bytes, verified, waiting: _, _permit } => {
                 let len = bytes.len();
                 match self.append(at, &bytes) {
                     Ok(()) => {
@@ -239,6 +284,7 @@ impl Writer {
         }
         if let Some((_, file)) = &self.current {
             let began = Instant::now();
+            self.synced_at = Some(began);
             file.sync_data()?;
             self.metrics.sync_seconds.observe(began.elapsed().as_secs_f64());
         }
@@ -383,5 +429,22 @@ impl Writer {
 
     fn save_control(&self) -> Result<(), StoreError> {
         self.files.replace(control::FILE_NAME, self.control.encode().as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{PACE, Waiting, pause};
+
+    #[test]
+    fn only_what_nobody_waits_for_is_paced() {
+        let millis = Duration::from_millis;
+        assert_eq!(pause(Waiting::Commits, Some(millis(0))), millis(0));
+        assert_eq!(pause(Waiting::Nobody, Some(millis(0))), PACE);
+        assert_eq!(pause(Waiting::Nobody, Some(millis(3))), PACE - millis(3));
+        assert_eq!(pause(Waiting::Nobody, Some(millis(900))), millis(0), "after a silence at once");
+        assert_eq!(pause(Waiting::Nobody, None), millis(0));
     }
 }
