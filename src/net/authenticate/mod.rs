@@ -85,24 +85,14 @@ impl Authenticator {
         };
         let (number, rule) = self.rules.find(wanted).ok_or_else(|| Refusal::Because(wanted.not_let_in()))?;
         tracing::debug!(peer = %peer.address, user = wanted.user, database = wanted.database, rule = number, "a login");
-        if self.penalties.exceeds(peer.address) {
-            let message = "too many logins from this address have failed just now";
-            return Err(Refusal::fatal(SqlState::TOO_MANY_CONNECTIONS, message));
-        }
-        let mut dialogue = Dialogue { users: &self.users, wire, peer, user: &startup.user };
-        let proven = match &rule.method {
+        let dialogue = Dialogue { users: &self.users, wire, peer, user: &startup.user };
+        let credentials = match &rule.method {
             Method::Reject => return Err(Refusal::Because(wanted.rejected())),
-            Method::Trust => Ok(dialogue.listed_credentials()),
-            Method::Md5 => dialogue.password(&[Form::Md5, Form::Scram]).await,
-            Method::ScramSha256 => dialogue.password(&[Form::Scram]).await,
-            Method::Cert { name, map } => dialogue.certificate(*name, map.as_ref()),
+            Method::Trust => dialogue.listed_credentials(),
+            Method::Md5 => self.by_password(dialogue, &[Form::Md5, Form::Scram]).await?,
+            Method::ScramSha256 => self.by_password(dialogue, &[Form::Scram]).await?,
+            Method::Cert { name, map } => dialogue.certificate(*name, map.as_ref())?,
         };
-        if let Err(Refusal::Because(why)) = &proven
-            && why.code == SqlState::INVALID_PASSWORD
-        {
-            self.penalties.serve(peer.address).await;
-        }
-        let credentials = proven?;
         // After the proof, so that nobody learns who may replicate by asking.
         if startup.replication != Replication::Off && !self.replication_users.contains(&startup.user) {
             let message = format!("user \"{}\" may not connect for replication", startup.user);
@@ -112,6 +102,21 @@ impl Authenticator {
             ));
         }
         Ok(credentials)
+    }
+
+    async fn by_password(&self, mut dialogue: Dialogue<'_>, forms: &[Form]) -> Result<Credentials, Refusal> {
+        let address = dialogue.peer.address;
+        if self.penalties.exceeds(address) {
+            let message = "too many logins from this address have failed just now";
+            return Err(Refusal::fatal(SqlState::TOO_MANY_CONNECTIONS, message));
+        }
+        let proven = dialogue.password(forms).await;
+        if let Err(Refusal::Because(why)) = &proven
+            && why.code == SqlState::INVALID_PASSWORD
+        {
+            self.penalties.serve(address).await;
+        }
+        proven
     }
 }
 
