@@ -14,7 +14,7 @@ use super::check::{self, Severity};
 use super::config::{self, LoadError};
 use super::demo::{self, DemoError};
 use super::run::{self, RunError};
-use super::{shutdown, telemetry};
+use super::{import, shutdown, telemetry};
 use crate::admin::{self, ClientError, ClusterView};
 use crate::proxy::route::explain;
 use crate::topology::{Durability, Election, NodeName};
@@ -70,6 +70,12 @@ enum Command {
     Route {
         /// The statement, or - for standard input
         sql: String,
+    },
+    /// Print a pgbouncer.ini as a bellwether.yaml; what has no equivalent is told on standard error
+    ImportPgbouncer {
+        /// The pgbouncer.ini
+        #[arg(value_name = "FILE.ini")]
+        file: PathBuf,
     },
 }
 
@@ -137,6 +143,12 @@ enum CliError {
     Client(#[from] ClientError),
     #[error("the instance's answer is not understood")]
     Answer(#[from] serde_json::Error),
+    #[error("read {}", path.display())]
+    ReadIni {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("read standard input")]
     Input(#[source] io::Error),
     #[error("write to standard output")]
@@ -182,6 +194,7 @@ fn execute(command: Command) -> Result<ExitCode, CliError> {
             Command::Pause(instance) => order(&instance, "/api/v1/pause").await,
             Command::Resume(instance) => order(&instance, "/api/v1/resume").await,
             Command::Route { sql } => route(&sql),
+            Command::ImportPgbouncer { file } => import_pgbouncer(&file),
         }
     });
     // What is left is a client that did not leave in time; it goes with the process.
@@ -260,6 +273,16 @@ fn route(sql: &str) -> Result<ExitCode, CliError> {
         sql
     };
     print(&explain(sql))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn import_pgbouncer(file: &Path) -> Result<ExitCode, CliError> {
+    let read_error = |source| CliError::ReadIni { path: file.to_owned(), source };
+    let imported = import::import(&std::fs::read_to_string(file).map_err(read_error)?);
+    print(&imported.yaml)?;
+    for line in imported.report {
+        eprintln!("{line}");
+    }
     Ok(ExitCode::SUCCESS)
 }
 

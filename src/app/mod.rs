@@ -6,6 +6,7 @@ mod cli;
 pub mod config;
 pub mod demo;
 mod front;
+mod import;
 pub mod local;
 mod plans;
 mod reload;
