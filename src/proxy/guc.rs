@@ -5,6 +5,7 @@
 //! means to a client is another matter: its startup packet's value, as it would be without us.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::route::{self, NewValue, SessionEffect, knob::PREFIX};
 
@@ -127,6 +128,34 @@ impl Settings {
     /// Whether commits under these settings wait for the synchronous standbys.
     pub(crate) fn waits_for_quorum(&self) -> bool {
         self.value("synchronous_commit").is_none_or(route::waits_for_quorum)
+    }
+
+    /// Those of these settings that may say what a text means when it is parsed, as a key: all but the ones that are
+    /// known not to.
+    pub(crate) fn parse_context(&self) -> Arc<[u8]> {
+        const IRRELEVANT: [&str; 12] = [
+            "application_name",
+            "bytea_output",
+            "client_encoding",
+            "client_min_messages",
+            "extra_float_digits",
+            "idle_in_transaction_session_timeout",
+            "idle_session_timeout",
+            "lock_timeout",
+            "statement_timeout",
+            "synchronous_commit",
+            "transaction_timeout",
+            "work_mem",
+        ];
+        let relevant = self.0.iter().filter(|(name, _)| !IRRELEVANT.contains(&name.as_ref()));
+        let mut key = Vec::new();
+        for (name, value) in relevant {
+            key.extend_from_slice(name.as_bytes());
+            key.push(b'=');
+            key.extend_from_slice(value.as_bytes());
+            key.push(0);
+        }
+        key.into()
     }
 
     /// Under these settings what looks like a read may be none on a standby: SERIALIZABLE is refused there, and

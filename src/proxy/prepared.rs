@@ -1,20 +1,22 @@
 //! Prepared statements across server connections.
 //!
 //! A client's named statement is one of ours, shared by all clients that prepared the same text with the same
-//! parameter types; at a server it is called `bw_<n>`, and is prepared there when somebody first needs it. The
+//! parameter types under the same settings (a literal means what it meant when it was parsed: a time is read in the
+//! zone of that moment); at a server it is called `bw_<n>`, and is prepared there when somebody first needs it. The
 //! unnamed statement stays unnamed; the client's last one is kept so that it can be prepared again when its
 //! Bind comes after the server has changed.
 //!
 //! SQL's PREPARE is not seen here: it pins the session.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
 use super::route::Verdict;
 use super::session::message::put;
+use crate::pg::protocol::frame::HEADER_LEN;
 
 /// Statements that one server connection keeps prepared. Beyond it the one unused for longest is closed.
 pub(crate) const MAX_PER_SERVER: usize = 500;
@@ -31,7 +33,31 @@ pub(crate) struct Statement {
     pub(crate) name: Box<str>,
     /// The Parse message that prepares it under that name.
     pub(crate) parse: Vec<u8>,
+    /// The settings that say what its text means; see [`super::guc::Settings::parse_context`].
+    context: Arc<[u8]>,
     pub(crate) verdict: Arc<Verdict>,
+    /// Its result type has changed: where it is prepared, it only fails.
+    outdated: AtomicBool,
+}
+
+impl Statement {
+    /// Whether it may be prepared under the settings of `context`.
+    pub(crate) fn suits(&self, context: &Arc<[u8]>) -> bool {
+        !self.is_outdated() && (Arc::ptr_eq(&self.context, context) || self.context == *context)
+    }
+
+    pub(crate) fn is_outdated(&self) -> bool {
+        self.outdated.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn outdate(&self) {
+        self.outdated.store(true, Ordering::Relaxed);
+    }
+
+    /// Text, NUL and parameter types.
+    pub(crate) fn rest(&self) -> &[u8] {
+        &self.parse[HEADER_LEN + self.name.len() + 1..]
+    }
 }
 
 /// All statements that any client has prepared now.
@@ -42,10 +68,14 @@ pub(crate) struct Statements {
 }
 
 impl Statements {
-    /// The statement with this text and these types: `rest` is a Parse message without the name.
-    pub(crate) fn intern(&self, rest: &[u8], verdict: &Arc<Verdict>) -> Arc<Statement> {
+    /// The statement with this text and these types, parsed in `context`: `rest` is a Parse message without the
+    /// name.
+    pub(crate) fn intern(&self, rest: &[u8], context: &Arc<[u8]>, verdict: &Arc<Verdict>) -> Arc<Statement> {
+        // `rest` says itself where it ends.
+        let key = [rest, context].concat().into_boxed_slice();
         let mut known = self.known.lock();
-        if let Some(statement) = known.get(rest).and_then(Weak::upgrade) {
+        let found = known.get(&key).and_then(Weak::upgrade);
+        if let Some(statement) = found.filter(|statement| !statement.is_outdated()) {
             return statement;
         }
         if known.len() == known.capacity() {
@@ -55,8 +85,15 @@ impl Statements {
         let name = format!("bw_{id}").into_boxed_str();
         let mut parse = Vec::with_capacity(rest.len() + name.len() + 6);
         put(&mut parse, b'P', &[name.as_bytes(), b"\0", rest]);
-        let statement = Arc::new(Statement { id, name, parse, verdict: verdict.clone() });
-        known.insert(rest.into(), Arc::downgrade(&statement));
+        let statement = Arc::new(Statement {
+            id,
+            name,
+            parse,
+            context: context.clone(),
+            verdict: verdict.clone(),
+            outdated: AtomicBool::new(false),
+        });
+        known.insert(key, Arc::downgrade(&statement));
         statement
     }
 }
@@ -179,15 +216,21 @@ mod tests {
     use crate::proxy::route::classify;
 
     #[test]
-    fn the_same_text_and_types_are_one_statement() {
+    fn the_same_text_types_and_settings_are_one_statement() {
         let statements = Statements::default();
         let verdict = Arc::new(classify("select 1"));
-        let first = statements.intern(b"select 1\0\0\0", &verdict);
-        let same = statements.intern(b"select 1\0\0\0", &verdict);
-        let typed = statements.intern(b"select 1\0\0\x01\0\0\0\x17", &verdict);
+        let (plain, tokyo): (Arc<[u8]>, Arc<[u8]>) = (Arc::default(), Arc::from(&b"timezone=Asia/Tokyo"[..]));
+        let first = statements.intern(b"select 1\0\0\0", &plain, &verdict);
+        let same = statements.intern(b"select 1\0\0\0", &plain, &verdict);
+        let typed = statements.intern(b"select 1\0\0\x01\0\0\0\x17", &plain, &verdict);
+        let elsewhere = statements.intern(b"select 1\0\0\0", &tokyo, &verdict);
         assert!(Arc::ptr_eq(&first, &same));
-        assert_ne!(first.id, typed.id);
+        assert_eq!([first.id, typed.id, elsewhere.id], [1, 2, 3]);
         assert_eq!(&first.parse[..10], b"P\0\0\0\x14bw_1\0");
+        assert_eq!(first.rest(), b"select 1\0\0\0");
+        assert!(first.suits(&plain) && !first.suits(&tokyo));
+        first.outdate();
+        assert_eq!(statements.intern(b"select 1\0\0\0", &plain, &verdict).id, 4);
     }
 
     #[test]
@@ -196,7 +239,7 @@ mod tests {
         let verdict = Arc::new(classify("select 1"));
         let mut server = ServerStatements::default();
         let all: Vec<_> = (0..=MAX_PER_SERVER)
-            .map(|n| statements.intern(format!("select {n}").as_bytes(), &verdict))
+            .map(|n| statements.intern(format!("select {n}").as_bytes(), &Arc::default(), &verdict))
             .collect();
         for statement in &all[..MAX_PER_SERVER] {
             assert!(server.insert(statement).is_none());

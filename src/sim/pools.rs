@@ -203,7 +203,7 @@ impl World {
         let (session, worker) = (self.fresh(), self.worker());
         let (now, permits) = (self.now, &self.permits);
         let side = &mut self.sides[at];
-        match side.pool.checkout(worker, now, || permits.take(), || session) {
+        match side.pool.checkout(worker, now, |_| false, || permits.take(), || session) {
             Checkout::Idle(connection) => side.lend(session, connection),
             Checkout::Dial => {
                 side.sessions.insert(session, Doing::Dialling);

@@ -142,17 +142,21 @@ impl<C, W> Core<C, W> {
         self.waiting.front().map(|waiter| waiter.since)
     }
 
-    /// An idle connection, one that `worker` used last if there is one; room to dial, if there is a `permit` for
+    /// An idle connection, one that `worker` used last if there is one, and among those the latest that `suits`;
+    /// room to dial, if there is a `permit` for
     /// it; or a place in the queue.
     pub(crate) fn checkout(
         &mut self,
         worker: usize,
         now: Instant,
+        suits: impl Fn(&C) -> bool,
         permit: impl FnOnce() -> bool,
         waiter: impl FnOnce() -> W,
     ) -> Checkout<C> {
         debug_assert!(self.gate == Gate::Open || self.idle.is_empty(), "nothing is idle in a paused pool");
-        if let Some(own) = self.idle.iter().rposition(|idle| idle.worker == worker) {
+        let is_own = |idle: &Idle<C>| idle.worker == worker;
+        let suiting = self.idle.iter().rposition(|idle| is_own(idle) && suits(&idle.connection));
+        if let Some(own) = suiting.or_else(|| self.idle.iter().rposition(is_own)) {
             return Checkout::Idle(self.idle.remove(own).connection);
         }
         // The one unused for longest is missed least.

@@ -31,7 +31,7 @@ fn with(pool: &mut Names, change: impl FnOnce(&mut PoolSize)) {
 }
 
 fn checkout(pool: &mut Names, worker: usize, now: Instant, who: &'static str) -> Checkout<&'static str> {
-    pool.checkout(worker, now, || true, || who)
+    pool.checkout(worker, now, |_| false, || true, || who)
 }
 
 fn put_back(
@@ -78,10 +78,21 @@ fn a_worker_gets_its_own_connection_back() {
 }
 
 #[test]
+fn a_connection_that_suits_is_taken_before_a_later_one() {
+    let (mut pool, now) = dialled(3, 3);
+    for connection in ["s0", "s1", "s2"] {
+        assert_eq!(put_back(&mut pool, connection, 0, now), Next::Nobody);
+    }
+    let suiting = |pool: &mut Names, wanted| pool.checkout(0, now, |c| *c == wanted, || true, || "");
+    assert_eq!(suiting(&mut pool, "s1"), Checkout::Idle("s1"));
+    assert_eq!(suiting(&mut pool, "s1"), Checkout::Idle("s2"), "none does: the latest");
+}
+
+#[test]
 fn a_hot_connection_is_left_to_its_worker_while_there_is_room() {
     let (mut pool, now) = dialled(1, 2);
     assert_eq!(put_back(&mut pool, "s0", 0, now), Next::Nobody);
-    assert_eq!(pool.checkout(1, now, || false, || ""), Checkout::Idle("s0"), "there is no permit");
+    assert_eq!(pool.checkout(1, now, |_| false, || false, || ""), Checkout::Idle("s0"), "there is no permit");
     assert_eq!(put_back(&mut pool, "s0", 0, now), Next::Nobody);
     assert_eq!(checkout(&mut pool, 1, now, ""), Checkout::Dial);
     assert_eq!(checkout(&mut pool, 1, now, ""), Checkout::Idle("s0"), "there is no room");
@@ -159,7 +170,7 @@ fn the_minimum_is_opened_ahead_of_need() {
 #[test]
 fn who_lacks_a_permit_waits_with_room_and_is_not_overtaken() {
     let (mut pool, now) = pool(2);
-    assert_eq!(pool.checkout(0, now, || false, || "a"), Checkout::Wait(1));
+    assert_eq!(pool.checkout(0, now, |_| false, || false, || "a"), Checkout::Wait(1));
     assert!(pool.wants_permit());
     assert_eq!(checkout(&mut pool, 0, now, "b"), Checkout::Wait(2), "although there was one for it");
     assert_eq!(pool.offer(|| false), None);

@@ -24,6 +24,7 @@ use tokio::sync::oneshot;
 use self::census::Census;
 use self::core::{Checkout, Core, Next, Returned};
 use super::evidence::{DialEvidence, NodeEvidence};
+use super::guc::Settings;
 use super::limits::{Caps, PoolSize};
 use super::session::core::ServerState;
 use crate::net::{self, Credentials, Detached, DialError, Stream, Target};
@@ -109,8 +110,13 @@ enum Place {
 }
 
 impl Pool {
-    /// A place at once, or the place in the queue.
-    pub(crate) fn checkout(self: &Arc<Pool>, worker: usize, now: Instant) -> Result<Lease, Waiting> {
+    /// A place at once, or the place in the queue. A connection that has `settings` is taken before others.
+    pub(crate) fn checkout(
+        self: &Arc<Pool>,
+        worker: usize,
+        now: Instant,
+        settings: &Arc<Settings>,
+    ) -> Result<Lease, Waiting> {
         let mut receiver = None;
         let waiter = || {
             let (sender, waits) = oneshot::channel();
@@ -122,7 +128,11 @@ impl Pool {
             denied = !self.take_permit();
             !denied
         };
-        let checkout = self.core.lock().checkout(worker, now, permit, waiter);
+        let suits = |connection: &Connection| {
+            let present = &connection.state.settings;
+            Arc::ptr_eq(present, settings) || present == settings
+        };
+        let checkout = self.core.lock().checkout(worker, now, suits, permit, waiter);
         match (checkout, receiver) {
             (Checkout::Wait(ticket), Some(receiver)) => {
                 if denied {

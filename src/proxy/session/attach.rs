@@ -171,7 +171,7 @@ impl Session<'_> {
         now: Instant,
     ) -> Result<bool, Obstacle> {
         let Some(pool) = self.pool(node) else { return Ok(false) };
-        let place = match pool.checkout(self.worker.index, now) {
+        let place = match pool.checkout(self.worker.index, now, self.core.settings()) {
             Ok(mut lease) => {
                 if lease.is_ready(self.worker.index) {
                     return Ok(self.take(lease, node, role, term, now));

@@ -356,8 +356,13 @@ impl Core {
         if self.state.pins_mut().sent(&verdict.session) == Pace::OneByOne {
             self.unit.pace = Pace::OneByOne;
         }
-        if verdict.access == (Access::Write { reason: WriteReason::Unparsable }) {
+        let unparsed = verdict.access == Access::Write { reason: WriteReason::Unparsable };
+        if unparsed {
             self.state.pins_mut().sent_unparsed();
+        }
+        if unparsed || !verdict.session.is_empty() {
+            self.last_unnamed += 1;
+            self.state.unsettled(self.last_unnamed);
         }
     }
 
@@ -399,6 +404,7 @@ impl Core {
             self.unit.ended();
             if status == Status::Idle {
                 self.knobs.transaction_ended();
+                self.state.settled();
             }
         }
     }

@@ -15,6 +15,8 @@ const MAX_ERROR: usize = 64 * 1024;
 enum Deal {
     Pass,
     Swallow,
+    /// The client hears this in its place.
+    Replace(ErrorFields),
     /// Wait until all of it is there.
     Whole,
     Stop(Heard),
@@ -58,6 +60,11 @@ impl Core {
                     }
                 }
                 Deal::Swallow => self.down_skip = header.total,
+                Deal::Replace(error) => {
+                    down.skip(header.total);
+                    message::put_error(down.out(), &error);
+                    self.unit.answering();
+                }
                 Deal::Whole => return Heard::Nothing,
                 Deal::Stop(heard) => return heard,
             }
@@ -189,6 +196,7 @@ impl Core {
         let error = bytes.get(..header.total).and_then(message::read_error);
         let no_sql = error.is_some_and(|error| error.code == SqlState::SYNTAX_ERROR);
         self.unit.failure = Some(if no_sql { Failure::NoSql } else { Failure::Other });
+        let instead = bytes.get(..header.total).and_then(|whole| self.hear_of_statements(whole, server));
         if !matches!(self.ledger.head(), Some(Owed::Query(_) | Owed::Function | Owed::Sync)) {
             let prepared = &mut self.prepared;
             self.ledger.failed(|undo| {
@@ -196,11 +204,35 @@ impl Core {
                 match undo {
                     Undo::Unnamed => server.statements.unnamed = 0,
                     Undo::Server(id) | Undo::Client { server: Some(id), .. } => server.statements.remove(id),
-                    Undo::Client { server: None, .. } => {}
+                    Undo::Client { server: None, .. } | Undo::Duplicate(_) => {}
                 }
             });
         }
-        Deal::Pass
+        instead.map_or(Deal::Pass, Deal::Replace)
+    }
+
+    /// An error that may be about a prepared statement of ours; what the client hears in its place.
+    fn hear_of_statements(&mut self, whole: &[u8], server: &mut ServerState) -> Option<ErrorFields> {
+        let error = message::read_error(whole)?;
+        match (error.code, self.ledger.head()) {
+            (SqlState::DUPLICATE_PREPARED_STATEMENT, Some(Owed::Parse(_, Undo::Duplicate(name)))) => {
+                let message =
+                    format!("prepared statement \"{}\" already exists", String::from_utf8_lossy(name));
+                return Some(ErrorFields { message, ..error });
+            }
+            // "cached plan must not change result type": for everybody who has it prepared there.
+            (SqlState::FEATURE_NOT_SUPPORTED, _)
+                if message::routine(whole) == Some(b"RevalidateCachedQuery") =>
+            {
+                self.unit.uses.iter().for_each(|statement| statement.outdate());
+            }
+            // Something has deallocated it behind our back.
+            (SqlState::INVALID_SQL_STATEMENT_NAME, _) => {
+                self.unit.uses.iter().for_each(|statement| server.statements.remove(statement.id));
+            }
+            _ => {}
+        }
+        None
     }
 }
 

@@ -62,6 +62,8 @@ pub(crate) enum Undo {
     Unnamed,
     /// The server does not have this statement.
     Server(u64),
+    /// It is sure to fail: the client has a statement of this name.
+    Duplicate(Box<[u8]>),
     /// The client does not have a statement of this name, nor the server, if we sent it there.
     Client { name: Box<[u8]>, server: Option<u64> },
 }

@@ -115,6 +115,7 @@ impl Core {
 
     /// Remembers the statements that a unit of ours prepares.
     fn prepare_own(&mut self, total: usize, lanes: &Lanes<'_>, texts: &mut Texts<'_>) {
+        let context = self.state.parse_context().clone();
         let mut bytes = &lanes.up.unread()[..total];
         while let Ok(Some(header)) = Header::peek(bytes) {
             let (message, rest) = bytes.split_at(header.total.min(bytes.len()));
@@ -125,7 +126,7 @@ impl Core {
                 self.last_unnamed += 1;
                 self.prepared.remember_unnamed(self.last_unnamed, message, verdict);
             } else if !self.prepared.is_full() {
-                self.prepared.insert(parse.name, texts.statements.intern(parse.rest, &verdict));
+                self.prepared.insert(parse.name, texts.statements.intern(parse.rest, &context, &verdict));
             }
         }
     }

@@ -22,6 +22,10 @@ pub(super) struct SessionState {
     defaults: Arc<Settings>,
     /// As of the last transaction's end.
     settings: Arc<Settings>,
+    /// Of `settings`: what shared prepared statements are parsed under.
+    context: Arc<[u8]>,
+    /// While the settings at the server are not known to be these: the session's own.
+    private_context: Option<Arc<[u8]>>,
     pins: Pins,
     /// Of the transaction under way, in order. At most [`MAX_PENDING`].
     pending: Vec<SessionEffect>,
@@ -43,11 +47,32 @@ pub(super) enum End {
 
 impl SessionState {
     pub(super) fn new(startup: Arc<Settings>) -> SessionState {
-        SessionState { defaults: startup.clone(), settings: startup, ..SessionState::default() }
+        let context = startup.parse_context();
+        SessionState { defaults: startup.clone(), settings: startup, context, ..SessionState::default() }
     }
 
     pub(super) fn settings(&self) -> &Arc<Settings> {
         &self.settings
+    }
+
+    /// What is parsed now is the same for all whose context is the same.
+    pub(super) fn parse_context(&self) -> &Arc<[u8]> {
+        self.private_context.as_ref().unwrap_or(&self.context)
+    }
+
+    /// Something is sent that may change settings. `unique` among all sessions, and in this one.
+    pub(super) fn unsettled(&mut self, unique: u64) {
+        if self.private_context.is_none() {
+            // No list of settings begins so.
+            self.private_context = Some([&[0][..], &unique.to_be_bytes()].concat().into());
+        }
+    }
+
+    /// Everything is answered, and no transaction is open.
+    pub(super) fn settled(&mut self) {
+        if self.pins.is_empty() {
+            self.private_context = None;
+        }
     }
 
     pub(super) fn pins(&self) -> &Pins {
@@ -207,6 +232,7 @@ impl SessionState {
     /// One and the same where they are equal, so that this is seen at a glance.
     fn agree(&mut self, wanted: Settings, present: Settings, server: &mut ServerState) {
         if wanted != *self.settings {
+            self.context = wanted.parse_context();
             self.settings = Arc::new(wanted);
         }
         server.settings = if present == *self.settings { self.settings.clone() } else { Arc::new(present) };
@@ -215,12 +241,14 @@ impl SessionState {
     /// DISCARD ALL.
     pub(super) fn discarded_all(&mut self, server: &mut ServerState) {
         self.settings = self.defaults.clone();
+        self.context = self.settings.parse_context();
         server.settings = Arc::default();
     }
 
     /// The server went back, or away with whatever was not committed there.
     pub(super) fn detached(&mut self) {
         self.pins = Pins::default();
+        self.private_context = None;
         self.pending.clear();
         self.savepoints.clear();
         self.reported.clear();

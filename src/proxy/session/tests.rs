@@ -286,6 +286,68 @@ fn a_named_statement_is_prepared_where_it_is_missing() {
 }
 
 #[test]
+fn a_name_is_not_given_twice() {
+    let mut scene = Scene::new();
+    scene.client(&extended("P:s1:select 1|S")).server(&answer("1 ZI"));
+    scene.client(&extended("P:s1:select 2|S")).server(&answer("E:42P05 ZI"));
+    scene.client(&extended("B:s1|E|S")).server(&answer("2 C:SELECT_1 ZI"));
+    // Elsewhere it is prepared first, so that there is something to be refused.
+    scene.server = ServerState::default();
+    scene.client(&extended("P:s1:select 2|S")).server(&answer("1 E:42P05 ZI"));
+    scene.client(&extended("C:s1|P:s1:select 2|S")).server(&answer("1 ZI"));
+    check(
+        &scene,
+        "need(read) >P(bw_1)S <1Z(I) release need(read) >P(bw_1)S <E(42P05)Z(I) release \
+         need(read) >B(bw_1)ES <2CZ(I) release need(read) >P(bw_1)P(bw_1)S <E(42P05)Z(I) release \
+         need(read) >P(bw_2)S <31Z(I) release",
+    );
+}
+
+#[test]
+fn a_statement_is_shared_by_those_who_mean_the_same_by_it() {
+    let mut scene = Scene::new();
+    scene.client(&extended("P:a:select '1'::timestamptz|S")).server(&answer("1 ZI"));
+    scene.client(&query("set timezone = 'UTC'")).server(&answer("C:SET ZI"));
+    // What is prepared stays; what is prepared now, or elsewhere, is another.
+    scene.client(&extended("B:a|E|P:b:select '1'::timestamptz|S")).server(&answer("2 C:SELECT_1 1 ZI"));
+    scene.server = ServerState { settings: scene.core.settings().clone(), ..ServerState::default() };
+    scene.client(&extended("B:a|E|S")).server(&answer("1 2 C:SELECT_1 ZI"));
+    // Nobody else's, as long as nobody knows what the settings are.
+    scene.client(&query("begin")).server(&answer("C:BEGIN ZT"));
+    scene.client(&query("set local timezone = 'CET'")).server(&answer("C:SET ZT"));
+    scene.client(&extended("P:c:select '1'::timestamptz|S")).server(&answer("1 ZT"));
+    scene.client(&query("commit")).server(&answer("C:COMMIT ZI"));
+    scene.client(&extended("P:d:select '1'::timestamptz|S")).server(&answer("ZI"));
+    check(
+        &scene,
+        "need(read) >P(bw_1)S <1Z(I) release need(write) >Q <CZ(I) release \
+         need(read) >B(bw_1)EP(bw_2)S <2C1Z(I) release need(read) >P(bw_2)B(bw_2)ES <2CZ(I) release \
+         need(write) >Q <CZ(T) >Q <CZ(T) >P(bw_3)S <1Z(T) >Q <CZ(I) release \
+         need(read) >S <1Z(I) release",
+    );
+}
+
+#[test]
+fn a_statement_that_is_of_no_use_any_more_is_prepared_again() {
+    let outdated = {
+        let mut out = vec![];
+        let fields =
+            b"SERROR\0VERROR\0C0A000\0Mcached plan must not change result type\0RRevalidateCachedQuery\0\0";
+        put(&mut out, b'E', &[fields]);
+        out
+    };
+    let deallocated = answer("E:26000");
+    for (error, again) in [(outdated, "P(bw_2)B(bw_2)ES"), (deallocated, "P(bw_1)B(bw_1)ES")] {
+        let mut scene = Scene::new();
+        scene.client(&extended("P:s:select * from t|B:s|E|S")).server(&answer("1 2 C:SELECT_1 ZI"));
+        scene.client(&extended("B:s|E|S")).server(&error).server(&answer("ZI"));
+        scene.log.clear();
+        scene.client(&extended("B:s|E|S"));
+        check(&scene, &format!("need(read) >{again}"));
+    }
+}
+
+#[test]
 fn a_statement_that_failed_to_parse_is_not_there() {
     let mut scene = Scene::new();
     scene.client(&extended("P:s1:select nowhere|S")).server(&answer("E:42703 ZI"));
@@ -487,7 +549,7 @@ fn settings_are_followed_through_the_extended_protocol() {
     scene.log.clear();
     scene.client(&extended("B:s|E|S"));
     scene.server(&answer("1 2 C:BEGIN 1 2 D C:SELECT_1 1 2 C:COMMIT 1 2 C:SET ZI"));
-    check(&scene, "need(write) >PBEPBEPBEP(bw_1)B(bw_1)ES <2CZ(I) release");
+    check(&scene, "need(write) >PBEPBEPBEP(bw_2)B(bw_2)ES <2CZ(I) release");
 }
 
 #[test]

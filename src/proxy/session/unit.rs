@@ -1,8 +1,11 @@
 //! What became of the unit under way (a simple query, or everything up to a Sync): how far it has come, what its
 //! success would mean, whether it may run again elsewhere.
 
+use std::sync::Arc;
+
 use super::core::Loss;
 use super::message::Status;
+use crate::proxy::prepared::Statement;
 use crate::proxy::route::{Access, MayWrite, TransactionEffect, Verdict, WriteReason};
 
 #[derive(Debug, Default)]
@@ -17,6 +20,8 @@ pub(super) struct Unit {
     /// The same of the unit before.
     pub(super) failed_last: Option<Failure>,
     pub(super) replay: Replay,
+    /// The named statements that it binds or describes.
+    pub(super) uses: Vec<Arc<Statement>>,
 }
 
 /// How far it has come with the server at hand.
@@ -85,7 +90,9 @@ impl Unit {
     pub(super) fn attached(&mut self) {
         let mut replay = std::mem::take(&mut self.replay);
         replay.begin();
-        *self = Unit { replay, ..Unit::default() };
+        let mut uses = std::mem::take(&mut self.uses);
+        uses.clear();
+        *self = Unit { replay, uses, ..Unit::default() };
     }
 
     pub(super) fn sent(&mut self) {
@@ -131,6 +138,7 @@ impl Unit {
     pub(super) fn ended(&mut self) {
         self.outcome = Outcome::Nothing;
         self.pace = Pace::Pipelined;
+        self.uses.clear();
         self.replay.give_up();
     }
 }

@@ -10,7 +10,7 @@ use super::look::{self, Look, MAX_QUERY, malformed, query_text, unexpected};
 use super::message::{self, Parse, Status, bind_names, put, put_head, target};
 use super::unit::Pace;
 use crate::pg::protocol::frame::{HEADER_LEN, Header};
-use crate::proxy::prepared::Statement;
+use crate::proxy::prepared::{Statement, Statements};
 
 /// Sent in place of a text that would let commits slip past the quorum. The server refuses it (22023), so that
 /// a transaction block fails as it does after any other error.
@@ -162,8 +162,8 @@ impl Core {
         match header.tag {
             b'Q' => self.forward_query(header, lanes, server, texts),
             b'P' => self.forward_parse(header, lanes, server, texts),
-            b'B' => self.forward_bind(header, lanes, server),
-            b'D' | b'C' => self.forward_target(header, lanes, server),
+            b'B' => self.forward_bind(header, lanes, server, texts.statements),
+            b'D' | b'C' => self.forward_target(header, lanes, server, texts.statements),
             b'E' => self.forward_execute(header, lanes.up),
             b'H' => {
                 while let Some(tag) = self.ledger.pop_own() {
@@ -315,8 +315,11 @@ impl Core {
         if self.prepared.is_full() {
             return Step::Ask(Ask::Fatal(too_many_statements()));
         }
-        let statement = texts.statements.intern(parse.rest, &verdict);
         let name: Box<[u8]> = parse.name.into();
+        if self.prepared.named(&name).is_some() {
+            return self.parse_duplicate(name, header, lanes, server, texts);
+        }
+        let statement = texts.statements.intern(parse.rest, self.state.parse_context(), &verdict);
         self.keep(header, lanes.up);
         lanes.up.skip(header.total);
         self.prepared.insert(&name, statement.clone());
@@ -326,6 +329,26 @@ impl Core {
         } else {
             let undo = Undo::Client { name, server: Some(statement.id) };
             self.prepare(&statement, For::Client, undo, lanes.up, server);
+        }
+        Step::Next
+    }
+
+    /// Names are not given twice (`StorePreparedStatement` in prepare.c). The server says so when it is asked twice for
+    /// what it calls by a name of ours.
+    fn parse_duplicate(
+        &mut self,
+        name: Box<[u8]>,
+        header: Header,
+        lanes: &mut Lanes<'_>,
+        server: &mut ServerState,
+        texts: &Texts<'_>,
+    ) -> Step {
+        lanes.up.skip(header.total);
+        self.unit.sent_extended();
+        self.unit.replay.give_up();
+        if let Some(ServerName::Ours(statement)) = self.provide(&name, lanes.up, server, texts.statements) {
+            lanes.up.out().extend_from_slice(&statement.parse);
+            self.ledger.sent(Owed::Parse(For::Client, Undo::Duplicate(name)));
         }
         Step::Next
     }
@@ -358,7 +381,7 @@ impl Core {
         if self.prepared.is_full() {
             return Step::Ask(Ask::Fatal(too_many_statements()));
         }
-        let statement = texts.statements.intern(&rest, &verdict);
+        let statement = texts.statements.intern(&rest, self.state.parse_context(), &verdict);
         self.prepared.insert(&name, statement.clone());
         if server.statements.touch(&statement) {
             self.ledger.sent(Owed::Parse(For::Own, Undo::Client { name, server: None }));
@@ -388,7 +411,13 @@ impl Core {
 
     /// Makes sure that the server has what the client calls `name`; what the server calls it, when that is
     /// something else.
-    fn provide(&mut self, name: &[u8], up: &mut Lane, server: &mut ServerState) -> Option<ServerName> {
+    fn provide(
+        &mut self,
+        name: &[u8],
+        up: &mut Lane,
+        server: &mut ServerState,
+        statements: &Statements,
+    ) -> Option<ServerName> {
         if name.is_empty() {
             let Some(unnamed) = &self.prepared.unnamed else {
                 // The server's may be another client's.
@@ -402,7 +431,11 @@ impl Core {
             return (server.statements.unnamed != unnamed.id).then_some(ServerName::Missing);
         }
         match self.prepared.named(name).cloned() {
+            Some(statement) if !statement.is_outdated() && server.statements.touch(&statement) => {
+                Some(ServerName::Ours(statement))
+            }
             Some(statement) => {
+                let statement = self.suiting(name, statement, statements);
                 if !server.statements.touch(&statement) {
                     self.prepare(&statement, For::Nobody, Undo::Server(statement.id), up, server);
                 }
@@ -411,6 +444,17 @@ impl Core {
             // Ours are not to be had by guessing their names.
             None => name.starts_with(b"bw_").then_some(ServerName::Missing),
         }
+    }
+
+    /// What the client calls `name`, as it can be prepared under the settings of now for whoever has them.
+    fn suiting(&mut self, name: &[u8], known: Arc<Statement>, statements: &Statements) -> Arc<Statement> {
+        let context = self.state.parse_context();
+        if known.suits(context) {
+            return known;
+        }
+        let suiting = statements.intern(known.rest(), context, &known.verdict);
+        self.prepared.insert(name, suiting.clone());
+        suiting
     }
 
     /// For a Bind or Describe of the statement `name`: sends what it needs first, and is owed its answer. What
@@ -422,9 +466,13 @@ impl Core {
         owed: Owed,
         up: &mut Lane,
         server: &mut ServerState,
+        statements: &Statements,
     ) -> Option<ServerName> {
         self.keep(header, up);
-        let ours = self.provide(name, up, server);
+        let ours = self.provide(name, up, server, statements);
+        if let Some(ServerName::Ours(statement)) = &ours {
+            self.unit.uses.push(statement.clone());
+        }
         self.unit.sent_extended();
         self.ledger.sent(owed);
         if ours.is_none() {
@@ -433,7 +481,13 @@ impl Core {
         ours
     }
 
-    fn forward_bind(&mut self, header: Header, lanes: &mut Lanes<'_>, server: &mut ServerState) -> Step {
+    fn forward_bind(
+        &mut self,
+        header: Header,
+        lanes: &mut Lanes<'_>,
+        server: &mut ServerState,
+        statements: &Statements,
+    ) -> Step {
         let unread = lanes.up.unread();
         let message = &unread[..unread.len().min(header.total)];
         let Some((portal, name)) = bind_names(message) else {
@@ -451,7 +505,7 @@ impl Core {
             self.note(verdict);
         }
         self.portals.bound(&portal, verdict.as_ref());
-        let Some(ours) = self.name_at_server(&name, header, Owed::Bind, lanes.up, server) else {
+        let Some(ours) = self.name_at_server(&name, header, Owed::Bind, lanes.up, server, statements) else {
             return Step::Next;
         };
         let ours = ours.as_bytes();
@@ -467,7 +521,13 @@ impl Core {
     }
 
     /// Describe and Close.
-    fn forward_target(&mut self, header: Header, lanes: &mut Lanes<'_>, server: &mut ServerState) -> Step {
+    fn forward_target(
+        &mut self,
+        header: Header,
+        lanes: &mut Lanes<'_>,
+        server: &mut ServerState,
+        statements: &Statements,
+    ) -> Step {
         if header.total > look::MAX_LOOK {
             return Step::Ask(Ask::Fatal(malformed(header.tag)));
         }
@@ -476,7 +536,9 @@ impl Core {
         let name: Box<[u8]> = name.into();
         match (header.tag, kind) {
             (b'D', b'S') => {
-                let Some(ours) = self.name_at_server(&name, header, Owed::Describe, lanes.up, server) else {
+                let Some(ours) =
+                    self.name_at_server(&name, header, Owed::Describe, lanes.up, server, statements)
+                else {
                     return Step::Next;
                 };
                 lanes.up.skip(header.total);
