@@ -263,6 +263,36 @@ async fn settings_go_with_their_client_from_server_to_server() {
     assert!(!metrics.contains("bellwether_pins_total{"), "{metrics}");
 }
 
+/// More open blocks than server connections: they wait for nobody as long as they have done nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_block_that_has_done_nothing_has_no_server() {
+    let mut cluster = Cluster::start(Options::default());
+    cluster.reconfigure(|config| {
+        config["pool"] = serde_yaml::from_str("{mode: transaction, size: 1}").expect("the test's own YAML");
+    });
+    cluster.psql("CREATE TABLE t (a int)").expect("table");
+    let mut clients = Vec::new();
+    for _ in 0..5 {
+        let (client, _) = client(&cluster).await;
+        client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ").await.expect("begin");
+        clients.push(client);
+    }
+    for client in &clients {
+        assert_eq!(text(client, "SHOW transaction_isolation").await, Ok("repeatable read".to_owned()));
+        client.batch_execute("INSERT INTO t VALUES (1)").await.expect("insert");
+        let failed = client.batch_execute("SELECT 1/0").await.map_err(|error| sqlstate(&error));
+        assert_eq!(failed, Err("22012".to_owned()));
+        let aborted = client.batch_execute("SELECT 1").await.map_err(|error| sqlstate(&error));
+        assert_eq!(aborted, Err("25P02".to_owned()));
+        client.batch_execute("ROLLBACK").await.expect("roll back");
+        client.batch_execute("BEGIN").await.expect("begin");
+        client.batch_execute("INSERT INTO t VALUES (2)").await.expect("insert");
+        client.batch_execute("COMMIT").await.expect("commit");
+        client.batch_execute("BEGIN").await.expect("begin");
+    }
+    assert_eq!(text(&clients[0], "SELECT count(*) || ' ' || sum(a) FROM t").await, Ok("5 10".to_owned()));
+}
+
 #[test]
 fn pgbench_in_every_protocol() {
     let mut cluster = Cluster::start(Options::default());

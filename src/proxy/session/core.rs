@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::deferred::Deferred;
 use super::knobs::Knobs;
 use super::lane::Lane;
 use super::ledger::{Follow, Ledger, Owed, Undo};
@@ -134,6 +135,8 @@ pub(crate) struct Core {
     pub(super) unit: Unit,
     /// The server at hand takes every statement (it is the primary, or asked for by name).
     pub(super) takes_all: bool,
+    /// Then the status is that of a block, and there is no server.
+    pub(super) deferred: Option<Deferred>,
     pub(super) state: SessionState,
     /// What its portals run, where that changes the session.
     pub(super) portals: Portals,
@@ -178,6 +181,7 @@ impl Core {
             status: Status::Idle,
             unit: Unit::default(),
             takes_all: false,
+            deferred: None,
             state: SessionState::default(),
             portals: Portals::default(),
             told: Told::default(),
@@ -251,6 +255,10 @@ impl Core {
         self.takes_all = takes == Takes::Everything;
         self.unit.attached();
         self.bring_settings(server, up);
+        if self.deferred.is_some() {
+            server.statements.unnamed = 0;
+            self.begin_deferred(up);
+        }
     }
 
     /// Makes the server's settings the client's, in front of what the client says next and without waiting.
@@ -267,11 +275,10 @@ impl Core {
         server.settings = wanted.clone();
         let Some(change) = change else { return };
         // On a standby SERIALIZABLE, if that is the default, would fail.
-        for text in ["BEGIN ISOLATION LEVEL READ COMMITTED", &change, "COMMIT"] {
-            message::put_statement(up.out(), text);
-        }
+        let statements = ["BEGIN ISOLATION LEVEL READ COMMITTED", &change, "COMMIT"];
+        statements.iter().for_each(|text| message::put_statement(up.out(), text));
         server.statements.unnamed = 0;
-        self.ledger.sent(Owed::Settings);
+        self.ledger.sent(Owed::Ahead { statements: statements.len() });
     }
 
     /// For the DISCARD ALL behind a session: hears one answer.
@@ -386,8 +393,8 @@ impl Core {
     /// ReadyForQuery came for the client.
     pub(super) fn unit_ended(&mut self, status: Status, server: &mut ServerState) {
         let was = std::mem::replace(&mut self.status, status);
-        self.answered.0 = self.answered.0.wrapping_add(1);
-        self.answered.1 = self.answered.1.wrapping_add(u32::from(status == Status::Idle));
+        self.count_answer(status);
+        self.unit.begun = None;
         self.unit.progress = Progress::Settled;
         let alone = self.ledger.units() == 0 && !self.unit.open;
         let failure = self.unit.failure.take();
@@ -407,6 +414,12 @@ impl Core {
                 self.state.settled();
             }
         }
+    }
+
+    /// A ReadyForQuery goes to the client.
+    pub(super) fn count_answer(&mut self, status: Status) {
+        self.answered.0 = self.answered.0.wrapping_add(1);
+        self.answered.1 = self.answered.1.wrapping_add(u32::from(status == Status::Idle));
     }
 
     /// What cannot be run in this mode.
@@ -437,7 +450,7 @@ impl Core {
     pub(super) fn runs_again(&self, loss: Loss) -> bool {
         self.unit.replay.fits(loss)
             && !self.has_answered()
-            && self.status == Status::Idle
+            && (self.status == Status::Idle || self.unit.begun.is_some())
             && self.state.pins().is_empty()
     }
 
@@ -465,8 +478,11 @@ impl Core {
                 self.cut = Some(Cut::Untold(error));
                 AfterLoss::GoOn
             }
-            () if retry && status == Status::Idle => {
+            () if retry && (status == Status::Idle || self.unit.begun.is_some()) => {
                 up.put_back(self.unit.replay.messages());
+                // A block that began with it begins anew.
+                self.deferred = self.unit.begun.take();
+                self.status = status;
                 AfterLoss::Retry
             }
             () => {
@@ -486,12 +502,14 @@ impl Core {
         down: &mut Lane,
     ) -> AfterLoss {
         let (units, keeps) = (self.ledger.units(), self.pinned().is_some() || self.keeps_server());
+        let status = self.status;
         self.forget_server(up, down);
-        if keeps || role == Role::Primary {
+        let is_cancelled = error.code == SqlState::QUERY_CANCELED;
+        if keeps || (role == Role::Primary && !is_cancelled) {
             return AfterLoss::Fatal(ErrorFields { severity: Severity::Fatal, ..error });
         }
         let open = std::mem::take(&mut self.unit.open);
-        self.tell_loss(&error, Status::Idle, units, open, down);
+        self.tell_loss(&error, status, units, open, down);
         AfterLoss::GoOn
     }
 

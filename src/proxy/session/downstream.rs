@@ -40,12 +40,12 @@ impl Core {
                 Ok(Some(header)) => header,
             };
             // Rows and COPY data, the bulk of all bytes, concern nobody but the client.
-            if matches!(header.tag, b'D' | b'd') && !self.ledger.awaits_settings() {
+            if matches!(header.tag, b'D' | b'd') && !self.ledger.awaits_own() {
                 self.down_pass = header.total;
                 self.unit.answering();
                 continue;
             }
-            let deal = if self.ledger.awaits_settings() {
+            let deal = if self.ledger.awaits_own() {
                 self.swallow(header, down.unread())
             } else {
                 self.hear(header, down.unread(), server)
@@ -83,7 +83,7 @@ impl Core {
         self.down_pass == 0 && self.down_skip == 0
     }
 
-    /// The answers to our own change of settings.
+    /// The answers to statements of our own.
     fn swallow(&mut self, header: Header, bytes: &[u8]) -> Deal {
         match header.tag {
             b'C' | b'E' if header.total > MAX_ERROR => {
@@ -91,9 +91,7 @@ impl Core {
             }
             b'C' | b'E' if bytes.len() < header.total => Deal::Whole,
             b'C' => {
-                if bytes[..header.total].ends_with(b"COMMIT\0") {
-                    self.ledger.pop();
-                }
+                self.ledger.own_completed();
                 Deal::Swallow
             }
             b'E' => {

@@ -22,8 +22,10 @@ pub(crate) enum For {
 pub(crate) enum Owed {
     /// Ends with ReadyForQuery.
     Query(Follow),
-    /// Our own change of settings in front of a client's unit; ends with the completion of its COMMIT.
-    Settings,
+    /// Statements of our own in front of a client's unit: so many are still to be completed.
+    Ahead {
+        statements: usize,
+    },
     /// FunctionCall; ends with ReadyForQuery.
     Function,
     Sync,
@@ -118,9 +120,18 @@ impl Ledger {
         self.units > 0 && !self.copy_in
     }
 
-    /// Whether the next answers are to our own change of settings.
-    pub(crate) fn awaits_settings(&self) -> bool {
-        self.head() == Some(&Owed::Settings)
+    /// Whether the next answers are to statements of our own.
+    pub(crate) fn awaits_own(&self) -> bool {
+        matches!(self.head(), Some(Owed::Ahead { .. }))
+    }
+
+    /// One of them is completed.
+    pub(crate) fn own_completed(&mut self) {
+        match self.owed.front_mut() {
+            Some(Owed::Ahead { statements }) if *statements > 1 => *statements -= 1,
+            Some(Owed::Ahead { .. }) => drop(self.owed.pop_front()),
+            _ => {}
+        }
     }
 
     /// CommandComplete: what the statement has done, where that is followed.

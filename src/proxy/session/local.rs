@@ -26,7 +26,16 @@ impl Core {
     /// No server for the unit in front: it fails with `error`, the connection goes on.
     pub(crate) fn refuse(&mut self, error: &ErrorFields, up: &mut Lane, down: &mut Lane) {
         let simple = matches!(Header::peek(up.unread()), Ok(Some(Header { tag: b'Q' | b'F', .. })));
-        self.fail_unit(error, Status::Idle, simple, &mut Lanes { up, down });
+        let status = match self.deferred.take() {
+            // The block has failed before it began.
+            Some(_) => {
+                self.cut = Some(Cut::Told);
+                Status::Failed
+            }
+            None => Status::Idle,
+        };
+        self.status = Status::Idle;
+        self.fail_unit(error, status, simple, &mut Lanes { up, down });
     }
 
     fn fail_unit(&mut self, error: &ErrorFields, status: Status, simple: bool, lanes: &mut Lanes<'_>) {

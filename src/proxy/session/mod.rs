@@ -6,6 +6,7 @@
 
 mod attach;
 pub(crate) mod core;
+mod deferred;
 mod downstream;
 mod knobs;
 pub(crate) mod lane;

@@ -245,7 +245,7 @@ fn a_simple_query_takes_a_server_and_gives_it_back() {
 #[test]
 fn a_block_keeps_its_server() {
     let mut scene = Scene::new();
-    scene.client(&query("begin")).server(&answer("C:BEGIN ZT"));
+    scene.client(&query("/**/begin")).server(&answer("C:BEGIN ZT"));
     scene.client(&query("select 1")).server(&answer("T D C:SELECT_1 ZT"));
     scene.client(&query("commit")).server(&answer("C:COMMIT ZI"));
     check(&scene, "need(write) >Q <CZ(T) >Q <TDCZ(T) >Q <CZ(I) release");
@@ -286,6 +286,62 @@ fn a_named_statement_is_prepared_where_it_is_missing() {
 }
 
 #[test]
+fn a_block_takes_no_server_until_it_needs_one() {
+    for (script, expected) in [
+        (&["begin", "commit", "START TRANSACTION", "abort"][..], "<CZ(T) <CZ(I) <CZ(T) <CZ(I)"),
+        (&["begin", "set bellwether.route = 'auto'", "end"], "<CZ(T) <CZ(T) <CZ(I)"),
+        (&["begin", "select 1"], "<CZ(T) need(write) >PBEQ"),
+        (&["begin isolation level repeatable read", "select 1"], "<CZ(T) need(write) >PBEQ"),
+        (&["begin read only", "select 1"], "<CZ(T) need(read) >PBEQ"),
+        (&["begin read only", "set local work_mem = 1"], "<CZ(T) need(read) >PBEQ"),
+        (&["begin read only", "listen x"], "<CZ(T) need(write) >PBEQ"),
+        // The server warns of the second.
+        (&["begin", "begin"], "<CZ(T) need(write) >PBEQ"),
+        (&["begin", "commit and chain"], "<CZ(T) need(write) >PBEQ"),
+        (&["begin; select 1"], "need(write) >Q"),
+        (&["begin", "selekt"], "<CZ(T) need(write) >PBEQ"),
+    ] {
+        let mut scene = Scene::new();
+        for sql in script {
+            scene.client(&query(sql));
+        }
+        assert_eq!(scene.log.trim_start(), expected, "{script:?}");
+    }
+    let mut scene = Scene::new();
+    scene.client(&query("begin")).client(&extended("P:s:select 1|B:s|E|S"));
+    scene.server(&answer("1 2 C:BEGIN 1 2 D C:SELECT_1 ZT"));
+    scene.client(&query("commit")).server(&answer("C:COMMIT ZI"));
+    check(&scene, "<CZ(T) need(write) >PBEP(bw_1)B(bw_1)ES <12DCZ(T) >Q <CZ(I) release");
+}
+
+#[test]
+fn a_block_that_gets_no_server_has_failed() {
+    let mut scene = Scene::new();
+    scene.client(&query("begin"));
+    scene.up.input.push(&query("select 1"));
+    let mut texts = Texts { classifier: &mut scene.classifier, statements: &scene.statements };
+    assert!(matches!(scene.core.client(&mut scene.up, &mut scene.down, None, &mut texts), Ask::Server(_)));
+    let error = ErrorFields::error(SqlState::TOO_MANY_CONNECTIONS, "m");
+    scene.core.refuse(&error, &mut scene.up, &mut scene.down);
+    scene.client(&query("select 2")).client(&query("rollback")).client(&query("select 3"));
+    check(&scene, "<CZ(T) <E(53300)Z(E)E(25P02)Z(E) <CZ(I) need(read) >Q");
+}
+
+#[test]
+fn a_block_that_loses_its_server_at_its_first_read_begins_anew() {
+    let mut scene = Scene::new();
+    scene.client(&query("begin")).client(&query("select 1")).lose(Loss::Connection);
+    scene.server(&answer("1 2 C:BEGIN T D C:SELECT_1 ZT")).lose(Loss::Failover);
+    scene.client(&query("select 2"));
+    check(&scene, "<CZ(T) need(write) >PBEQ retry need(write) >PBEQ <TDCZ(T) <E(40001)Z(E)");
+    // Whatever ended it, nothing of the block was run.
+    let mut scene = Scene::new();
+    scene.client(&query("begin")).client(&query("select 1")).server(&answer("1 E:57014"));
+    scene.client(&query("rollback"));
+    check(&scene, "<CZ(T) need(write) >PBEQ refused(57014) <E(57014)Z(E) <CZ(I)");
+}
+
+#[test]
 fn a_name_is_not_given_twice() {
     let mut scene = Scene::new();
     scene.client(&extended("P:s1:select 1|S")).server(&answer("1 ZI"));
@@ -313,7 +369,7 @@ fn a_statement_is_shared_by_those_who_mean_the_same_by_it() {
     scene.server = ServerState { settings: scene.core.settings().clone(), ..ServerState::default() };
     scene.client(&extended("B:a|E|S")).server(&answer("1 2 C:SELECT_1 ZI"));
     // Nobody else's, as long as nobody knows what the settings are.
-    scene.client(&query("begin")).server(&answer("C:BEGIN ZT"));
+    scene.client(&query("/**/begin")).server(&answer("C:BEGIN ZT"));
     scene.client(&query("set local timezone = 'CET'")).server(&answer("C:SET ZT"));
     scene.client(&extended("P:c:select '1'::timestamptz|S")).server(&answer("1 ZT"));
     scene.client(&query("commit")).server(&answer("C:COMMIT ZI"));
@@ -478,11 +534,11 @@ fn settings_are_followed_through_transactions_and_savepoints() {
         (&[("set a.b = 1; commit; set a.b = 2; select 1/0", "C:SET N C:COMMIT C:SET E:22012 ZI")], "(a.b,1)"),
         (&[("set a.b = 1", "C:SET ZI"), ("reset all", "C:RESET ZI")], ""),
         (&[("set a.b = 1", "C:SET ZI"), ("discard all", "C:DISCARD_ALL ZI")], ""),
-        (&[("begin", "C:BEGIN ZT"), ("set a.b = 1", "C:SET ZT"), ("commit", "C:COMMIT ZI")], "(a.b,1)"),
-        (&[("begin", "C:BEGIN ZT"), ("set a.b = 1", "C:SET ZT"), ("rollback", "C:ROLLBACK ZI")], ""),
+        (&[("/**/begin", "C:BEGIN ZT"), ("set a.b = 1", "C:SET ZT"), ("commit", "C:COMMIT ZI")], "(a.b,1)"),
+        (&[("/**/begin", "C:BEGIN ZT"), ("set a.b = 1", "C:SET ZT"), ("rollback", "C:ROLLBACK ZI")], ""),
         (
             &[
-                ("begin", "C:BEGIN ZT"),
+                ("/**/begin", "C:BEGIN ZT"),
                 ("set a.b = 1", "C:SET ZT"),
                 ("select 1/0", "E:22012 ZE"),
                 ("commit", "C:ROLLBACK ZI"),
@@ -490,7 +546,7 @@ fn settings_are_followed_through_transactions_and_savepoints() {
             "",
         ),
         // A deferred constraint.
-        (&[("begin", "C:BEGIN ZT"), ("set a.b = 1", "C:SET ZT"), ("commit", "E:23505 ZI")], ""),
+        (&[("/**/begin", "C:BEGIN ZT"), ("set a.b = 1", "C:SET ZT"), ("commit", "E:23505 ZI")], ""),
         (
             &[
                 ("begin; set a.b = 1; commit and chain", "C:BEGIN C:SET C:COMMIT ZT"),
@@ -587,7 +643,8 @@ fn a_driver_that_resets_its_connection_keeps_no_server() {
 
 #[test]
 fn pins_of_a_transaction_that_was_rolled_back_are_none() {
-    let block = [("begin", "C:BEGIN ZT"), ("listen x; create temp table t ()", "C:LISTEN C:CREATE_TABLE ZT")];
+    let block =
+        [("/**/begin", "C:BEGIN ZT"), ("listen x; create temp table t ()", "C:LISTEN C:CREATE_TABLE ZT")];
     for (end, reply, expected) in [
         ("commit", "C:COMMIT ZI", Some("listen")),
         ("rollback", "C:ROLLBACK ZI", None),
@@ -630,7 +687,7 @@ fn what_a_function_sets_is_seen_where_the_server_reports_it() {
     // SET LOCAL is over when the transaction is.
     let mut scene = Scene::new();
     scene.server.parameters = Arc::new([("TimeZone".to_owned(), "UTC".to_owned())]);
-    scene.client(&query("begin")).server(&answer("C:BEGIN ZT"));
+    scene.client(&query("/**/begin")).server(&answer("C:BEGIN ZT"));
     scene
         .client(&query("set local timezone = 'Asia/Tokyo'"))
         .server(&answer("C:SET S:TimeZone=Asia/Tokyo ZT"));
@@ -762,7 +819,7 @@ fn a_commit_that_stopped_waiting_for_the_quorum_is_no_success() {
 #[test]
 fn a_whole_answer_stays_when_a_farewell_comes_with_it() {
     let mut scene = Scene::new();
-    scene.client(&query("begin")).server(&answer("C:BEGIN ZT"));
+    scene.client(&query("/**/begin")).server(&answer("C:BEGIN ZT"));
     scene.client(&query("insert into t values (1)"));
     scene.log.clear();
     scene.down.input.push(&answer("C:INSERT_0_1 ZT F:57P01"));
@@ -811,12 +868,12 @@ fn a_server_that_dies_is_told_truthfully() {
         ("", "select 1", Loss::Connection, "retry need(read) >Q"),
         ("", "insert into t values (1)", Loss::Connection, "<E(08007)Z(I)"),
         ("", "insert into t values (1)", Loss::Failover, "<E(08007)Z(I)"),
-        ("begin", "insert into t values (1)", Loss::Failover, "<E(40001)Z(E)"),
-        ("begin", "insert into t values (1)", Loss::Connection, "<E(08006)Z(E)"),
-        ("begin;insert into t values (1)", "commit", Loss::Failover, "<E(08007)Z(I)"),
-        ("begin", "commit", Loss::Failover, "<E(40001)Z(E)"),
+        ("/**/begin", "insert into t values (1)", Loss::Failover, "<E(40001)Z(E)"),
+        ("/**/begin", "insert into t values (1)", Loss::Connection, "<E(08006)Z(E)"),
+        ("/**/begin;insert into t values (1)", "commit", Loss::Failover, "<E(08007)Z(I)"),
+        ("/**/begin", "commit", Loss::Failover, "<E(40001)Z(E)"),
         // What follows the block's end commits by itself.
-        ("begin", "rollback; insert into t values (1)", Loss::Failover, "<E(08007)Z(I)"),
+        ("/**/begin", "rollback; insert into t values (1)", Loss::Failover, "<E(08007)Z(I)"),
         ("listen x", "select 1", Loss::Failover, "fatal(57P01)"),
     ] {
         let mut scene = Scene::new();
@@ -834,7 +891,7 @@ fn a_server_that_dies_is_told_truthfully() {
 #[test]
 fn a_block_that_lost_its_server_fails_until_it_is_ended() {
     let mut scene = Scene::new();
-    scene.client(&query("begin")).server(&answer("C:BEGIN ZT"));
+    scene.client(&query("/**/begin")).server(&answer("C:BEGIN ZT"));
     scene.log.clear();
     scene.lose(Loss::Failover);
     for sql in ["select 1", "select 2", "rollback", "select 3"] {
@@ -842,13 +899,13 @@ fn a_block_that_lost_its_server_fails_until_it_is_ended() {
     }
     check(&scene, "<E(40001)Z(E) <E(25P02)Z(E) <CZ(I) need(read) >Q");
     let mut scene = Scene::new();
-    scene.client(&query("begin")).server(&answer("C:BEGIN ZT"));
+    scene.client(&query("/**/begin")).server(&answer("C:BEGIN ZT"));
     scene.log.clear();
     scene.lose(Loss::Failover).client(&extended("P::select 1|B|E|S")).client(&extended("P::rollback|B|E|S"));
     check(&scene, "<E(40001)Z(E) <12CZ(I)");
     // A COMMIT as the next statement must not look like a success.
     let mut scene = Scene::new();
-    scene.client(&query("begin")).server(&answer("C:BEGIN ZT"));
+    scene.client(&query("/**/begin")).server(&answer("C:BEGIN ZT"));
     scene.log.clear();
     scene.lose(Loss::Failover).client(&query("commit")).client(&query("select 1"));
     check(&scene, "<E(40001)Z(I) need(read) >Q");
@@ -857,7 +914,7 @@ fn a_block_that_lost_its_server_fails_until_it_is_ended() {
 #[test]
 fn a_servers_farewell_is_not_the_sessions() {
     let mut scene = Scene::new();
-    scene.client(&query("begin")).server(&answer("C:BEGIN ZT"));
+    scene.client(&query("/**/begin")).server(&answer("C:BEGIN ZT"));
     scene.client(&query("select 1")).server(&answer("F:57P01"));
     check(&scene, "need(write) >Q <CZ(T) >Q lost(57P01) <E(08006)Z(E)");
 }
@@ -878,7 +935,7 @@ fn every_lost_unit_of_a_pipeline_is_answered() {
 fn what_is_pipelined_behind_the_end_of_a_block_commits_by_itself() {
     for end in ["commit", "rollback"] {
         let mut scene = Scene::new();
-        scene.client(&query("begin")).server(&answer("C:BEGIN ZT"));
+        scene.client(&query("/**/begin")).server(&answer("C:BEGIN ZT"));
         let mut bytes = query(end);
         bytes.extend(query("insert into t values (1)"));
         scene.client(&bytes);
@@ -949,7 +1006,7 @@ fn statement_mode_takes_no_blocks() {
 fn what_a_server_said_farewell_to_instead_of_beginning_with_it_runs_again() {
     for (client, server, expected) in [
         ("Q:insert into t values (1)", "F:57P01", "lost(57P01) retry need(write) >Q"),
-        ("Q:begin", "F:57P01", "lost(57P01) retry need(write) >Q"),
+        ("Q:/**/begin", "F:57P01", "lost(57P01) retry need(write) >Q"),
         ("X:P::insert into t values (1)|B|E|S", "F:57P01", "lost(57P01) retry need(write) >PBES"),
         // Not as a whole undone, or with effects elsewhere.
         ("Q:insert into t values (1); insert into t values (2)", "F:57P01", "lost(57P01) <E(08007)Z(I)"),

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use super::core::Loss;
+use super::deferred::Deferred;
 use super::message::Status;
 use crate::proxy::prepared::Statement;
 use crate::proxy::route::{Access, MayWrite, TransactionEffect, Verdict, WriteReason};
@@ -20,6 +21,8 @@ pub(super) struct Unit {
     /// The same of the unit before.
     pub(super) failed_last: Option<Failure>,
     pub(super) replay: Replay,
+    /// The block that began in front of it.
+    pub(super) begun: Option<Deferred>,
     /// The named statements that it binds or describes.
     pub(super) uses: Vec<Arc<Statement>>,
 }

@@ -109,7 +109,7 @@ impl Core {
             }
             b'S' => {
                 self.up_skip = header.total;
-                let status = if self.cut.is_some() { Status::Failed } else { Status::Idle };
+                let status = if self.cut.is_some() { Status::Failed } else { self.status };
                 message::put_ready(lanes.down.out(), status);
                 return Step::Next;
             }
@@ -129,7 +129,12 @@ impl Core {
                 self.refuse(&no_blocks(), lanes.up, lanes.down);
                 Step::Next
             }
-            Look::Serve(demand, _) => Step::Ask(Ask::Server(demand)),
+            Look::Serve(demand, Some(total))
+                if header.tag == b'Q' && self.answer_block(&demand.verdict, total, lanes) =>
+            {
+                Step::Next
+            }
+            Look::Serve(demand, _) => Step::Ask(Ask::Server(self.demand_of_block(demand))),
         }
     }
 
