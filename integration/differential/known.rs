@@ -120,13 +120,6 @@ pub(super) const KNOWN: &[Known] = &[
         because: "nextval does not keep the server, or every INSERT into a table with a serial column would: currval and lastval belong into the same transaction.",
     },
     Known {
-        script: "parse of a name that is taken",
-        modes: BOTH,
-        direct: "ErrorResponse S=ERROR V=ERROR C=42P05",
-        endpoint: "ParseComplete",
-        because: "BUG: a second Parse of a name replaces the statement.",
-    },
-    Known {
         script: "a new statement with the text of one whose result type has changed",
         modes: BOTH,
         direct: "RowDescription a(new-0.1 23 4 -1 0)",
@@ -177,7 +170,7 @@ pub(super) const KNOWN: &[Known] = &[
     },
     Known {
         script: "resetting what the startup packet set",
-        modes: BOTH,
+        modes: TRANSACTION,
         direct: "ParameterStatus application_name script",
         endpoint: "ReadyForQuery",
         because: REPORT,
@@ -195,13 +188,6 @@ pub(super) const KNOWN: &[Known] = &[
         direct: "ParameterStatus default_transaction_read_only",
         endpoint: "ReadyForQuery",
         because: REPORT,
-    },
-    Known {
-        script: "a text whose meaning depends on the search path",
-        modes: BOTH,
-        direct: "BindComplete",
-        endpoint: "ErrorResponse S=ERROR V=ERROR C=0A000",
-        because: OLD_TEXT,
     },
     Known {
         script: "a bind that stops short",

@@ -16,7 +16,7 @@ enum Deal {
     Pass,
     Swallow,
     /// The client hears this in its place.
-    Replace(ErrorFields),
+    Replace(Vec<u8>),
     /// Wait until all of it is there.
     Whole,
     Stop(Heard),
@@ -60,9 +60,9 @@ impl Core {
                     }
                 }
                 Deal::Swallow => self.down_skip = header.total,
-                Deal::Replace(error) => {
+                Deal::Replace(message) => {
                     down.skip(header.total);
-                    message::put_error(down.out(), &error);
+                    down.out().extend_from_slice(&message);
                     self.unit.answering();
                 }
                 Deal::Whole => return Heard::Nothing,
@@ -118,8 +118,15 @@ impl Core {
         let Some(whole) = bytes.get(..header.total) else { return Deal::Whole };
         let Some((name, value)) = message::parameter(whole) else { return Deal::Pass };
         self.state.reported(name, value);
-        let is_seen = !self.state.differs_until_idle(name, server);
-        if is_seen && self.told.tell(name, value) { Deal::Pass } else { Deal::Swallow }
+        if let Some(wanted) = self.state.wanted_instead(name, server) {
+            if !self.told.tell(name, &wanted) {
+                return Deal::Swallow;
+            }
+            let mut instead = vec![];
+            message::put_parameter(&mut instead, name, &wanted);
+            return Deal::Replace(instead);
+        }
+        if self.told.tell(name, value) { Deal::Pass } else { Deal::Swallow }
     }
 
     fn hear(&mut self, header: Header, bytes: &[u8], server: &mut ServerState) -> Deal {
@@ -210,13 +217,13 @@ impl Core {
     }
 
     /// An error that may be about a prepared statement of ours; what the client hears in its place.
-    fn hear_of_statements(&mut self, whole: &[u8], server: &mut ServerState) -> Option<ErrorFields> {
+    fn hear_of_statements(&mut self, whole: &[u8], server: &mut ServerState) -> Option<Vec<u8>> {
         let error = message::read_error(whole)?;
         match (error.code, self.ledger.head()) {
             (SqlState::DUPLICATE_PREPARED_STATEMENT, Some(Owed::Parse(_, Undo::Duplicate(name)))) => {
                 let message =
                     format!("prepared statement \"{}\" already exists", String::from_utf8_lossy(name));
-                return Some(ErrorFields { message, ..error });
+                return message::with_text(whole, &message);
             }
             // "cached plan must not change result type": for everybody who has it prepared there.
             (SqlState::FEATURE_NOT_SUPPORTED, _)

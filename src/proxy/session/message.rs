@@ -154,6 +154,22 @@ pub(crate) fn routine(message: &[u8]) -> Option<&[u8]> {
     None
 }
 
+/// A whole ErrorResponse with another text, and everything else as it was.
+pub(crate) fn with_text(message: &[u8], text: &str) -> Option<Vec<u8>> {
+    let mut fields = vec![];
+    let mut rest = message.get(HEADER_LEN..)?;
+    while let Some((kind, tail)) = rest.split_first().filter(|(kind, _)| **kind != 0) {
+        let (value, next) = cstr(tail)?;
+        fields.push(*kind);
+        fields.extend_from_slice(if *kind == b'M' { text.as_bytes() } else { value });
+        fields.push(0);
+        rest = next;
+    }
+    let mut out = vec![];
+    put(&mut out, b'E', &[&fields, b"\0"]);
+    Some(out)
+}
+
 /// Severity, SQLSTATE and text of a whole ErrorResponse.
 pub(crate) fn read_error(message: &[u8]) -> Option<ErrorFields> {
     use crate::pg::error::{Severity, SqlState};

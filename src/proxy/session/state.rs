@@ -165,19 +165,17 @@ impl SessionState {
         }
     }
 
-    /// The server has reset what the client's startup packet set, and will be told when no transaction is open: to
-    /// the client it never changed.
-    pub(super) fn differs_until_idle(&self, reported: &str, server: &ServerState) -> bool {
+    /// What the client has where the server has reset what the client's startup packet set: the server is told when no
+    /// transaction is open.
+    pub(super) fn wanted_instead(&self, reported: &str, server: &ServerState) -> Option<String> {
         let name = reported.to_ascii_lowercase();
-        if self.defaults.value(&name).is_none() {
-            return false;
-        }
+        self.defaults.value(&name)?;
         let (mut wanted, mut present) = (Settings::clone(&self.settings), Settings::clone(&server.settings));
         for effect in &self.pending {
             wanted.apply(effect, &self.defaults);
             present.apply(effect, &Settings::default());
         }
-        wanted.value(&name).is_some() && present.value(&name).is_none()
+        wanted.value(&name).filter(|_| present.value(&name).is_none()).map(str::to_owned)
     }
 
     pub(super) fn transaction_ended(&mut self, end: End, server: &mut ServerState) {

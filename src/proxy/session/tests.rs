@@ -667,10 +667,11 @@ fn a_reset_goes_back_to_what_the_startup_packet_asked_for() {
     let set = format!("{settings} C:SET S:application_name=x ZI");
     scene.client(&query("set application_name = x")).server(&answer(&set));
     assert_eq!(followed(&scene).0, "(application_name,x)");
-    // The server's own default is not the client's: it hears nothing of it.
+    // The server's own default is not the client's: it hears of its own.
     scene.client(&query("reset all")).server(&answer("C:RESET S:application_name= ZI"));
     assert_eq!(followed(&scene).0, "(application_name,app)");
-    check(&scene, "need(write) >PBEPBEPBEQ <CSZ(I) release need(write) >Q <CZ(I) release");
+    assert!(!scene.core.told.tell("application_name", "app"));
+    check(&scene, "need(write) >PBEPBEPBEQ <CSZ(I) release need(write) >Q <CSZ(I) release");
     scene.log.clear();
     // A server that is kept gets it back as one that is taken does.
     scene.client(&query("listen x; reset all")).server(&answer(&format!("{settings} C:LISTEN C:RESET ZI")));
