@@ -104,6 +104,12 @@ impl Client {
             }
         }
         self.trace.push("-- end".to_owned());
+        // An error comes at once or with the Sync, as it likes.
+        if let (false, Ok(sync)) = (self.owed.is_empty(), Line::read("sync"))
+            && self.batch(0, &[sync], Delivery::Whole, between).await.is_err()
+        {
+            return self.trace;
+        }
         if let Ok(goodbye) = Line::read("terminate") {
             let _ = self.batch(0, &[goodbye], Delivery::Whole, between).await;
         }

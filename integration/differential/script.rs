@@ -56,13 +56,43 @@ impl fmt::Display for Script {
         writeln!(f, "== {}", self.name)?;
         for batch in &self.batches {
             batch.iter().try_for_each(|line| writeln!(f, "{line}"))?;
-            writeln!(f)?;
+            if !batch.is_empty() {
+                writeln!(f)?;
+            }
         }
         Ok(())
     }
 }
 
+/// A whole batch, or a line of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    Batch(usize),
+    Line(usize, usize),
+}
+
 impl Script {
+    /// Where something could be left out: to be taken from behind, batches first.
+    pub(super) fn places(&self) -> Vec<Place> {
+        let lines =
+            |(batch, lines): (usize, &Vec<Line>)| (0..lines.len()).map(move |line| Place::Line(batch, line));
+        let batches = (0..self.batches.len()).map(Place::Batch);
+        self.batches.iter().enumerate().flat_map(lines).chain(batches).collect()
+    }
+
+    /// `None` when it is not there, or all there is. An emptied batch stays, so that places keep their numbers.
+    pub(super) fn without(&self, place: Place) -> Option<Script> {
+        let mut less = self.clone();
+        match place {
+            Place::Batch(batch) => less.batches.get_mut(batch).filter(|lines| !lines.is_empty())?.clear(),
+            Place::Line(batch, line) => {
+                let lines = less.batches.get_mut(batch).filter(|lines| line < lines.len())?;
+                lines.remove(line);
+            }
+        }
+        less.batches.iter().any(|lines| !lines.is_empty()).then_some(less)
+    }
+
     /// The first batch as often as it has bytes, so that each may be cut elsewhere.
     pub(super) fn once_for_each_byte(&self) -> Script {
         let batch = self.batches.first().cloned().unwrap_or_default();
