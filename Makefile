@@ -28,6 +28,13 @@ check: setup
 sim: setup
 	BELLWETHER_SIM_SEEDS=$(or $(SEEDS),20000) cargo test --locked --release --lib sim:: -- --nocapture
 
+## soak: the long versions: generated conversations (SEEDS=5000), clients that leave things behind, fuzzed input
+.PHONY: soak
+soak: setup setup-second-major
+	SEEDS=$(or $(SEEDS),5000) cargo test --locked --test integration -- --test-threads=1 --nocapture differential::as_
+	SEEDS=2000000 cargo test --locked --test integration -- --test-threads=1 --nocapture fuzzed::
+	cargo test --locked --test integration -- --test-threads=1 --nocapture --ignored leak::
+
 ## bench: throughput and CPU per transaction: direct, PgBouncer, Bellwether, side by side
 .PHONY: bench
 bench: setup setup-bench

@@ -10,9 +10,11 @@ mod console;
 mod demo;
 mod differential;
 mod failover;
+mod fuzzed;
 #[allow(dead_code, unused_imports, reason = "the benchmark uses more of the harness than the tests")]
 mod harness;
 mod lag_gate;
+mod leak;
 mod pools;
 mod relay;
 mod sessions;

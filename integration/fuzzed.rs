@@ -1,0 +1,98 @@
+//! A bounded run of the fuzz targets' entries (`fuzz/entries.rs`) on a stable compiler: real messages and texts,
+//! changed at random. `SEED=n` repeats a run, `SEEDS=n` makes it longer.
+
+use std::{env, fs};
+
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom as _;
+use rand::{RngExt as _, SeedableRng as _};
+
+#[path = "../fuzz/entries.rs"]
+mod entries;
+
+/// Of each target.
+const ROUNDS: u64 = 100_000;
+
+/// An input has a few kilobytes; so may what it makes one allocate, not this.
+const MOST_ALLOCATED: u64 = 64 << 20;
+
+const MESSAGES: &[&[u8]] = &[
+    b"\0\0\0\x23\0\x03\0\0user\0app\0database\0app\0\0",
+    b"\0\0\0\x08\x04\xd2\x16\x2f",
+    b"\0\0\0\x10\x04\xd2\x16\x2e\0\0\0\x07abcd",
+    b"Q\0\0\0\x0dSELECT 1\0",
+    b"P\0\0\0\x16s\0SELECT $1\0\0\x01\0\0\0\x19",
+    b"B\0\0\0\x16\0s\0\0\0\0\x02\0\0\0\x01x\xff\xff\xff\xff\0\0",
+    b"D\0\0\0\x07Ss\0E\0\0\0\x09\0\0\0\0\x05S\0\0\0\x04",
+    b"p\0\0\0\x19SCRAM-SHA-256\0\0\0\0\x03n,,",
+    b"R\0\0\0\x0b\0\0\0\x0aM\0\0K\0\0\0\x0c\0\0\0\x07abcdZ\0\0\0\x05I",
+    b"S\0\0\0\x08a\0b\0D\0\0\0\x0f\0\x02\0\0\0\x01x\xff\xff\xff\xffC\0\0\0\x0dSELECT 1\0",
+    b"E\0\0\0\x1bSERROR\0C42601\0Mno\0\0",
+];
+
+const TEXTS: &[&[u8]] = &[
+    b"SELECT a, b FROM t WHERE c = $1 AND d IN (1, 2) ORDER BY 1 LIMIT 3 FOR UPDATE",
+    b"/* bellwether: primary */ SET LOCAL work_mem = '5MB'; SHOW bellwether.lsn -- done",
+    b"WITH x AS (INSERT INTO t VALUES (1, E'\\n') RETURNING *) SELECT count(*) FROM x",
+    b"BEGIN; SAVEPOINT a; ROLLBACK TO a; COMMIT AND CHAIN; RESET ALL; DISCARD ALL",
+    b"DO $x$ BEGIN PERFORM set_config('a.b', 'c', false); END $x$",
+    b"PREPARE p (int) AS SELECT set_config('TimeZone', $1::text, true); EXECUTE p (1); DEALLOCATE p",
+    b"COPY t FROM STDIN WITH (FORMAT csv); LISTEN c; NOTIFY c, 'x'; DECLARE h CURSOR WITH HOLD FOR TABLE t",
+    b"CREATE TEMP TABLE s (n int) ON COMMIT DROP; SELECT pg_advisory_lock(1), nextval('s')",
+];
+
+#[test]
+fn nothing_that_comes_panics_or_swells() {
+    let seed = env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random::<u64>);
+    let rounds = env::var("SEEDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(ROUNDS);
+    println!("SEED={seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let before = most_resident();
+    for _ in 0..rounds {
+        let message = changed(&mut random, MESSAGES);
+        entries::first_packet(&message);
+        entries::of_a_client(&message);
+        entries::of_a_server(&message);
+        entries::sql(&changed(&mut random, TEXTS));
+    }
+    let swollen = most_resident() - before;
+    assert!(swollen < MOST_ALLOCATED, "SEED={seed}: {swollen} bytes more than before");
+}
+
+/// Of this process so far, in bytes.
+fn most_resident() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").expect("status of this process");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
+}
+
+/// One of `examples`, or some of them, with bytes changed, left out, repeated.
+fn changed(random: &mut StdRng, examples: &[&[u8]]) -> Vec<u8> {
+    let some = |random: &mut StdRng| examples.choose(random).expect("there are examples").to_vec();
+    let mut bytes = some(random);
+    for _ in 0..random.random_range(0..6) {
+        let at = random.random_range(0..=bytes.len());
+        match random.random_range(0..6) {
+            0 => bytes.truncate(at),
+            1 => bytes.insert(at, random.random()),
+            2 => bytes.extend(some(random)),
+            3 => {
+                let other = some(random);
+                bytes.splice(at..at, other);
+            }
+            4 => {
+                // Lengths like the edges of their range.
+                let edge: [u8; 4] = *[[0xff; 4], [0x7f, 0xff, 0xff, 0xff], [0; 4], [0x80, 0, 0, 0]]
+                    .choose(random)
+                    .expect("four");
+                bytes.splice(at..at, edge);
+            }
+            _ => {
+                let piece = bytes[at..].iter().take(40).copied().collect::<Vec<_>>();
+                let times = random.random_range(1..40);
+                bytes.splice(at..at, piece.repeat(times));
+            }
+        }
+    }
+    bytes
+}
