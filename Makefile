@@ -41,13 +41,20 @@ bench: setup setup-bench
 	cargo build --release --locked
 	cargo bench --locked --bench side_by_side -- $(BENCH)
 
-.PHONY: setup setup-second-major setup-bench
+## drivers: thirteen drivers, directly and through the endpoint; writes the table (DRIVERS='pgx,JDBC')
+.PHONY: drivers
+drivers: setup setup-drivers
+	DRIVERS='$(DRIVERS)' cargo test --locked --test drivers -- --nocapture --test-threads=1
+
+.PHONY: setup setup-second-major setup-bench setup-drivers
 setup:
 	@integration/setup.sh base
 setup-second-major:
 	@integration/setup.sh second-major
 setup-bench:
 	@integration/setup.sh bench
+setup-drivers:
+	@integration/setup.sh drivers
 
 ## help: this list
 .PHONY: help

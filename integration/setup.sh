@@ -3,6 +3,7 @@
 #   setup.sh base          PostgreSQL of the distribution, a C compiler and libclang (for PostgreSQL's grammar)
 #   setup.sh second-major  server binaries of PostgreSQL 18 under target/pg18
 #   setup.sh bench         PgBouncer
+#   setup.sh drivers       languages and PostgreSQL drivers, under target/drivers what the distribution does not have
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -43,9 +44,32 @@ bench() {
     [ -x /usr/sbin/pgbouncer ] || install_packages pgbouncer
 }
 
+drivers() {
+    local here=integration/drivers there=target/drivers package missing=()
+    for package in golang-go golang-github-jackc-pgx-v4-dev libpostgresql-jdbc-java ruby-pg php-pgsql libdbd-pg-perl; do
+        dpkg-query -s "$package" >/dev/null 2>&1 || missing+=("$package")
+    done
+    command -v npm >/dev/null || missing+=(nodejs npm)
+    command -v javac >/dev/null || missing+=(default-jdk-headless)
+    python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
+    command -v ruby >/dev/null || missing+=(ruby)
+    command -v php >/dev/null || missing+=(php-cli)
+    [ ${#missing[@]} = 0 ] || install_packages "${missing[@]}"
+
+    mkdir -p "$there/node" "$there/java"
+    [ -x "$there/venv/bin/python" ] || python3 -m venv "$there/venv"
+    "$there/venv/bin/pip" install --quiet --requirement "$here/python/requirements.txt"
+    cp "$here/node/package.json" "$there/node/"
+    npm install --silent --no-audit --no-fund --prefix "$there/node"
+    GO111MODULE=off GOPATH="$PWD/$there/go:/usr/share/gocode" go build -o "$there/pgx" "./$here/go"
+    javac -cp /usr/share/java/postgresql.jar -d "$there/java" "$here/java/Jdbc.java"
+    cargo build --quiet --locked --manifest-path "$here/rust/Cargo.toml" --target-dir "$there/rust"
+}
+
 case "${1:-}" in
     base) base ;;
     second-major) second_major ;;
     bench) bench ;;
-    *) die "usage: setup.sh base|second-major|bench" ;;
+    drivers) drivers ;;
+    *) die "usage: setup.sh base|second-major|bench|drivers" ;;
 esac

@@ -64,8 +64,7 @@ impl Proxy {
             refused_at: evidence.refused_at,
             broken_at: None,
         });
-        let cleared = self.directive.candidate.clone();
-        ProxyStatus { confirmed: self.confirmed, cleared, held: 0, evidence: evidence.collect() }
+        ProxyStatus { confirmed: self.confirmed, held: 0, evidence: evidence.collect() }
     }
 
     /// The next transaction and where it goes.
