@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::process::Stdio;
 use std::time::Duration;
 
-use bellwether::net::{Credentials, Target, dial};
+use bellwether::net::{Credentials, Target, TlsForServers, dial};
 use bellwether::pg::protocol::frontend;
 use bellwether::topology::Address;
 use bytes::BytesMut;
@@ -54,6 +54,7 @@ fn replication_answer(cluster: &Cluster, command: &str) -> Vec<u8> {
         user: "bellwether".into(),
         database: "replication".into(),
         credentials: Credentials::Password(cluster.superuser_password().into()),
+        tls: TlsForServers::default(),
         parameters: vec![("replication".to_owned(), "true".to_owned())],
     };
     let mut query = BytesMut::new();
@@ -68,6 +69,7 @@ fn session_answer(cluster: &Cluster, bytes: &[u8]) -> Vec<u8> {
         user: "app".into(),
         database: "app".into(),
         credentials: Credentials::Password("demo".into()),
+        tls: TlsForServers::default(),
         parameters: Vec::new(),
     };
     answer_after_login(&target, bytes)

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use bellwether::net::{Credentials, Target, dial};
+use bellwether::net::{Credentials, Target, TlsForServers, dial};
 use bellwether::topology::Address;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -340,6 +340,7 @@ impl Person {
             user: "app".into(),
             database: "app".into(),
             credentials: Credentials::Password("demo".into()),
+            tls: TlsForServers::default(),
             parameters: vec![("application_name".to_owned(), format!("leaves {}", self.who))],
         };
         let Ok(mut backend) = dial(&target, LIMIT).await else { return self.complain(&"no login") };

@@ -19,3 +19,4 @@ mod pools;
 mod relay;
 mod sessions;
 mod smoke;
+mod tls;

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use bellwether::net::{Credentials, Target};
+use bellwether::net::{Credentials, Target, TlsForServers};
 use bellwether::topology::Address;
 use tokio_postgres::{NoTls, SimpleQueryMessage};
 
@@ -206,6 +206,7 @@ fn target(port: u16, database: &str) -> Target {
         user: "app".into(),
         database: database.into(),
         credentials: Credentials::Password("demo".into()),
+        tls: TlsForServers::default(),
         parameters: vec![("application_name".to_owned(), "script".to_owned())],
     }
 }

@@ -123,13 +123,13 @@ impl Door {
                 drop(stream);
             }
             Hello::Client(ConnectionKind::Sql, client) if console::DATABASES.contains(&&*client.database) => {
-                self.console.serve(client, &self.stop).await;
+                self.console.serve(*client, &self.stop).await;
             }
             Hello::Client(ConnectionKind::Sql, client) => {
-                self.proxy.serve(&worker, entrance, client).await;
+                self.proxy.serve(&worker, entrance, *client).await;
             }
-            Hello::Client(ConnectionKind::PhysicalReplication, client) => self.relay.serve(client).await,
-            Hello::Client(ConnectionKind::LogicalReplication, client) => refuse_logical(client).await,
+            Hello::Client(ConnectionKind::PhysicalReplication, client) => self.relay.serve(*client).await,
+            Hello::Client(ConnectionKind::LogicalReplication, client) => refuse_logical(*client).await,
         }
     }
 }

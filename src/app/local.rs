@@ -63,5 +63,6 @@ pub fn upstream(config: &Config, local: &Local) -> Conninfo {
         (None, Some(password)) => login.with("password", &**password.reveal()),
         (None, None) => login,
     };
-    login.with("sslmode", "disable").with("gssencmode", "disable")
+    // It stays in the standby when the configuration changes: good for whatever `tls.client` says, now or then.
+    login.with("sslmode", "prefer").with("gssencmode", "disable")
 }

@@ -1,6 +1,7 @@
 //! The composition root: command line, configuration, wiring. It alone builds the planes and connects them, and
 //! it alone listens for signals, reads the environment and decides on exit codes.
 
+mod certificates;
 pub mod check;
 mod cli;
 pub mod config;

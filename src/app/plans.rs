@@ -9,7 +9,7 @@ use super::config::{self, Config};
 use crate::failover::decide::Mode;
 use crate::failover::health::Detect;
 use crate::failover::{self, FailoverConfig};
-use crate::net::{Credentials, Target};
+use crate::net::{Credentials, Target, TlsForServers};
 use crate::proxy::route::{Balance, Consistency, Policy};
 use crate::proxy::{self, ProxyConfig};
 use crate::relay::{RelayConfig, RelayInputs};
@@ -27,19 +27,20 @@ pub(super) fn credentials(config: &Config) -> Credentials {
     }
 }
 
-pub(super) fn target(config: &Config, node: &Node) -> Target {
+pub(super) fn target(config: &Config, tls: &TlsForServers, node: &Node) -> Target {
     Target {
         address: node.address.clone(),
         user: config.server_login.user.as_str().into(),
         database: config.server_login.database.as_str().into(),
         credentials: credentials(config),
+        tls: tls.clone(),
         parameters: vec![("application_name".to_owned(), format!("bellwether_{}", config.instance))],
     }
 }
 
 /// Where users are looked up, and as whom.
-pub(super) fn lookup_target(config: &Config, node: &Node) -> Target {
-    let ours = target(config, node);
+pub(super) fn lookup_target(config: &Config, tls: &TlsForServers, node: &Node) -> Target {
+    let ours = target(config, tls, node);
     let Some(login) = &config.auth.lookup_login else { return ours };
     let password = login.password.as_ref().map(|password| Credentials::Password(password.reveal().clone()));
     Target {
@@ -62,16 +63,21 @@ pub(super) fn relay(config: &Config) -> RelayConfig {
     }
 }
 
-pub(super) fn relay_inputs(config: &Config, directive: watch::Receiver<Arc<Directive>>) -> RelayInputs {
+pub(super) fn relay_inputs(
+    config: &Config,
+    tls: &TlsForServers,
+    directive: watch::Receiver<Arc<Directive>>,
+) -> RelayInputs {
     RelayInputs {
         directive,
         nodes: nodes(config),
         user: config.server_login.user.as_str().into(),
         credentials: credentials(config),
+        tls: tls.clone(),
     }
 }
 
-pub(super) fn failover(config: &Config) -> FailoverConfig {
+pub(super) fn failover(config: &Config, tls: &TlsForServers) -> FailoverConfig {
     let limits = &config.failover;
     FailoverConfig {
         instance: config.instance.clone(),
@@ -83,6 +89,7 @@ pub(super) fn failover(config: &Config) -> FailoverConfig {
             user: config.server_login.user.as_str().into(),
             database: config.server_login.database.as_str().into(),
             credentials: credentials(config),
+            tls: tls.clone(),
         },
         durability: config.durability,
         mode: match limits.mode {
@@ -123,11 +130,12 @@ pub(super) fn proxy(config: &Config) -> ProxyConfig {
     }
 }
 
-pub(super) fn proxy_login(config: &Config) -> proxy::ServerLogin {
+pub(super) fn proxy_login(config: &Config, tls: &TlsForServers) -> proxy::ServerLogin {
     proxy::ServerLogin {
         user: config.server_login.user.as_str().into(),
         database: config.server_login.database.as_str().into(),
         credentials: credentials(config),
+        tls: tls.clone(),
     }
 }
 

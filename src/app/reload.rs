@@ -1,5 +1,5 @@
 //! Reading the configuration again, on SIGHUP and on the console's RELOAD: what concerns pools, clients and their
-//! time holds at once; of the rest it is said that it needs a restart.
+//! time holds at once, and certificates are read again; of the rest it is said that it needs a restart.
 
 use std::io;
 use std::path::Path;
@@ -7,6 +7,7 @@ use std::path::Path;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
+use super::certificates::Certificates;
 use super::config::{self, Auth, Config};
 use crate::proxy::Proxy;
 
@@ -19,6 +20,7 @@ type Answer = oneshot::Sender<Result<Vec<String>, String>>;
 pub(super) async fn serve(
     mut running: Config,
     proxy: Proxy,
+    certificates: Certificates,
     mut requests: mpsc::Receiver<Answer>,
 ) -> io::Result<()> {
     let mut hangups = signal(SignalKind::hangup())?;
@@ -30,7 +32,7 @@ pub(super) async fn serve(
                 None => return Ok(()),
             },
         };
-        let done = reload(&mut running, &proxy);
+        let done = reload(&mut running, &proxy, &certificates);
         match &done {
             Ok(restarts) => tracing::info!(?restarts, "configuration read again; these keys need a restart"),
             Err(why) => tracing::warn!(why, "the configuration stays as it was"),
@@ -42,9 +44,10 @@ pub(super) async fn serve(
     }
 }
 
-fn reload(running: &mut Config, proxy: &Proxy) -> Result<Vec<String>, String> {
+fn reload(running: &mut Config, proxy: &Proxy, certificates: &Certificates) -> Result<Vec<String>, String> {
     let file = running.file.as_deref().ok_or("this instance was not started from a file")?;
     let next = read(file)?;
+    certificates.reload().map_err(|error| super::cli::chain(&error))?;
     let restarts = restarts(running, &next);
     proxy.set_limits(next.pool.limits.clone());
     // The rest goes on as it was, and is told again next time.
@@ -84,6 +87,7 @@ fn restarts(running: &Config, next: &Config) -> Vec<String> {
         ("failover", running.failover == next.failover),
         ("state", running.state_file == next.state_file),
         ("workers", running.workers == next.workers),
+        ("tls", running.tls == next.tls),
         ("log", running.log == next.log),
     ];
     same.into_iter().filter(|(_, same)| !same).map(|(key, _)| key.to_owned()).collect()

@@ -21,6 +21,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::certificates::Certificates;
 use super::config::Config;
 use super::front::{self, Front, Listening};
 use super::local::{self, LocalError};
@@ -29,7 +30,7 @@ use super::reload;
 use super::users;
 use crate::admin::{self, console::Console};
 use crate::failover::{self, Failover, FailoverError, LocalNode};
-use crate::net::{Acceptor, ListenAddress};
+use crate::net::{Acceptor, ListenAddress, TlsError};
 use crate::proxy::{self, Proxy, Workers};
 use crate::relay::{Relay, RelayError};
 use crate::topology::{Directive, Election, Health, NodeName, ProxyStatus, WalStatus};
@@ -63,6 +64,8 @@ pub enum RunError {
         #[source]
         source: io::Error,
     },
+    #[error("TLS")]
+    Tls(#[from] TlsError),
     #[error("start threads")]
     Threads(#[source] io::Error),
     #[error(transparent)]
@@ -162,20 +165,22 @@ struct Planes {
 impl Planes {
     fn connect(
         config: &Config,
+        certificates: &Certificates,
         local: HashMap<NodeName, LocalNode>,
         clients: &CancellationToken,
         planes: &CancellationToken,
     ) -> Result<Planes, RunError> {
         let wires = Wires::new(config);
         let (directive, health) = (wires.directive.1.clone(), wires.health.1.clone());
-        let obeys = plans::relay_inputs(config, directive.clone());
+        let tls = &certificates.for_servers;
+        let obeys = plans::relay_inputs(config, tls, directive.clone());
         let (relay, wal) = Relay::start(plans::relay(config), obeys, &wires.registry, planes.clone())?;
         let obeys = proxy::Inputs { directive, health, wal: wal.clone(), nodes: plans::nodes(config) };
         let (proxy, served) = Proxy::new(
             Instant::now(),
             plans::proxy(config),
             obeys,
-            plans::proxy_login(config),
+            plans::proxy_login(config, tls),
             &wires.registry,
             clients.clone(),
         )?;
@@ -186,7 +191,8 @@ impl Planes {
             health: wires.health.0,
             history: wires.history.0,
         };
-        let (failover, commands) = Failover::new(plans::failover(config), sees, orders, &wires.registry)?;
+        let (failover, commands) =
+            Failover::new(plans::failover(config, tls), sees, orders, &wires.registry)?;
         admin.commands = Some(commands);
         Ok(Planes { relay, proxy, failover, admin })
     }
@@ -201,21 +207,25 @@ impl Instance {
         let (clients, planes) = (CancellationToken::new(), CancellationToken::new());
         // Whatever fails below, nothing that was started goes on.
         let unless_whole = (clients.clone().drop_guard(), planes.clone().drop_guard());
+        let certificates = Certificates::load(&config.tls)?;
         let local = local::servers(config).await?;
-        let Planes { relay, proxy, failover, admin } = Planes::connect(config, local, &clients, &planes)?;
+        let Planes { relay, proxy, failover, admin } =
+            Planes::connect(config, &certificates, local, &clients, &planes)?;
 
         let mut tasks = JoinSet::new();
         let (reload, reloads) = mpsc::channel(reload::QUEUE);
         let (sources, access) = (admin.clone(), config.console.clone());
         let console = Console { sources, proxy: proxy.clone(), relay: relay.clone(), reload, access };
-        let reloading = reload::serve(config.clone(), proxy.clone(), reloads);
+        let reloading = reload::serve(config.clone(), proxy.clone(), certificates.clone(), reloads);
         let stop = planes.clone();
         tasks.spawn(async move {
             let ended = stop.run_until_cancelled(reloading).await.unwrap_or(Ok(()));
             ("reading the configuration again", ended.map_err(RunError::Threads))
         });
         let (lookup, candidates) = watch::channel(Vec::new());
-        let follow = users::follow(config.clone(), admin.directive.clone(), admin.health.clone(), lookup);
+        let tls = certificates.for_servers.clone();
+        let follow =
+            users::follow(config.clone(), tls, admin.directive.clone(), admin.health.clone(), lookup);
         let stop = planes.clone();
         tasks.spawn(task("user lookup", async move {
             let _ = stop.run_until_cancelled(follow).await;
@@ -227,7 +237,8 @@ impl Instance {
         }
 
         let acceptor = Acceptor::new(users::authenticator(config, candidates));
-        let acceptor = Arc::new(acceptor.with_login_limit(config.pool.login));
+        let acceptor = acceptor.with_login_limit(config.pool.login);
+        let acceptor = Arc::new(acceptor.with_tls(certificates.for_clients));
         let greet =
             front::greeter(proxy.clone(), relay.clone(), Arc::new(console), acceptor, clients.clone());
         let (accept, accepting) = listening.accepting();

@@ -6,7 +6,7 @@ use tokio::sync::watch;
 
 use super::config::{AuthQuery, Config};
 use super::plans;
-use crate::net::{Authenticator, Target, Users};
+use crate::net::{Authenticator, Target, TlsForServers, Users};
 use crate::pg::auth::scram;
 use crate::topology::{Directive, Health, Node};
 
@@ -36,6 +36,7 @@ fn mock_secret(config: &Config) -> scram::Key {
 /// Keeps `targets` in the best order. Never ends.
 pub(super) async fn follow(
     config: Config,
+    tls: TlsForServers,
     mut directive: watch::Receiver<Arc<Directive>>,
     mut health: watch::Receiver<Arc<Health>>,
     targets: watch::Sender<Vec<Target>>,
@@ -45,7 +46,7 @@ pub(super) async fn follow(
     loop {
         let next = order(&nodes, &directive.borrow_and_update(), &health.borrow_and_update());
         if next.iter().copied().ne(&last) {
-            targets.send_replace(next.iter().map(|node| plans::lookup_target(&config, node)).collect());
+            targets.send_replace(next.iter().map(|node| plans::lookup_target(&config, &tls, node)).collect());
             last = next.into_iter().cloned().collect::<Vec<Node>>();
         }
         let changed = tokio::select! {

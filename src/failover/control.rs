@@ -495,6 +495,7 @@ fn target(node: &Node, config: &FailoverConfig) -> Target {
         user: config.login.user.clone(),
         database: config.login.database.clone(),
         credentials: config.login.credentials.clone(),
+        tls: config.login.tls.clone(),
         parameters: Vec::new(),
     }
 }

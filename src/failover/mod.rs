@@ -43,7 +43,7 @@ use tokio_util::sync::CancellationToken;
 use self::control::Control;
 use self::decide::{Mode, Policy};
 use self::health::Detect;
-use crate::net::Credentials;
+use crate::net::{Credentials, TlsForServers};
 use crate::pg::SlotName;
 use crate::topology::{Directive, Durability, Election, Health, Node, NodeName, ProxyStatus, WalStatus};
 
@@ -70,6 +70,7 @@ pub struct ServerLogin {
     pub user: Arc<str>,
     pub database: Arc<str>,
     pub credentials: Credentials,
+    pub tls: TlsForServers,
 }
 
 /// What the other planes publish, and the servers on this host.

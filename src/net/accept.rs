@@ -4,14 +4,16 @@
 //! with its SQLSTATE, and the connection is closed so that the words arrive. A client that says nothing at all,
 //! such as a load balancer's check, is closed without a word.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Buf;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::Semaphore;
 
+use super::tls::Negotiation;
 use super::wire::{Wire, WireError};
-use super::{Authenticator, Client, ConnectionKind, Credentials, Peer, Stream};
+use super::{Authenticator, Client, ConnectionKind, Credentials, Peer, Stream, TlsForClients};
 use crate::pg::protocol::Malformed;
 use crate::pg::protocol::backend;
 use crate::pg::protocol::startup::{self, CancelKey, FirstPacket, Startup, StartupError};
@@ -29,6 +31,27 @@ pub struct Acceptor {
     /// For startup and authentication together.
     login_limit: Duration,
     logins: Semaphore,
+    tls: ClientTls,
+}
+
+/// Whether clients can, or must, come with TLS. Through unix sockets there is none, and nothing is demanded.
+#[derive(Clone, Debug, Default)]
+pub enum ClientTls {
+    #[default]
+    Disable,
+    Allow(Arc<TlsForClients>),
+    /// Who comes over TCP without it is refused with 28000. CancelRequests are not: they have always been sent
+    /// without, and whoever has the key may use it.
+    Require(Arc<TlsForClients>),
+}
+
+impl ClientTls {
+    fn offered(&self) -> Option<&TlsForClients> {
+        match self {
+            ClientTls::Disable => None,
+            ClientTls::Allow(tls) | ClientTls::Require(tls) => Some(tls),
+        }
+    }
 }
 
 impl Acceptor {
@@ -37,7 +60,14 @@ impl Acceptor {
             authenticator,
             login_limit: DEFAULT_LOGIN_LIMIT,
             logins: Semaphore::new(DEFAULT_MAX_LOGINS),
+            tls: ClientTls::default(),
         }
+    }
+
+    #[must_use]
+    pub fn with_tls(mut self, tls: ClientTls) -> Acceptor {
+        self.tls = tls;
+        self
     }
 
     #[must_use]
@@ -55,7 +85,7 @@ impl Acceptor {
 
 #[derive(Debug)]
 pub enum Hello {
-    Client(ConnectionKind, Client),
+    Client(ConnectionKind, Box<Client>),
     /// To be dropped when the cancel has been carried out: libpq waits for that end of file.
     Cancel(CancelKey, Stream),
     /// Refused, or gone.
@@ -76,12 +106,13 @@ pub async fn hello(stream: Stream, acceptor: &Acceptor) -> Hello {
             Err(_) => Err(login.out_of_time()),
         },
     };
-    let (wire, peer) = (login.wire, login.peer.address);
+    let (wire, peer) = (login.wire, login.peer);
+    let address = peer.address;
     match outcome {
         Ok(Outcome::Cancel(key)) => Hello::Cancel(key, wire.stream),
-        Ok(Outcome::Client(startup, credentials)) => client(wire, startup, credentials),
+        Ok(Outcome::Client(startup, credentials)) => client(wire, peer, startup, credentials),
         Err(Refusal::Gone) => {
-            tracing::debug!(%peer, "a client went before it had logged in");
+            tracing::debug!(peer = %address, "a client went before it had logged in");
             Hello::Closed
         }
         Err(Refusal::Because(why)) => {
@@ -89,7 +120,7 @@ pub async fn hello(stream: Stream, acceptor: &Acceptor) -> Hello {
                 Waiting::Startup => None,
                 Waiting::Proof { user } => Some(user.as_str()),
             };
-            tracing::info!(%peer, user, sqlstate = %why.code, reason = why.message, "login refused");
+            tracing::info!(peer = %address, user, sqlstate = %why.code, reason = why.message, "login refused");
             let mut wire = wire;
             why.encode(&mut wire.out);
             wire.farewell().await;
@@ -98,9 +129,10 @@ pub async fn hello(stream: Stream, acceptor: &Acceptor) -> Hello {
     }
 }
 
-fn client(wire: Wire, startup: Startup, credentials: Credentials) -> Hello {
+fn client(wire: Wire, peer: Peer, startup: Startup, credentials: Credentials) -> Hello {
     let client = Client {
         stream: wire.stream,
+        peer,
         received: wire.received,
         out: wire.out,
         user: startup.user.into(),
@@ -108,7 +140,7 @@ fn client(wire: Wire, startup: Startup, credentials: Credentials) -> Hello {
         parameters: startup.parameters,
         credentials,
     };
-    Hello::Client(startup.replication.into(), client)
+    Hello::Client(startup.replication.into(), Box::new(client))
 }
 
 struct Login<'a> {
@@ -185,19 +217,25 @@ impl Login<'_> {
         Ok(Outcome::Client(startup, credentials))
     }
 
-    /// Up to the startup packet. Encryption is offered once in each kind, and declined: TLS will answer 'S' and
-    /// wrap the stream here.
+    /// Up to the startup packet. Encryption is negotiated once in each kind; GSSAPI's is always declined.
     async fn first_packets(&mut self) -> Result<FirstPackets, Refusal> {
-        let (mut ssl_declined, mut gss_declined) = (false, false);
+        self.direct_tls().await?;
+        let (mut ssl_asked, mut gss_asked) = (self.peer.tls.is_some(), false);
         loop {
-            let declined = match self.first_packet().await? {
-                FirstPacket::Startup(startup) => return Ok(FirstPackets::Startup(startup)),
+            let (request, asked) = match self.first_packet().await? {
+                FirstPacket::Startup(startup) => {
+                    self.require_tls(&startup)?;
+                    return Ok(FirstPackets::Startup(startup));
+                }
                 FirstPacket::Cancel(key) => return Ok(FirstPackets::Cancel(key)),
-                FirstPacket::SslRequest => &mut ssl_declined,
-                FirstPacket::GssEncRequest => &mut gss_declined,
+                FirstPacket::SslRequest => (Encryption::Tls, &mut ssl_asked),
+                FirstPacket::GssEncRequest => (Encryption::Gss, &mut gss_asked),
             };
-            if std::mem::replace(declined, true) {
-                return Err(Refusal::fatal(SqlState::PROTOCOL_VIOLATION, "encryption was declined already"));
+            if std::mem::replace(asked, true) {
+                return Err(Refusal::fatal(
+                    SqlState::PROTOCOL_VIOLATION,
+                    "encryption was negotiated already",
+                ));
             }
             // Bytes behind the request were sent before the answer: somebody in the middle may have put them
             // there, to be taken for the client's after the handshake (CVE-2021-23214).
@@ -205,8 +243,63 @@ impl Login<'_> {
                 let message = "received unencrypted data after an encryption request";
                 return Err(Refusal::fatal(SqlState::PROTOCOL_VIOLATION, message));
             }
-            self.wire.stream.write_all(b"N").await?;
+            match (request, self.acceptor.tls.offered(), &self.wire.stream) {
+                (Encryption::Tls, Some(tls), Stream::Tcp(_)) => {
+                    self.wire.stream.write_all(b"S").await?;
+                    self.handshake(tls, Negotiation::SslRequest).await?;
+                    gss_asked = true;
+                }
+                _ => self.wire.stream.write_all(b"N").await?,
+            }
         }
+    }
+
+    /// A client may begin with the handshake itself (`sslnegotiation=direct`): no startup packet is as long as one
+    /// whose length begins with its first byte would be.
+    async fn direct_tls(&mut self) -> Result<(), Refusal> {
+        const HANDSHAKE: u8 = 0x16;
+        let (Some(tls), Stream::Tcp(stream)) = (self.acceptor.tls.offered(), &self.wire.stream) else {
+            return Ok(());
+        };
+        let mut first = [0];
+        if stream.peek(&mut first).await? == 1 && first == [HANDSHAKE] {
+            self.handshake(tls, Negotiation::Direct).await?;
+        }
+        Ok(())
+    }
+
+    async fn handshake(&mut self, tls: &TlsForClients, negotiation: Negotiation) -> Result<(), Refusal> {
+        let Stream::Tcp(stream) = std::mem::replace(&mut self.wire.stream, Stream::Gone) else {
+            return Err(Refusal::Gone);
+        };
+        match tls.accept(stream, negotiation).await {
+            Ok((stream, facts)) => {
+                self.wire.stream = stream;
+                self.peer.tls = Some(facts);
+                Ok(())
+            }
+            Err(error) => {
+                // An alert has told the client as much as it may know.
+                tracing::info!(peer = %self.peer.address, %error, "TLS handshake failed");
+                Err(Refusal::Gone)
+            }
+        }
+    }
+
+    fn require_tls(&self, startup: &Startup) -> Result<(), Refusal> {
+        let (ClientTls::Require(_), None, Stream::Tcp(_)) =
+            (&self.acceptor.tls, &self.peer.tls, &self.wire.stream)
+        else {
+            return Ok(());
+        };
+        let message = format!(
+            "no rule lets user \"{}\" connect to database \"{}\" from {}, no encryption",
+            startup.user, startup.database, self.peer.address
+        );
+        Err(Refusal::Because(
+            ErrorFields::fatal(SqlState::INVALID_AUTHORIZATION_SPECIFICATION, message)
+                .with_hint("Connect with sslmode=require."),
+        ))
     }
 
     async fn first_packet(&mut self) -> Result<FirstPacket, Refusal> {
@@ -236,4 +329,10 @@ impl Login<'_> {
 enum FirstPackets {
     Startup(Startup),
     Cancel(CancelKey),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Encryption {
+    Tls,
+    Gss,
 }

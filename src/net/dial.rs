@@ -5,33 +5,41 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use bytes::BytesMut;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::listen::socket_path;
 use super::log_in::LogIn;
 use super::wire::{Wire, WireError};
-use super::{Backend, DialError, Stream, Target};
+use super::{Backend, DialError, ServerTlsMode, Stream, Target, TlsFacts, TlsForServers};
 use crate::pg::auth::scram::ScramError;
 use crate::pg::error::ErrorFields;
 use crate::pg::protocol::Malformed;
-use crate::pg::protocol::startup::{CancelKey, put_cancel_request};
+use crate::pg::protocol::startup::{CancelKey, put_cancel_request, put_ssl_request};
 use crate::topology::Address;
 
 /// Connects and logs in, all within `limit`.
 pub async fn dial(target: &Target, limit: Duration) -> Result<Backend, DialError> {
     within(limit, &target.address, async {
-        let stream = open(&target.address).await?;
-        LogIn::new(stream, None, target).run().await
+        let (stream, tls) = reach(&target.address, &target.tls).await?;
+        LogIn::new(stream, tls, target).run().await
     })
     .await
 }
 
 /// Asks the server to cancel what the backend `pid` is doing, and waits until the server has passed that on
 /// (it closes the connection then). Whether anything was cancelled is not told (protocol-flow).
-pub async fn cancel(address: &Address, pid: u32, secret: &[u8], limit: Duration) -> Result<(), DialError> {
+pub async fn cancel(
+    address: &Address,
+    tls: &TlsForServers,
+    key: &CancelKey,
+    limit: Duration,
+) -> Result<(), DialError> {
     within(limit, address, async {
-        let mut wire = Wire::new(open(address).await?);
-        put_cancel_request(&CancelKey { pid, secret: secret.to_vec() }, &mut wire.out);
+        let (stream, _) = reach(address, tls).await?;
+        let mut wire = Wire::new(stream);
+        put_cancel_request(key, &mut wire.out);
         wire.flush().await?;
         match wire.fill().await {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(()),
@@ -103,8 +111,37 @@ pub(super) async fn within<T>(
     })
 }
 
+/// Opens a stream to `address`, encrypted as `tls` says.
+pub(super) async fn reach(
+    address: &Address,
+    tls: &TlsForServers,
+) -> Result<(Stream, Option<TlsFacts>), DialFailure> {
+    let mut stream = match open(address).await? {
+        Stream::Tcp(stream) if tls.mode() != ServerTlsMode::Disable => stream,
+        plain => return Ok((plain, None)),
+    };
+    let mut request = BytesMut::new();
+    put_ssl_request(&mut request);
+    stream.write_all(&request).await?;
+    // Not a byte more: what comes behind the answer belongs to the handshake (CVE-2021-23222).
+    match (stream.read_u8().await?, tls.mode()) {
+        (b'S', mode) => match tls.connect(stream, &address.host).await {
+            Ok((stream, facts)) => Ok((stream, Some(facts))),
+            // As libpq: better than nothing is all that was asked for.
+            Err(error) if mode == ServerTlsMode::Prefer => {
+                tracing::debug!(%address, %error, "no TLS with this server");
+                Ok((open(address).await?, None))
+            }
+            Err(error) => Err(error.into()),
+        },
+        (b'N', ServerTlsMode::Prefer) => Ok((Stream::tcp(stream)?, None)),
+        (b'N', _) => Err(DialFailure::protocol("the server does not support TLS, but it was required")),
+        (answer, _) => Err(DialFailure::protocol(format!("SSLRequest was answered with 0x{answer:02x}"))),
+    }
+}
+
 /// Opens a stream to `address`.
-pub(super) async fn open(address: &Address) -> Result<Stream, DialFailure> {
+async fn open(address: &Address) -> Result<Stream, DialFailure> {
     let opened = if address.host.starts_with('/') {
         let path = socket_path(Path::new(&address.host), address.port);
         UnixStream::connect(path).await.map(Stream::Unix)

@@ -13,17 +13,19 @@ pub mod sql;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod users;
 mod wire;
 
 pub use crate::pg::protocol::startup::CancelKey;
-pub use accept::{Acceptor, Hello, hello};
+pub use accept::{Acceptor, ClientTls, Hello, hello};
 pub use authenticate::Authenticator;
 pub use dial::{cancel, dial};
 pub use listen::{ListenAddress, Listener};
 pub use log_in::log_in;
 pub use peer::{ClientCertificate, Peer, TlsFacts};
 pub use stream::{Detached, PeerAddress, Stream};
+pub use tls::{ForClients, ForServers, ServerTlsMode, TlsError, TlsForClients, TlsForServers, TlsVersion};
 pub use users::{LookupStatement, Lookups, ProvenKeys, Users};
 
 use std::sync::Arc;
@@ -40,6 +42,7 @@ use crate::topology::Address;
 #[derive(Debug)]
 pub struct Client {
     pub stream: Stream,
+    pub peer: Peer,
     /// Bytes received and not yet consumed.
     pub received: BytesMut,
     /// Bytes to send first.
@@ -117,6 +120,7 @@ pub struct Target {
     pub user: Arc<str>,
     pub database: Arc<str>,
     pub credentials: Credentials,
+    pub tls: TlsForServers,
     /// Further startup parameters (`replication`, `application_name`, ...).
     pub parameters: Vec<(String, String)>,
 }

@@ -9,7 +9,7 @@ use tokio_postgres::{Config, NoTls};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::dial::{DialFailure, open, within};
+use super::dial::{DialFailure, reach, within};
 use super::{Credentials, DialError, Target};
 use crate::pg::error::{ErrorFields, Severity, SqlState};
 
@@ -41,7 +41,7 @@ impl Deref for SqlConnection {
 pub async fn connect(target: &Target, limit: Duration) -> Result<SqlConnection, DialError> {
     within(limit, &target.address, async {
         let config = config(target)?;
-        let stream = open(&target.address).await?;
+        let (stream, _) = reach(&target.address, &target.tls).await?;
         let (client, connection) = config.connect_raw(stream, NoTls).await.map_err(failure)?;
         // Its error comes to the client's caller as well: nothing is lost with it here.
         let closed = CancellationToken::new();

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -11,11 +12,18 @@ use socket2::{SockRef, TcpKeepalive};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsStream;
 
+/// What is written goes out by itself as long as the stream is written to or read from; only who writes and then
+/// waits for something else has to flush.
 #[derive(Debug)]
 pub enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
+    /// Over TCP; boxed, since few connections have it and it is large.
+    Tls(Box<TlsStream<Carrier>>),
+    /// Taken away for a handshake that has not come to its end.
+    Gone,
 }
 
 /// A stream on its way from one runtime to another. It must be attached inside the new one.
@@ -23,6 +31,25 @@ pub enum Stream {
 pub enum Detached {
     Tcp(std::net::TcpStream),
     Unix(std::os::unix::net::UnixStream),
+    Tls(Box<TlsStream<Carrier>>, std::net::TcpStream),
+}
+
+/// The socket under TLS: taken out only while the stream is on its way from one runtime to another.
+#[derive(Debug)]
+pub struct Carrier(Option<TcpStream>);
+
+impl Carrier {
+    pub(super) fn new(stream: TcpStream) -> Carrier {
+        Carrier(Some(stream))
+    }
+
+    fn socket(&mut self) -> io::Result<Pin<&mut TcpStream>> {
+        self.0.as_mut().map(Pin::new).ok_or_else(gone)
+    }
+}
+
+fn gone() -> io::Error {
+    io::ErrorKind::NotConnected.into()
 }
 
 /// Who is at the other end.
@@ -59,18 +86,26 @@ impl Stream {
     }
 
     pub fn peer(&self) -> PeerAddress {
+        let of = |stream: &TcpStream| stream.peer_addr().map_or(PeerAddress::Unknown, PeerAddress::Tcp);
         match self {
-            Stream::Tcp(stream) => stream.peer_addr().map_or(PeerAddress::Unknown, PeerAddress::Tcp),
+            Stream::Tcp(stream) => of(stream),
             Stream::Unix(_) => PeerAddress::Unix,
+            Stream::Tls(stream) => stream.get_ref().0.0.as_ref().map_or(PeerAddress::Unknown, of),
+            Stream::Gone => PeerAddress::Unknown,
         }
     }
 
     /// Takes the stream out of this thread's runtime. Nothing is lost: what has not been read stays in the
-    /// kernel.
+    /// kernel, or goes along.
     pub fn detach(self) -> io::Result<Detached> {
         Ok(match self {
             Stream::Tcp(stream) => Detached::Tcp(stream.into_std()?),
             Stream::Unix(stream) => Detached::Unix(stream.into_std()?),
+            Stream::Tls(mut stream) => {
+                let socket = stream.get_mut().0.0.take().ok_or_else(gone)?;
+                Detached::Tls(stream, socket.into_std()?)
+            }
+            Stream::Gone => return Err(gone()),
         })
     }
 }
@@ -81,7 +116,21 @@ impl Detached {
         Ok(match self {
             Detached::Tcp(stream) => Stream::Tcp(TcpStream::from_std(stream)?),
             Detached::Unix(stream) => Stream::Unix(UnixStream::from_std(stream)?),
+            Detached::Tls(mut stream, socket) => {
+                stream.get_mut().0.0 = Some(TcpStream::from_std(socket)?);
+                Stream::Tls(stream)
+            }
         })
+    }
+
+    /// Whether nothing has come, not even an end of file. The kernel is asked: no reactor knows the stream now.
+    pub fn is_silent(&self) -> bool {
+        let mut byte = [MaybeUninit::uninit()];
+        let peeked = match self {
+            Detached::Tcp(stream) | Detached::Tls(_, stream) => SockRef::from(stream).peek(&mut byte),
+            Detached::Unix(stream) => SockRef::from(stream).peek(&mut byte),
+        };
+        matches!(peeked, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
 }
 
@@ -111,6 +160,14 @@ impl AsyncRead for Stream {
         match self.get_mut() {
             Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Stream::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+            Stream::Tls(stream) => {
+                // The peer may wait for what the socket did not take at the last write.
+                if let Poll::Ready(Err(error)) = Pin::new(&mut **stream).poll_flush(cx) {
+                    return Poll::Ready(Err(error));
+                }
+                Pin::new(&mut **stream).poll_read(cx, buf)
+            }
+            Stream::Gone => Poll::Ready(Err(gone())),
         }
     }
 }
@@ -120,6 +177,8 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
             Stream::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Stream::Tls(stream) => Pin::new(&mut **stream).poll_write(cx, bytes),
+            Stream::Gone => Poll::Ready(Err(gone())),
         }
     }
 
@@ -131,6 +190,8 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Stream::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Stream::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Stream::Tls(stream) => Pin::new(&mut **stream).poll_write_vectored(cx, bufs),
+            Stream::Gone => Poll::Ready(Err(gone())),
         }
     }
 
@@ -138,15 +199,53 @@ impl AsyncWrite for Stream {
         true
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // The kernel's sockets keep nothing back.
-        Poll::Ready(Ok(()))
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            // The kernel's sockets keep nothing back.
+            Stream::Tcp(_) | Stream::Unix(_) => Poll::Ready(Ok(())),
+            Stream::Tls(stream) => Pin::new(&mut **stream).poll_flush(cx),
+            Stream::Gone => Poll::Ready(Err(gone())),
+        }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Stream::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Tls(stream) => Pin::new(&mut **stream).poll_shutdown(cx),
+            Stream::Gone => Poll::Ready(Err(gone())),
         }
+    }
+}
+
+impl AsyncRead for Carrier {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.get_mut().socket()?.poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Carrier {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.get_mut().socket()?.poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.get_mut().socket()?.poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.get_mut().socket()?.poll_shutdown(cx)
     }
 }

@@ -10,7 +10,7 @@ use tokio::net::UnixStream;
 use super::authenticate::{Method, Rules};
 use super::{
     Acceptor, Authenticator, Backend, CancelKey, Client, ConnectionKind, Credentials, DialError, Hello,
-    ListenAddress, Listener, Stream, Target, Users, cancel, hello, log_in,
+    ListenAddress, Listener, Stream, Target, TlsForServers, Users, cancel, hello, log_in,
 };
 use crate::pg::auth::md5::Md5Secret;
 use crate::pg::auth::scram::{self, Verifier};
@@ -40,6 +40,7 @@ fn target(user: &str, credentials: Credentials) -> Target {
         user: user.into(),
         database: "orders".into(),
         credentials,
+        tls: TlsForServers::default(),
         parameters: vec![("application_name".into(), "test".into())],
     }
 }
@@ -52,7 +53,7 @@ fn password(password: &str) -> Credentials {
 async fn meet(
     acceptor: &Acceptor,
     target: &Target,
-) -> (Option<(ConnectionKind, Client)>, Result<Backend, DialError>) {
+) -> (Option<(ConnectionKind, Box<Client>)>, Result<Backend, DialError>) {
     let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
     let accepting = async {
         let Hello::Client(kind, mut client) = hello(Stream::Unix(ours), acceptor).await else { return None };
@@ -66,7 +67,7 @@ async fn meet(
     tokio::join!(accepting, log_in(Stream::Unix(theirs), target, LIMIT))
 }
 
-async fn admitted(acceptor: &Acceptor, target: &Target) -> (ConnectionKind, Client) {
+async fn admitted(acceptor: &Acceptor, target: &Target) -> (ConnectionKind, Box<Client>) {
     let (client, backend) = meet(acceptor, target).await;
     let backend = backend.expect("logged in");
     assert_eq!(backend.parameters, [("server_version".to_owned(), "15.0".to_owned())]);
@@ -241,7 +242,10 @@ async fn a_cancel_waits_until_it_was_carried_out() {
         done.set(true);
     };
     let asking = async {
-        cancel(&address, 7, &[1; 32], LIMIT).await.expect("the connection is closed in the end");
+        let key = CancelKey { pid: 7, secret: vec![1; 32] };
+        cancel(&address, &TlsForServers::default(), &key, LIMIT)
+            .await
+            .expect("the connection is closed in the end");
         assert!(done.get());
     };
     tokio::join!(asking, serving);

@@ -86,7 +86,7 @@ impl Wire {
     pub(super) async fn flush(&mut self) -> io::Result<()> {
         self.stream.write_all(&self.out).await?;
         self.out.clear();
-        Ok(())
+        self.stream.flush().await
     }
 
     /// Sends what is in `out` and closes. Closing with unread bytes resets the connection, and the reset may

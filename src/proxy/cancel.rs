@@ -314,7 +314,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::{About, Hands, Poke, Serving, Slot, Slots};
-    use crate::net::PeerAddress;
+    use crate::net::{PeerAddress, TlsForServers};
     use crate::pg::protocol::startup::CancelKey;
     use crate::proxy::pool::BackendKey;
     use crate::topology::Term;
@@ -332,7 +332,11 @@ mod tests {
 
     fn serving(node: &str, primary_of: Option<u64>) -> Serving {
         let address = "127.0.0.1:5432".parse().expect("an address");
-        let backend = Arc::new(BackendKey { address, key: CancelKey { pid: 7, secret: vec![0; 4] } });
+        let backend = Arc::new(BackendKey {
+            address,
+            tls: TlsForServers::default(),
+            key: CancelKey { pid: 7, secret: vec![0; 4] },
+        });
         Serving { backend, node: node.parse().expect("a name"), primary_of: primary_of.map(Term) }
     }
 

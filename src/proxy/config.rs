@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::limits::Plan;
 use super::route::{Consistency, Policy, Route};
-use crate::net::Credentials;
+use crate::net::{Credentials, TlsForServers};
 
 #[derive(Clone, Debug)]
 pub struct ProxyConfig {
@@ -37,6 +37,8 @@ pub struct ServerLogin {
     pub user: Arc<str>,
     pub database: Arc<str>,
     pub credentials: Credentials,
+    /// How all servers are reached, also on clients' behalf.
+    pub tls: TlsForServers,
 }
 
 /// What a listener asks for on behalf of its clients.

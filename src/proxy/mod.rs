@@ -170,7 +170,7 @@ impl Shared {
     async fn cancel(&self, key: &CancelKey) {
         let Some(cancelling) = self.slots.cancelling(key) else { return };
         let backend = cancelling.backend.clone();
-        let sent = net::cancel(&backend.address, backend.key.pid, &backend.key.secret, CANCEL_LIMIT).await;
+        let sent = net::cancel(&backend.address, &backend.tls, &backend.key, CANCEL_LIMIT).await;
         match sent {
             Ok(()) => cancelling.arrived(),
             Err(error) => tracing::info!(%error, "cancel request not delivered"),
@@ -195,6 +195,7 @@ impl Shared {
             };
             Blueprint {
                 address: node.address.clone(),
+                tls: self.login.tls.clone(),
                 parameters,
                 limits: plan.limits(&key.database, &key.user),
                 caps: plan.caps(&key.database, &key.user),

@@ -102,6 +102,7 @@ async fn dial(login: &ServerLogin, nodes: &[Node], directive: &Directive) -> Opt
         user: login.user.clone(),
         database: login.database.clone(),
         credentials: login.credentials.clone(),
+        tls: login.tls.clone(),
         parameters: vec![("application_name".to_owned(), "bellwether_sampler".to_owned())],
     };
     let dialled = net::dial(&target, LIMIT).await;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::net::Credentials;
+use crate::net::{Credentials, TlsForServers};
 use crate::topology::{Directive, Node};
 
 #[derive(Clone, Debug)]
@@ -54,4 +54,5 @@ pub struct RelayInputs {
     /// `server_login`: needs REPLICATION.
     pub user: Arc<str>,
     pub credentials: Credentials,
+    pub tls: TlsForServers,
 }

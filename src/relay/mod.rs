@@ -128,9 +128,10 @@ impl Relay {
 
     /// Hands a replication client over; it is served on the plane's own thread from here on.
     pub async fn serve(&self, client: Client) {
-        let Client { stream, received, out, user, database, parameters, credentials } = client;
+        let Client { stream, peer, received, out, user, database, parameters, credentials } = client;
         let Ok(stream) = stream.detach() else { return };
-        let rest = move |stream| Client { stream, received, out, user, database, parameters, credentials };
+        let rest =
+            move |stream| Client { stream, peer, received, out, user, database, parameters, credentials };
         // The plane has ended: the connection closes with the stream.
         let _ = self.arrivals.send(Arrival { stream, client: Box::new(rest) }).await;
     }

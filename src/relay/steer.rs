@@ -125,6 +125,7 @@ impl Steering {
             user: self.inputs.user.clone(),
             database: "replication".into(),
             credentials: self.inputs.credentials.clone(),
+            tls: self.inputs.tls.clone(),
             parameters: vec![
                 ("replication".to_owned(), "true".to_owned()),
                 ("application_name".to_owned(), application_name),

@@ -7,6 +7,7 @@ mod auth;
 mod parse;
 mod reader;
 mod secret;
+mod tls;
 mod units;
 mod userlist;
 
@@ -20,6 +21,7 @@ use std::time::Duration;
 pub use parse::parse;
 pub use reader::{Findings, Problem};
 pub use secret::{Secret, Sources, System};
+pub use tls::{ClientTls, Tls};
 
 use crate::admin::console::Access;
 use crate::net::Lookups;
@@ -51,6 +53,7 @@ pub struct Config {
     pub state_file: PathBuf,
     /// Threads of the query plane; `None`: one per four cores.
     pub workers: Option<u32>,
+    pub tls: Tls,
     pub log: Log,
 }
 

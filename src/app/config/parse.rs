@@ -78,7 +78,7 @@ impl Parser<'_> {
         });
         let workers = root.optional("workers", number(1..=1024));
         let log = root.section("log", log);
-        root.not_supported_yet(&["tls"]);
+        let tls = root.section("tls", |tls| super::tls::tls(tls, self.directory));
         let server_login = server_login?;
         console.users.push(server_login.user.clone());
         Some(Config {
@@ -98,6 +98,7 @@ impl Parser<'_> {
             failover,
             state_file: state_file?,
             workers,
+            tls,
             log,
         })
     }
@@ -115,7 +116,6 @@ impl Parser<'_> {
             ("standby", ListenRoute::Standby),
         ];
         let route = item.or("route", ListenRoute::Auto, word(&routes));
-        item.not_supported_yet(&["tls"]);
         match (item.has("address"), item.has("unix")) {
             (true, true) => item.problem("", "has both address and unix; make it two items"),
             (false, false) => item.problem("", "needs address: HOST:PORT or unix: DIRECTORY"),

@@ -87,7 +87,7 @@ routing: {max_lag: {bytes: 16}}
 wal: {archive: {}}
 durability: {mode: quorum, acks: 2}
 state: {etcd: {}}
-tls: {}
+tls: {client: require}
 ",
     );
     assert_eq!(
@@ -117,7 +117,7 @@ tls: {}
             "durability.acks: is not supported yet",
             "state.etcd: is not supported yet",
             "state.file: is missing",
-            "tls: is not supported yet",
+            "tls.cert_file: is missing: TLS for clients needs a certificate",
         ]
     );
 }

@@ -10,7 +10,7 @@ use crate::app::config::Config;
 use crate::app::local::{self, LocalError};
 use crate::failover::LocalNode;
 use crate::failover::agent::{AgentError, LocalServer, ServerStatus, StopMode, Superuser};
-use crate::net::{Credentials, DialError, Target, sql};
+use crate::net::{Credentials, DialError, Target, TlsForServers, sql};
 use crate::pg::TimelineId;
 use crate::topology::{NodeName, Role};
 
@@ -149,6 +149,7 @@ impl Cluster {
             user: SUPERUSER.into(),
             database: "postgres".into(),
             credentials: Credentials::Password(self.password.clone()),
+            tls: TlsForServers::default(),
             parameters: vec![("application_name".to_owned(), "bellwether".to_owned())],
         }
     }

@@ -56,6 +56,7 @@ async fn log_in(
         user: "joe".into(),
         database: "orders".into(),
         credentials: Credentials::Password("pencil".into()),
+        tls: crate::net::TlsForServers::default(),
         parameters: Vec::new(),
     };
     let dialling =

@@ -11,7 +11,6 @@ pub(crate) mod core;
 mod core_tests;
 mod pools;
 
-use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
@@ -27,7 +26,7 @@ use super::evidence::{DialEvidence, NodeEvidence};
 use super::guc::Settings;
 use super::limits::{Caps, PoolSize};
 use super::session::core::ServerState;
-use crate::net::{self, Credentials, Detached, DialError, Stream, Target};
+use crate::net::{self, Credentials, DialError, Stream, Target, TlsForServers};
 use crate::pg::protocol::startup::CancelKey;
 use crate::topology::{Address, NodeName};
 
@@ -42,6 +41,7 @@ const NO_WORKER: usize = usize::MAX;
 #[derive(Debug)]
 pub(crate) struct BackendKey {
     pub(crate) address: Address,
+    pub(crate) tls: TlsForServers,
     pub(crate) key: CancelKey,
 }
 
@@ -72,6 +72,7 @@ pub(crate) struct Key {
 pub(crate) struct Pool {
     pub(crate) key: Key,
     address: Address,
+    tls: TlsForServers,
     /// Of every startup packet.
     parameters: Vec<(String, String)>,
     core: Mutex<Core<Connection, oneshot::Sender<Lease>>>,
@@ -302,6 +303,7 @@ impl Lease {
             user: self.pool.key.user.clone(),
             database: self.pool.key.database.clone(),
             credentials: credentials.clone(),
+            tls: self.pool.tls.clone(),
             parameters: self.pool.parameters.clone(),
         };
         let (generation, lifetime) = {
@@ -317,6 +319,7 @@ impl Lease {
             state: ServerState { parameters: parameters.clone(), ..ServerState::default() },
             backend: Arc::new(BackendKey {
                 address: target.address,
+                tls: target.tls,
                 key: CancelKey { pid: backend.pid, secret: backend.cancel_key },
             }),
             parameters,
@@ -396,15 +399,7 @@ impl Connection {
             return is_silent(&mut self.stream).then_some(self);
         }
         let detached = self.stream.detach().ok()?;
-        // The new reactor does not know yet what has come: the kernel does.
-        let nothing = match &detached {
-            Detached::Tcp(stream) => stream.peek(&mut [0]),
-            Detached::Unix(stream) => {
-                socket2::SockRef::from(stream).peek(&mut [std::mem::MaybeUninit::uninit()])
-            }
-        };
-        let silent = matches!(nothing, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
-        let stream = silent.then(|| detached.attach().ok()).flatten()?;
+        let stream = detached.is_silent().then(|| detached.attach().ok()).flatten()?;
         Some(Connection { stream, worker, ..self })
     }
 }

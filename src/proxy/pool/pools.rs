@@ -10,6 +10,7 @@ use super::census::Census;
 use super::core::Core;
 use super::{Key, Lease, Pool};
 use crate::net::Credentials;
+use crate::net::TlsForServers;
 use crate::proxy::evidence::NodeEvidence;
 use crate::proxy::limits::{Caps, Limits};
 use crate::topology::{Address, NodeName};
@@ -43,6 +44,7 @@ impl Paused {
 #[derive(Debug)]
 pub(crate) struct Blueprint {
     pub(crate) address: Address,
+    pub(crate) tls: TlsForServers,
     /// Of every startup packet.
     pub(crate) parameters: Vec<(String, String)>,
     pub(crate) limits: Limits,
@@ -53,7 +55,7 @@ pub(crate) struct Blueprint {
 impl Pools {
     pub(crate) fn pool(self: &Arc<Pools>, key: &Key, blueprint: impl FnOnce() -> Blueprint) -> Arc<Pool> {
         let new = || {
-            let Blueprint { address, parameters, limits, caps, evidence } = blueprint();
+            let Blueprint { address, tls, parameters, limits, caps, evidence } = blueprint();
             let mut core = Core::new(limits.size);
             if self.paused.lock().contains(&key.database) {
                 core.pause();
@@ -61,6 +63,7 @@ impl Pools {
             Arc::new(Pool {
                 key: key.clone(),
                 address,
+                tls,
                 parameters,
                 core: Mutex::new(core),
                 census: self.censuses.lock().entry(key.node.clone()).or_default().clone(),

@@ -565,8 +565,7 @@ impl Session<'_> {
             if let Some(server) = attached.lease.connection().filter(|_| !self.core.may_be_committing()) {
                 let backend = server.backend.clone();
                 let sent =
-                    crate::net::cancel(&backend.address, backend.key.pid, &backend.key.secret, CLEAN_LIMIT)
-                        .await;
+                    crate::net::cancel(&backend.address, &backend.tls, &backend.key, CLEAN_LIMIT).await;
                 drop(sent);
             }
             return;
@@ -622,8 +621,12 @@ fn write_lane(stream: &mut Stream, lane: &mut Lane, cx: &mut Context<'_>) -> io:
                 lane.wrote(count);
                 wrote = true;
             }
-            Poll::Pending => break,
+            Poll::Pending => return Ok(wrote),
         }
+    }
+    // TLS takes more than its socket does. Pending: the task is woken to come back here.
+    if let Poll::Ready(Err(error)) = Pin::new(stream).poll_flush(cx) {
+        return Err(error);
     }
     Ok(wrote)
 }

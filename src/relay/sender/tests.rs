@@ -10,7 +10,7 @@ use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 
 use super::{Metrics, SenderConfig, Shared, serve};
-use crate::net::{Client, Credentials, Stream};
+use crate::net::{Client, Credentials, Peer, PeerAddress, Stream};
 use crate::pg::protocol::frame::{HEADER_LEN, Header};
 use crate::pg::protocol::replication::{FromServer, Reply, StandbyStatus};
 use crate::pg::wal::build::{SYSTEM, WalBuilder};
@@ -74,6 +74,7 @@ impl World {
     fn connect(&self, name: &str) -> (Follower, impl Future<Output = ()> + use<>) {
         let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
         let client = Client {
+            peer: Peer::plain(PeerAddress::Unix),
             stream: Stream::Unix(ours),
             received: BytesMut::new(),
             out: BytesMut::new(),
