@@ -189,3 +189,74 @@ async fn servers_are_opened_ahead_of_need_and_replaced_when_they_die() {
     let after = eventually_async("three other connections", LIMIT, &pids).await;
     assert!(after.iter().all(|pid| !before.contains(pid)), "{before:?} {after:?}");
 }
+
+/// Of the saturated pool.
+const CLIENTS: usize = 2000;
+const SERVERS: usize = 20;
+/// Clients that come together: among them nobody is first.
+const BATCH: usize = 330;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_thousand_clients_on_twenty_servers_are_served_in_their_order() {
+    let mut cluster =
+        Cluster::start(Options { nodes: 1, durability: Durability::Async, ..Options::default() });
+    cluster.reconfigure(|config| {
+        config["pool"] = serde_yaml::from_str("{size: 20, max_clients: 2000, wait: 2min}").expect("YAML");
+        config["workers"] = 1.into();
+    });
+    cluster.psql("CREATE SEQUENCE served").expect("a sequence");
+    let mut clients = vec![];
+    for _ in 0..CLIENTS {
+        clients.push(client(&cluster, "app").await);
+    }
+    assert_eq!(connect(&cluster, "app").await.map(|_| ()), refused("53300"), "one too many");
+
+    let holders: Vec<Client> = clients.drain(..SERVERS).collect();
+    for holder in &holders {
+        run(holder, "BEGIN; SELECT nextval('served') FROM pg_class WHERE false").await.expect("a server");
+    }
+    let mut waiting = 0;
+    let mut answers = vec![];
+    while !clients.is_empty() {
+        let batch: Vec<Client> = clients.drain(..BATCH.min(clients.len())).collect();
+        waiting += batch.len();
+        for client in batch {
+            answers.push(tokio::spawn(async move {
+                // In one unit: whoever prepares first would queue twice.
+                let rows = client.simple_query("SELECT nextval('served')").await;
+                let rows = rows.map_err(|error| sqlstate(&error))?;
+                let row = rows.iter().find_map(|message| match message {
+                    tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0)?.parse::<i64>().ok(),
+                    _ => None,
+                });
+                row.ok_or_else(|| "no number".to_owned())
+            }));
+        }
+        eventually_async("a queue", LIMIT, async || {
+            match cluster.metric("bellwether_clients{state=\"waiting\"}") {
+                #[expect(clippy::cast_precision_loss, reason = "a few thousand")]
+                Some(now) if now == waiting as f64 => Ok(()),
+                other => Err(format!("{other:?} of {waiting}")),
+            }
+        })
+        .await;
+    }
+    // A cancel reaches its statement although nobody else gets on.
+    let token = holders[0].cancel_token();
+    let (cancelled, _) = tokio::join!(run(&holders[0], "SELECT pg_sleep(60)"), async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        token.cancel_query(NoTls).await.expect("a cancel");
+    });
+    assert_eq!(cancelled, refused("57014"));
+    for holder in &holders {
+        run(holder, "ROLLBACK").await.expect("its end");
+    }
+    for (number, answer) in answers.into_iter().enumerate() {
+        let turn = tokio::time::timeout(LIMIT, answer).await.expect("nobody starves").expect("no panic");
+        let turn = usize::try_from(turn.expect("an answer")).expect("positive");
+        // Before the batch after the next one: a server that is slow may still be at it when many others are done.
+        let first = number / BATCH * BATCH;
+        let earliest = first.saturating_sub(BATCH);
+        assert!((earliest..=first + 2 * BATCH).contains(&turn), "{number} was served as number {turn}");
+    }
+}

@@ -311,6 +311,7 @@ pub(super) mod tests {
             directive: Arc::new(Directive {
                 term: Term(3),
                 primary: Some(name("pg1")),
+                candidate: None,
                 writes: Writes::Open,
                 upstream: Some(name("pg1")),
                 durability: Durability::Quorum,
@@ -329,7 +330,7 @@ pub(super) mod tests {
                 followers,
                 ..WalStatus::starting()
             }),
-            proxy: Arc::new(ProxyStatus { confirmed: Term(3), held: 0, evidence: Vec::new() }),
+            proxy: Arc::new(ProxyStatus { confirmed: Term(3), cleared: None, held: 0, evidence: Vec::new() }),
             history: Arc::default(),
         }
     }

@@ -230,6 +230,7 @@ impl Control {
             nodes: self.nodes.iter().zip(&health.nodes).map(node).collect(),
             verdict: self.watch.verdict(now.instant, &wal, &proxy),
             confirmed: proxy.confirmed,
+            cleared: proxy.cleared.clone(),
             wal,
             ledger: &self.ledger,
             request: self.request.clone(),

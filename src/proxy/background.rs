@@ -45,17 +45,24 @@ pub(super) fn start(proxy: &Proxy, stop: &CancellationToken, end: DropGuard) -> 
 
 /// Never ends.
 async fn obey(shared: &Arc<Shared>) {
-    let mut fence = Fence { term: Term(0), primary: None, former: None, confirmed: Term(0) };
+    let mut fence = Fence {
+        term: Term(0),
+        primary: None,
+        former: None,
+        confirmed: Term(0),
+        candidate: None,
+        cleared: Cleared::No,
+    };
     let mut directive = shared.inputs.directive.clone();
     let mut rounds = 0u32;
     loop {
         fence.obey(shared);
-        shared.publish(fence.confirmed);
+        shared.publish(&fence);
         rounds = rounds.wrapping_add(1);
         if rounds.is_multiple_of(UPKEEP_EVERY) {
             shared.clone().keep_up(Instant::now());
         }
-        let pause = if fence.confirmed < fence.term { CUT_INTERVAL } else { STATUS_INTERVAL };
+        let pause = if fence.is_cutting() { CUT_INTERVAL } else { STATUS_INTERVAL };
         tokio::select! {
             changed = directive.changed() => if changed.is_err() {
                 tokio::time::sleep(pause).await;
@@ -121,6 +128,16 @@ struct Fence {
     former: Option<NodeName>,
     /// confirmed <= term.
     confirmed: Term,
+    candidate: Option<NodeName>,
+    /// Of `candidate`.
+    cleared: Cleared,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cleared {
+    No,
+    /// No session has it, and none gets it.
+    Yes,
 }
 
 impl Fence {
@@ -145,13 +162,33 @@ impl Fence {
         if self.confirmed < self.term && cut() == 0 {
             self.confirmed = self.term;
         }
+        self.clear(shared, directive.candidate.as_ref());
+    }
+
+    /// In this order: a session that checks out after the bar sees it; one that did so before is in its slot.
+    fn clear(&mut self, shared: &Shared, candidate: Option<&NodeName>) {
+        if self.candidate.as_ref() != candidate {
+            shared.bar(candidate);
+            self.candidate = candidate.cloned();
+            self.cleared = Cleared::No;
+        }
+        let Some(candidate) = candidate.filter(|_| self.cleared == Cleared::No) else { return };
+        if shared.slots.clear(candidate) == 0 {
+            self.cleared = Cleared::Yes;
+        }
+    }
+
+    /// Sessions were told to let go, and have not all done so.
+    fn is_cutting(&self) -> bool {
+        self.confirmed < self.term || (self.candidate.is_some() && self.cleared == Cleared::No)
     }
 }
 
 impl Shared {
-    fn publish(&self, confirmed: Term) {
+    fn publish(&self, fence: &Fence) {
         let status = ProxyStatus {
-            confirmed,
+            confirmed: fence.confirmed,
+            cleared: fence.candidate.clone().filter(|_| fence.cleared == Cleared::Yes),
             held: self.held.load(Ordering::Relaxed),
             evidence: self.evidence.iter().map(|evidence| evidence.publish()).collect(),
         };

@@ -274,6 +274,19 @@ impl Slots {
         cut
     }
 
+    /// Wakes the sessions that use `node`, as whatever they took it; how many there are.
+    pub(crate) fn clear(&self, node: &NodeName) -> usize {
+        let mut cut = 0;
+        for slot in self.slots.lock().values() {
+            let state = slot.state.lock();
+            if state.serving.as_ref().is_some_and(|serving| serving.node == *node) {
+                slot.poke(&state, POKED_CUT);
+                cut += 1;
+            }
+        }
+        cut
+    }
+
     pub(crate) fn shut_down(&self) {
         for slot in self.slots.lock().values() {
             slot.poke(&slot.state.lock(), POKED_SHUTDOWN);
@@ -395,5 +408,29 @@ mod tests {
         assert_eq!(slots.cut(Term(2), None, None), 2);
         let pg1 = "pg1".parse().expect("a name");
         assert_eq!(slots.cut(Term(3), None, Some(&pg1)), 4, "also who took it for a standby");
+    }
+
+    #[test]
+    fn a_candidate_is_taken_from_whoever_uses_it() {
+        let slots = Slots::default();
+        let mut number = 0;
+        let all: Vec<_> = [("pg2", None), ("pg1", Some(1)), ("pg3", None), ("pg2", None)]
+            .into_iter()
+            .map(|(node, primary_of)| {
+                let slot = open(&slots, || {
+                    number += 1;
+                    number
+                });
+                slot.serve(serving(node, primary_of));
+                slot
+            })
+            .collect();
+        let pg2 = "pg2".parse().expect("a name");
+        assert_eq!(slots.clear(&pg2), 2);
+        let poked: Vec<_> = all.iter().map(|slot| slot.poked()).collect();
+        assert_eq!(poked, [Some(Poke::Cut), None, None, Some(Poke::Cut)]);
+        all[0].vacate();
+        all[3].vacate();
+        assert_eq!(slots.clear(&pg2), 0, "the proxy may say that it is cleared");
     }
 }

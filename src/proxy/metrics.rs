@@ -14,6 +14,7 @@ pub(crate) struct Metrics {
     pub(crate) pool_wait: Histogram,
     pub(crate) query: HistogramVec,
     pub(crate) pins: IntCounterVec,
+    pub(crate) pins_cut: IntCounterVec,
     pub(crate) timeouts: IntCounterVec,
 }
 
@@ -50,6 +51,13 @@ impl Metrics {
                 buckets("bellwether_query_seconds", "How long a server was with a client at a stretch"),
                 &["route"],
             )?,
+            pins_cut: IntCounterVec::new(
+                Opts::new(
+                    "bellwether_pins_cut_total",
+                    "Sessions that ended (57P01) because the server they kept was lost, by reason",
+                ),
+                &["reason"],
+            )?,
             pins: IntCounterVec::new(
                 Opts::new("bellwether_pins_total", "Sessions that had to keep their server, by reason"),
                 &["reason"],
@@ -69,6 +77,7 @@ impl Metrics {
         registry.register(Box::new(metrics.pool_wait.clone()))?;
         registry.register(Box::new(metrics.query.clone()))?;
         registry.register(Box::new(metrics.pins.clone()))?;
+        registry.register(Box::new(metrics.pins_cut.clone()))?;
         registry.register(Box::new(metrics.timeouts.clone()))?;
         Ok(metrics)
     }

@@ -39,7 +39,7 @@ pub use workers::{Seats, Served, Workers};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -99,6 +99,8 @@ struct Shared {
     pressing: Notify,
     /// The term that sessions must not check out a primary of an earlier one in.
     term: AtomicU64,
+    /// The directive's candidate, which nobody may check out: its place in `inputs.nodes`, from 1; 0 is none.
+    candidate: AtomicUsize,
     clients: Mutex<Clients>,
     stats: Stats,
     waiting: AtomicUsize,
@@ -142,6 +144,7 @@ impl Proxy {
             status,
             pressing: Notify::new(),
             term: AtomicU64::new(0),
+            candidate: AtomicUsize::new(0),
             clients: Mutex::default(),
             stats: Stats::default(),
             waiting: AtomicUsize::new(0),
@@ -203,6 +206,17 @@ impl Shared {
             }
         };
         Some(self.pools.pool(key, blueprint))
+    }
+
+    /// From now on nobody gets a server of the candidate.
+    fn bar(&self, candidate: Option<&NodeName>) {
+        let place = candidate.and_then(|name| self.inputs.nodes.iter().position(|node| node.name == *name));
+        self.candidate.store(place.map_or(0, |place| place + 1), Ordering::SeqCst);
+    }
+
+    fn is_barred(&self, node: &NodeName) -> bool {
+        let place = self.candidate.load(Ordering::SeqCst).checked_sub(1);
+        place.and_then(|place| self.inputs.nodes.get(place)).is_some_and(|barred| barred.name == *node)
     }
 
     fn outstanding(&self, node: &NodeName) -> usize {

@@ -52,6 +52,9 @@ pub struct Directive {
     pub term: Term,
     /// The one node that may receive writes in this term; `None` while it is being fenced or elected.
     pub primary: Option<NodeName>,
+    /// The standby that is being made primary: before it is promoted the proxy takes it from every session, and
+    /// gives it to none until writes open. Else one could write there before anything is verified.
+    pub candidate: Option<NodeName>,
     pub writes: Writes,
     /// Whom the relay streams from; `None`: from nobody (the relay closes the stream and then promises the
     /// term).
@@ -65,6 +68,7 @@ impl Directive {
         Directive {
             term: Term(0),
             primary: None,
+            candidate: None,
             writes: Writes::Held { reason: "starting".to_owned() },
             upstream: None,
             durability,

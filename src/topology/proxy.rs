@@ -9,6 +9,8 @@ pub struct ProxyStatus {
     /// The highest term in which nothing of an earlier term's primary is in use any more: no server connection
     /// of a client goes to a node that is not this term's primary as if it were. The proxy's half of the fence.
     pub confirmed: Term,
+    /// The directive's candidate, once no session has a server connection there.
+    pub cleared: Option<NodeName>,
     /// Transactions that wait for writes to open.
     pub held: usize,
     pub evidence: Vec<ClientEvidence>,

@@ -178,6 +178,9 @@ fn prepare(
         return next_candidate(state, election, candidate, now);
     }
     view.ledger.finding(&action)?;
+    if view.cleared.as_ref() != Some(candidate) {
+        return None;
+    }
     let mut next = state.clone();
     // From now on it may be a primary, and if it is lost now it must not come back as one.
     next.depose(candidate);

@@ -93,6 +93,8 @@ pub struct View<'a> {
     pub wal: Arc<WalStatus>,
     /// `ProxyStatus::confirmed`.
     pub confirmed: Term,
+    /// `ProxyStatus::cleared`.
+    pub cleared: Option<NodeName>,
     pub ledger: &'a Ledger,
     /// An operator's wish not yet taken up.
     pub request: Option<Request>,

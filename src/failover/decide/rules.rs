@@ -88,7 +88,7 @@ pub const RULES: &[Rule] = &[
     rule(
         RuleId::E5,
         "prepared",
-        "synchronous_standby_names and the relay's slot are set on the candidate, still a standby",
+        "synchronous_standby_names and the relay's slot are set on the candidate, still a standby, and no client's session uses it any more",
     ),
     rule(RuleId::E6, "promoted", "the candidate is out of recovery"),
     rule(

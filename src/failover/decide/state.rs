@@ -264,6 +264,18 @@ impl State {
         }
     }
 
+    /// Who is about to be promoted, or was and is not open yet.
+    fn candidate(&self) -> Option<&NodeName> {
+        let Phase::Election(election) = &self.phase else { return None };
+        match &election.step {
+            Step::Fence | Step::Elect | Step::CatchUp { .. } => None,
+            Step::Prepare { candidate } | Step::Promote { candidate } | Step::Verify { candidate, .. } => {
+                Some(candidate)
+            }
+            Step::Follow | Step::Marker => self.primary.as_ref().map(|primary| &primary.node),
+        }
+    }
+
     /// What proxy and relay are told while the state is this.
     pub fn directive(&self) -> Directive {
         let primary = self.primary.as_ref().map(|p| p.node.clone());
@@ -286,7 +298,8 @@ impl State {
             Follow::Primary => primary.clone(),
             Follow::Nobody => None,
         };
-        Directive { term: self.term, primary, writes, upstream, durability: self.durability }
+        let candidate = self.candidate().cloned();
+        Directive { term: self.term, primary, candidate, writes, upstream, durability: self.durability }
     }
 }
 

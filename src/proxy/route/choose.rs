@@ -106,7 +106,7 @@ pub struct View {
     /// Where writes may go; `Err` is the reason to wait.
     primary: Result<NodeName, &'static str>,
     policy: Policy,
-    /// In the order of the configuration, without the primary.
+    /// In the order of the configuration, without the primary and whoever is being made one.
     standbys: Vec<Standby>,
     sight: Sight,
     /// No acknowledged commit lies beyond it; `None` where durability does not let one say so.
@@ -187,7 +187,8 @@ impl View {
         policy: Policy,
     ) -> View {
         let standby = |node: &NodeHealth| Standby { name: node.name.clone(), state: position(node, wal) };
-        let not_primary = |node: &&NodeHealth| directive.primary.as_ref() != Some(&node.name);
+        let taken = [directive.primary.as_ref(), directive.candidate.as_ref()];
+        let not_primary = |node: &&NodeHealth| !taken.contains(&Some(&node.name));
         View {
             primary: directive.writable().cloned().ok_or(match directive.primary {
                 Some(_) => "held",

@@ -277,7 +277,12 @@ impl Session<'_> {
         let Some(server) = lease.connection() else { return false };
         let primary_of = (role == Role::Primary).then_some(term);
         self.slot.serve(Serving { backend: server.backend.clone(), node: node.clone(), primary_of });
-        if primary_of.is_some() && self.shared.term.load(Ordering::SeqCst) > term.0 {
+        let outdated = match role {
+            Role::Primary => self.shared.term.load(Ordering::SeqCst) > term.0,
+            // It is about to be promoted.
+            Role::Standby => self.shared.is_barred(node),
+        };
+        if outdated {
             // The order has changed since the choice: nothing was sent yet.
             if self.slot.vacate() == Hands::Clean {
                 lease.put_back(now);

@@ -295,7 +295,8 @@ impl Session<'_> {
         match self.slot.poked()? {
             Poke::Cut if self.attached.is_some() => Some(Turn::ServerLost {
                 loss: Loss::Failover,
-                what: "a newer term has another primary".to_owned(),
+                what: "a failover has begun, and this server is the old primary or becomes the new one"
+                    .to_owned(),
             }),
             Poke::Cut => None,
             Poke::Shutdown => {
@@ -470,6 +471,14 @@ impl Session<'_> {
         }
     }
 
+    /// A session that keeps its server ends with it.
+    fn count_cut(&self) {
+        let session = self.core.keeps_server().then_some("session_pooling");
+        if let Some(reason) = self.core.pinned().or(session) {
+            self.shared.metrics.pins_cut.with_label_values(&[reason]).inc();
+        }
+    }
+
     /// The server at hand is gone. `Err`: the session ends, with or without a last word.
     async fn lost(&mut self, loss: Loss, what: &str) -> Result<(), Option<ErrorFields>> {
         let now = Instant::now();
@@ -487,6 +496,7 @@ impl Session<'_> {
         if self.core.may_be_committing() {
             self.written_at = Some(now);
         }
+        self.count_cut();
         match self.core.lost(loss, what, &mut self.up, &mut self.down) {
             AfterLoss::GoOn => Ok(()),
             AfterLoss::Retry if self.retries < MAX_RETRIES => {

@@ -171,6 +171,7 @@ impl Control {
             verdict: self.watch.verdict(now.instant, wal, proxy),
             wal: wal.clone(),
             confirmed: proxy.confirmed,
+            cleared: proxy.cleared.clone(),
             ledger: &self.ledger,
             request: None,
         }

@@ -64,7 +64,8 @@ impl Proxy {
             refused_at: evidence.refused_at,
             broken_at: None,
         });
-        ProxyStatus { confirmed: self.confirmed, held: 0, evidence: evidence.collect() }
+        let cleared = self.directive.candidate.clone();
+        ProxyStatus { confirmed: self.confirmed, cleared, held: 0, evidence: evidence.collect() }
     }
 
     /// The next transaction and where it goes.

@@ -345,3 +345,17 @@ fn a_state_file_of_before_still_opens() {
     old["primary"].as_object_mut().unwrap().remove("forks").unwrap();
     assert_eq!(serde_json::from_value::<State>(old).unwrap(), state);
 }
+
+#[test]
+fn nobody_is_promoted_under_a_session() {
+    let mut world = World::steady(Durability::Quorum);
+    world.clinging = true;
+    world.kill("pg1");
+    world.run(100);
+    assert_eq!(step_name(&world.state), "prepare");
+    assert_eq!(world.state.directive().candidate, Some(name("pg2")));
+    world.clinging = false;
+    world.run_until("followed", |w| step_name(&w.state) == "follow" || w.is_open());
+    world.run_until("open again", World::is_open);
+    assert_eq!((world.primary(), world.state.directive().candidate), (Some("pg2"), None));
+}

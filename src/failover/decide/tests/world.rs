@@ -51,6 +51,9 @@ pub(super) struct World {
     pub(super) wal: WalStatus,
     relay_forks: Vec<(TimelineId, Lsn)>,
     confirmed: Term,
+    cleared: Option<NodeName>,
+    /// A session does not let go of the candidate.
+    pub(super) clinging: bool,
     pub(super) state: State,
     journal: State,
     watch: Watch,
@@ -106,6 +109,8 @@ impl World {
             wal: WalStatus::starting(),
             relay_forks: Vec::new(),
             confirmed: Term(0),
+            cleared: None,
+            clinging: false,
             journal: state.clone(),
             state,
             ledger: Ledger::default(),
@@ -161,6 +166,7 @@ impl World {
         self.watch = Watch::new(&nodes, Detect::default());
         self.request = None;
         self.confirmed = Term(0);
+        self.cleared = None;
         self.wal.upstream = Upstream::Idle;
         self.wal.followers.clear();
     }
@@ -240,6 +246,7 @@ impl World {
             verdict: self.watch.verdict(self.now.instant, &self.wal, &proxy),
             wal: Arc::new(self.wal.clone()),
             confirmed: self.confirmed,
+            cleared: self.cleared.clone(),
             ledger: &self.ledger,
             request: self.request.clone(),
         };
@@ -268,6 +275,7 @@ impl World {
             self.wal.upstream = Upstream::Idle;
         }
         self.confirmed = directive.term;
+        self.cleared = directive.candidate.clone().filter(|_| !self.clinging);
         if directive.upstream.is_none() {
             self.wal.upstream = Upstream::Idle;
         }

@@ -58,6 +58,7 @@ fn world() -> World {
         directive: Directive {
             term: Term(1),
             primary: Some(name("pg1")),
+            candidate: None,
             writes: Writes::Open,
             upstream: Some(name("pg1")),
             durability: Durability::Async,
