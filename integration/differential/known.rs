@@ -210,6 +210,13 @@ pub(super) const KNOWN: &[Known] = &[
         endpoint: "silence",
         because: "BUG: the Sync behind CopyDone is taken for one that COPY swallows.",
     },
+    Known {
+        script: "a block that fails in the same write",
+        modes: BOTH,
+        direct: "ErrorResponse S=ERROR V=ERROR C=25P02",
+        endpoint: "ParseComplete",
+        because: "BUG: a Parse of a known text is answered before it is known whether the block has failed.",
+    },
 ];
 
 pub(super) fn is_known(script: &str, mode: Mode) -> bool {

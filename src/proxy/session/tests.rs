@@ -404,6 +404,19 @@ fn a_statement_that_is_of_no_use_any_more_is_prepared_again() {
 }
 
 #[test]
+fn a_failed_block_denies_a_text_that_its_server_knows() {
+    let mut scene = Scene::new();
+    scene.client(&extended("P:s1:select 1|S")).server(&answer("1 ZI"));
+    scene.client(&query("begin; select 1/0")).server(&answer("C:BEGIN E:22012 ZE"));
+    scene.client(&extended("P:s2:select 1|S")).server(&answer("E:25P02 ZE"));
+    check(
+        &scene,
+        "need(read) >P(bw_1)S <1Z(I) release \
+         need(write) >Q <CE(22012)Z(E) >P(bw_1)S <E(25P02)Z(E)",
+    );
+}
+
+#[test]
 fn a_statement_that_failed_to_parse_is_not_there() {
     let mut scene = Scene::new();
     scene.client(&extended("P:s1:select nowhere|S")).server(&answer("E:42703 ZI"));

@@ -11,6 +11,7 @@ use super::message::{self, Parse, Status, bind_names, put, put_head, target};
 use super::unit::Pace;
 use crate::pg::protocol::frame::{HEADER_LEN, Header};
 use crate::proxy::prepared::{Statement, Statements};
+use crate::proxy::route::TransactionEffect;
 
 /// Sent in place of a text that would let commits slip past the quorum. The server refuses it (22023), so that
 /// a transaction block fails as it does after any other error.
@@ -329,7 +330,13 @@ impl Core {
         lanes.up.skip(header.total);
         self.prepared.insert(&name, statement.clone());
         self.unit.sent_extended();
-        if server.statements.touch(&statement) {
+        let is_there = server.statements.touch(&statement);
+        let denied = self.status == Status::Failed && verdict.transaction == TransactionEffect::None;
+        if is_there && denied {
+            // A failed block denies every text but those that end it (exec_parse_message in postgres.c).
+            lanes.up.out().extend_from_slice(&statement.parse);
+            self.ledger.sent(Owed::Parse(For::Client, Undo::Client { name, server: None }));
+        } else if is_there {
             self.ledger.sent(Owed::Parse(For::Own, Undo::Client { name, server: None }));
         } else {
             let undo = Undo::Client { name, server: Some(statement.id) };
