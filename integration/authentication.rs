@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_yaml::Value;
 
-use crate::harness::{Cluster, Options, eventually};
+use crate::harness::{Authority, Cluster, Options, eventually, set_mode};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -157,4 +157,57 @@ fn a_changed_password_is_looked_up_again() {
     eventually("an md5 login with the new password", LIMIT, || log_in(&cluster, "md5_user", "new_two"));
     let said = log_in(&cluster, "scram_user", "one").expect_err("the old password");
     assert!(said.contains("password authentication failed for user \"scram_user\""), "{said}");
+}
+
+const RULES_OVER_TLS: &str = r"
+rules:
+- {type: host, database: replication, user: bellwether, address: 127.0.0.1, method: scram-sha-256}
+- {type: hostssl, database: postgres, user: all, address: all, method: cert, map: hosts}
+- {type: hostssl, database: all, user: all, address: all, method: scram-sha-256}
+maps:
+- {map: hosts, system: '/^(.*)\.example\.com$', user: '\1'}
+";
+
+/// A proof that is bound to its connection, and a certificate in place of a proof.
+#[test]
+fn over_tls() {
+    let mut cluster = Cluster::start(Options::default());
+    let authority = Authority::new(cluster.data().join("tls"));
+    authority.sign(&authority.dir, "server", "server");
+    for name in ["app", "report"] {
+        authority.sign(&authority.dir, name, &format!("{name}.example.com"));
+        // libpq uses no key that others may read.
+        set_mode(authority.file(&format!("{name}.key")).as_ref(), 0o600);
+    }
+    cluster.reconfigure(|config| {
+        let [certificate, key, ca] = ["server.crt", "server.key", "ca.crt"].map(|name| authority.file(name));
+        config["tls"] = yaml(&format!("{{cert_file: {certificate}, key_file: {key}, client_ca_file: {ca}}}"));
+        let auth = config["auth"].as_mapping_mut().expect("auth");
+        auth.remove("method");
+        for (key, value) in yaml(RULES_OVER_TLS).as_mapping().expect("rules and maps") {
+            auth.insert(key.clone(), value.clone());
+        }
+    });
+
+    let verifying = format!("sslmode=verify-full sslrootcert={}", authority.file("ca.crt"));
+    let bound = format!("{} {verifying} channel_binding=require", cluster.conninfo());
+    assert_eq!(cluster.psql_at(&bound, "SELECT 1"), Ok("1".to_owned()));
+    let plain = format!("{} sslmode=disable", cluster.conninfo());
+    let said = cluster.psql_at(&plain, "SELECT 1").expect_err("let in");
+    assert!(said.contains("no pg_hba.conf entry") && said.contains("no encryption"), "{said}");
+
+    let port = cluster.port;
+    let with = |name: &str| {
+        let (certificate, key) =
+            (authority.file(&format!("{name}.crt")), authority.file(&format!("{name}.key")));
+        let conninfo = format!(
+            "host=127.0.0.1 port={port} user=app dbname=postgres {verifying} sslcert={certificate} sslkey={key}"
+        );
+        cluster.psql_at(&conninfo, "SELECT current_user")
+    };
+    assert_eq!(with("app").as_deref(), Ok("app"));
+    let said = with("report").expect_err("let in");
+    assert!(said.contains("certificate authentication failed for user \"app\""), "{said}");
+    let said = with("nothing_there").expect_err("let in");
+    assert!(said.contains("connection requires a valid client certificate"), "{said}");
 }

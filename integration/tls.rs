@@ -2,47 +2,11 @@
 
 use std::fs;
 use std::os::unix::fs::chown;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
-
-use crate::harness::{Cluster, Options, eventually, set_mode};
+use crate::harness::{Authority, Cluster, Options, eventually, set_mode};
 
 const LIMIT: Duration = Duration::from_secs(30);
-
-/// Signs certificates for this host, into the cluster's directory.
-struct Authority {
-    dir: PathBuf,
-    issuer: Issuer<'static, KeyPair>,
-}
-
-impl Authority {
-    fn new(dir: PathBuf) -> Authority {
-        fs::create_dir(&dir).expect("a directory");
-        set_mode(&dir, 0o755);
-        let key = KeyPair::generate().expect("a key");
-        let mut params = CertificateParams::new([]).expect("parameters");
-        // A name of its own: who signs with the name of its subject has signed itself.
-        params.distinguished_name.push(DnType::CommonName, "authority");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        fs::write(dir.join("ca.crt"), params.self_signed(&key).expect("a certificate").pem()).expect("write");
-        Authority { dir, issuer: Issuer::new(params, key) }
-    }
-
-    /// `<name>.crt` and `<name>.key` in `directory`.
-    fn sign(&self, directory: &Path, name: &str) {
-        let key = KeyPair::generate().expect("a key");
-        let params = CertificateParams::new(["127.0.0.1".to_owned()]).expect("parameters");
-        let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
-        fs::write(directory.join(format!("{name}.crt")), certificate.pem()).expect("write");
-        fs::write(directory.join(format!("{name}.key")), key.serialize_pem()).expect("write");
-    }
-
-    fn file(&self, name: &str) -> String {
-        self.dir.join(name).to_string_lossy().into_owned()
-    }
-}
 
 fn configure(cluster: &mut Cluster, tls: &str) {
     let tls: serde_yaml::Value = serde_yaml::from_str(tls).expect("YAML");
@@ -53,7 +17,7 @@ fn configure(cluster: &mut Cluster, tls: &str) {
 fn clients_with_tls() {
     let mut cluster = Cluster::start(Options::default());
     let authority = Authority::new(cluster.data().join("tls"));
-    authority.sign(&authority.dir, "server");
+    authority.sign(&authority.dir, "server", "server");
     let (certificate, key) = (authority.file("server.crt"), authority.file("server.key"));
     configure(&mut cluster, &format!("{{cert_file: {certificate}, key_file: {key}, client: allow}}"));
 
@@ -76,7 +40,7 @@ fn servers_with_tls() {
     let authority = Authority::new(cluster.data().join("tls"));
     for server in cluster.servers() {
         use std::os::unix::fs::MetadataExt;
-        authority.sign(&server.data_dir, "server");
+        authority.sign(&server.data_dir, "server", "server");
         let owner = fs::metadata(&server.data_dir).expect("data directory");
         for file in ["server.crt", "server.key"] {
             let path = server.data_dir.join(file);

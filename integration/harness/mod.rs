@@ -1,5 +1,6 @@
 //! A real cluster behind a real `bellwether`, faults to throw at it, and its end.
 
+mod authority;
 mod cluster;
 mod guardian;
 pub(crate) mod ledger;
@@ -7,6 +8,7 @@ mod lone_server;
 mod second_major;
 mod wait;
 
+pub(crate) use authority::Authority;
 pub(crate) use cluster::{Cluster, Durability, Options, Server, bellwether, free_port, set_mode};
 pub(crate) use guardian::Guardian;
 pub(crate) use lone_server::LoneServer;

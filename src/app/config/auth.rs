@@ -8,7 +8,7 @@ use super::parse::Parser;
 use super::reader::{Parsed, Section};
 use super::secret::{self, PASSWORD, Secret, SecretKeys};
 use super::units::{duration, on_off, parsed, path, text, texts, word};
-use super::{Auth, AuthQuery, LookupLogin, User, userlist};
+use super::{Auth, AuthQuery, ClientTls, LookupLogin, User, userlist};
 use crate::net::authenticate::{
     CertificateName, DatabaseName, Encryption, MapLine, Method, NameMap, Origin, Rule, Rules, UserName,
     network,
@@ -54,6 +54,24 @@ pub(super) fn auth(parser: &Parser<'_>, auth: &mut Section<'_>) -> Auth {
         auth.problem("users", "is missing: with query: off nobody could log in");
     }
     Auth { rules, users, query, lookup_login, lookups, replication_users }
+}
+
+/// What the rules need of `tls:` and do not find there.
+pub(super) fn against_tls(root: &mut Section<'_>, rules: &Rules, clients: &ClientTls) {
+    let client_ca = match clients {
+        ClientTls::Disable => None,
+        ClientTls::Allow(files) | ClientTls::Require(files) => files.client_ca_file.as_ref(),
+    };
+    for (at, rule) in rules.iter().enumerate() {
+        let over_tls = matches!(rule.origin, Origin::Host { encryption: Encryption::Tls, .. });
+        if matches!(rule.method, Method::Cert { .. }) && client_ca.is_none() {
+            let what = "cert needs tls.client_ca_file: whose certificates are to be believed?";
+            root.problem(&format!("auth.rules[{at}].method"), what);
+        } else if over_tls && *clients == ClientTls::Disable {
+            let what = "hostssl matches nobody: tls has no certificate for clients";
+            root.warning(&format!("auth.rules[{at}].type"), what);
+        }
+    }
 }
 
 /// `rules`, or `method` for everybody.
@@ -298,6 +316,10 @@ mod tests {
     }
 
     fn read(auth: &str) -> (Option<Config>, Findings) {
+        read_with(auth, "{cert_file: us.crt, key_file: us.key, client_ca_file: ca.crt}")
+    }
+
+    fn read_with(auth: &str, tls: &str) -> (Option<Config>, Findings) {
         let yaml = format!(
             "
 cluster: orders
@@ -308,6 +330,7 @@ server_login: {{user: bellwether}}
 wal: {{dir: wal}}
 state: {{file: state}}
 auth: {auth}
+tls: {tls}
 "
         );
         parse(&yaml, Path::new("/etc/bellwether"), &Userlist)
@@ -404,6 +427,25 @@ auth: {auth}
             findings(&format!("{{rules: [{twice}]}}")),
             ["auth.rules: let no follower in: none has database: replication"]
         );
+    }
+
+    #[test]
+    fn rules_that_need_tls() {
+        let check = |method: &str, tls: &str, expected: &[&str]| {
+            let rule = "type: hostssl, database: [all, replication], user: all, address: all";
+            let (_, findings) = read_with(&format!("{{rules: [{{{rule}, method: {method}}}]}}"), tls);
+            let found: Vec<_> =
+                findings.problems.iter().chain(&findings.warnings).map(Problem::to_string).collect();
+            assert_eq!(found, expected, "{method} {tls}");
+        };
+        let no_ca =
+            "auth.rules[0].method: cert needs tls.client_ca_file: whose certificates are to be believed?";
+        check("cert", "{}", &[no_ca]);
+        check("cert", "{cert_file: us.crt, key_file: us.key}", &[no_ca]);
+        check("cert", "{cert_file: us.crt, key_file: us.key, client_ca_file: ca.crt}", &[]);
+        let nobody = "auth.rules[0].type: hostssl matches nobody: tls has no certificate for clients";
+        check("scram-sha-256", "{}", &[nobody]);
+        check("scram-sha-256", "{cert_file: us.crt, key_file: us.key}", &[]);
     }
 
     #[test]

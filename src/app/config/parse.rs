@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use super::auth::auth;
+use super::auth::{against_tls, auth};
 use super::reader::{Findings, Problem, Section};
 use super::secret::{self, PASSWORD, Sources};
 use super::units::{duration, duration_or_off, number, on_off, parsed, path, size, text, texts, word};
@@ -79,6 +79,7 @@ impl Parser<'_> {
         let workers = root.optional("workers", number(1..=1024));
         let log = root.section("log", log);
         let tls = root.section("tls", |tls| super::tls::tls(tls, self.directory));
+        against_tls(root, &auth.rules, &tls.clients);
         let server_login = server_login?;
         console.users.push(server_login.user.clone());
         Some(Config {

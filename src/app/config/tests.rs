@@ -223,7 +223,8 @@ fn the_examples_rules_are_good_ones() {
         .filter(|line| ["rules:", "maps:", "  - {type:", "  - {map:"].iter().any(|key| line.starts_with(key)))
         .map(|line| format!("  {line}\n"))
         .collect();
-    let (config, findings) = read(&with("auth", &format!("auth:\n{rules}")));
+    let tls = "tls: {cert_file: us.crt, key_file: us.key, client_ca_file: ca.crt}";
+    let (config, findings) = read(&with("auth", &format!("auth:\n{rules}{tls}")));
     assert_eq!(findings, Findings::default(), "{rules}");
     assert_eq!(config.expect("it is whole").auth.rules.iter().count(), 3);
 }
