@@ -151,7 +151,8 @@ fn as_postgresql_answers() {
 }
 
 #[test]
-#[ignore = "PostgreSQL 18 ends sessions with: StartTransactionCommand: unexpected state STARTED"]
+#[ignore = "a Query behind an Execute without its Sync leaves a server of 18 unfit for the next client (XX000); \
+            search_path is reported there, and what RESET brings back is not"]
 fn as_the_second_major_answers() {
     let second = second_major();
     differential(Some(second.bin()), &seeds(40));
