@@ -1,6 +1,6 @@
 //! `make drivers`: every driver in `integration/drivers/` does the same list of things straight at a server, and
 //! through the endpoint in transaction and in session mode. What fails anywhere fails here. The table is printed
-//! and, when all drivers ran, kept in `integration/drivers/README.md`. `DRIVERS=pgx,jdbc` runs only those.
+//! and, when all drivers ran, kept in `integration/drivers/README.md`. `DRIVERS=pgx,JDBC` runs only those.
 //!
 //! Beside them other clients change settings and prepare statements, so that in transaction mode a driver's next
 //! statement often meets another server connection than its last.
@@ -47,16 +47,23 @@ struct Driver {
     command: &'static str,
 }
 
-const DRIVERS: [Driver; 6] = [
+const DRIVERS: [Driver; 13] = [
     Driver { name: "psycopg 3", command: "../../target/drivers/venv/bin/python python/with_psycopg3.py" },
+    Driver { name: "psycopg 2", command: "../../target/drivers/venv/bin/python python/with_psycopg2.py" },
     Driver { name: "asyncpg", command: "../../target/drivers/venv/bin/python python/with_asyncpg.py" },
+    Driver { name: "SQLAlchemy", command: "../../target/drivers/venv/bin/python python/with_sqlalchemy.py" },
     Driver { name: "node-postgres", command: "node node/with_pg.cjs" },
+    Driver { name: "postgres.js", command: "node node/with_postgres_js.cjs" },
     Driver { name: "pgx", command: "../../target/drivers/pgx" },
     Driver {
         name: "JDBC",
         command: "java -cp ../../target/drivers/java:/usr/share/java/postgresql.jar Jdbc",
     },
     Driver { name: "tokio-postgres", command: "../../target/drivers/rust/debug/tokio_postgres" },
+    Driver { name: "sqlx", command: "../../target/drivers/rust/debug/sqlx" },
+    Driver { name: "Ruby pg", command: "ruby ruby/with_pg.rb" },
+    Driver { name: "PHP PDO", command: "php php/with_pdo.php" },
+    Driver { name: "Perl DBD::Pg", command: "perl perl/with_dbd_pg.pl" },
 ];
 
 #[derive(Clone, Debug, PartialEq, Eq)]

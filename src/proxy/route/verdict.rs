@@ -54,6 +54,14 @@ impl Verdict {
         self.statements > 0 && self.knobs.len() == self.statements
     }
 
+    /// The name in a text that holds nothing but one DEALLOCATE of it.
+    pub fn deallocates(&self) -> Option<&str> {
+        match (self.statements, self.session.as_slice()) {
+            (1, [SessionEffect::Deallocate(name)]) => Some(name),
+            _ => None,
+        }
+    }
+
     pub fn is_copy_in(&self) -> bool {
         self.copy == CopyData::In
     }

@@ -1,5 +1,5 @@
-//! What the session answers by itself: `bellwether.*` commands, units that got no server, and the rest of a
-//! transaction block whose server is gone.
+//! What the session answers by itself: `bellwether.*` commands, DEALLOCATE of the client's own statements, units that
+//! got no server, and the rest of a transaction block whose server is gone.
 
 use super::core::{Core, Demand, Texts};
 use super::knobs::Rows;
@@ -95,6 +95,17 @@ impl Core {
         Step::Next
     }
 
+    /// Whether a text is answered here.
+    pub(super) fn is_own(&self, verdict: &Verdict) -> bool {
+        verdict.is_own() || self.status != Status::Failed && self.deallocates(verdict)
+    }
+
+    /// Whether it is SQL's DEALLOCATE of a statement of the protocol's. Drivers do this with what they keep no longer
+    /// (pgx, PDO, DBD::Pg, psycopg with an older libpq); the server knows the statement by another name, if at all.
+    pub(super) fn deallocates(&self, verdict: &Verdict) -> bool {
+        verdict.deallocates().is_some_and(|name| self.prepared.named(name.as_bytes()).is_some())
+    }
+
     /// A unit of `total` bytes that holds nothing but commands of ours.
     pub(super) fn answer_own(&mut self, total: usize, lanes: &mut Lanes<'_>, texts: &mut Texts<'_>) {
         self.ahead.clear();
@@ -102,6 +113,10 @@ impl Core {
         if lanes.up.unread().first() == Some(&b'Q') {
             let verdict = query_text(&lanes.up.unread()[..total]).map(|text| texts.verdict(text));
             lanes.up.skip(total);
+            if let Some(name) = verdict.as_ref().and_then(|verdict| verdict.deallocates()) {
+                self.prepared.remove(name.as_bytes());
+                put_complete(lanes.down.out(), "DEALLOCATE");
+            }
             let commands = verdict.iter().flat_map(|verdict| &verdict.knobs);
             for command in commands {
                 self.knobs.run(command, Rows::Described, lanes.down.out());
@@ -114,12 +129,18 @@ impl Core {
         }
         self.prepare_own(total, lanes, texts);
         let mut knobs = self.knobs;
+        let mut deallocated: Vec<Box<str>> = Vec::new();
         self.answer_extended(total, lanes, &mut |verdict, out| {
+            if let Some(name) = verdict.and_then(Verdict::deallocates) {
+                deallocated.push(name.into());
+                put_complete(out, "DEALLOCATE");
+            }
             for command in verdict.iter().flat_map(|verdict| &verdict.knobs) {
                 knobs.run(command, Rows::Bare, out);
             }
         });
         self.knobs = knobs;
+        deallocated.iter().for_each(|name| self.prepared.remove(name.as_bytes()));
     }
 
     /// Remembers the statements that a unit of ours prepares.

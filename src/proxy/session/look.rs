@@ -48,7 +48,6 @@ struct Seen<'a> {
 
 impl Seen<'_> {
     fn add(&mut self, verdict: &Arc<Verdict>) {
-        self.foreign |= !verdict.is_own();
         if self.writing.is_none() && !verdict.is_read() {
             self.writing = Some(verdict.clone());
         }
@@ -112,7 +111,7 @@ impl Core {
         let Some(text) = query_text(message) else { return Look::Fatal(malformed(b'Q')) };
         let verdict = texts.verdict(text);
         self.ahead.push_back(verdict.clone());
-        if verdict.is_own() {
+        if self.is_own(&verdict) {
             return Look::Own(header.total);
         }
         Look::Serve(Demand { verdict, forced: None }, Some(header.total))
@@ -164,7 +163,7 @@ impl Core {
             b'P' => {
                 let Some(parse) = Parse::read(message) else { return false };
                 let verdict = texts.verdict(parse.text);
-                seen.add(&verdict);
+                self.see(&verdict, seen);
                 if parse.name.is_empty() {
                     seen.unnamed = true;
                 } else {
@@ -194,13 +193,18 @@ impl Core {
         true
     }
 
+    fn see(&self, verdict: &Arc<Verdict>, seen: &mut Seen<'_>) {
+        seen.foreign |= !self.is_own(verdict);
+        seen.add(verdict);
+    }
+
     fn look_at_name(&self, name: &[u8], seen: &mut Seen<'_>) {
         let prepared_here = if name.is_empty() { seen.unnamed } else { seen.named.contains(&name) };
         if prepared_here {
             return;
         }
         match self.prepared.verdict(name) {
-            Some(verdict) => seen.add(verdict),
+            Some(verdict) => self.see(verdict, seen),
             // An error to come, or SQL's PREPARE in a pinned session.
             None => seen.foreign = true,
         }

@@ -359,6 +359,51 @@ fn a_name_is_not_given_twice() {
     );
 }
 
+/// pgx, PDO and others deallocate by SQL what they have prepared by the protocol, under the name they know.
+#[test]
+fn a_statement_of_the_protocol_is_deallocated_by_sql() {
+    let prepare = extended("P:s:SELECT $1::int|D:s|S");
+    let use_it = extended("B:s|E|S");
+    let mut scene = Scene::new();
+    scene.client(&prepare).server(&answer("1 t n ZI"));
+    scene.client(&query("DEALLOCATE s")).client(&use_it).server(&answer("E:26000 ZI"));
+    check(
+        &scene,
+        "need(read) >P(bw_1)D(bw_1)S <1tnZ(I) release <CZ(I) need(read) >B(s)ES <E(26000)Z(I) release",
+    );
+
+    // By the extended protocol, and the name is free for another statement.
+    let mut scene = Scene::new();
+    scene.client(&prepare).server(&answer("1 t n ZI"));
+    scene.client(&extended("P::DEALLOCATE s|B|D|E|S"));
+    scene.client(&extended("P:s:SELECT 2|S")).server(&answer("1 ZI"));
+    check(
+        &scene,
+        "need(read) >P(bw_1)D(bw_1)S <1tnZ(I) release <12tnCZ(I) need(read) >P(bw_2)S <1Z(I) release",
+    );
+
+    // In a block, behind what is under way; not in one that has failed.
+    let mut scene = Scene::in_mode(PoolMode::Session);
+    scene.client(&prepare).server(&answer("1 t n ZI"));
+    scene.client(&[query("BEGIN"), query("DEALLOCATE s")].concat()).server(&answer("C:BEGIN ZT"));
+    check(&scene, "need(read) >P(bw_1)D(bw_1)S <1tnZ(I) >Q <CZ(T) <CZ(T)");
+    let mut scene = Scene::in_mode(PoolMode::Session);
+    scene.client(&prepare).server(&answer("1 t n ZI"));
+    scene
+        .client(&query("BEGIN"))
+        .server(&answer("C:BEGIN ZT"))
+        .client(&query("x"))
+        .server(&answer("E:42601 ZE"));
+    scene.client(&query("DEALLOCATE s")).server(&answer("E:25P02 ZE"));
+    check(&scene, "need(read) >P(bw_1)D(bw_1)S <1tnZ(I) >Q <CZ(T) >Q <E(42601)Z(E) >Q <E(25P02)Z(E)");
+
+    // What SQL has prepared is the server's.
+    let mut scene = Scene::new();
+    scene.client(&query("PREPARE p AS SELECT 1")).server(&answer("C:PREPARE ZI"));
+    scene.client(&query("DEALLOCATE p")).server(&answer("C:DEALLOCATE ZI"));
+    check(&scene, "need(write) >Q <CZ(I) >Q <CZ(I)");
+}
+
 #[test]
 fn a_statement_is_shared_by_those_who_mean_the_same_by_it() {
     let mut scene = Scene::new();

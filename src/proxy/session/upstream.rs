@@ -241,12 +241,14 @@ impl Core {
                 None => texts.verdict(text),
             }
         };
-        if verdict.is_own() {
+        if verdict.is_own() || self.deallocates(&verdict) {
             if self.is_busy() {
                 return Step::Wait(0);
             }
-            self.answer_own(header.total, lanes, texts);
-            return Step::Next;
+            if self.is_own(&verdict) {
+                self.answer_own(header.total, lanes, texts);
+                return Step::Next;
+            }
         }
         // exec_simple_query drops the unnamed statement.
         self.prepared.forget_unnamed();
@@ -294,14 +296,19 @@ impl Core {
             Some(verdict) => verdict,
             None => texts.verdict(parse.text),
         };
-        if verdict.is_own() && !self.is_busy() {
+        if self.is_busy() && !self.unit.open && self.deallocates(&verdict) {
+            self.ahead.push_front(verdict);
+            return Step::Wait(0);
+        }
+        if self.is_own(&verdict) && !self.is_busy() {
             match self.look(header, lanes.up.unread(), texts) {
                 Look::More(total) => return Step::Wait(total),
                 Look::Own(total) => {
                     self.answer_own(total, lanes, texts);
                     return Step::Next;
                 }
-                // Mixed with others: the server takes it for a setting of an unknown extension, which is harmless.
+                // Mixed with others: the server takes it for a setting of an unknown extension, which is harmless, or
+                // knows no statement of that name.
                 Look::Serve(..) | Look::Fatal(_) => {
                     self.ahead.pop_front();
                 }
