@@ -72,16 +72,17 @@ async fn on_standby(cluster: &Cluster, port: &str, first: &str) -> tokio_postgre
     // The others stay meanwhile, so that the standbys take turns.
     let mut others = Vec::new();
     for _ in 0..20 {
-        let (client, connection) =
-            tokio_postgres::connect(&cluster.conninfo(), tokio_postgres::NoTls).await.unwrap();
+        let (client, connection) = tokio_postgres::connect(&cluster.conninfo(), tokio_postgres::NoTls)
+            .await
+            .expect("the endpoint answers");
         tokio::spawn(connection);
-        client.batch_execute("SET bellwether.route = 'standby'").await.unwrap();
+        client.batch_execute("SET bellwether.route = 'standby'").await.expect("the endpoint answers");
         // A standby that has just started may not be known yet.
         if client.batch_execute(first).await.is_err() {
             tokio::time::sleep(Duration::from_millis(200)).await;
             continue;
         }
-        let at = client.simple_query("SELECT current_setting('port')").await.unwrap();
+        let at = client.simple_query("SELECT current_setting('port')").await.expect("the endpoint answers");
         let row = at.iter().find_map(|message| match message {
             tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0),
             _ => None,
