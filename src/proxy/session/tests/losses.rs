@@ -1,0 +1,145 @@
+//! What a client hears when its server is gone.
+
+use super::{Scene, answer, check, extended, query};
+use crate::proxy::session::core::{Heard, Loss};
+
+#[test]
+fn a_whole_answer_stays_when_a_farewell_comes_with_it() {
+    let mut scene = Scene::new();
+    scene.client(&query("/**/begin")).server(&answer("C:BEGIN ZT"));
+    scene.client(&query("insert into t values (1)"));
+    scene.log.clear();
+    scene.down.input.push(&answer("C:INSERT_0_1 ZT F:57P01"));
+    assert!(matches!(scene.core.server(&mut scene.down, &mut scene.server), Heard::Ready));
+    assert!(matches!(scene.core.server(&mut scene.down, &mut scene.server), Heard::Lost(_)));
+    scene.core.take_answer_back(&mut scene.down);
+    scene.lose(Loss::Connection);
+    check(&scene, "<CZ(T)");
+}
+
+#[test]
+fn after_a_commit_in_doubt_no_standby_is_asked_what_became_of_it() {
+    use crate::proxy::route::OwnWrite;
+    for (statement, expected) in
+        [("insert into t values (1)", OwnWrite::Unknown), ("select pg_backend_pid()", OwnWrite::None)]
+    {
+        let mut scene = Scene::new();
+        scene.client(&query(statement)).lose(Loss::Failover);
+        assert_eq!(scene.core.knobs.write, expected, "{statement}");
+    }
+}
+
+#[test]
+fn a_server_that_dies_is_told_truthfully() {
+    for (before, statement, loss, expected) in [
+        // Nothing sent to the client yet, and only a read.
+        ("", "select 1", Loss::Connection, "retry need(read) >Q"),
+        ("", "insert into t values (1)", Loss::Connection, "<E(08007)Z(I)"),
+        ("", "insert into t values (1)", Loss::Failover, "<E(08007)Z(I)"),
+        ("/**/begin", "insert into t values (1)", Loss::Failover, "<E(40001)Z(E)"),
+        ("/**/begin", "insert into t values (1)", Loss::Connection, "<E(08006)Z(E)"),
+        ("/**/begin;insert into t values (1)", "commit", Loss::Failover, "<E(08007)Z(I)"),
+        ("/**/begin", "commit", Loss::Failover, "<E(40001)Z(E)"),
+        // What follows the block's end commits by itself.
+        ("/**/begin", "rollback; insert into t values (1)", Loss::Failover, "<E(08007)Z(I)"),
+        ("listen x", "select 1", Loss::Failover, "fatal(57P01)"),
+    ] {
+        let mut scene = Scene::new();
+        for sql in before.split(';').filter(|sql| !sql.is_empty()) {
+            let status = if sql == "listen x" { "C:LISTEN ZI" } else { "C:OK ZT" };
+            scene.client(&query(sql)).server(&answer(status));
+        }
+        scene.client(&query(statement));
+        scene.log.clear();
+        scene.lose(loss);
+        assert_eq!(scene.log.trim_start(), expected, "{before:?} {statement:?} {loss:?}");
+    }
+}
+
+#[test]
+fn a_block_that_lost_its_server_fails_until_it_is_ended() {
+    let mut scene = Scene::new();
+    scene.client(&query("/**/begin")).server(&answer("C:BEGIN ZT"));
+    scene.log.clear();
+    scene.lose(Loss::Failover);
+    for sql in ["select 1", "select 2", "rollback", "select 3"] {
+        scene.client(&query(sql));
+    }
+    check(&scene, "<E(40001)Z(E) <E(25P02)Z(E) <CZ(I) need(read) >Q");
+    let mut scene = Scene::new();
+    scene.client(&query("/**/begin")).server(&answer("C:BEGIN ZT"));
+    scene.log.clear();
+    scene.lose(Loss::Failover).client(&extended("P::select 1|B|E|S")).client(&extended("P::rollback|B|E|S"));
+    check(&scene, "<E(40001)Z(E) <12CZ(I)");
+    // A COMMIT as the next statement must not look like a success.
+    let mut scene = Scene::new();
+    scene.client(&query("/**/begin")).server(&answer("C:BEGIN ZT"));
+    scene.log.clear();
+    scene.lose(Loss::Failover).client(&query("commit")).client(&query("select 1"));
+    check(&scene, "<E(40001)Z(I) need(read) >Q");
+}
+
+#[test]
+fn a_servers_farewell_is_not_the_sessions() {
+    let mut scene = Scene::new();
+    scene.client(&query("/**/begin")).server(&answer("C:BEGIN ZT"));
+    scene.client(&query("select 1")).server(&answer("F:57P01"));
+    check(&scene, "need(write) >Q <CZ(T) >Q lost(57P01) <E(08006)Z(E)");
+}
+
+#[test]
+fn every_lost_unit_of_a_pipeline_is_answered() {
+    let mut scene = Scene::new();
+    let mut bytes = query("insert into t values (1)");
+    bytes.extend(query("insert into t values (2)"));
+    bytes.extend(extended("P::insert into t values (3)|B|E"));
+    scene.client(&bytes);
+    scene.log.clear();
+    scene.lose(Loss::Connection).client(&extended("S"));
+    check(&scene, "<E(08007)Z(I)E(08007)Z(I)E(08007) <Z(I)");
+}
+
+#[test]
+fn what_is_pipelined_behind_the_end_of_a_block_commits_by_itself() {
+    for end in ["commit", "rollback"] {
+        let mut scene = Scene::new();
+        scene.client(&query("/**/begin")).server(&answer("C:BEGIN ZT"));
+        let mut bytes = query(end);
+        bytes.extend(query("insert into t values (1)"));
+        scene.client(&bytes);
+        scene.log.clear();
+        scene.lose(Loss::Failover);
+        check(&scene, "<E(08007)Z(I)E(08007)Z(I)");
+    }
+}
+
+#[test]
+fn what_a_server_said_farewell_to_instead_of_beginning_with_it_runs_again() {
+    for (client, server, expected) in [
+        ("Q:insert into t values (1)", "F:57P01", "lost(57P01) retry need(write) >Q"),
+        ("Q:/**/begin", "F:57P01", "lost(57P01) retry need(write) >Q"),
+        ("X:P::insert into t values (1)|B|E|S", "F:57P01", "lost(57P01) retry need(write) >PBES"),
+        // Not as a whole undone, or with effects elsewhere.
+        ("Q:insert into t values (1); insert into t values (2)", "F:57P01", "lost(57P01) <E(08007)Z(I)"),
+        ("Q:call p()", "F:57P01", "lost(57P01) fatal(57P01)"),
+        ("Q:create table t ()", "F:57P01", "lost(57P01) <E(08007)Z(I)"),
+        // It had begun to answer: the commit may be behind it.
+        (
+            "X:P::insert into t values (1)|B|E|S",
+            "1 2 n C:INSERT_0_1 F:57P01",
+            "<12nC lost(57P01) <E(08007)Z(I)",
+        ),
+        // No farewell of this backend's own.
+        ("Q:insert into t values (1)", "F:57P02", "lost(57P02) <E(08007)Z(I)"),
+    ] {
+        let mut scene = Scene::new();
+        match client.split_once(':') {
+            Some(("Q", text)) => scene.client(&query(text)),
+            Some((_, script)) => scene.client(&extended(script)),
+            None => panic!("{client}"),
+        };
+        scene.log.clear();
+        scene.server(&answer(server));
+        check(&scene, expected);
+    }
+}

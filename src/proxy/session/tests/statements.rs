@@ -1,0 +1,189 @@
+//! The protocol's prepared statements, named and unnamed.
+
+use super::{Scene, answer, check, extended, query};
+use crate::proxy::session::core::{PoolMode, ServerState};
+use crate::proxy::session::message::put;
+
+#[test]
+fn a_named_statement_is_prepared_where_it_is_missing() {
+    let mut scene = Scene::new();
+    scene.client(&extended("P:s1:select 1|D:s1|S")).server(&answer("1 t n ZI"));
+    scene.client(&extended("B:s1|E|S")).server(&answer("2 C:SELECT_1 ZI"));
+    // Another server connection.
+    scene.server = ServerState::default();
+    scene.client(&extended("B:s1|E|S")).server(&answer("1 2 C:SELECT_1 ZI"));
+    // The same text under another name: nothing to send, but an answer.
+    scene.client(&extended("P:s2:select 1|B:s2|E|S")).server(&answer("2 C:SELECT_1 ZI"));
+    check(
+        &scene,
+        "need(read) >P(bw_1)D(bw_1)S <1tnZ(I) release \
+         need(read) >B(bw_1)ES <2CZ(I) release \
+         need(read) >P(bw_1)B(bw_1)ES <2CZ(I) release \
+         need(read) >B(bw_1)ES <12CZ(I) release",
+    );
+}
+
+#[test]
+fn a_name_is_not_given_twice() {
+    let mut scene = Scene::new();
+    scene.client(&extended("P:s1:select 1|S")).server(&answer("1 ZI"));
+    scene.client(&extended("P:s1:select 2|S")).server(&answer("E:42P05 ZI"));
+    scene.client(&extended("B:s1|E|S")).server(&answer("2 C:SELECT_1 ZI"));
+    // Elsewhere it is prepared first, so that there is something to be refused.
+    scene.server = ServerState::default();
+    scene.client(&extended("P:s1:select 2|S")).server(&answer("1 E:42P05 ZI"));
+    scene.client(&extended("C:s1|P:s1:select 2|S")).server(&answer("1 ZI"));
+    check(
+        &scene,
+        "need(read) >P(bw_1)S <1Z(I) release need(read) >P(bw_1)S <E(42P05)Z(I) release \
+         need(read) >B(bw_1)ES <2CZ(I) release need(read) >P(bw_1)P(bw_1)S <E(42P05)Z(I) release \
+         need(read) >P(bw_2)S <31Z(I) release",
+    );
+}
+
+/// pgx, PDO and others deallocate by SQL what they have prepared by the protocol, under the name they know.
+#[test]
+fn a_statement_of_the_protocol_is_deallocated_by_sql() {
+    let prepare = extended("P:s:SELECT $1::int|D:s|S");
+    let use_it = extended("B:s|E|S");
+    let mut scene = Scene::new();
+    scene.client(&prepare).server(&answer("1 t n ZI"));
+    scene.client(&query("DEALLOCATE s")).client(&use_it).server(&answer("E:26000 ZI"));
+    check(
+        &scene,
+        "need(read) >P(bw_1)D(bw_1)S <1tnZ(I) release <CZ(I) need(read) >B(s)ES <E(26000)Z(I) release",
+    );
+
+    // By the extended protocol, and the name is free for another statement.
+    let mut scene = Scene::new();
+    scene.client(&prepare).server(&answer("1 t n ZI"));
+    scene.client(&extended("P::DEALLOCATE s|B|D|E|S"));
+    scene.client(&extended("P:s:SELECT 2|S")).server(&answer("1 ZI"));
+    check(
+        &scene,
+        "need(read) >P(bw_1)D(bw_1)S <1tnZ(I) release <12tnCZ(I) need(read) >P(bw_2)S <1Z(I) release",
+    );
+
+    // In a block, behind what is under way; not in one that has failed.
+    let mut scene = Scene::in_mode(PoolMode::Session);
+    scene.client(&prepare).server(&answer("1 t n ZI"));
+    scene.client(&[query("BEGIN"), query("DEALLOCATE s")].concat()).server(&answer("C:BEGIN ZT"));
+    check(&scene, "need(read) >P(bw_1)D(bw_1)S <1tnZ(I) >Q <CZ(T) <CZ(T)");
+    let mut scene = Scene::in_mode(PoolMode::Session);
+    scene.client(&prepare).server(&answer("1 t n ZI"));
+    scene
+        .client(&query("BEGIN"))
+        .server(&answer("C:BEGIN ZT"))
+        .client(&query("x"))
+        .server(&answer("E:42601 ZE"));
+    scene.client(&query("DEALLOCATE s")).server(&answer("E:25P02 ZE"));
+    check(&scene, "need(read) >P(bw_1)D(bw_1)S <1tnZ(I) >Q <CZ(T) >Q <E(42601)Z(E) >Q <E(25P02)Z(E)");
+
+    // What SQL has prepared is the server's.
+    let mut scene = Scene::new();
+    scene.client(&query("PREPARE p AS SELECT 1")).server(&answer("C:PREPARE ZI"));
+    scene.client(&query("DEALLOCATE p")).server(&answer("C:DEALLOCATE ZI"));
+    check(&scene, "need(write) >Q <CZ(I) >Q <CZ(I)");
+}
+
+#[test]
+fn a_statement_is_shared_by_those_who_mean_the_same_by_it() {
+    let mut scene = Scene::new();
+    scene.client(&extended("P:a:select '1'::timestamptz|S")).server(&answer("1 ZI"));
+    scene.client(&query("set timezone = 'UTC'")).server(&answer("C:SET ZI"));
+    // What is prepared stays; what is prepared now, or elsewhere, is another.
+    scene.client(&extended("B:a|E|P:b:select '1'::timestamptz|S")).server(&answer("2 C:SELECT_1 1 ZI"));
+    scene.server = ServerState { settings: scene.core.settings().clone(), ..ServerState::default() };
+    scene.client(&extended("B:a|E|S")).server(&answer("1 2 C:SELECT_1 ZI"));
+    // Nobody else's, as long as nobody knows what the settings are.
+    scene.client(&query("/**/begin")).server(&answer("C:BEGIN ZT"));
+    scene.client(&query("set local timezone = 'CET'")).server(&answer("C:SET ZT"));
+    scene.client(&extended("P:c:select '1'::timestamptz|S")).server(&answer("1 ZT"));
+    scene.client(&query("commit")).server(&answer("C:COMMIT ZI"));
+    scene.client(&extended("P:d:select '1'::timestamptz|S")).server(&answer("ZI"));
+    check(
+        &scene,
+        "need(read) >P(bw_1)S <1Z(I) release need(write) >Q <CZ(I) release \
+         need(read) >B(bw_1)EP(bw_2)S <2C1Z(I) release need(read) >P(bw_2)B(bw_2)ES <2CZ(I) release \
+         need(write) >Q <CZ(T) >Q <CZ(T) >P(bw_3)S <1Z(T) >Q <CZ(I) release \
+         need(read) >S <1Z(I) release",
+    );
+}
+
+#[test]
+fn a_statement_that_is_of_no_use_any_more_is_prepared_again() {
+    let outdated = {
+        let mut out = vec![];
+        let fields =
+            b"SERROR\0VERROR\0C0A000\0Mcached plan must not change result type\0RRevalidateCachedQuery\0\0";
+        put(&mut out, b'E', &[fields]);
+        out
+    };
+    let deallocated = answer("E:26000");
+    for (error, again) in [(outdated, "P(bw_2)B(bw_2)ES"), (deallocated, "P(bw_1)B(bw_1)ES")] {
+        let mut scene = Scene::new();
+        scene.client(&extended("P:s:select * from t|B:s|E|S")).server(&answer("1 2 C:SELECT_1 ZI"));
+        scene.client(&extended("B:s|E|S")).server(&error).server(&answer("ZI"));
+        scene.log.clear();
+        scene.client(&extended("B:s|E|S"));
+        check(&scene, &format!("need(read) >{again}"));
+    }
+}
+
+#[test]
+fn a_failed_block_denies_a_text_that_its_server_knows() {
+    let mut scene = Scene::new();
+    scene.client(&extended("P:s1:select 1|S")).server(&answer("1 ZI"));
+    scene.client(&query("begin; select 1/0")).server(&answer("C:BEGIN E:22012 ZE"));
+    scene.client(&extended("P:s2:select 1|S")).server(&answer("E:25P02 ZE"));
+    check(
+        &scene,
+        "need(read) >P(bw_1)S <1Z(I) release \
+         need(write) >Q <CE(22012)Z(E) >P(bw_1)S <E(25P02)Z(E)",
+    );
+}
+
+#[test]
+fn a_statement_that_failed_to_parse_is_not_there() {
+    let mut scene = Scene::new();
+    scene.client(&extended("P:s1:select nowhere|S")).server(&answer("E:42703 ZI"));
+    scene.client(&extended("P:s1:select nowhere|S")).server(&answer("1 ZI"));
+    scene.client(&extended("B:gone|E|S")).server(&answer("E:26000 ZI"));
+    check(
+        &scene,
+        "need(read) >P(bw_1)S <E(42703)Z(I) release \
+         need(read) >P(bw_2)S <1Z(I) release \
+         need(read) >B(gone)ES <E(26000)Z(I) release",
+    );
+}
+
+#[test]
+fn the_unnamed_statement_follows_its_client() {
+    let mut scene = Scene::new();
+    scene.client(&extended("P::select 1|D|S")).server(&answer("1 t n ZI"));
+    scene.client(&extended("B|E|S")).server(&answer("2 C:SELECT_1 ZI"));
+    // Another client has used the server since.
+    scene.server.statements.unnamed = 77;
+    scene.client(&extended("B|E|S")).server(&answer("1 2 C:SELECT_1 ZI"));
+    // A simple query drops it; the other client's must not be met in its place.
+    scene.client(&query("select 1")).server(&answer("C:SELECT_1 ZI"));
+    scene.server.statements.unnamed = 78;
+    scene.client(&extended("B|E|S")).server(&answer("E:26000 ZI"));
+    check(
+        &scene,
+        "need(read) >PDS <1tnZ(I) release \
+         need(read) >BES <2CZ(I) release \
+         need(read) >PBES <2CZ(I) release \
+         need(read) >Q <CZ(I) release \
+         need(read) >B(no such statement)ES <E(26000)Z(I) release",
+    );
+}
+
+#[test]
+fn a_cached_parse_is_answered_before_a_flush_is_waited_for() {
+    let mut scene = Scene::new();
+    scene.client(&extended("P:s1:select 1|B:s1|E|S")).server(&answer("1 2 C:SELECT_1 ZI"));
+    scene.log.clear();
+    scene.client(&extended("B:s1|E|P:s2:select 1|H")).server(&answer("2 C:SELECT_1"));
+    check(&scene, "need(write) >B(bw_1)EH <2C1");
+}
