@@ -226,7 +226,12 @@ impl Slots {
         }
     }
 
-    pub(crate) fn close(&self, slot: &Slot) {
+    /// The same, closed with what it returns.
+    pub(crate) fn register(&self, about: About) -> Registered<'_> {
+        Registered { slots: self, slot: self.open(about, rand::random::<u32>) }
+    }
+
+    fn close(&self, slot: &Slot) {
         self.slots.lock().remove(&slot.key.pid);
     }
 
@@ -291,6 +296,19 @@ impl Slots {
         for slot in self.slots.lock().values() {
             slot.poke(&slot.state.lock(), POKED_SHUTDOWN);
         }
+    }
+}
+
+/// A session's slot, closed however the session ends: one that stays behind would hold up every fence.
+#[derive(Debug)]
+pub(crate) struct Registered<'a> {
+    slots: &'a Slots,
+    pub(crate) slot: Arc<Slot>,
+}
+
+impl Drop for Registered<'_> {
+    fn drop(&mut self) {
+        self.slots.close(&self.slot);
     }
 }
 

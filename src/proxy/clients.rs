@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use super::limits::Plan;
 use crate::pg::error::{ErrorFields, SqlState};
 
@@ -52,6 +54,32 @@ impl Clients {
                 counts.remove(name);
             }
         }
+    }
+}
+
+/// A client that was counted in. Dropped, it is counted out.
+#[derive(Debug)]
+pub(crate) struct Entered<'a> {
+    clients: &'a Mutex<Clients>,
+    database: Arc<str>,
+    user: Arc<str>,
+}
+
+impl<'a> Entered<'a> {
+    pub(crate) fn new(
+        clients: &'a Mutex<Clients>,
+        database: &Arc<str>,
+        user: &Arc<str>,
+        plan: &Plan,
+    ) -> Result<Entered<'a>, ErrorFields> {
+        clients.lock().enter(database, user, plan)?;
+        Ok(Entered { clients, database: database.clone(), user: user.clone() })
+    }
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        self.clients.lock().leave(&self.database, &self.user);
     }
 }
 

@@ -29,6 +29,7 @@ use super::tally::Tally;
 use crate::net::{Client, Credentials, Stream};
 use crate::pg::error::{ErrorFields, SqlState};
 use crate::proxy::cancel::{About, Hands, Poke, Slot};
+use crate::proxy::clients::Entered;
 use crate::proxy::config::Entrance;
 use crate::proxy::guc::{Settings, Startup};
 use crate::proxy::limits::Limits;
@@ -112,9 +113,7 @@ enum Turn {
 /// Serves `client` until it leaves.
 pub(crate) async fn serve(shared: &Shared, worker: &Rc<Worker>, entrance: Entrance, mut client: Client) {
     let plan = shared.plan();
-    let entered = shared.clients.lock().enter(&client.database, &client.user, &plan);
-    let counted =
-        entered.map(|()| Entered { shared, database: client.database.clone(), user: client.user.clone() });
+    let counted = Entered::new(&shared.clients, &client.database, &client.user, &plan);
     let mut out = client.out.split().to_vec();
     let startup = Startup::read(&client.parameters);
     let defaults = Defaults { route: entrance.route, consistency: shared.config.consistency };
@@ -149,7 +148,7 @@ pub(crate) async fn serve(shared: &Shared, worker: &Rc<Worker>, entrance: Entran
         peer: client.stream.peer(),
         connected_at: SystemTime::now(),
     };
-    let registered = Registered { shared, slot: shared.slots.open(about, rand::random::<u32>) };
+    let registered = shared.slots.register(about);
     registered.slot.set_timeouts(limits.timeouts);
     let mut session = Session {
         shared,
@@ -599,7 +598,7 @@ fn hear(core: &mut Core, down: &mut Lane, up: &mut Lane, server: &mut ServerStat
     }
 }
 
-fn application_name(parameters: &[(String, String)]) -> Arc<str> {
+pub(in crate::proxy) fn application_name(parameters: &[(String, String)]) -> Arc<str> {
     let named = parameters.iter().find(|(name, _)| name == "application_name");
     named.map_or("", |(_, value)| value.as_str()).into()
 }
@@ -617,12 +616,16 @@ pub(super) fn route_word(role: Role) -> &'static str {
     }
 }
 
-pub(super) fn shutting_down() -> ErrorFields {
+pub(in crate::proxy) fn shutting_down() -> ErrorFields {
     ErrorFields::fatal(SqlState::ADMIN_SHUTDOWN, "terminating connection due to administrator command")
 }
 
 /// Whether anything was written.
-fn write_lane(stream: &mut Stream, lane: &mut Lane, cx: &mut Context<'_>) -> io::Result<bool> {
+pub(in crate::proxy) fn write_lane(
+    stream: &mut Stream,
+    lane: &mut Lane,
+    cx: &mut Context<'_>,
+) -> io::Result<bool> {
     let mut wrote = false;
     while lane.has_pending() {
         match Pin::new(&mut *stream).poll_write(cx, lane.pending())? {
@@ -641,7 +644,11 @@ fn write_lane(stream: &mut Stream, lane: &mut Lane, cx: &mut Context<'_>) -> io:
     Ok(wrote)
 }
 
-fn read_lane(stream: &mut Stream, lane: &mut Lane, cx: &mut Context<'_>) -> io::Result<Poll<usize>> {
+pub(in crate::proxy) fn read_lane(
+    stream: &mut Stream,
+    lane: &mut Lane,
+    cx: &mut Context<'_>,
+) -> io::Result<Poll<usize>> {
     let space = lane.input.space(LEAST_READ);
     let most = space.len().min(BUFFER_MAX);
     let mut into = ReadBuf::new(&mut space[..most]);
@@ -657,7 +664,7 @@ fn read_lane(stream: &mut Stream, lane: &mut Lane, cx: &mut Context<'_>) -> io::
     }
 }
 
-async fn farewell(stream: &mut Stream, bytes: &[u8]) {
+pub(in crate::proxy) async fn farewell(stream: &mut Stream, bytes: &[u8]) {
     let said = async {
         stream.write_all(bytes).await?;
         stream.shutdown().await
@@ -691,29 +698,4 @@ async fn clean(lease: &mut Lease) -> Option<()> {
         }
     });
     tokio::time::timeout(CLEAN_LIMIT, work).await.ok()?
-}
-
-/// The session's slot, closed however the session ends: one that stays behind would hold up every fence.
-struct Registered<'a> {
-    shared: &'a Shared,
-    slot: Arc<Slot>,
-}
-
-impl Drop for Registered<'_> {
-    fn drop(&mut self) {
-        self.shared.slots.close(&self.slot);
-    }
-}
-
-/// A client that was counted in. Dropped, it is counted out.
-struct Entered<'a> {
-    shared: &'a Shared,
-    database: Arc<str>,
-    user: Arc<str>,
-}
-
-impl Drop for Entered<'_> {
-    fn drop(&mut self) {
-        self.shared.clients.lock().leave(&self.database, &self.user);
-    }
 }
