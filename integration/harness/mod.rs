@@ -5,12 +5,12 @@ mod cluster;
 mod guardian;
 pub(crate) mod ledger;
 mod lone_server;
-mod second_major;
+mod majors;
 mod wait;
 
 pub(crate) use authority::Authority;
 pub(crate) use cluster::{Cluster, Durability, Options, Server, bellwether, free_port, set_mode};
 pub(crate) use guardian::Guardian;
 pub(crate) use lone_server::LoneServer;
-pub(crate) use second_major::second_major;
+pub(crate) use majors::{major, second_major};
 pub(crate) use wait::{eventually, eventually_async};

@@ -47,6 +47,8 @@ pub(crate) struct ServerState {
     pub(crate) settings: Arc<Settings>,
     /// As it reported them after login.
     pub(crate) parameters: Arc<[(String, String)]>,
+    /// It must not go to another client; see [`Core::mixes_protocols`].
+    pub(crate) retires: bool,
 }
 
 /// What a session needs for the client's next messages.

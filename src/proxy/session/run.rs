@@ -427,7 +427,7 @@ impl Session<'_> {
     async fn release(&mut self) {
         let now = Instant::now();
         self.note_write(now);
-        let Some(attached) = self.attached.take() else { return };
+        let Some(mut attached) = self.attached.take() else { return };
         self.core.detached();
         self.retries = 0;
         let route = route_word(attached.role);
@@ -435,8 +435,9 @@ impl Session<'_> {
         self.tally.served(served);
         self.worker.counters.borrow().served(route, served.as_secs_f64());
         attached.lease.pool().evidence.answered(now);
-        // Clean hands: whatever was not asked for does not go to the next client.
-        let clean = self.down.unread().is_empty();
+        // Clean hands: whatever was not asked for does not go to the next client, nor does what may fail it.
+        let retires = attached.lease.connection().is_none_or(|server| server.state.retires);
+        let clean = self.down.unread().is_empty() && !retires;
         let hands = self.slot.release().await;
         if clean && hands == Hands::Clean {
             attached.lease.put_back(now);

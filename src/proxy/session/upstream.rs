@@ -165,6 +165,7 @@ impl Core {
             self.up_skip = header.total;
             return Step::Next;
         }
+        server.retires |= self.mixes_protocols(header.tag);
         match header.tag {
             b'Q' => self.forward_query(header, lanes, server, texts),
             b'P' => self.forward_parse(header, lanes, server, texts),
@@ -197,6 +198,22 @@ impl Core {
             }
             other => Step::Ask(Ask::Fatal(unexpected(other))),
         }
+    }
+
+    /// Whether a message of type `tag` stands between extended messages and their Sync, and ends no transaction there
+    /// although a server takes it to.
+    ///
+    /// From PostgreSQL 18 on this leaves the server unfit (postgres.c):
+    /// 1. An Execute completes, and its transaction waits for the Sync (`exec_execute_message` sets
+    ///    XACT_FLAGS_PIPELINING).
+    /// 2. A Query or FunctionCall follows. `start_xact_command` makes an implicit block of the transaction;
+    ///    `finish_xact_command` at its end commits nothing in a block, and still takes the transaction for over.
+    /// 3. The Sync ends the implicit block (`EndImplicitTransactionBlock`), and has nothing to commit.
+    ///
+    /// ReadyForQuery says `I`, and the next command finds a transaction that has begun: XX000, "unexpected state
+    /// STARTED". That one must not be another client's.
+    fn mixes_protocols(&self, tag: u8) -> bool {
+        self.unit.open && matches!(tag, b'Q' | b'F')
     }
 
     /// Forwards the message as it is.

@@ -75,7 +75,7 @@ impl Scene {
                 Heard::Ready if self.core.can_release(&self.up) => {
                     self.core.detached();
                     self.attached = false;
-                    self.log.push_str(" release");
+                    self.log.push_str(if self.server.retires { " retire" } else { " release" });
                     break;
                 }
                 Heard::Ready => {}

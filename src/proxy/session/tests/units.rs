@@ -135,3 +135,21 @@ fn statement_mode_takes_no_blocks() {
         check(&scene, expected);
     }
 }
+
+#[test]
+fn a_server_that_was_asked_in_both_protocols_at_once_retires() {
+    let call = b"F\0\0\0\x0e\0\0\0\x9a\0\0\0\0\0\0".to_vec();
+    for (between, reply, expected) in [
+        (query("select 2"), "1 2 C:SELECT_1 C:SELECT_1 ZT ZI", ">PBEQS <12CCZ(T) <Z(I) retire"),
+        (call, "1 2 C:SELECT_1 V ZT ZI", ">PBEFS <12CVZ(T) <Z(I)"),
+        // Behind the Sync nothing is mixed.
+        (extended("S"), "1 2 C:SELECT_1 ZI ZI", ">PBESS <12CZ(I) <Z(I) release"),
+    ] {
+        let mut scene = Scene::new();
+        scene.client(&[extended("P::insert into t values (1)|B|E"), between, extended("S")].concat());
+        scene.server(&answer(reply));
+        check(&scene, &format!("need(write) {expected}"));
+        // A function keeps its server for other reasons.
+        assert_eq!(scene.server.retires, !expected.ends_with("release"));
+    }
+}
