@@ -17,6 +17,7 @@ mod lag_gate;
 mod leak;
 mod pools;
 mod relay;
+mod reload;
 mod sessions;
 mod smoke;
 mod tls;

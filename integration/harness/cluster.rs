@@ -119,12 +119,17 @@ impl Cluster {
     /// The same cluster, with `change` made to its `bellwether.yaml`.
     pub(crate) fn reconfigure(&mut self, change: impl FnOnce(&mut serde_yaml::Value)) {
         self.kill_bellwether();
+        self.rewrite(change);
+        self.start_bellwether();
+        self.await_steady();
+    }
+
+    /// Makes `change` to the `bellwether.yaml`, and leaves alone who runs with it.
+    pub(crate) fn rewrite(&self, change: impl FnOnce(&mut serde_yaml::Value)) {
         let mut config = self.config();
         change(&mut config);
         let yaml = serde_yaml::to_string(&config).expect("YAML");
         fs::write(self.data().join("bellwether.yaml"), yaml).expect("bellwether.yaml");
-        self.start_bellwether();
-        self.await_steady();
     }
 
     /// `kill -9`: no goodbye to anybody.

@@ -10,8 +10,10 @@ use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-/// For the whole exchange.
+/// For a question and its answer.
 const LIMIT: Duration = Duration::from_secs(5);
+/// For an order: a reload runs the commands that print secrets.
+const ORDER_LIMIT: Duration = Duration::from_secs(60);
 /// Of an answer's body.
 const MAX_BODY: usize = 16 << 20;
 
@@ -25,8 +27,8 @@ pub enum ClientError {
         #[source]
         source: io::Error,
     },
-    #[error("{url} did not answer within {limit:?}", limit = LIMIT)]
-    Timeout { url: String },
+    #[error("{url} did not answer within {limit:?}")]
+    Timeout { url: String, limit: Duration },
     #[error("{url} answered {status}: {body}")]
     Status { url: String, status: StatusCode, body: String },
     #[error("{url} does not speak HTTP: {source}")]
@@ -35,23 +37,23 @@ pub enum ClientError {
 
 /// The body at `path` of the instance at `base` (`http://127.0.0.1:9632`).
 pub async fn fetch(base: &str, path: &str) -> Result<Bytes, ClientError> {
-    ask(Method::GET, base, path).await
+    ask(Method::GET, base, path, LIMIT).await
 }
 
 /// Has the instance at `base` do what `path` says; its answer.
 pub async fn post(base: &str, path: &str) -> Result<Bytes, ClientError> {
-    ask(Method::POST, base, path).await
+    ask(Method::POST, base, path, ORDER_LIMIT).await
 }
 
-async fn ask(method: Method, base: &str, path: &str) -> Result<Bytes, ClientError> {
+async fn ask(method: Method, base: &str, path: &str, limit: Duration) -> Result<Bytes, ClientError> {
     let url = base.to_owned();
     let authority = base.strip_prefix("http://").map(|rest| rest.trim_end_matches('/'));
     let Some(authority) = authority.filter(|it| !it.is_empty() && !it.contains('/')) else {
         return Err(ClientError::Url { url });
     };
-    match tokio::time::timeout(LIMIT, exchange(&url, authority, method, path)).await {
+    match tokio::time::timeout(limit, exchange(&url, authority, method, path)).await {
         Ok(answer) => answer,
-        Err(_) => Err(ClientError::Timeout { url }),
+        Err(_) => Err(ClientError::Timeout { url, limit }),
     }
 }
 

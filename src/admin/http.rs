@@ -18,7 +18,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::answer::{self, Answer, answer};
-use super::order::{self, Origin, order};
+use super::order::{self, Order, Origin, order};
+use super::reload::{Reload, ReloadError};
 use super::view::{Identity, Snapshot};
 use crate::failover::{CommandError, Commands};
 use crate::topology::{Directive, Election, Health, ProxyStatus, WalStatus};
@@ -44,6 +45,8 @@ pub struct Sources {
     pub registry: Registry,
     /// Where an operator's commands go. `None`: they get 503.
     pub commands: Option<Commands>,
+    /// Where it is asked for that the configuration is read again. The same holds.
+    pub reload: Option<Reload>,
 }
 
 impl Sources {
@@ -118,18 +121,27 @@ async fn respond<B>(request: &Request<B>, sources: &Sources) -> Response<Full<By
     };
     let origin = if request.headers().contains_key(ORIGIN) { Origin::Page } else { Origin::Program };
     match order(asked, origin) {
-        Some(Ok(command)) => {
-            tracing::info!(?command, "an operator's command");
-            let done = match &sources.commands {
-                Some(commands) => commands.send(command).await,
-                None => Err(CommandError::Stopped),
-            };
-            return response(order::answer(done));
+        Some(Ok(order)) => {
+            tracing::info!(?order, "an operator's command");
+            return response(carry_out(order, sources).await);
         }
         Some(Err(refusal)) => return response(refusal),
         None => {}
     }
     response(answer(asked, &sources.identity, &sources.snapshot(), Instant::now(), || sources.metrics()))
+}
+
+async fn carry_out(order: Order, sources: &Sources) -> Answer {
+    match order {
+        Order::Command(command) => order::answer(match &sources.commands {
+            Some(commands) => commands.send(command).await,
+            None => Err(CommandError::Stopped),
+        }),
+        Order::Reload => order::reloaded(match &sources.reload {
+            Some(reload) => reload.ask().await,
+            None => Err(ReloadError::Stopped),
+        }),
+    }
 }
 
 fn response(answer: Answer) -> Response<Full<Bytes>> {
@@ -172,6 +184,7 @@ mod tests {
             history: watch::channel(seen.history).1,
             registry,
             commands: None,
+            reload: None,
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let base = format!("http://{}", listener.local_addr().expect("bound"));

@@ -8,10 +8,12 @@ mod client;
 pub mod console;
 mod http;
 mod order;
+mod reload;
 mod text;
 mod view;
 
 pub use client::{ClientError, fetch, post};
 pub use http::{Sources, serve};
+pub use reload::{Asked, Reload, ReloadError, Reloaded};
 pub use text::{history_text, status_text};
 pub use view::{ClusterView, Identity, Snapshot, cluster};

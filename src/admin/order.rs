@@ -1,14 +1,23 @@
-//! What may be asked of the control plane over HTTP: which request is which command. PURE.
+//! What an operator may ask for over HTTP: which request is which order. PURE.
 
 use super::answer::{Answer, Request};
+use super::reload::{ReloadError, Reloaded};
 use crate::failover::{Command, CommandError};
 use crate::topology::NodeName;
 
-/// `None`: not one of the commands' paths. `origin`: whether a browser says that a page of somebody's sends
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    /// The control plane's.
+    Command(Command),
+    /// Read the configuration again.
+    Reload,
+}
+
+/// `None`: not one of the orders' paths. `origin`: whether a browser says that a page of somebody's sends
 /// this; such a page may be anybody's, and its visitor an operator, so it is refused.
-pub(super) fn order(request: Request<'_>, origin: Origin) -> Option<Result<Command, Answer>> {
+pub(super) fn order(request: Request<'_>, origin: Origin) -> Option<Result<Order, Answer>> {
     let name = request.path.strip_prefix("/api/v1/")?;
-    if !["failover", "switchover", "pause", "resume"].contains(&name) {
+    if !["failover", "switchover", "pause", "resume", "reload"].contains(&name) {
         return None;
     }
     if request.method != "POST" {
@@ -19,10 +28,11 @@ pub(super) fn order(request: Request<'_>, origin: Origin) -> Option<Result<Comma
         return Some(Err(Answer::text(403, "not from a web page")));
     }
     Some(node(request.query).map(|to| match name {
-        "failover" => Command::Failover { to },
-        "switchover" => Command::Switchover { to },
-        "pause" => Command::Pause,
-        _ => Command::Resume,
+        "failover" => Order::Command(Command::Failover { to }),
+        "switchover" => Order::Command(Command::Switchover { to }),
+        "pause" => Order::Command(Command::Pause),
+        "resume" => Order::Command(Command::Resume),
+        _ => Order::Reload,
     }))
 }
 
@@ -46,6 +56,16 @@ pub(super) fn answer(result: Result<String, CommandError>) -> Answer {
     }
 }
 
+pub(super) fn reloaded(result: Result<Reloaded, ReloadError>) -> Answer {
+    match result {
+        Ok(reloaded) => Answer::text(200, reloaded.lines().join("\n")),
+        Err(ReloadError::Unusable(why)) => {
+            Answer::text(422, format!("the configuration stays as it was: {why}"))
+        }
+        Err(error @ ReloadError::Stopped) => Answer::text(503, error.to_string()),
+    }
+}
+
 /// `?to=NODE`.
 fn node(query: &str) -> Result<Option<NodeName>, Answer> {
     let mut to = None;
@@ -63,7 +83,7 @@ fn node(query: &str) -> Result<Option<NodeName>, Answer> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Origin, order};
+    use super::{Order, Origin, order};
     use crate::admin::answer::Request;
     use crate::failover::Command;
 
@@ -75,11 +95,12 @@ mod tests {
         };
         let pg2 = "pg2".parse().ok();
         for (uri, expected) in [
-            ("/api/v1/failover", Some(Ok(Command::Failover { to: None }))),
-            ("/api/v1/failover?to=pg2", Some(Ok(Command::Failover { to: pg2.clone() }))),
-            ("/api/v1/switchover?to=pg2", Some(Ok(Command::Switchover { to: pg2 }))),
-            ("/api/v1/pause", Some(Ok(Command::Pause))),
-            ("/api/v1/resume", Some(Ok(Command::Resume))),
+            ("/api/v1/failover", Some(Ok(Order::Command(Command::Failover { to: None })))),
+            ("/api/v1/failover?to=pg2", Some(Ok(Order::Command(Command::Failover { to: pg2.clone() })))),
+            ("/api/v1/switchover?to=pg2", Some(Ok(Order::Command(Command::Switchover { to: pg2 })))),
+            ("/api/v1/pause", Some(Ok(Order::Command(Command::Pause)))),
+            ("/api/v1/resume", Some(Ok(Order::Command(Command::Resume)))),
+            ("/api/v1/reload", Some(Ok(Order::Reload))),
             ("/api/v1/failover?too=pg2", Some(Err(400))),
             ("/api/v1/failover?to=PG%202", Some(Err(400))),
             ("/api/v1/cluster", None),
@@ -88,6 +109,8 @@ mod tests {
             assert_eq!(ask("POST", uri, Origin::Program), expected, "{uri}");
         }
         assert_eq!(ask("GET", "/api/v1/pause", Origin::Program), Some(Err(405)));
+        assert_eq!(ask("GET", "/api/v1/reload", Origin::Program), Some(Err(405)));
         assert_eq!(ask("POST", "/api/v1/failover", Origin::Page), Some(Err(403)));
+        assert_eq!(ask("POST", "/api/v1/reload", Origin::Page), Some(Err(403)));
     }
 }

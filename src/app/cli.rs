@@ -66,6 +66,8 @@ enum Command {
     Pause(Instance),
     /// Automatic failover again
     Resume(Instance),
+    /// Read the configuration again; tells what is in effect now, and what needs a restart
+    Reload(Instance),
     /// Tell where a statement would go, and why; needs no server
     Route {
         /// The statement, or - for standard input
@@ -193,6 +195,7 @@ fn execute(command: Command) -> Result<ExitCode, CliError> {
             }
             Command::Pause(instance) => order(&instance, "/api/v1/pause").await,
             Command::Resume(instance) => order(&instance, "/api/v1/resume").await,
+            Command::Reload(instance) => order(&instance, "/api/v1/reload").await,
             Command::Route { sql } => route(&sql),
             Command::ImportPgbouncer { file } => import_pgbouncer(&file),
         }
@@ -204,13 +207,13 @@ fn execute(command: Command) -> Result<ExitCode, CliError> {
 
 async fn run_instance(path: &Path) -> Result<ExitCode, CliError> {
     let (config, warnings) = config::load(path)?;
-    telemetry::install(&config.log);
+    let log_level = telemetry::install(&config.log);
     for warning in warnings {
         tracing::warn!(path = warning.path, "{}", warning.what);
     }
     let shutdown = shutdown::on_signals().map_err(CliError::SetUp)?;
     let ready = |endpoints: &run::Endpoints| tracing::info!(%endpoints, "accepting connections");
-    run::run(config, ready, shutdown).await?;
+    run::run(config, log_level, ready, shutdown).await?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -359,6 +362,7 @@ mod tests {
             ("failover --to pg2", true),
             ("failover --to PG2", false),
             ("pause", true),
+            ("reload --config a.yaml", true),
             ("route -", true),
             ("route", false),
             ("runn", false),

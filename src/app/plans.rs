@@ -8,11 +8,11 @@ use tokio::sync::watch;
 use super::config::{self, Config};
 use crate::failover::decide::Mode;
 use crate::failover::health::Detect;
-use crate::failover::{self, FailoverConfig};
+use crate::failover::{self, FailoverConfig, Tuning};
 use crate::net::{Credentials, Target, TlsForServers};
 use crate::proxy::route::{Balance, Consistency, Policy};
 use crate::proxy::{self, ProxyConfig};
-use crate::relay::{RelayConfig, RelayInputs};
+use crate::relay::{RelayConfig, RelayInputs, RelayTuning};
 use crate::topology::{Directive, Node};
 
 pub(super) fn nodes(config: &Config) -> Vec<Node> {
@@ -56,19 +56,24 @@ pub(super) fn lookup_target(config: &Config, tls: &TlsForServers, node: &Node) -
 const LEAST_SILENCE: Duration = Duration::from_millis(20);
 
 pub(super) fn relay(config: &Config) -> RelayConfig {
-    RelayConfig {
+    RelayConfig::new(config.instance.as_str(), &config.wal.dir)
+}
+
+pub(super) fn relay_tuning(config: &Config) -> RelayTuning {
+    RelayTuning {
         retain_bytes: config.wal.retain_bytes,
         ask_after: (config.routing.max_lag_time / 3).max(LEAST_SILENCE),
-        ..RelayConfig::new(config.instance.as_str(), &config.wal.dir)
     }
 }
 
 pub(super) fn relay_inputs(
     config: &Config,
     tls: &TlsForServers,
+    tuning: watch::Receiver<RelayTuning>,
     directive: watch::Receiver<Arc<Directive>>,
 ) -> RelayInputs {
     RelayInputs {
+        tuning,
         directive,
         nodes: nodes(config),
         user: config.server_login.user.as_str().into(),
@@ -77,8 +82,11 @@ pub(super) fn relay_inputs(
     }
 }
 
-pub(super) fn failover(config: &Config, tls: &TlsForServers) -> FailoverConfig {
-    let limits = &config.failover;
+pub(super) fn failover(
+    config: &Config,
+    tls: &TlsForServers,
+    tuning: watch::Receiver<Tuning>,
+) -> FailoverConfig {
     FailoverConfig {
         instance: config.instance.clone(),
         relay_slot: format!("bellwether_{}", config.instance)
@@ -92,6 +100,14 @@ pub(super) fn failover(config: &Config, tls: &TlsForServers) -> FailoverConfig {
             tls: tls.clone(),
         },
         durability: config.durability,
+        tuning,
+        state: config.state_file.clone(),
+    }
+}
+
+pub(super) fn failover_tuning(config: &Config) -> Tuning {
+    let limits = &config.failover;
+    Tuning {
         mode: match limits.mode {
             config::FailoverMode::Automatic => Mode::Automatic,
             config::FailoverMode::Manual => Mode::Manual,
@@ -103,14 +119,13 @@ pub(super) fn failover(config: &Config, tls: &TlsForServers) -> FailoverConfig {
             restart_timeout: limits.restart_timeout,
             stall_timeout: limits.stall_timeout,
         },
-        state: config.state_file.clone(),
     }
 }
 
 pub(super) fn proxy(config: &Config) -> ProxyConfig {
     let (pool, routing) = (&config.pool, &config.routing);
     ProxyConfig {
-        plan: pool.limits.clone(),
+        plan: Arc::new(pool.limits.clone()),
         connect_timeout: pool.connect_timeout,
         hold_clients: config.failover.hold_clients,
         policy: Policy {

@@ -15,9 +15,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use prometheus::Registry;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -26,11 +27,12 @@ use super::config::Config;
 use super::front::{self, Front, Listening};
 use super::local::{self, LocalError};
 use super::plans;
-use super::reload;
+use super::reload::{self, Taps, Tuned, Tuning};
+use super::telemetry::LogLevel;
 use super::users;
-use crate::admin::{self, console::Console};
+use crate::admin::{self, Reload, console::Console};
 use crate::failover::{self, Failover, FailoverError, LocalNode};
-use crate::net::{Acceptor, ListenAddress, TlsError};
+use crate::net::{Acceptor, ListenAddress, Reception, TlsError, TlsForServers};
 use crate::proxy::{self, Proxy, Workers};
 use crate::relay::{Relay, RelayError};
 use crate::topology::{Directive, Election, Health, NodeName, ProxyStatus, WalStatus};
@@ -88,6 +90,7 @@ pub enum RunError {
 /// followers can connect. The configuration's own limits bound every wait in it.
 pub async fn run(
     config: Config,
+    log_level: LogLevel,
     ready: impl FnOnce(&Endpoints),
     shutdown: CancellationToken,
 ) -> Result<(), RunError> {
@@ -100,7 +103,7 @@ pub async fn run(
         listen: listening.addresses(),
         admin: http.as_ref().and_then(|http| http.local_addr().ok()),
     };
-    let mut instance = Instance::start(&config, listening, http).await?;
+    let mut instance = Instance::start(config, log_level, listening, http).await?;
     ready(&endpoints);
     let ended = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
@@ -165,15 +168,15 @@ struct Planes {
 impl Planes {
     fn connect(
         config: &Config,
-        certificates: &Certificates,
+        tls: &TlsForServers,
+        tuned: Tuned,
         local: HashMap<NodeName, LocalNode>,
         clients: &CancellationToken,
         planes: &CancellationToken,
     ) -> Result<Planes, RunError> {
         let wires = Wires::new(config);
         let (directive, health) = (wires.directive.1.clone(), wires.health.1.clone());
-        let tls = &certificates.for_servers;
-        let obeys = plans::relay_inputs(config, tls, directive.clone());
+        let obeys = plans::relay_inputs(config, tls, tuned.relay, directive.clone());
         let (relay, wal) = Relay::start(plans::relay(config), obeys, &wires.registry, planes.clone())?;
         let obeys = proxy::Inputs { directive, health, wal: wal.clone(), nodes: plans::nodes(config) };
         let (proxy, served) = Proxy::new(
@@ -192,7 +195,7 @@ impl Planes {
             history: wires.history.0,
         };
         let (failover, commands) =
-            Failover::new(plans::failover(config, tls), sees, orders, &wires.registry)?;
+            Failover::new(plans::failover(config, tls, tuned.failover), sees, orders, &wires.registry)?;
         admin.commands = Some(commands);
         Ok(Planes { relay, proxy, failover, admin })
     }
@@ -200,7 +203,8 @@ impl Planes {
 
 impl Instance {
     async fn start(
-        config: &Config,
+        config: Config,
+        log_level: LogLevel,
         listening: Listening,
         http: Option<TcpListener>,
     ) -> Result<Instance, RunError> {
@@ -208,24 +212,44 @@ impl Instance {
         // Whatever fails below, nothing that was started goes on.
         let unless_whole = (clients.clone().drop_guard(), planes.clone().drop_guard());
         let certificates = Certificates::load(&config.tls)?;
-        let local = local::servers(config).await?;
-        let Planes { relay, proxy, failover, admin } =
-            Planes::connect(config, &certificates, local, &clients, &planes)?;
-
+        let local = local::servers(&config).await?;
+        let (tuning, tuned) = Tuning::channels(&config);
+        let connected = Planes::connect(&config, &certificates.for_servers, tuned, local, &clients, &planes)?;
+        let Planes { relay, proxy, failover, mut admin } = connected;
+        let (reload, reloads) = Reload::channel();
+        admin.reload = Some(reload);
+        let (access, accessible) = watch::channel(config.console.clone());
+        let console = Console {
+            sources: admin.clone(),
+            proxy: proxy.clone(),
+            relay: relay.clone(),
+            access: accessible,
+        };
+        let (lookup, candidates) = watch::channel(Vec::new());
+        let reception = Reception::by(users::authenticator(&config, candidates.clone()));
+        let reception = reception.with_login_limit(config.pool.login).with_tls(certificates.for_clients);
+        let acceptor = Arc::new(Acceptor::new(reception));
+        let count = plans::workers(&config);
+        let (running, followed) = watch::channel(Arc::new(config));
+        let taps = Taps {
+            proxy: proxy.clone(),
+            acceptor: acceptor.clone(),
+            tls: certificates.for_servers.clone(),
+            files: Mutex::new(certificates.files),
+            tuning,
+            access,
+            running,
+            candidates,
+            log_level,
+        };
         let mut tasks = JoinSet::new();
-        let (reload, reloads) = mpsc::channel(reload::QUEUE);
-        let (sources, access) = (admin.clone(), config.console.clone());
-        let console = Console { sources, proxy: proxy.clone(), relay: relay.clone(), reload, access };
-        let reloading = reload::serve(config.clone(), proxy.clone(), certificates.clone(), reloads);
         let stop = planes.clone();
         tasks.spawn(async move {
-            let ended = stop.run_until_cancelled(reloading).await.unwrap_or(Ok(()));
+            let ended = stop.run_until_cancelled(reload::serve(taps, reloads)).await.unwrap_or(Ok(()));
             ("reading the configuration again", ended.map_err(RunError::Threads))
         });
-        let (lookup, candidates) = watch::channel(Vec::new());
-        let tls = certificates.for_servers.clone();
-        let follow =
-            users::follow(config.clone(), tls, admin.directive.clone(), admin.health.clone(), lookup);
+        let (directive, health) = (admin.directive.clone(), admin.health.clone());
+        let follow = users::follow(followed, certificates.for_servers, directive, health, lookup);
         let stop = planes.clone();
         tasks.spawn(task("user lookup", async move {
             let _ = stop.run_until_cancelled(follow).await;
@@ -236,14 +260,10 @@ impl Instance {
             tasks.spawn(task("HTTP", admin::serve(http, admin, planes.clone())));
         }
 
-        let acceptor = Acceptor::new(users::authenticator(config, candidates));
-        let acceptor = acceptor.with_login_limit(config.pool.login);
-        let acceptor = Arc::new(acceptor.with_tls(certificates.for_clients));
         let greet =
             front::greeter(proxy.clone(), relay.clone(), Arc::new(console), acceptor, clients.clone());
         let (accept, accepting) = listening.accepting();
-        let workers = Workers::start(plans::workers(config), &proxy, &clients, greet, accept);
-        let workers = workers.map_err(RunError::Threads)?;
+        let workers = Workers::start(count, &proxy, &clients, greet, accept).map_err(RunError::Threads)?;
         let (clients, planes) = (unless_whole.0.disarm(), unless_whole.1.disarm());
         Ok(Instance { clients, planes, accepting, workers, relay, tasks })
     }
@@ -298,5 +318,6 @@ fn admin_sources(
         history: wires.history.1.clone(),
         registry: wires.registry.clone(),
         commands: None,
+        reload: None,
     }
 }

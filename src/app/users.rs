@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::config::{AuthQuery, Config};
+use super::config::{AuthQuery, Config, LookupLogin};
 use super::plans;
 use crate::net::{Authenticator, Target, TlsForServers, Users};
 use crate::pg::auth::scram;
@@ -12,15 +12,45 @@ use crate::topology::{Directive, Health, Node};
 
 /// `candidates`: where to look up, as [`follow`] says.
 pub(super) fn authenticator(config: &Config, candidates: watch::Receiver<Vec<Target>>) -> Authenticator {
-    let listed = config.auth.users.iter().map(|user| (user.name.as_str(), &**user.secret.reveal()));
-    let login = &config.server_login;
-    // Our own login is known: followers use it to stream.
-    let own = login.password.iter().map(|password| (login.user.as_str(), &**password.reveal()));
-    let known = Users::listed_only(own.chain(listed), mock_secret(config));
+    let known = Users::listed_only(listed(config), mock_secret(config));
     let users = match config.auth.query {
         AuthQuery::On => known.with_lookup(candidates, config.auth.lookups.clone()),
         AuthQuery::Off => known,
     };
+    by_rules(config, users)
+}
+
+/// In the place of `before`, which was made of `running`. What was looked up stays known, unless it is looked up in
+/// another way now.
+pub(super) fn succeeding(
+    before: &Authenticator,
+    running: &Config,
+    next: &Config,
+    candidates: &watch::Receiver<Vec<Target>>,
+) -> Authenticator {
+    let known = before.users().relisted(listed(next));
+    let how = |config: &Config| {
+        let auth = &config.auth;
+        (auth.query, auth.lookup_login.clone(), auth.lookups.clone())
+    };
+    let users = match next.auth.query {
+        AuthQuery::Off => known,
+        AuthQuery::On if how(running) == how(next) => known.with_lookup_of(before.users()),
+        AuthQuery::On => known.with_lookup(candidates.clone(), next.auth.lookups.clone()),
+    };
+    by_rules(next, users).succeeding(before)
+}
+
+/// Names with what proves them. Our own login is known: followers use it to stream.
+fn listed(config: &Config) -> impl Iterator<Item = (&str, &str)> {
+    let listed = config.auth.users.iter().map(|user| (user.name.as_str(), &**user.secret.reveal()));
+    let login = &config.server_login;
+    let own = login.password.iter().map(|password| (login.user.as_str(), &**password.reveal()));
+    own.chain(listed)
+}
+
+fn by_rules(config: &Config, users: Users) -> Authenticator {
+    let login = &config.server_login;
     let replication = config.auth.replication_users.iter().cloned().chain([login.user.clone()]);
     Authenticator::new(config.auth.rules.clone(), Arc::new(users)).with_replication_users(replication)
 }
@@ -35,21 +65,25 @@ fn mock_secret(config: &Config) -> scram::Key {
 
 /// Keeps `targets` in the best order. Never ends.
 pub(super) async fn follow(
-    config: Config,
+    mut config: watch::Receiver<Arc<Config>>,
     tls: TlsForServers,
     mut directive: watch::Receiver<Arc<Directive>>,
     mut health: watch::Receiver<Arc<Health>>,
     targets: watch::Sender<Vec<Target>>,
 ) {
-    let nodes = plans::nodes(&config);
-    let mut last: Vec<Node> = Vec::new();
+    let mut last: (Vec<Node>, Option<LookupLogin>) = Default::default();
     loop {
+        let now = config.borrow_and_update().clone();
+        let nodes = plans::nodes(&now);
         let next = order(&nodes, &directive.borrow_and_update(), &health.borrow_and_update());
-        if next.iter().copied().ne(&last) {
-            targets.send_replace(next.iter().map(|node| plans::lookup_target(&config, &tls, node)).collect());
-            last = next.into_iter().cloned().collect::<Vec<Node>>();
+        let next = (next.into_iter().cloned().collect(), now.auth.lookup_login.clone());
+        if next != last {
+            let found: &(Vec<Node>, _) = &next;
+            targets.send_replace(found.0.iter().map(|node| plans::lookup_target(&now, &tls, node)).collect());
+            last = next;
         }
         let changed = tokio::select! {
+            changed = config.changed() => changed,
             changed = directive.changed() => changed,
             changed = health.changed() => changed,
         };

@@ -21,7 +21,7 @@ use super::health::Watch;
 use super::metrics::Metrics;
 use super::probe::{Probe, Probed};
 use super::state::{FileJournal, MAX_HISTORY};
-use super::{FailoverConfig, Inputs, Outputs};
+use super::{FailoverConfig, Inputs, Outputs, Tuning};
 use crate::net::Target;
 use crate::topology::{Election, Health, LeftBehind, Node, NodeName, Outcome, Term, Upstream};
 
@@ -35,6 +35,7 @@ const MAX_CHAIN: usize = 16;
 pub(super) struct Control {
     nodes: Vec<Node>,
     policy: Policy,
+    tuning: watch::Receiver<Tuning>,
     state: State,
     journal: Arc<FileJournal>,
     history: Vec<Election>,
@@ -81,6 +82,7 @@ impl Control {
         metrics: Metrics,
     ) -> Result<(Control, Commands), FailoverError> {
         let policy = config.policy();
+        let detect = config.tuning.borrow().detect;
         let journal = FileJournal::new(config.state.clone());
         let history = journal.history()?;
         let now_ms = clock().unix_ms;
@@ -97,9 +99,10 @@ impl Control {
         };
         let (commands, asked) = Commands::channel();
         let control = Control {
-            watch: Watch::new(&config.nodes, config.detect),
+            watch: Watch::new(&config.nodes, detect),
             nodes: config.nodes,
             policy,
+            tuning: config.tuning,
             state,
             journal: Arc::new(journal),
             history,
@@ -132,6 +135,7 @@ impl Control {
         tracing::info!(term = %self.state.term, phase = ?self.state.phase, "control plane started");
         loop {
             let (wal, proxy) = &mut self.inputs;
+            let tuning = &mut self.tuning;
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
                 _ = tick.tick() => self.watch.tick(Instant::now()),
@@ -141,11 +145,19 @@ impl Control {
                     Ended::GivenUp(action) => self.ledger.failed(&action, Instant::now()),
                 },
                 Some(asked) = self.commands.recv() => self.asked(asked).await?,
+                Ok(()) = tuning.changed() => self.tune(),
                 Ok(()) = wal.changed() => if self.nothing_new_of_wal() { continue },
                 Ok(()) = proxy.changed() => if matches!(self.state.phase, Phase::Steady) { continue },
             }
             self.turn(&mut actions).await?;
         }
+    }
+
+    fn tune(&mut self) {
+        let Tuning { mode, max_lost_bytes, detect } = *self.tuning.borrow_and_update();
+        self.policy.mode = mode;
+        self.policy.max_lost_bytes = max_lost_bytes;
+        self.watch.set_detect(detect);
     }
 
     /// Decide, journal, publish, act: in this order.
@@ -478,13 +490,10 @@ impl Running {
 }
 
 fn probe(node: &Node, config: &FailoverConfig) -> Probe {
-    // Three attempts fit into the time after which silence counts.
-    let limit = (config.detect.timeout / 3).max(Duration::from_millis(250));
     Probe {
         node: node.name.clone(),
         target: target(node, config),
-        interval: config.detect.interval,
-        limit,
+        tuning: config.tuning.clone(),
         relay_slot: config.relay_slot.clone(),
         kick: Arc::new(Notify::new()),
     }

@@ -170,6 +170,11 @@ impl Watch {
         }
     }
 
+    /// From now on silence and the like count by these times.
+    pub fn set_detect(&mut self, detect: Detect) {
+        self.detect = detect;
+    }
+
     /// To be called several times a second: notices when it was not.
     pub fn tick(&mut self, now: Instant) {
         let stood_still =

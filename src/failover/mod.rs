@@ -56,11 +56,18 @@ pub struct FailoverConfig {
     pub nodes: Vec<Node>,
     pub login: ServerLogin,
     pub durability: Durability,
+    /// Beforehand, and whenever it changes.
+    pub tuning: watch::Receiver<Tuning>,
+    /// The state file; its history lies beside it.
+    pub state: PathBuf,
+}
+
+/// What may change while the plane runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tuning {
     pub mode: Mode,
     pub max_lost_bytes: u64,
     pub detect: Detect,
-    /// The state file; its history lies beside it.
-    pub state: PathBuf,
 }
 
 /// As whom we probe, prepare and promote: a superuser, or a member of `pg_monitor` with the grants that `check`
@@ -116,11 +123,12 @@ impl Failover {
 
 impl FailoverConfig {
     fn policy(&self) -> Policy {
+        let Tuning { mode, max_lost_bytes, detect: _ } = *self.tuning.borrow();
         Policy {
             instance: self.instance.clone(),
-            mode: self.mode,
+            mode,
             durability: self.durability,
-            max_lost_bytes: self.max_lost_bytes,
+            max_lost_bytes,
             bootstrap_timeout: Duration::from_secs(15),
             candidate_wait: Duration::from_secs(3),
             catch_up_timeout: Duration::from_secs(30),

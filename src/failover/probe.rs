@@ -11,17 +11,21 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_postgres::SimpleQueryRow;
 use tokio_util::sync::CancellationToken;
 
+use super::Tuning;
 use super::health::{Facts, ProbeResult, SlotState};
 use super::sql::rows;
 use crate::net::sql::{self, SqlConnection};
 use crate::net::{DialError, Target};
 use crate::pg::{Lsn, SlotName, SqlState, SystemIdentifier, TimelineId};
 use crate::topology::{NodeName, Role};
+
+/// An answer may always take this long.
+const LEAST_LIMIT: Duration = Duration::from_millis(250);
 
 /// One answer, or the lack of one.
 #[derive(Debug)]
@@ -35,9 +39,7 @@ pub(super) struct Probed {
 pub(super) struct Probe {
     pub(super) node: NodeName,
     pub(super) target: Target,
-    pub(super) interval: Duration,
-    /// For connecting, and for the query.
-    pub(super) limit: Duration,
+    pub(super) tuning: watch::Receiver<Tuning>,
     pub(super) relay_slot: SlotName,
     /// Probe now, do not wait for the interval.
     pub(super) kick: Arc<Notify>,
@@ -56,13 +58,19 @@ impl Probe {
             if results.send(probed).await.is_err() {
                 return;
             }
+            let interval = self.tuning.borrow().detect.interval;
             tokio::select! {
-                () = tokio::time::sleep(self.interval) => {}
+                () = tokio::time::sleep(interval) => {}
                 () = self.kick.notified() => {}
                 () = closed(connection.as_ref()) => {}
                 () = stop.cancelled() => return,
             }
         }
+    }
+
+    /// For connecting, and for the query: three attempts fit into the time after which silence counts.
+    fn limit(&self) -> Duration {
+        (self.tuning.borrow().detect.timeout / 3).max(LEAST_LIMIT)
     }
 
     async fn ask(&self, connection: &mut Option<SqlConnection>) -> ProbeResult {
@@ -78,7 +86,7 @@ impl Probe {
     }
 
     async fn ask_anew(&self, connection: &mut Option<SqlConnection>) -> ProbeResult {
-        match sql::connect(&self.target, self.limit).await {
+        match sql::connect(&self.target, self.limit()).await {
             Ok(sql) => self.query(sql, connection).await,
             Err(DialError::Refused { .. }) => ProbeResult::Refused,
             Err(DialError::Timeout { .. }) => ProbeResult::Timeout,
@@ -91,7 +99,7 @@ impl Probe {
 
     /// Keeps the connection when it answered.
     async fn query(&self, sql: SqlConnection, connection: &mut Option<SqlConnection>) -> ProbeResult {
-        let rows = tokio::time::timeout(self.limit, rows(&sql, &question(&self.relay_slot))).await;
+        let rows = tokio::time::timeout(self.limit(), rows(&sql, &question(&self.relay_slot))).await;
         let row = match rows {
             Err(_) => return ProbeResult::Timeout,
             Ok(Ok(rows)) => rows.into_iter().next(),

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Buf;
+use parking_lot::Mutex;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::Semaphore;
 
@@ -24,13 +25,19 @@ const DEFAULT_MAX_LOGINS: usize = 2000;
 
 const DEFAULT_LOGIN_LIMIT: Duration = Duration::from_secs(15);
 
-/// How clients are received: within which limits, and what they must prove. Shared by all listeners and threads.
+/// Who greets clients. Shared by all listeners and threads.
 #[derive(Debug)]
 pub struct Acceptor {
+    reception: Mutex<Arc<Reception>>,
+    logins: Semaphore,
+}
+
+/// How clients are received: what they must prove, how encrypted, within which time.
+#[derive(Debug)]
+pub struct Reception {
     authenticator: Authenticator,
     /// For startup and authentication together.
     login_limit: Duration,
-    logins: Semaphore,
     tls: ClientTls,
 }
 
@@ -55,31 +62,46 @@ impl ClientTls {
 }
 
 impl Acceptor {
-    pub fn new(authenticator: Authenticator) -> Acceptor {
-        Acceptor {
-            authenticator,
-            login_limit: DEFAULT_LOGIN_LIMIT,
-            logins: Semaphore::new(DEFAULT_MAX_LOGINS),
-            tls: ClientTls::default(),
-        }
-    }
-
-    #[must_use]
-    pub fn with_tls(mut self, tls: ClientTls) -> Acceptor {
-        self.tls = tls;
-        self
-    }
-
-    #[must_use]
-    pub fn with_login_limit(mut self, login_limit: Duration) -> Acceptor {
-        self.login_limit = login_limit;
-        self
+    pub fn new(reception: Reception) -> Acceptor {
+        Acceptor { reception: Mutex::new(Arc::new(reception)), logins: Semaphore::new(DEFAULT_MAX_LOGINS) }
     }
 
     #[must_use]
     pub fn with_max_logins(mut self, max_logins: usize) -> Acceptor {
         self.logins = Semaphore::new(max_logins);
         self
+    }
+
+    /// Of the clients that come now.
+    pub fn reception(&self) -> Arc<Reception> {
+        self.reception.lock().clone()
+    }
+
+    /// Of the clients that come from now on. Who is being greeted goes on as it began.
+    pub fn change(&self, reception: Reception) {
+        *self.reception.lock() = Arc::new(reception);
+    }
+}
+
+impl Reception {
+    pub fn by(authenticator: Authenticator) -> Reception {
+        Reception { authenticator, login_limit: DEFAULT_LOGIN_LIMIT, tls: ClientTls::default() }
+    }
+
+    #[must_use]
+    pub fn with_tls(mut self, tls: ClientTls) -> Reception {
+        self.tls = tls;
+        self
+    }
+
+    #[must_use]
+    pub fn with_login_limit(mut self, login_limit: Duration) -> Reception {
+        self.login_limit = login_limit;
+        self
+    }
+
+    pub fn authenticator(&self) -> &Authenticator {
+        &self.authenticator
     }
 }
 
@@ -94,14 +116,15 @@ pub enum Hello {
 
 /// Greets whoever is at the other end. Takes at most the login limit, and two seconds for last words.
 pub async fn hello(stream: Stream, acceptor: &Acceptor) -> Hello {
-    let peer = Peer::plain(stream.peer());
-    let mut login = Login { wire: Wire::new(stream), peer, acceptor, waiting_for: Waiting::Startup };
+    let (peer, reception) = (Peer::plain(stream.peer()), acceptor.reception());
+    let mut login =
+        Login { wire: Wire::new(stream), peer, reception: &reception, waiting_for: Waiting::Startup };
     let outcome = match acceptor.logins.try_acquire() {
         Err(_) => Err(Refusal::Because(ErrorFields::fatal(
             SqlState::TOO_MANY_CONNECTIONS,
             "sorry, too many clients are logging in already",
         ))),
-        Ok(_permit) => match tokio::time::timeout(acceptor.login_limit, login.run()).await {
+        Ok(_permit) => match tokio::time::timeout(reception.login_limit, login.run()).await {
             Ok(outcome) => outcome,
             Err(_) => Err(login.out_of_time()),
         },
@@ -146,7 +169,7 @@ fn client(wire: Wire, peer: Peer, startup: Startup, credentials: Credentials) ->
 struct Login<'a> {
     wire: Wire,
     peer: Peer,
-    acceptor: &'a Acceptor,
+    reception: &'a Reception,
     /// For the error when time runs out.
     waiting_for: Waiting,
 }
@@ -211,7 +234,7 @@ impl Login<'_> {
         };
         self.waiting_for = Waiting::Proof { user: startup.user.clone() };
         startup.negotiation(&mut self.wire.out);
-        let authenticator = &self.acceptor.authenticator;
+        let authenticator = &self.reception.authenticator;
         let credentials = authenticator.authenticate(&mut self.wire, &self.peer, &startup).await?;
         backend::authentication_ok(&mut self.wire.out);
         Ok(Outcome::Client(startup, credentials))
@@ -243,7 +266,7 @@ impl Login<'_> {
                 let message = "received unencrypted data after an encryption request";
                 return Err(Refusal::fatal(SqlState::PROTOCOL_VIOLATION, message));
             }
-            match (request, self.acceptor.tls.offered(), &self.wire.stream) {
+            match (request, self.reception.tls.offered(), &self.wire.stream) {
                 (Encryption::Tls, Some(tls), Stream::Tcp(_)) => {
                     self.wire.stream.write_all(b"S").await?;
                     self.handshake(tls, Negotiation::SslRequest).await?;
@@ -258,7 +281,7 @@ impl Login<'_> {
     /// whose length begins with its first byte would be.
     async fn direct_tls(&mut self) -> Result<(), Refusal> {
         const HANDSHAKE: u8 = 0x16;
-        let (Some(tls), Stream::Tcp(stream)) = (self.acceptor.tls.offered(), &self.wire.stream) else {
+        let (Some(tls), Stream::Tcp(stream)) = (self.reception.tls.offered(), &self.wire.stream) else {
             return Ok(());
         };
         let mut first = [0];
@@ -288,7 +311,7 @@ impl Login<'_> {
 
     fn require_tls(&self, startup: &Startup) -> Result<(), Refusal> {
         let (ClientTls::Require(_), None, Stream::Tcp(_)) =
-            (&self.acceptor.tls, &self.peer.tls, &self.wire.stream)
+            (&self.reception.tls, &self.peer.tls, &self.wire.stream)
         else {
             return Ok(());
         };

@@ -116,16 +116,17 @@ pub(super) async fn reach(
     address: &Address,
     tls: &TlsForServers,
 ) -> Result<(Stream, Option<TlsFacts>), DialFailure> {
+    let way = tls.way();
     let mut stream = match open(address).await? {
-        Stream::Tcp(stream) if tls.mode() != ServerTlsMode::Disable => stream,
+        Stream::Tcp(stream) if way.mode() != ServerTlsMode::Disable => stream,
         plain => return Ok((plain, None)),
     };
     let mut request = BytesMut::new();
     put_ssl_request(&mut request);
     stream.write_all(&request).await?;
     // Not a byte more: what comes behind the answer belongs to the handshake (CVE-2021-23222).
-    match (stream.read_u8().await?, tls.mode()) {
-        (b'S', mode) => match tls.connect(stream, &address.host).await {
+    match (stream.read_u8().await?, way.mode()) {
+        (b'S', mode) => match way.connect(stream, &address.host).await {
             Ok((stream, facts)) => Ok((stream, Some(facts))),
             // As libpq: better than nothing is all that was asked for.
             Err(error) if mode == ServerTlsMode::Prefer => {

@@ -18,7 +18,7 @@ mod users;
 mod wire;
 
 pub use crate::pg::protocol::startup::CancelKey;
-pub use accept::{Acceptor, ClientTls, Hello, hello};
+pub use accept::{Acceptor, ClientTls, Hello, Reception, hello};
 pub use authenticate::Authenticator;
 pub use dial::{cancel, dial};
 pub use listen::{ListenAddress, Listener};

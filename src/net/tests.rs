@@ -10,7 +10,7 @@ use tokio::net::UnixStream;
 use super::authenticate::{Method, Rules};
 use super::{
     Acceptor, Authenticator, Backend, CancelKey, Client, ConnectionKind, Credentials, DialError, Hello,
-    ListenAddress, Listener, Stream, Target, TlsForServers, Users, cancel, hello, log_in,
+    ListenAddress, Listener, Reception, Stream, Target, TlsForServers, Users, cancel, hello, log_in,
 };
 use crate::pg::auth::md5::Md5Secret;
 use crate::pg::auth::scram::{self, Verifier};
@@ -25,13 +25,17 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// `plain` is listed with its password, `scram` with a verifier, `md5` with an md5 secret: all of them `pencil`.
 fn acceptor(method: &Method) -> Acceptor {
+    Acceptor::new(reception(method))
+}
+
+fn reception(method: &Method) -> Reception {
     let scram = Verifier::from_password("pencil", [7; 16]).to_string();
     // The md5 of `pencilmd5`.
     let md5 = "md512acbd04a4b55346555b3fa88c638e11";
     let users = Users::listed_only([("plain", "pencil"), ("scram", scram.as_str()), ("md5", md5)], [3; 32]);
     let authenticator =
         Authenticator::new(Rules::all_by(method), Arc::new(users)).with_penalty(Duration::ZERO);
-    Acceptor::new(authenticator.with_replication_users(["scram".to_owned()]))
+    Reception::by(authenticator.with_replication_users(["scram".to_owned()]))
 }
 
 fn target(user: &str, credentials: Credentials) -> Target {
@@ -292,7 +296,8 @@ async fn a_newer_protocol_is_negotiated_down() {
 async fn who_stops_in_the_middle_is_cut() {
     let check = async |bytes: &[u8], expected: Option<&str>| {
         // What was sent is read before the limit is looked at, however late that is.
-        let acceptor = acceptor(&Method::ScramSha256).with_login_limit(Duration::from_millis(1));
+        let hasty = reception(&Method::ScramSha256).with_login_limit(Duration::from_millis(1));
+        let acceptor = Acceptor::new(hasty);
         let (ours, mut theirs) = UnixStream::pair().expect("a pair of sockets");
         theirs.write_all(bytes).await.expect("write");
         let listening = async {
@@ -371,7 +376,8 @@ async fn keys_of_an_old_password_are_refused() {
     let (_, client) = admitted(&acceptor(&Method::ScramSha256), &target("scram", password("pencil"))).await;
     let changed = Verifier::from_password("eraser", [9; 16]).to_string();
     let users = Users::listed_only([("scram", changed.as_str())], [3; 32]);
-    let changed = Acceptor::new(Authenticator::new(Rules::all_by(&Method::ScramSha256), Arc::new(users)));
+    let changed = Authenticator::new(Rules::all_by(&Method::ScramSha256), Arc::new(users));
+    let changed = Acceptor::new(Reception::by(changed));
     let said = refused(&changed, &target("scram", client.credentials)).await;
     assert_eq!(said.code, SqlState::INVALID_PASSWORD);
 }
@@ -382,7 +388,8 @@ async fn guesses_of_one_address_are_limited() {
     let users = Users::listed_only([("plain", "pencil")], [3; 32]);
     let authenticator = Authenticator::new(Rules::all_by(&Method::Md5), Arc::new(users));
     let authenticator = authenticator.with_penalty(Duration::from_secs(3600));
-    let acceptor = Arc::new(Acceptor::new(authenticator).with_login_limit(Duration::from_secs(7200)));
+    let patient = Reception::by(authenticator).with_login_limit(Duration::from_secs(7200));
+    let acceptor = Arc::new(Acceptor::new(patient));
     let (mut greeting, mut guessing) = (tokio::task::JoinSet::new(), Vec::new());
     let mut guess = BytesMut::new();
     put_startup("plain", "db", &[], &mut guess);

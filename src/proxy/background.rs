@@ -210,7 +210,7 @@ impl Shared {
 
     fn keep_up(self: Arc<Shared>, now: Instant) {
         for (lease, credentials) in self.pools.keep_up(now) {
-            tokio::spawn(lease.warm(credentials, self.config.connect_timeout));
+            tokio::spawn(lease.warm(credentials, self.config().connect_timeout));
         }
         self.stats.sample(now);
         self.count();

@@ -7,22 +7,24 @@ use super::limits::Plan;
 use super::route::{Consistency, Policy, Route};
 use crate::net::{Credentials, TlsForServers};
 
+/// May change while the plane runs ([`Proxy::reconfigure`](super::Proxy::reconfigure)).
 #[derive(Clone, Debug)]
 pub struct ProxyConfig {
     /// Of pools, sessions and their time.
-    pub plan: Plan,
+    pub plan: Arc<Plan>,
     /// For connecting to a server and logging in.
     pub connect_timeout: Duration,
     /// How long a transaction waits for writes to open; then 57P03.
     pub hold_clients: Duration,
     pub policy: Policy,
+    /// Of sessions that ask for none.
     pub consistency: Consistency,
 }
 
 impl Default for ProxyConfig {
     fn default() -> ProxyConfig {
         ProxyConfig {
-            plan: Plan::default(),
+            plan: Arc::default(),
             connect_timeout: Duration::from_secs(15),
             hold_clients: Duration::from_secs(30),
             policy: Policy::default(),

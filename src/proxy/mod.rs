@@ -80,7 +80,7 @@ type Account = (Arc<str>, Arc<str>);
 
 #[derive(Debug)]
 struct Shared {
-    config: ProxyConfig,
+    config: watch::Sender<Arc<ProxyConfig>>,
     login: ServerLogin,
     inputs: Inputs,
     /// Ends all sessions.
@@ -88,7 +88,6 @@ struct Shared {
     metrics: Metrics,
     slots: Slots,
     statements: Statements,
-    plan: Mutex<Arc<Plan>>,
     pools: Arc<Pools>,
     /// The greeting per database and user, from the first server connection.
     greetings: Mutex<HashMap<Account, Parameters>>,
@@ -129,8 +128,7 @@ impl Proxy {
         };
         let evidence = inputs.nodes.iter().map(evidence_of).collect();
         let shared = Shared {
-            plan: Mutex::new(Arc::new(config.plan.clone())),
-            config,
+            config: watch::Sender::new(Arc::new(config)),
             login,
             inputs,
             stop,
@@ -155,7 +153,7 @@ impl Proxy {
     }
 
     fn worker(&self, index: usize) -> Worker {
-        Worker::new(index, &self.shared.inputs, self.shared.config.policy, &self.shared.metrics)
+        Worker::new(index, &self.shared.inputs, self.shared.config.subscribe(), &self.shared.metrics)
     }
 
     /// Serves an authenticated client until it leaves. To be called on the thread of `worker`.
@@ -180,9 +178,14 @@ impl Shared {
         }
     }
 
-    /// What the configuration says of limits now.
+    /// As of now.
+    fn config(&self) -> Arc<ProxyConfig> {
+        self.config.borrow().clone()
+    }
+
+    /// What it says of limits.
     fn plan(&self) -> Arc<Plan> {
-        self.plan.lock().clone()
+        self.config.borrow().plan.clone()
     }
 
     /// `None` when no such node is configured.

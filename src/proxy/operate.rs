@@ -1,10 +1,10 @@
 //! What an operator may ask of the query plane. The meanings are PgBouncer's.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::limits::Plan;
 use super::pool::Key;
-use super::{Proxy, Shared};
+use super::{Proxy, ProxyConfig, Shared};
 use crate::pg::error::{ErrorFields, SqlState};
 
 /// Whether all servers of a paused database have come back is looked at so often.
@@ -78,10 +78,11 @@ impl Proxy {
         Ok(())
     }
 
-    /// Other limits, for those who are connected already, too. Only a session's mode stays as it was.
-    pub fn set_limits(&self, plan: Plan) {
-        let plan = std::sync::Arc::new(plan);
-        *self.shared.plan.lock() = plan.clone();
+    /// Another configuration, for those who are connected already, too. Only a session's pool mode and consistency
+    /// stay as they were.
+    pub fn reconfigure(&self, config: ProxyConfig) {
+        let plan = config.plan.clone();
+        self.shared.config.send_replace(Arc::new(config));
         let of = |key: &Key| (plan.limits(&key.database, &key.user), plan.caps(&key.database, &key.user));
         self.shared.pools.resize(of);
         for slot in self.shared.slots.all() {

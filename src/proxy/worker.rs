@@ -8,11 +8,11 @@ use std::time::Instant;
 
 use tokio::sync::watch;
 
-use super::Inputs;
 use super::metrics::{Counters, Metrics};
-use super::route::{Classifier, Policy, View};
+use super::route::{Classifier, View};
 use super::session::lane::BUFFER_LEN;
 use super::stats::{Counts, Stats};
+use super::{Inputs, ProxyConfig};
 use crate::topology::{Directive, Health, Term, WalStatus};
 
 /// Read buffers kept for the next session that needs one.
@@ -35,24 +35,30 @@ struct Watched {
     directive: watch::Receiver<Arc<Directive>>,
     health: watch::Receiver<Arc<Health>>,
     wal: watch::Receiver<Arc<WalStatus>>,
-    policy: Policy,
+    config: watch::Receiver<Arc<ProxyConfig>>,
     view: View,
     term: Term,
 }
 
 impl Worker {
-    pub(crate) fn new(index: usize, inputs: &Inputs, policy: Policy, metrics: &Metrics) -> Worker {
+    pub(crate) fn new(
+        index: usize,
+        inputs: &Inputs,
+        mut config: watch::Receiver<Arc<ProxyConfig>>,
+        metrics: &Metrics,
+    ) -> Worker {
         let (mut directive, mut health, mut wal) =
             (inputs.directive.clone(), inputs.health.clone(), inputs.wal.clone());
         let now = Instant::now();
         let order = directive.borrow_and_update().clone();
+        let policy = config.borrow_and_update().policy;
         let view =
             View::new(now, None, &order, &health.borrow_and_update(), &wal.borrow_and_update(), policy);
         Worker {
             index,
             classifier: RefCell::default(),
             counters: RefCell::new(Counters::new(metrics)),
-            view: RefCell::new(Watched { directive, health, wal, policy, view, term: order.term }),
+            view: RefCell::new(Watched { directive, health, wal, config, view, term: order.term }),
             spare: RefCell::default(),
             rotation: Cell::new(index),
             counts: RefCell::default(),
@@ -66,11 +72,13 @@ impl Worker {
         // A sender that is gone changes nothing any more.
         let changed = watched.directive.has_changed().unwrap_or(false)
             || watched.health.has_changed().unwrap_or(false)
-            || watched.wal.has_changed().unwrap_or(false);
+            || watched.wal.has_changed().unwrap_or(false)
+            || watched.config.has_changed().unwrap_or(false);
         if changed {
             let order = watched.directive.borrow_and_update().clone();
             let (health, wal) = (watched.health.borrow_and_update(), watched.wal.borrow_and_update());
-            watched.view = View::new(now, Some(&watched.view), &order, &health, &wal, watched.policy);
+            let policy = watched.config.borrow_and_update().policy;
+            watched.view = View::new(now, Some(&watched.view), &order, &health, &wal, policy);
             watched.term = order.term;
         }
         look(&watched.view, watched.term)

@@ -15,17 +15,12 @@ pub struct RelayConfig {
     pub instance: String,
     /// Of the segment files; made when missing.
     pub directory: PathBuf,
-    /// WAL kept behind the durable end beside what slots pin.
-    pub retain_bytes: u64,
     /// What one slot may hold back at most; a follower further behind has to be made anew.
     pub max_slot_bytes: u64,
     /// Durable WAL kept in memory for followers that are close.
     pub ring_bytes: usize,
     /// An upstream that is silent for this long is lost.
     pub upstream_timeout: Duration,
-    /// An upstream that is silent for this long is asked for a sign of life, so that others can tell what is
-    /// not there from what is not known. Not more than half of `upstream_timeout` counts.
-    pub ask_after: Duration,
     /// A follower that is silent for this long is dropped.
     pub follower_timeout: Duration,
 }
@@ -36,19 +31,35 @@ impl RelayConfig {
         RelayConfig {
             instance: instance.into(),
             directory: directory.into(),
-            retain_bytes: 1 << 30,
             max_slot_bytes: 64 << 30,
             ring_bytes: 16 << 20,
             upstream_timeout: Duration::from_secs(10),
-            ask_after: Duration::from_millis(300),
             follower_timeout: Duration::from_secs(10),
         }
+    }
+}
+
+/// What may change while the plane runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RelayTuning {
+    /// WAL kept behind the durable end beside what slots pin.
+    pub retain_bytes: u64,
+    /// An upstream that is silent for this long is asked for a sign of life, so that others can tell what is
+    /// not there from what is not known. Not more than half of `upstream_timeout` counts.
+    pub ask_after: Duration,
+}
+
+impl Default for RelayTuning {
+    fn default() -> RelayTuning {
+        RelayTuning { retain_bytes: 1 << 30, ask_after: Duration::from_millis(300) }
     }
 }
 
 /// What it works with.
 #[derive(Debug)]
 pub struct RelayInputs {
+    /// Beforehand, and whenever it changes.
+    pub tuning: watch::Receiver<RelayTuning>,
     pub directive: watch::Receiver<Arc<Directive>>,
     pub nodes: Vec<Node>,
     /// `server_login`: needs REPLICATION.

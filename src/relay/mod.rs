@@ -21,7 +21,7 @@ mod status;
 mod steer;
 mod store;
 
-pub use config::{RelayConfig, RelayInputs};
+pub use config::{RelayConfig, RelayInputs, RelayTuning};
 pub use error::RelayError;
 
 /// The parts that the simulation drives with a shell of its own.
@@ -172,7 +172,7 @@ impl Plane {
         let metrics = Metrics::new(registry)?;
         let store_config = StoreConfig {
             directory: config.directory.clone(),
-            retain_bytes: config.retain_bytes,
+            retain_bytes: inputs.tuning.borrow().retain_bytes,
             ring_bytes: config.ring_bytes,
         };
         let store = Store::open(&store_config, &metrics)?;
@@ -247,12 +247,12 @@ fn spawn(
     tasks.spawn(named("status", status::publish(store.clone(), followers.clone(), upstream_seen, status)));
     tasks.spawn(named("node slots", ensure_node_slots(store.clone(), slots, inputs.nodes.clone())));
     tasks.spawn(named("followers", take_in(arriving, senders)));
+    tasks.spawn(named("retention", retain(store.clone(), inputs.tuning.clone())));
     let steering = Steering {
         inputs,
         instance: config.instance,
         slot,
         upstream_timeout: config.upstream_timeout,
-        ask_after: config.ask_after.min(config.upstream_timeout / 2),
         store,
         followers,
         metrics,
@@ -298,6 +298,15 @@ async fn ensure_node_slots(store: Store, slots: Arc<Slots>, nodes: Vec<Node>) {
     for node in &nodes {
         let restart = RestartPoint { timeline: first.timeline, lsn: first.durable };
         slots.ensure(&node.name.slot(), Some(restart));
+    }
+    std::future::pending::<()>().await;
+}
+
+/// As much WAL as is said now. Never ends.
+async fn retain(store: Store, mut tuning: watch::Receiver<RelayTuning>) {
+    while tuning.changed().await.is_ok() {
+        let bytes = tuning.borrow_and_update().retain_bytes;
+        store.retain(bytes);
     }
     std::future::pending::<()>().await;
 }

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use super::config::RelayInputs;
 use super::followers::Followers;
 use super::metrics::Metrics;
-use super::receiver::{self, Progress, ReceiverConfig};
+use super::receiver::{self, Progress, ReceiverConfig, Surroundings};
 use super::status::UpstreamStatus;
 use super::store::{Change, Store, StoreError, StreamId};
 use crate::net::{self, Backend, DialError, Target};
@@ -30,7 +30,6 @@ pub(super) struct Steering {
     pub(super) instance: String,
     pub(super) slot: SlotName,
     pub(super) upstream_timeout: Duration,
-    pub(super) ask_after: Duration,
     pub(super) store: Store,
     pub(super) followers: Arc<Followers>,
     pub(super) metrics: Metrics,
@@ -150,14 +149,20 @@ impl Steering {
             slot: self.slot.clone(),
             durability: directive.durability,
             upstream_timeout: self.upstream_timeout,
-            ask_after: self.ask_after,
+            ask_after: self.inputs.tuning.borrow().ask_after.min(self.upstream_timeout / 2),
             upstream_major: major(&backend.parameters),
         };
         let id = StreamId(self.streams);
         let since = Instant::now();
         let status = self.status.clone();
         let mut publish = |progress: Progress| publish(&status, &node.name, since, progress);
-        receiver::stream(backend, config, id, &self.store, &self.followers, &self.metrics, &mut publish).await
+        let surroundings = Surroundings {
+            store: &self.store,
+            followers: &self.followers,
+            metrics: &self.metrics,
+            tuning: self.inputs.tuning.clone(),
+        };
+        receiver::stream(backend, config, id, surroundings, &mut publish).await
     }
 
     /// Says so, once for the same cause, and returns it.

@@ -299,7 +299,7 @@ fn complete(done: &Done, out: &mut BytesMut) {
             backend::command_complete("SHOW", out);
         }
         Done::Ordered(tag, said) => {
-            if let Some(said) = said {
+            for said in said {
                 let code = SqlState::SUCCESSFUL_COMPLETION;
                 ErrorFields::new(Severity::Notice, code, said.as_str()).encode(out);
             }

@@ -12,13 +12,12 @@ mod table;
 
 use std::time::Instant;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use self::command::{Command, Show};
 use self::table::{Table, Type, value};
-use super::http::Sources;
-use super::view;
+use super::{ReloadError, Sources, view};
 use crate::failover::{self, CommandError};
 use crate::net::Client;
 use crate::pg::error::{ErrorFields, SqlState};
@@ -27,10 +26,6 @@ use crate::relay::Relay;
 
 /// The databases' names.
 pub const DATABASES: [&str; 2] = ["bellwether", "pgbouncer"];
-
-/// Asks for the configuration to be read again; the answer says what of it needs a restart, or why it cannot be
-/// used.
-pub type Reload = mpsc::Sender<oneshot::Sender<Result<Vec<String>, String>>>;
 
 /// Who may come to the console.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -53,16 +48,16 @@ pub struct Console {
     pub sources: Sources,
     pub proxy: Proxy,
     pub relay: Relay,
-    pub reload: Reload,
-    pub access: Access,
+    /// As of now.
+    pub access: watch::Receiver<Access>,
 }
 
 /// What a command came to.
 #[derive(Debug)]
 enum Done {
     Rows(Table),
-    /// CommandComplete's tag, and what to say beside it.
-    Ordered(&'static str, Option<String>),
+    /// CommandComplete's tag, and what to say beside it, one notice each.
+    Ordered(&'static str, Vec<String>),
     Nothing,
 }
 
@@ -80,7 +75,8 @@ impl Access {
 impl Console {
     /// Serves a client that has proved who it is, until it leaves or `stop`.
     pub async fn serve(&self, client: Client, stop: &CancellationToken) {
-        let Some(right) = self.access.right(&client.user) else {
+        let right = self.access.borrow().right(&client.user);
+        let Some(right) = right else {
             let message = format!("user \"{}\" may not use the console", client.user);
             let why = ErrorFields::fatal(SqlState::INVALID_AUTHORIZATION_SPECIFICATION, message)
                 .with_hint("List the user in admin.users or admin.stats_users.");
@@ -97,7 +93,7 @@ impl Console {
         if !command.is_harmless() {
             tracing::info!(?command, "an operator's command");
         }
-        let ordered = |tag| Ok(Done::Ordered(tag, None));
+        let ordered = |tag| Ok(Done::Ordered(tag, vec![]));
         match command {
             Command::Show(show) => Ok(self.show(*show)),
             Command::Pause(database) => {
@@ -128,20 +124,17 @@ impl Console {
     }
 
     async fn ask_to_reload(&self) -> Result<Done, ErrorFields> {
-        let (answer, answered) = oneshot::channel();
-        let gone = || ErrorFields::error(SqlState::ADMIN_SHUTDOWN, "the endpoint is shutting down");
-        self.reload.send(answer).await.map_err(|_| gone())?;
-        match answered.await.map_err(|_| gone())? {
-            Ok(restarts) if restarts.is_empty() => Ok(Done::Ordered("RELOAD", None)),
-            Ok(restarts) => {
-                let notice = format!("not without a restart: {}", restarts.join(", "));
-                Ok(Done::Ordered("RELOAD", Some(notice)))
+        let done = match &self.sources.reload {
+            Some(reload) => reload.ask().await,
+            None => Err(ReloadError::Stopped),
+        };
+        done.map(|reloaded| Done::Ordered("RELOAD", reloaded.lines())).map_err(|error| match error {
+            ReloadError::Unusable(why) => {
+                ErrorFields::error(SqlState::CONFIG_FILE_ERROR, "the configuration stays as it was")
+                    .with_detail(why)
             }
-            Err(why) => {
-                Err(ErrorFields::error(SqlState::CONFIG_FILE_ERROR, "the configuration stays as it was")
-                    .with_detail(why))
-            }
-        }
+            ReloadError::Stopped => ErrorFields::error(SqlState::ADMIN_SHUTDOWN, error.to_string()),
+        })
     }
 
     async fn switch_over(&self, to: Option<crate::topology::NodeName>) -> Result<Done, ErrorFields> {
@@ -150,7 +143,7 @@ impl Console {
             Some(commands) => commands.send(command).await,
             None => Err(CommandError::Stopped),
         };
-        done.map(|said| Done::Ordered("SWITCHOVER", Some(said))).map_err(|error| {
+        done.map(|said| Done::Ordered("SWITCHOVER", vec![said])).map_err(|error| {
             let code = match &error {
                 CommandError::UnknownNode(_) => SqlState::UNDEFINED_OBJECT,
                 CommandError::Unfit(..) | CommandError::NotNow(_) => SqlState::OBJECT_IN_USE,

@@ -117,7 +117,7 @@ pub struct ServerLogin {
     pub database: String,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Auth {
     pub rules: Rules,
     /// Of the users' file first; of two entries for a name the later one counts.

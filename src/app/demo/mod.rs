@@ -27,7 +27,7 @@ use self::directory::{Directory, DirectoryError, Keep, Start};
 use self::preflight::{Host, PreflightError};
 use crate::app::config::{self, Config, ListenOn, LoadError};
 use crate::app::run::{self, RunError};
-use crate::app::telemetry;
+use crate::app::telemetry::{self, LogLevel};
 use crate::failover::agent::LocalServer;
 use crate::topology::Durability;
 
@@ -102,9 +102,9 @@ async fn live(
     }
     let (config, _warnings) = config::load(&directory.config_file())?;
     preflight::ports_are_free(&endpoint_ports(&config))?;
-    telemetry::install(&config.log);
+    let log_level = telemetry::install(&config.log);
     let cluster = Cluster::new(&config).await?;
-    let served = serve(&cluster, config, directory, interrupted).await;
+    let served = serve(&cluster, (config, log_level), directory, interrupted).await;
     cluster.stop().await;
     served
 }
@@ -113,7 +113,7 @@ async fn live(
 /// server is finished first: a server that was cut off while it started could not be found again.
 async fn serve(
     cluster: &Cluster,
-    config: Config,
+    (config, log_level): (Config, LogLevel),
     directory: &Directory,
     interrupted: CancellationToken,
 ) -> Result<(), DemoError> {
@@ -123,7 +123,7 @@ async fn serve(
     // The endpoint's end ends the work with the servers, and the other way round.
     let (enough, stop) = (interrupted.child_token(), CancellationToken::new());
     let endpoint = async {
-        let ended = endpoint(config, ready, stop.clone()).await;
+        let ended = endpoint(config, log_level, ready, stop.clone()).await;
         let expected = stop.is_cancelled();
         enough.cancel();
         match ended {
@@ -164,6 +164,7 @@ async fn follow(
 /// Once asked to stop, it has a limited time to do so.
 async fn endpoint(
     config: Config,
+    log_level: LogLevel,
     ready: oneshot::Sender<()>,
     stop: CancellationToken,
 ) -> Result<(), RunError> {
@@ -176,7 +177,7 @@ async fn endpoint(
         tokio::time::sleep(ENDPOINT_STOP_LIMIT).await;
     };
     tokio::select! {
-        ended = run::run(config, is_ready, stop.clone()) => ended,
+        ended = Box::pin(run::run(config, log_level, is_ready, stop.clone())) => ended,
         () = overdue => {
             tracing::info!("the endpoint did not end in time");
             Ok(())

@@ -5,12 +5,14 @@
 //! hears the same. A failed proof costs a second (`penalty`).
 
 mod name_map;
+mod pattern;
 mod penalty;
 mod rules;
 #[cfg(test)]
 mod tests;
 
 pub use name_map::{MapLine, MapLineError, NameMap};
+pub use pattern::Pattern;
 pub use rules::{
     CertificateName, DatabaseName, Encryption, Method, NameError, Origin, Rule, Rules, UserName, network,
 };
@@ -50,12 +52,20 @@ pub struct Authenticator {
     users: Arc<Users>,
     /// Replication is a right of its own: who reads WAL reads everything.
     replication_users: Vec<String>,
-    penalties: Penalties,
+    penalties: Arc<Penalties>,
 }
 
 impl Authenticator {
     pub fn new(rules: Rules, users: Arc<Users>) -> Authenticator {
-        Authenticator { rules, users, replication_users: Vec::new(), penalties: Penalties::new(PENALTY) }
+        let penalties = Arc::new(Penalties::new(PENALTY));
+        Authenticator { rules, users, replication_users: Vec::new(), penalties }
+    }
+
+    /// In the place of `before`: who waits for the answer to a failed proof goes on counting.
+    #[must_use]
+    pub fn succeeding(mut self, before: &Authenticator) -> Authenticator {
+        self.penalties = before.penalties.clone();
+        self
     }
 
     #[must_use]
@@ -66,8 +76,12 @@ impl Authenticator {
 
     #[cfg(test)]
     pub(super) fn with_penalty(mut self, delay: Duration) -> Authenticator {
-        self.penalties = Penalties::new(delay);
+        self.penalties = Arc::new(Penalties::new(delay));
         self
+    }
+
+    pub fn users(&self) -> &Users {
+        &self.users
     }
 
     /// Takes the client through its proof. All but AuthenticationOk is then in `wire.out`.

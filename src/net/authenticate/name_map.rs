@@ -2,25 +2,25 @@
 
 use std::sync::Arc;
 
-use regex::Regex;
+use super::pattern::Pattern;
 
 /// All lines of one map: a name may become several users.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NameMap(Arc<[MapLine]>);
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MapLine {
     system: SystemName,
     user: MappedUser,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum SystemName {
     Name(String),
-    Pattern(Regex),
+    Pattern(Pattern),
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum MappedUser {
     All,
     Name(String),
@@ -54,9 +54,9 @@ impl MapLine {
     pub fn new(system: &str, user: &str) -> Result<MapLine, MapLineError> {
         let system = match system.strip_prefix('/') {
             None => SystemName::Name(system.to_owned()),
-            Some(expression) => Regex::new(expression)
+            Some(expression) => Pattern::new(expression)
                 .map(SystemName::Pattern)
-                .map_err(|_| MapLineError::Pattern(system.to_owned()))?,
+                .ok_or_else(|| MapLineError::Pattern(system.to_owned()))?,
         };
         let user = match (user, &system) {
             ("all", _) => MappedUser::All,
@@ -64,7 +64,7 @@ impl MapLine {
                 return Err(MapLineError::Unsupported(user.to_owned()));
             }
             (user, SystemName::Pattern(pattern)) if user.contains("\\1") => {
-                if pattern.captures_len() < 2 {
+                if pattern.regex().captures_len() < 2 {
                     return Err(MapLineError::NoGroup);
                 }
                 MappedUser::Template(user.to_owned())
@@ -78,7 +78,7 @@ impl MapLine {
         let group = match &self.system {
             SystemName::Name(name) if name == system => "",
             SystemName::Name(_) => return false,
-            SystemName::Pattern(pattern) => match pattern.captures(system) {
+            SystemName::Pattern(pattern) => match pattern.regex().captures(system) {
                 Some(captures) => captures.get(1).map_or("", |group| group.as_str()),
                 None => return false,
             },

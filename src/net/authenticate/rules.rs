@@ -8,18 +8,18 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 use ipnet::IpNet;
-use regex::Regex;
 
 use super::NameMap;
+use super::pattern::Pattern;
 use crate::net::{Peer, PeerAddress};
 use crate::pg::protocol::startup::Replication;
 use crate::pg::{ErrorFields, SqlState};
 
 /// Read top-down.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules(Vec<Rule>);
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     pub origin: Origin,
     pub databases: Vec<DatabaseName>,
@@ -46,7 +46,7 @@ pub enum Encryption {
     None,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DatabaseName {
     /// Every database; physical replication is none.
     All,
@@ -55,18 +55,18 @@ pub enum DatabaseName {
     /// Physical replication.
     Replication,
     Name(String),
-    Pattern(Regex),
+    Pattern(Pattern),
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UserName {
     All,
     Name(String),
-    Pattern(Regex),
+    Pattern(Pattern),
 }
 
 /// What a client must prove.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Method {
     /// Nothing.
     Trust,
@@ -224,7 +224,7 @@ impl DatabaseName {
             DatabaseName::SameUser => wanted.database == wanted.user,
             DatabaseName::Replication => false,
             DatabaseName::Name(name) => name == wanted.database,
-            DatabaseName::Pattern(pattern) => pattern.is_match(wanted.database),
+            DatabaseName::Pattern(pattern) => pattern.regex().is_match(wanted.database),
         }
     }
 
@@ -234,7 +234,7 @@ impl DatabaseName {
             (DatabaseName::All, other) => !matches!(other, DatabaseName::Replication),
             (DatabaseName::SameUser, other) => matches!(other, DatabaseName::SameUser),
             (DatabaseName::Name(mine), DatabaseName::Name(other)) => mine == other,
-            (DatabaseName::Pattern(mine), DatabaseName::Name(other)) => mine.is_match(other),
+            (DatabaseName::Pattern(mine), DatabaseName::Name(other)) => mine.regex().is_match(other),
             (DatabaseName::Name(_) | DatabaseName::Pattern(_), _) => false,
         }
     }
@@ -245,7 +245,7 @@ impl UserName {
         match self {
             UserName::All => true,
             UserName::Name(name) => name == user,
-            UserName::Pattern(pattern) => pattern.is_match(user),
+            UserName::Pattern(pattern) => pattern.regex().is_match(user),
         }
     }
 
@@ -291,12 +291,12 @@ impl FromStr for UserName {
 }
 
 /// `/expression`; `@file` would be a list in another file.
-fn pattern(text: &str) -> Result<Option<Regex>, NameError> {
+fn pattern(text: &str) -> Result<Option<Pattern>, NameError> {
     if text.starts_with('@') {
         return Err(NameError::Unsupported(text.to_owned()));
     }
     let Some(expression) = text.strip_prefix('/') else { return Ok(None) };
-    Regex::new(expression).map(Some).map_err(|_| NameError::Pattern(text.to_owned()))
+    Pattern::new(expression).map(Some).ok_or_else(|| NameError::Pattern(text.to_owned()))
 }
 
 /// `HOST/BITS`, or one address. A host's bits beside the network's are no mistake, as in `pg_hba.conf`.

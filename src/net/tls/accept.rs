@@ -4,7 +4,6 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
@@ -35,36 +34,42 @@ pub(in crate::net) enum Negotiation {
     Direct,
 }
 
-/// What clients are shown now. Shared by all who greet.
+/// What clients are shown.
 #[derive(Debug)]
 pub struct TlsForClients {
-    settings: ForClients,
-    current: Mutex<Arc<Loaded>>,
-}
-
-#[derive(Debug)]
-struct Loaded {
     config: Arc<ServerConfig>,
     server_end_point: Option<Vec<u8>>,
 }
 
 impl TlsForClients {
     /// Reads the files. Blocks.
-    pub fn load(settings: ForClients) -> Result<TlsForClients, TlsError> {
-        let current = Mutex::new(Arc::new(load(&settings)?));
-        Ok(TlsForClients { settings, current })
-    }
-
-    /// Reads the files again, for the clients that come from now on. Where that fails, what was there stays. Blocks.
-    pub fn reload(&self) -> Result<(), TlsError> {
-        let loaded = Arc::new(load(&self.settings)?);
-        *self.current.lock() = loaded;
-        Ok(())
+    pub fn load(settings: &ForClients) -> Result<TlsForClients, TlsError> {
+        let ForClients { cert_file, key_file, client_ca_file, min_version } = settings;
+        let chain = files::certificates(cert_file)?;
+        let server_end_point = chain.first().and_then(|certificate| end_point(certificate));
+        let pair = |source| TlsError::Pair { certificate: cert_file.clone(), key: key_file.clone(), source };
+        let builder = ServerConfig::builder_with_provider(provider());
+        let builder = builder.with_protocol_versions(min_version.and_newer()).map_err(pair)?;
+        let builder = match client_ca_file {
+            None => builder.with_no_client_auth(),
+            Some(path) => {
+                let authorities = Arc::new(files::authorities(path)?);
+                let verifier = WebPkiClientVerifier::builder_with_provider(authorities, provider());
+                let verifier = verifier.allow_unauthenticated().build();
+                let bad = |source| TlsError::Verifier { path: path.clone(), source };
+                builder.with_client_cert_verifier(verifier.map_err(bad)?)
+            }
+        };
+        let mut config = builder.with_single_cert(chain, files::key(key_file)?).map_err(pair)?;
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        Ok(TlsForClients { config: Arc::new(config), server_end_point })
     }
 
     #[cfg(test)]
     pub(super) fn end_point(&self) -> Option<Vec<u8>> {
-        self.current.lock().server_end_point.clone()
+        self.server_end_point.clone()
     }
 
     /// The handshake, from the client's first byte of it. Within its caller's limit.
@@ -73,41 +78,16 @@ impl TlsForClients {
         stream: TcpStream,
         negotiation: Negotiation,
     ) -> io::Result<(Stream, TlsFacts)> {
-        let loaded = self.current.lock().clone();
-        let accepted = TlsAcceptor::from(loaded.config.clone()).accept(Carrier::new(stream)).await?;
+        let accepted = TlsAcceptor::from(self.config.clone()).accept(Carrier::new(stream)).await?;
         let (_, connection) = accepted.get_ref();
         if negotiation == Negotiation::Direct && connection.alpn_protocol().is_none() {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "direct TLS without ALPN"));
         }
         let shown = connection.peer_certificates().and_then(|chain| chain.first());
         let facts = TlsFacts {
-            server_end_point: loaded.server_end_point.clone(),
+            server_end_point: self.server_end_point.clone(),
             client: shown.and_then(|certificate| subject(certificate)),
         };
         Ok((Stream::Tls(Box::new(accepted.into())), facts))
     }
-}
-
-fn load(settings: &ForClients) -> Result<Loaded, TlsError> {
-    let ForClients { cert_file, key_file, client_ca_file, min_version } = settings;
-    let chain = files::certificates(cert_file)?;
-    let server_end_point = chain.first().and_then(|certificate| end_point(certificate));
-    let pair = |source| TlsError::Pair { certificate: cert_file.clone(), key: key_file.clone(), source };
-    let builder = ServerConfig::builder_with_provider(provider());
-    let builder = builder.with_protocol_versions(min_version.and_newer()).map_err(pair)?;
-    let builder = match client_ca_file {
-        None => builder.with_no_client_auth(),
-        Some(path) => {
-            let authorities = Arc::new(files::authorities(path)?);
-            let verifier = WebPkiClientVerifier::builder_with_provider(authorities, provider());
-            let verifier = verifier.allow_unauthenticated().build();
-            let bad = |source| TlsError::Verifier { path: path.clone(), source };
-            builder.with_client_cert_verifier(verifier.map_err(bad)?)
-        }
-    };
-    let mut config = builder.with_single_cert(chain, files::key(key_file)?).map_err(pair)?;
-    config.alpn_protocols = vec![ALPN.to_vec()];
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.send_tls13_tickets = 0;
-    Ok(Loaded { config: Arc::new(config), server_end_point })
 }

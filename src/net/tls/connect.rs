@@ -42,40 +42,40 @@ pub struct ForServers {
     pub identity: Option<(PathBuf, PathBuf)>,
 }
 
-/// Cheap to clone; all clones are reloaded together. The default has no TLS.
+/// Cheap to clone; all clones change together. The default has no TLS.
 #[derive(Clone, Debug, Default)]
 pub struct TlsForServers {
-    shared: Option<Arc<Shared>>,
+    current: Arc<Mutex<Way>>,
 }
 
-#[derive(Debug)]
-struct Shared {
-    settings: ForServers,
-    current: Mutex<Arc<ClientConfig>>,
-}
+/// How a server is reached now.
+#[derive(Clone, Debug, Default)]
+pub(in crate::net) struct Way(Option<(ServerTlsMode, Arc<ClientConfig>)>);
 
 impl TlsForServers {
     /// Reads the files. Blocks.
-    pub fn load(settings: ForServers) -> Result<TlsForServers, TlsError> {
-        if settings.mode == ServerTlsMode::Disable {
-            return Ok(TlsForServers::default());
-        }
-        let current = Mutex::new(Arc::new(load(&settings)?));
-        Ok(TlsForServers { shared: Some(Arc::new(Shared { settings, current })) })
+    pub fn load(settings: &ForServers) -> Result<TlsForServers, TlsError> {
+        let way = match settings.mode {
+            ServerTlsMode::Disable => Way::default(),
+            mode => Way(Some((mode, Arc::new(load(settings)?)))),
+        };
+        Ok(TlsForServers { current: Arc::new(Mutex::new(way)) })
     }
 
-    /// Reads the files again, for the connections that are made from now on. Where that fails, what was there
-    /// stays. Blocks.
-    pub fn reload(&self) -> Result<(), TlsError> {
-        if let Some(shared) = &self.shared {
-            let loaded = Arc::new(load(&shared.settings)?);
-            *shared.current.lock() = loaded;
-        }
-        Ok(())
+    /// The connections that are made from now on are made as `other` says.
+    pub fn become_as(&self, other: &TlsForServers) {
+        let way = other.way();
+        *self.current.lock() = way;
     }
 
+    pub(in crate::net) fn way(&self) -> Way {
+        self.current.lock().clone()
+    }
+}
+
+impl Way {
     pub(in crate::net) fn mode(&self) -> ServerTlsMode {
-        self.shared.as_ref().map_or(ServerTlsMode::Disable, |shared| shared.settings.mode)
+        self.0.as_ref().map_or(ServerTlsMode::Disable, |(mode, _)| *mode)
     }
 
     /// The handshake with `host`, after the server has answered an SSLRequest with 'S'. Within its caller's limit.
@@ -84,11 +84,10 @@ impl TlsForServers {
         stream: TcpStream,
         host: &str,
     ) -> io::Result<(Stream, TlsFacts)> {
-        let Some(shared) = &self.shared else { return Err(io::ErrorKind::Unsupported.into()) };
-        let config = shared.current.lock().clone();
+        let Some((_, config)) = &self.0 else { return Err(io::ErrorKind::Unsupported.into()) };
         let name = ServerName::try_from(host.to_owned())
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-        let connected = TlsConnector::from(config).connect(name, Carrier::new(stream)).await?;
+        let connected = TlsConnector::from(config.clone()).connect(name, Carrier::new(stream)).await?;
         let shown = connected.get_ref().1.peer_certificates().and_then(|chain| chain.first());
         let server_end_point = shown.and_then(|certificate| end_point(certificate));
         let facts = TlsFacts { server_end_point, client: None };

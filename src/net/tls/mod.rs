@@ -1,7 +1,7 @@
 //! TLS, on both sides: our certificate for clients ([`accept`]), and how servers are reached ([`connect`]).
 //!
-//! rustls with ring. Certificates come from PEM files and are read again on [`TlsForClients::reload`] and
-//! [`TlsForServers::reload`]; connections that are there keep what they began with. There is no session
+//! rustls with ring. Certificates come from PEM files. Who wants them read again loads them anew and puts them in the
+//! place of the old; connections that are there keep what they began with. There is no session
 //! resumption, as in PostgreSQL (be-secure-openssl.c): a cached session would skip the check of a certificate.
 
 mod accept;

@@ -1,6 +1,6 @@
 //! Both ends against each other over loopback TCP, with certificates made for the occasion.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +18,9 @@ use super::{
 };
 use crate::net::authenticate::{Method, Rules};
 use crate::net::dial::reach;
-use crate::net::{Acceptor, Authenticator, ClientTls, Hello, Peer, Stream, TlsFacts, Users, hello};
+use crate::net::{
+    Acceptor, Authenticator, ClientTls, Hello, Peer, Reception, Stream, TlsFacts, Users, hello,
+};
 use crate::pg::protocol::startup::{put_ssl_request, put_startup};
 use crate::topology::Address;
 
@@ -69,14 +71,11 @@ impl Authority {
 }
 
 fn acceptor(tls: ClientTls) -> Acceptor {
-    Acceptor::new(Authenticator::new(
-        Rules::all_by(&Method::Trust),
-        Arc::new(Users::listed_only([], [0; 32])),
-    ))
-    .with_tls(tls)
+    let users = Arc::new(Users::listed_only([], [0; 32]));
+    Acceptor::new(Reception::by(Authenticator::new(Rules::all_by(&Method::Trust), users)).with_tls(tls))
 }
 
-fn allow(settings: ForClients) -> ClientTls {
+fn allow(settings: &ForClients) -> ClientTls {
     ClientTls::Allow(Arc::new(TlsForClients::load(settings).expect("good files")))
 }
 
@@ -98,8 +97,8 @@ async fn greeted(listener: &TcpListener, acceptor: &Acceptor) -> Option<Peer> {
 /// A server that offers TLS, and what a client makes of it: how it is encrypted, or why it failed.
 async fn reached(ours: ForClients, theirs: ForServers) -> Result<(Stream, Option<TlsFacts>), String> {
     let (listener, address) = listen().await;
-    let acceptor = acceptor(allow(ours));
-    let tls = TlsForServers::load(theirs).expect("good files");
+    let acceptor = acceptor(allow(&ours));
+    let tls = TlsForServers::load(&theirs).expect("good files");
     let greeting = async {
         loop {
             drop(greeted(&listener, &acceptor).await);
@@ -141,7 +140,7 @@ async fn the_modes_towards_servers() {
 async fn a_server_without_tls() {
     let check = async |mode, expected: Result<bool, ()>| {
         let (listener, address) = listen().await;
-        let (acceptor, tls) = (acceptor(ClientTls::Disable), TlsForServers::load(servers(mode, None)));
+        let (acceptor, tls) = (acceptor(ClientTls::Disable), TlsForServers::load(&servers(mode, None)));
         let tls = tls.expect("no files");
         let reached = tokio::select! {
             _ = greeted(&listener, &acceptor) => unreachable!("nobody starts a session"),
@@ -157,8 +156,8 @@ async fn a_server_without_tls() {
 /// What `hello` found out about a client that logs in with `identity`.
 async fn facts_of(authority: &Authority, identity: Option<(PathBuf, PathBuf)>) -> Option<Peer> {
     let (listener, address) = listen().await;
-    let acceptor = acceptor(allow(authority.for_clients("localhost")));
-    let tls = TlsForServers::load(ForServers { mode: ServerTlsMode::Require, ca_file: None, identity });
+    let acceptor = acceptor(allow(&authority.for_clients("localhost")));
+    let tls = TlsForServers::load(&ForServers { mode: ServerTlsMode::Require, ca_file: None, identity });
     let tls = tls.expect("good files");
     let logging_in = async {
         let Ok((mut stream, _)) = reach(&address, &tls).await else { return };
@@ -206,7 +205,7 @@ async fn direct(settings: ForClients, alpn: &[&str]) -> Option<Peer> {
         .with_no_client_auth();
     config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
     let (listener, address) = listen().await;
-    let acceptor = acceptor(allow(settings));
+    let acceptor = acceptor(allow(&settings));
     let logging_in = async {
         let stream = TcpStream::connect((address.host.as_str(), address.port)).await.expect("connect");
         let name = ServerName::try_from("localhost").expect("a name");
@@ -248,7 +247,7 @@ async fn heard(tls: ClientTls, bytes: &[u8]) -> (Option<Peer>, String) {
 #[tokio::test]
 async fn without_tls_where_it_is_required() {
     let authority = Authority::new();
-    let ClientTls::Allow(tls) = allow(authority.for_clients("localhost")) else { unreachable!("allowed") };
+    let ClientTls::Allow(tls) = allow(&authority.for_clients("localhost")) else { unreachable!("allowed") };
     let mut startup = BytesMut::new();
     put_startup("joe", "orders", &[], &mut startup);
     let (_, said) = heard(ClientTls::Require(tls.clone()), &startup).await;
@@ -262,7 +261,7 @@ async fn what_is_stuffed_behind_the_request_is_not_the_clients() {
     let mut bytes = BytesMut::new();
     put_ssl_request(&mut bytes);
     put_startup("joe", "orders", &[], &mut bytes);
-    let (_, said) = heard(allow(authority.for_clients("localhost")), &bytes).await;
+    let (_, said) = heard(allow(&authority.for_clients("localhost")), &bytes).await;
     assert!(said.contains("C08P01") && said.contains("unencrypted data"), "{said}");
 }
 
@@ -270,8 +269,8 @@ async fn what_is_stuffed_behind_the_request_is_not_the_clients() {
 async fn a_stream_goes_to_another_runtime_and_keeps_what_it_owes() {
     let authority = Authority::new();
     let (listener, address) = listen().await;
-    let tls = TlsForClients::load(authority.for_clients("localhost")).expect("good files");
-    let client = TlsForServers::load(servers(ServerTlsMode::Require, None)).expect("no files");
+    let tls = TlsForClients::load(&authority.for_clients("localhost")).expect("good files");
+    let client = TlsForServers::load(&servers(ServerTlsMode::Require, None)).expect("no files");
     let serving = async {
         let (mut stream, _) = listener.accept().await.expect("a client");
         stream.read_exact(&mut [0; 8]).await.expect("an SSLRequest");
@@ -306,17 +305,39 @@ async fn a_stream_goes_to_another_runtime_and_keeps_what_it_owes() {
 }
 
 #[test]
-fn a_reload_that_fails_leaves_what_was_there() {
+fn files_are_read_when_they_are_loaded_and_not_later() {
     let authority = Authority::new();
     let settings = authority.for_clients("localhost");
-    let key_file: &Path = &settings.key_file.clone();
-    let tls = TlsForClients::load(settings).expect("good files");
+    let tls = TlsForClients::load(&settings).expect("good files");
     let before = tls.end_point();
     authority.sign("server", "localhost");
-    tls.reload().expect("good files");
-    let renewed = tls.end_point();
-    assert_ne!(before, renewed);
-    std::fs::write(key_file, "no key").expect("write");
-    assert!(tls.reload().is_err());
-    assert_eq!(tls.end_point(), renewed);
+    assert_eq!(tls.end_point(), before);
+    let renewed = TlsForClients::load(&settings).expect("good files");
+    assert_ne!(renewed.end_point(), before);
+    std::fs::write(&settings.key_file, "no key").expect("write");
+    assert!(TlsForClients::load(&settings).is_err());
+}
+
+#[tokio::test]
+async fn all_who_reach_servers_change_together() {
+    let authority = Authority::new();
+    let (listener, address) = listen().await;
+    let acceptor = acceptor(allow(&authority.for_clients("localhost")));
+    let tls = TlsForServers::default();
+    let ours = tls.clone();
+    let encrypted = async |tls: &TlsForServers| {
+        let greeting = async {
+            loop {
+                drop(greeted(&listener, &acceptor).await);
+            }
+        };
+        tokio::select! {
+            () = greeting => unreachable!("endless"),
+            reached = reach(&address, tls) => reached.map(|(_, facts)| facts.is_some()).map_err(|_| ()),
+        }
+    };
+    assert_eq!(encrypted(&ours).await, Ok(false));
+    let next = servers(ServerTlsMode::VerifyFull, Some(authority.ca()));
+    tls.become_as(&TlsForServers::load(&next).expect("good files"));
+    assert_eq!(encrypted(&ours).await, Ok(true));
 }

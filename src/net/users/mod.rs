@@ -44,6 +44,11 @@ impl Secret {
         })
     }
 
+    /// Whether it was made of this password.
+    fn is_password(&self, secret: &str) -> bool {
+        matches!(self, Secret::Plain { password, .. } if **password == *secret)
+    }
+
     fn stored(secret: &str) -> Option<Secret> {
         let scram = Verifier::parse(secret).map(Secret::Scram);
         scram.or_else(|| Md5Secret::parse(secret).map(Secret::Md5))
@@ -112,7 +117,7 @@ pub(super) enum Form {
 #[derive(Debug)]
 pub struct Users {
     listed: HashMap<String, Arc<Known>>,
-    servers: Option<Servers>,
+    servers: Option<Arc<Servers>>,
     mock_secret: scram::Key,
 }
 
@@ -124,17 +129,34 @@ impl Users {
         users: impl IntoIterator<Item = (&'a str, &'a str)>,
         mock_secret: scram::Key,
     ) -> Users {
+        Users { listed: HashMap::new(), servers: None, mock_secret }.relisted(users)
+    }
+
+    /// Another list in the place of this one. Of a password that has stayed the same nothing is derived again.
+    #[must_use]
+    pub fn relisted<'a>(&self, users: impl IntoIterator<Item = (&'a str, &'a str)>) -> Users {
         let known = |(user, secret): (&str, &str)| {
-            let secret = Secret::new(user, secret, scram::mock_salt(&mock_secret, user));
-            (user.to_owned(), Known::new(secret))
+            let before = self.listed.get(user).filter(|known| known.secret.is_password(secret));
+            let known = before.cloned().unwrap_or_else(|| {
+                Known::new(Secret::new(user, secret, scram::mock_salt(&self.mock_secret, user)))
+            });
+            (user.to_owned(), known)
         };
-        Users { listed: users.into_iter().map(known).collect(), servers: None, mock_secret }
+        let listed = users.into_iter().map(known).collect();
+        Users { listed, servers: None, mock_secret: self.mock_secret }
     }
 
     /// Who is not listed is looked up on the first of `candidates` that answers.
     #[must_use]
     pub fn with_lookup(mut self, candidates: watch::Receiver<Vec<Target>>, lookups: Lookups) -> Users {
-        self.servers = Some(Servers::new(candidates, lookups));
+        self.servers = Some(Arc::new(Servers::new(candidates, lookups)));
+        self
+    }
+
+    /// Who is not listed is looked up, or not, as by `before`, and what it has found is known.
+    #[must_use]
+    pub fn with_lookup_of(mut self, before: &Users) -> Users {
+        self.servers.clone_from(&before.servers);
         self
     }
 
@@ -165,6 +187,8 @@ impl Users {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::{Form, Lookup, Lookups, Secret, Users};
 
     fn users<const N: usize>(listed: [(&str, &str); N]) -> Users {
@@ -178,6 +202,22 @@ mod tests {
         assert!(matches!(users.find("joe").await, Lookup::Found(_)));
         assert!(matches!(users.find("jim").await, Lookup::Unavailable));
         assert!(matches!(users.find(&"x".repeat(64)).await, Lookup::Unknown));
+    }
+
+    #[tokio::test]
+    async fn another_list() {
+        let (_keep, candidates) = tokio::sync::watch::channel(Vec::new());
+        let before = users([("joe", "pw"), ("jim", "one"), ("ann", "x")]);
+        let before = before.with_lookup(candidates, Lookups::default());
+        let after = before.relisted([("joe", "pw"), ("jim", "two"), ("eve", "y")]).with_lookup_of(&before);
+        let same = |user| match (before.listed.get(user), after.listed.get(user)) {
+            (Some(one), Some(other)) => Some(Arc::ptr_eq(one, other)),
+            _ => None,
+        };
+        assert_eq!((same("joe"), same("jim")), (Some(true), Some(false)));
+        assert!(after.listed("ann").is_none() && after.listed("eve").is_some());
+        assert!(matches!(after.find("ann").await, Lookup::Unavailable), "she is looked up now");
+        assert!(matches!(before.relisted([]).find("ann").await, Lookup::Unknown));
     }
 
     const MD5: &str = "md562af4dd09bbb41884907a838a3233294";

@@ -16,6 +16,7 @@ use crate::net::DialError;
 use crate::pg::error::{ErrorFields, Severity, SqlState};
 use crate::proxy::Shared;
 use crate::proxy::cancel::{Hands, Poke, Serving, Slot};
+use crate::proxy::limits::Limits;
 use crate::proxy::pool::{Key, Lease, Pool, Waiting};
 use crate::proxy::route::{
     Access, Choice, OwnWrite, Request, Route, Transaction, TransactionEffect, Verdict, WriteReason,
@@ -95,7 +96,7 @@ impl Session<'_> {
                 Obstacle::Ended(refusal) => return Err(refusal),
                 Obstacle::Standby => avoid_standbys = true,
                 Obstacle::Hold(reason) => {
-                    let limit = self.shared.config.hold_clients;
+                    let limit = self.shared.config().hold_clients;
                     let left = limit.saturating_sub(now.saturating_duration_since(started));
                     if left.is_zero() {
                         return Err(no_primary(reason, limit).into());
@@ -185,7 +186,7 @@ impl Session<'_> {
             Err(waiting) => self.queue(waiting, role, term, now).await.map_err(Obstacle::Ended)?,
         };
         let Some(mut lease) = arrived else { return Ok(false) };
-        let limit = self.shared.config.connect_timeout;
+        let limit = self.shared.config().connect_timeout;
         tokio::select! {
             ready = lease.ready(self.worker.index, &self.credentials, limit) => {
                 ready.map_err(|error| obstacle(&error, role))?;
@@ -209,7 +210,8 @@ impl Session<'_> {
         self.tell(Doing::Waiting);
         let _waits = Waits::new(self.slot.clone(), since);
         let mut over = std::pin::pin!(superseded(shared, role, term));
-        for (after, alarm) in self.alarms() {
+        let limits = self.limits();
+        for (after, alarm) in alarms(&limits) {
             let lease = tokio::select! {
                 lease = waiting.served() => Some(lease),
                 () = &mut over => return Ok(None),
@@ -227,20 +229,8 @@ impl Session<'_> {
             }
         }
         shared.metrics.pool_wait.observe(since.elapsed().as_secs_f64());
-        let message = format!("no server connection became free within {:?}", self.limits.wait);
+        let message = format!("no server connection became free within {:?}", limits.wait);
         Err(ErrorFields::error(SqlState::TOO_MANY_CONNECTIONS, message).into())
-    }
-
-    /// In the order in which they become due; none behind the limit.
-    fn alarms(&self) -> Vec<(Duration, Alarm)> {
-        let limits = &self.limits;
-        let reserve = (limits.size.reserve_size > 0).then_some((limits.size.reserve_after, Alarm::Reserve));
-        let mut alarms: Vec<_> = reserve
-            .into_iter()
-            .chain([(limits.notice_after, Alarm::Notice), (limits.wait, Alarm::Limit)])
-            .collect();
-        alarms.sort_by_key(|(after, alarm)| (*after, *alarm == Alarm::Limit));
-        alarms
     }
 
     /// Whoever is in the queue has no server, so nothing can be amid an answer.
@@ -377,6 +367,17 @@ impl Session<'_> {
         });
         parameters.ok_or_else(|| ErrorFields::fatal(SqlState::CANNOT_CONNECT_NOW, "no server connection"))
     }
+}
+
+/// In the order in which they become due; none behind the limit.
+fn alarms(limits: &Limits) -> Vec<(Duration, Alarm)> {
+    let reserve = (limits.size.reserve_size > 0).then_some((limits.size.reserve_after, Alarm::Reserve));
+    let mut alarms: Vec<_> = reserve
+        .into_iter()
+        .chain([(limits.notice_after, Alarm::Notice), (limits.wait, Alarm::Limit)])
+        .collect();
+    alarms.sort_by_key(|(after, alarm)| (*after, *alarm == Alarm::Limit));
+    alarms
 }
 
 fn transaction(verdict: &Verdict) -> Transaction {

@@ -76,7 +76,6 @@ pub(super) struct Session<'a> {
     pub(super) user: Arc<str>,
     pub(super) database: Arc<str>,
     pub(super) credentials: Credentials,
-    pub(super) limits: Limits,
     /// As last told to whoever looks at the time it takes.
     activity: Activity,
     pub(super) tally: Tally,
@@ -112,11 +111,12 @@ enum Turn {
 
 /// Serves `client` until it leaves.
 pub(crate) async fn serve(shared: &Shared, worker: &Rc<Worker>, entrance: Entrance, mut client: Client) {
-    let plan = shared.plan();
-    let counted = Entered::new(&shared.clients, &client.database, &client.user, &plan);
+    let config = shared.config();
+    let plan = &config.plan;
+    let counted = Entered::new(&shared.clients, &client.database, &client.user, plan);
     let mut out = client.out.split().to_vec();
     let startup = Startup::read(&client.parameters);
-    let defaults = Defaults { route: entrance.route, consistency: shared.config.consistency };
+    let defaults = Defaults { route: entrance.route, consistency: config.consistency };
     let knobs = Knobs::new(defaults, &startup.knobs);
     let durability = shared.inputs.directive.borrow().durability;
     let refused = match (&knobs, &counted) {
@@ -135,10 +135,10 @@ pub(crate) async fn serve(shared: &Shared, worker: &Rc<Worker>, entrance: Entran
         farewell(&mut client.stream, &out).await;
         return;
     }
-    let limits = plan.limits(&client.database, &client.user);
+    let mode = plan.limits(&client.database, &client.user).mode;
     let number = shared.last_session.fetch_add(1, Ordering::Relaxed);
     #[expect(clippy::cast_possible_truncation, reason = "only has to be unique among living sessions")]
-    let core = Core::new(limits.mode, number as u32, knobs.unwrap_or_default())
+    let core = Core::new(mode, number as u32, knobs.unwrap_or_default())
         .with_durability(durability)
         .with_settings(Arc::new(startup.settings));
     let about = About {
@@ -149,7 +149,6 @@ pub(crate) async fn serve(shared: &Shared, worker: &Rc<Worker>, entrance: Entran
         connected_at: SystemTime::now(),
     };
     let registered = shared.slots.register(about);
-    registered.slot.set_timeouts(limits.timeouts);
     let mut session = Session {
         shared,
         worker,
@@ -163,7 +162,6 @@ pub(crate) async fn serve(shared: &Shared, worker: &Rc<Worker>, entrance: Entran
         user: client.user,
         database: client.database,
         credentials: client.credentials,
-        limits,
         activity: Activity::default(),
         tally: Tally::default(),
         counts: None,
@@ -172,6 +170,8 @@ pub(crate) async fn serve(shared: &Shared, worker: &Rc<Worker>, entrance: Entran
         pin_counted: false,
         ending: false,
     };
+    // Who changes them looks for slots afterwards: one of the two finds the other.
+    session.slot.set_timeouts(session.limits().timeouts);
     session.up.input.push(&client.received);
     session.down.out().extend_from_slice(&out);
     session.run().await;
@@ -179,6 +179,11 @@ pub(crate) async fn serve(shared: &Shared, worker: &Rc<Worker>, entrance: Entran
 }
 
 impl Session<'_> {
+    /// As of now.
+    pub(super) fn limits(&self) -> Limits {
+        self.shared.plan().limits(&self.database, &self.user)
+    }
+
     async fn run(&mut self) {
         poll_fn(|cx| {
             self.slot.set_waker(cx.waker());

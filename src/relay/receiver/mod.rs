@@ -13,8 +13,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::watch;
 
 use self::core::{Input, Now, Output, Receiver, Stored};
+use super::config::RelayTuning;
 use super::followers::Followers;
 use super::metrics::Metrics;
 use super::store::{Store, StoreError, StreamId, Waiting};
@@ -49,14 +51,21 @@ fn now() -> Now {
     Now { at: Instant::now(), timestamp: PgTimestamp::from_unix_micros(micros) }
 }
 
-/// Streams from `backend` into `store` until the stream ends. An error is the store's and ends the plane.
+/// What a stream works with.
+#[derive(Debug)]
+pub(crate) struct Surroundings<'a> {
+    pub(crate) store: &'a Store,
+    pub(crate) followers: &'a Followers,
+    pub(crate) metrics: &'a Metrics,
+    pub(crate) tuning: watch::Receiver<RelayTuning>,
+}
+
+/// Streams from `backend` into the store until the stream ends. An error is the store's and ends the plane.
 pub(crate) async fn stream(
     backend: Backend,
     config: ReceiverConfig,
     id: StreamId,
-    store: &Store,
-    followers: &Followers,
-    metrics: &Metrics,
+    Surroundings { store, followers, metrics, tuning }: Surroundings<'_>,
     publish: &mut (dyn FnMut(Progress) + Send),
 ) -> Result<StreamEnd, StoreError> {
     let stored = stored(store);
@@ -74,6 +83,7 @@ pub(crate) async fn stream(
         store,
         followers,
         metrics,
+        tuning,
         write_limit,
         out: BytesMut::new(),
         streaming: None,
@@ -103,6 +113,7 @@ struct Shell<'a> {
     store: &'a Store,
     followers: &'a Followers,
     metrics: &'a Metrics,
+    tuning: watch::Receiver<RelayTuning>,
     /// An upstream that takes nothing for this long is lost.
     write_limit: Duration,
     out: BytesMut,
@@ -113,6 +124,7 @@ struct Shell<'a> {
 enum Event {
     Read(std::io::Result<usize>),
     Report,
+    Tuning,
     Timer,
 }
 
@@ -142,6 +154,7 @@ impl Shell<'_> {
                     changed.map_err(|_| StoreError::Stopped)?;
                     Event::Report
                 }
+                Ok(()) = self.tuning.changed() => Event::Tuning,
                 () = sleep_until(deadline) => Event::Timer,
             };
             match event {
@@ -149,6 +162,10 @@ impl Shell<'_> {
                 Event::Read(Ok(_)) => self.heard_at = Instant::now(),
                 Event::Read(Err(error)) => return Ok(StreamEnd::Lost { why: error.to_string() }),
                 Event::Timer => self.timer(),
+                Event::Tuning => {
+                    let ask_after = self.tuning.borrow_and_update().ask_after.min(self.write_limit / 2);
+                    self.core.handle(now(), Input::AskAfter(ask_after));
+                }
                 Event::Report => {}
             }
             if report.has_changed().unwrap_or(true) || matches!(event, Event::Report) {

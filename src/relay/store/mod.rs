@@ -24,6 +24,7 @@ pub(crate) use writer::{Change, Waiting};
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -75,6 +76,8 @@ struct Shared {
     moved: Arc<Notify>,
     failed: watch::Sender<Option<Arc<StoreError>>>,
     pins: OnceLock<Pins>,
+    /// Kept behind the durable end beside what slots pin.
+    retain_bytes: AtomicU64,
 }
 
 impl Shared {
@@ -169,6 +172,7 @@ impl Store {
             moved: Arc::default(),
             failed: watch::Sender::new(None),
             pins: OnceLock::new(),
+            retain_bytes: AtomicU64::new(config.retain_bytes),
         });
         let writer = Writer {
             files,
@@ -180,7 +184,6 @@ impl Store {
             verified: durable,
             agreed: None,
             synced_at: None,
-            retain_bytes: config.retain_bytes,
             spares: None,
             recycled: opened.spares,
             recycled_count: 0,
@@ -291,6 +294,11 @@ impl Store {
         if self.shared.pins.set(pins).is_err() {
             tracing::error!("what slots pin was set twice; the first stays");
         }
+    }
+
+    /// From the next finished segment on so much is kept behind the durable end.
+    pub(crate) fn retain(&self, bytes: u64) {
+        self.shared.retain_bytes.store(bytes, Ordering::Relaxed);
     }
 
     pub(crate) fn report(&self) -> watch::Receiver<Report> {

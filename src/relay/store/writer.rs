@@ -9,6 +9,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver as SpareReceiver;
 use std::time::{Duration, Instant};
 
@@ -103,7 +104,6 @@ pub(super) struct Writer {
     pub(super) verified: Lsn,
     /// What this stream sent on this timeline up to here is what is stored; <= end.
     pub(super) agreed: Option<(StreamId, Lsn)>,
-    pub(super) retain_bytes: u64,
     /// Starts the thread that allocates segments, once their size is known.
     pub(super) spares: Option<SpareReceiver<Spare>>,
     pub(super) recycled: VecDeque<String>,
@@ -322,7 +322,8 @@ impl Writer {
     fn prune(&mut self) -> Result<(), StoreError> {
         let size = self.control.segment_size();
         let pinned = self.shared.pins.get().and_then(|pins| pins());
-        let keep = first_kept(self.durable, self.retain_bytes, pinned, size);
+        let retain_bytes = self.shared.retain_bytes.load(Ordering::Relaxed);
+        let keep = first_kept(self.durable, retain_bytes, pinned, size);
         loop {
             // Out of the set first: a reader looks there again after it has read.
             let segment = {

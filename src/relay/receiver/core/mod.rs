@@ -82,6 +82,8 @@ pub(crate) enum Input {
         xmin: Option<FullTransactionId>,
         catalog_xmin: Option<FullTransactionId>,
     },
+    /// Another [`ReceiverConfig::ask_after`].
+    AskAfter(Duration),
     Tick,
 }
 
@@ -201,6 +203,7 @@ impl Receiver {
             Input::Changed(Ok(())) => self.changed(),
             Input::Changed(Err(why)) | Input::Unfit(why) => self.refuse(why),
             Input::Feedback { xmin, catalog_xmin } => self.feedback(now, xmin, catalog_xmin),
+            Input::AskAfter(silence) => self.config.ask_after = silence,
             Input::Tick => self.tick(now),
         }
     }
