@@ -219,8 +219,6 @@ impl Generator {
         if self.statements.is_empty() || self.random.random_bool(0.4) {
             self.names += 1;
             let (name, (text, values)) = (format!("s{}", self.names), self.one_of(PARAMETERISED));
-            // See the list: not in one write with what may fail before it.
-            self.pause();
             self.say(&format!("parse {name} {text}"));
             self.maybe(&format!("describe statement {name}"));
             self.statements.push((name, values));

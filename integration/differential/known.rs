@@ -22,7 +22,6 @@ const SESSION: &[Mode] = &[Mode::Session];
 const OURS: &str = "An error of our own has no place in PostgreSQL's source.";
 const MALFORMED: &str = "Behind a message that contradicts itself we do not trust the stream.";
 
-const OLD_TEXT: &str = "BUG: a new Parse gets the server's old statement of the same text.";
 const REPORT: &str = "BUG: what RESET brings back is not reported to the client.";
 const UNNAMED: &str = "BUG: a statement of our own is left as the client's unnamed one.";
 
@@ -120,13 +119,6 @@ pub(super) const KNOWN: &[Known] = &[
         because: "nextval does not keep the server, or every INSERT into a table with a serial column would: currval and lastval belong into the same transaction.",
     },
     Known {
-        script: "a new statement with the text of one whose result type has changed",
-        modes: BOTH,
-        direct: "RowDescription a(new-0.1 23 4 -1 0)",
-        endpoint: "ErrorResponse S=ERROR V=ERROR C=0A000",
-        because: OLD_TEXT,
-    },
-    Known {
         script: "notify oneself",
         modes: BOTH,
         direct: "NotificationResponse own news one",
@@ -202,13 +194,6 @@ pub(super) const KNOWN: &[Known] = &[
         direct: "",
         endpoint: "silence",
         because: "BUG: the Sync behind CopyDone is taken for one that COPY swallows.",
-    },
-    Known {
-        script: "a block that fails in the same write",
-        modes: BOTH,
-        direct: "ErrorResponse S=ERROR V=ERROR C=25P02",
-        endpoint: "ParseComplete",
-        because: "BUG: a Parse of a known text is answered before it is known whether the block has failed.",
     },
 ];
 

@@ -36,6 +36,6 @@ pub use classify::classify;
 pub use explain::explain;
 pub use knob::{Consistency, InvalidKnob, Knob, KnobCommand, MaxLag, Route, Scope, Shown};
 pub use verdict::{
-    Access, CopyData, Isolation, MayWrite, NewValue, SessionEffect, Step, TransactionAccess,
+    Access, CopyData, Isolation, MayAlter, MayWrite, NewValue, SessionEffect, Step, TransactionAccess,
     TransactionEffect, TransactionEnd, TransactionModes, Verdict, WriteReason,
 };

@@ -11,7 +11,7 @@ use super::classify::Literals;
 use super::knob::{self, Knob, KnobCommand, Route, Scope, Shown};
 use super::settings;
 use super::verdict::{
-    Access, CopyData, Isolation, MayWrite, NewValue, SessionEffect, Step, TransactionAccess,
+    Access, CopyData, Isolation, MayAlter, MayWrite, NewValue, SessionEffect, Step, TransactionAccess,
     TransactionEffect, TransactionEnd, TransactionModes, Verdict, WriteReason,
 };
 use super::walk::{Findings, constant};
@@ -65,7 +65,7 @@ impl<'a> Statements<'a> {
             let placeholder = std::mem::take(&mut self.findings.session);
             self.step().session.extend(placeholder);
         }
-        let Findings { reason, may_write, session: _, literals } = self.findings;
+        let Findings { reason, may_write, may_alter, session: _, literals } = self.findings;
         if self.steps.iter().all(|step| *step == Step::default()) {
             self.steps.clear();
         }
@@ -79,6 +79,7 @@ impl<'a> Statements<'a> {
             hint,
             copy: self.copy,
             may_write,
+            may_alter,
         };
         (verdict, literals)
     }
@@ -154,10 +155,12 @@ impl<'a> Statements<'a> {
             NodeEnum::LoadStmt(_) => findings.session(SessionEffect::Load),
             NodeEnum::DoStmt(_) => {
                 findings.write(WriteReason::Utility);
+                findings.may_alter = MayAlter::Yes;
                 findings.pin(SessionEffect::Do);
             }
             NodeEnum::CallStmt(_) => {
                 findings.write(WriteReason::Utility);
+                findings.may_alter = MayAlter::Yes;
                 findings.pin(SessionEffect::Call);
             }
             NodeEnum::LockStmt(_) => findings.primary(WriteReason::Lock),
@@ -176,6 +179,7 @@ impl<'a> Statements<'a> {
 
     fn create(&mut self, relation: Option<&pg::RangeVar>) {
         self.findings.write(WriteReason::Ddl);
+        self.findings.may_alter = MayAlter::Yes;
         relation.into_iter().for_each(|relation| self.findings.created(relation));
         // Functions, types and operators of this session live in pg_temp, too; their names are spelled in as
         // many ways as there are statements.

@@ -26,6 +26,7 @@ pub struct Verdict {
     pub hint: Option<Route>,
     pub copy: CopyData,
     pub may_write: MayWrite,
+    pub may_alter: MayAlter,
 }
 
 impl Verdict {
@@ -42,6 +43,7 @@ impl Verdict {
             hint,
             copy: CopyData::None,
             may_write: MayWrite::Yes,
+            may_alter: MayAlter::Yes,
         }
     }
 
@@ -214,6 +216,15 @@ pub enum CopyData {
 /// yet nothing is in doubt when it fails.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MayWrite {
+    #[default]
+    No,
+    Yes,
+}
+
+/// Whether another text may mean something else behind it: DDL, and procedural code that may hold it. (Functions and
+/// triggers are taken to hold none.)
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MayAlter {
     #[default]
     No,
     Yes,

@@ -16,7 +16,7 @@ use pg_query::protobuf::{
 use super::catalog;
 use super::classify::Literals;
 use super::settings;
-use super::verdict::{MayWrite, SessionEffect, WriteReason};
+use super::verdict::{MayAlter, MayWrite, SessionEffect, WriteReason};
 
 /// What the walk has found.
 #[derive(Debug, Default)]
@@ -24,6 +24,7 @@ pub(super) struct Findings {
     /// The first reason against a standby; a certain write before an uncertain one.
     pub(super) reason: Option<WriteReason>,
     pub(super) may_write: MayWrite,
+    pub(super) may_alter: MayAlter,
     pub(super) session: Vec<SessionEffect>,
     pub(super) literals: Literals,
 }
@@ -392,6 +393,7 @@ impl Findings {
     /// `SELECT ... INTO`, and the table of CREATE TABLE AS.
     pub(super) fn into(&mut self, into: &IntoClause) {
         self.write(WriteReason::SelectInto);
+        self.may_alter = MayAlter::Yes;
         into.rel.iter().for_each(|relation| self.created(relation));
     }
 

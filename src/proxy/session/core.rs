@@ -21,9 +21,9 @@ use super::unit::{Failure, Outcome, Pace, Progress, Unit};
 use crate::pg::error::{ErrorFields, Severity, SqlState};
 use crate::pg::protocol::frame::InvalidLength;
 use crate::proxy::guc::Settings;
-use crate::proxy::prepared::{ClientStatements, ServerStatements, Statements};
+use crate::proxy::prepared::{ClientStatements, Schema, ServerStatements, Statements};
 use crate::proxy::route::{
-    Access, Classifier, MayWrite, OwnWrite, TransactionEffect, TransactionEnd, Verdict, WriteReason,
+    Access, Classifier, MayAlter, MayWrite, OwnWrite, TransactionEffect, TransactionEnd, Verdict, WriteReason,
 };
 use crate::topology::{Durability, Role};
 
@@ -146,6 +146,9 @@ pub(crate) struct Core {
     pub(super) told: Told,
     /// Since the last transaction's end something was written.
     wrote: MayWrite,
+    /// The same of the schema.
+    altered: MayAlter,
+    pub(super) schema: Schema,
     /// The client's messages up to the next Sync are left out; it is answered with this status.
     pub(super) skip_to_sync: Option<Status>,
     /// The block whose server is gone.
@@ -188,6 +191,8 @@ impl Core {
             portals: Portals::default(),
             told: Told::default(),
             wrote: MayWrite::No,
+            altered: MayAlter::No,
+            schema: Schema::default(),
             skip_to_sync: None,
             cut: None,
             prepared: ClientStatements::default(),
@@ -212,6 +217,11 @@ impl Core {
     #[must_use]
     pub(crate) fn with_settings(self, startup: Arc<Settings>) -> Core {
         Core { state: SessionState::new(startup), ..self }
+    }
+
+    #[must_use]
+    pub(crate) fn with_schema(self, schema: Schema) -> Core {
+        Core { schema, ..self }
     }
 
     /// The client was told these, but for what it asked for itself.
@@ -361,6 +371,10 @@ impl Core {
         if verdict.may_write == MayWrite::Yes {
             self.wrote = MayWrite::Yes;
         }
+        if verdict.may_alter == MayAlter::Yes {
+            self.altered = MayAlter::Yes;
+            self.schema.changed();
+        }
         self.unit.add(verdict, self.status, self.wrote);
         if self.state.pins_mut().sent(&verdict.session) == Pace::OneByOne {
             self.unit.pace = Pace::OneByOne;
@@ -399,6 +413,7 @@ impl Core {
         self.unit.begun = None;
         self.unit.progress = Progress::Settled;
         let alone = self.ledger.units() == 0 && !self.unit.open;
+        self.note_altered(status);
         let failure = self.unit.failure.take();
         self.unit.failed_last = failure;
         // With more under way an error may be another unit's.
@@ -415,6 +430,16 @@ impl Core {
                 self.knobs.transaction_ended();
                 self.state.settled();
             }
+        }
+    }
+
+    /// Something was done, or undone, in a transaction that may have changed the schema.
+    fn note_altered(&mut self, status: Status) {
+        if self.altered == MayAlter::Yes {
+            self.schema.changed();
+        }
+        if status == Status::Idle {
+            self.altered = MayAlter::No;
         }
     }
 
@@ -525,6 +550,7 @@ impl Core {
         let unread = down.unread().len();
         down.skip(unread);
         self.wrote = MayWrite::No;
+        self.note_altered(Status::Idle);
         self.detached();
     }
 

@@ -158,7 +158,7 @@ impl Core {
         }
         let answers = match (header.tag, self.ledger.head()) {
             (b'1', Some(Owed::Parse(whom, _))) => Some(*whom),
-            (b'3', Some(Owed::Close(whom))) => Some(*whom),
+            (b'3', Some(Owed::Close(whom, _))) => Some(*whom),
             (b'2', Some(Owed::Bind)) | (b'n' | b'T', Some(Owed::Describe)) => Some(For::Client),
             (b'C' | b'I' | b's', Some(Owed::Execute(_))) => {
                 self.ledger.copy_ended();
@@ -209,7 +209,8 @@ impl Core {
                 match undo {
                     Undo::Unnamed => server.statements.unnamed = 0,
                     Undo::Server(id) | Undo::Client { server: Some(id), .. } => server.statements.remove(id),
-                    Undo::Client { server: None, .. } | Undo::Duplicate(_) => {}
+                    Undo::Closed(copy) => server.statements.put_back(copy),
+                    Undo::Client { server: None, .. } | Undo::Duplicate(_) | Undo::Nothing => {}
                 }
             });
         }
@@ -230,6 +231,8 @@ impl Core {
                 if message::routine(whole) == Some(b"RevalidateCachedQuery") =>
             {
                 self.unit.uses.iter().for_each(|statement| statement.outdate());
+                // Not seen here, or it would not have been used.
+                self.schema.changed();
             }
             // Something has deallocated it behind our back.
             (SqlState::INVALID_SQL_STATEMENT_NAME, _) => {

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use crate::proxy::prepared::Copy;
 use crate::proxy::route::Verdict;
 
 /// For whom an answer is.
@@ -34,7 +35,7 @@ pub(crate) enum Owed {
     /// Of a statement or a portal: RowDescription or NoData.
     Describe,
     Execute(Follow),
-    Close(For),
+    Close(For, Undo),
 }
 
 /// The statements whose completion changes the session.
@@ -57,17 +58,23 @@ impl Owed {
     }
 }
 
-/// What was noted when a Parse was sent, and does not hold if it fails.
+/// What was noted when a Parse or Close was sent, and does not hold if it fails or is left out.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Undo {
+    Nothing,
     /// The server's unnamed statement is not what we think.
     Unnamed,
     /// The server does not have this statement.
     Server(u64),
+    /// The server has this statement still.
+    Closed(Copy),
     /// It is sure to fail: the client has a statement of this name.
     Duplicate(Box<[u8]>),
     /// The client does not have a statement of this name, nor the server, if we sent it there.
-    Client { name: Box<[u8]>, server: Option<u64> },
+    Client {
+        name: Box<[u8]>,
+        server: Option<u64>,
+    },
 }
 
 /// More requests than this in one pipeline wait until answers have come.
@@ -161,7 +168,7 @@ impl Ledger {
     pub(crate) fn pop_own(&mut self) -> Option<u8> {
         let tag = match self.head()? {
             Owed::Parse(For::Own, _) => b'1',
-            Owed::Close(For::Own) => b'3',
+            Owed::Close(For::Own, _) => b'3',
             _ => return None,
         };
         self.pop();
@@ -181,15 +188,21 @@ impl Ledger {
     }
 
     /// ErrorResponse in the extended protocol: everything up to the next Sync is skipped. `undone` hears of
-    /// every Parse that did not happen.
-    pub(crate) fn failed(&mut self, mut undone: impl FnMut(Undo)) {
+    /// every Parse and Close that did not happen, the last one first.
+    pub(crate) fn failed(&mut self, undone: impl FnMut(Undo)) {
         self.copy_in = false;
-        while self.owed.front().is_some_and(|owed| !matches!(owed, Owed::Sync)) {
-            if let Some(Owed::Parse(_, undo)) = self.pop() {
+        let next = self.owed.iter().position(|owed| matches!(owed, Owed::Sync));
+        self.leave_out(next.unwrap_or(self.owed.len()), undone);
+        self.skipping = self.owed.is_empty();
+    }
+
+    fn leave_out(&mut self, count: usize, mut undone: impl FnMut(Undo)) {
+        for owed in self.owed.drain(..count).rev() {
+            self.units -= usize::from(owed.ends_a_unit());
+            if let Owed::Parse(_, undo) | Owed::Close(_, undo) = owed {
                 undone(undo);
             }
         }
-        self.skipping = self.owed.is_empty();
     }
 
     /// ReadyForQuery. There may be none that is waited for (of the Sync that ended a COPY which had already failed).
@@ -205,12 +218,8 @@ impl Ledger {
     }
 
     /// The server is gone.
-    pub(crate) fn clear(&mut self, mut undone: impl FnMut(Undo)) {
-        while let Some(owed) = self.pop() {
-            if let Owed::Parse(_, undo) = owed {
-                undone(undo);
-            }
-        }
+    pub(crate) fn clear(&mut self, undone: impl FnMut(Undo)) {
+        self.leave_out(self.owed.len(), undone);
         *self = Ledger::default();
     }
 }
@@ -222,13 +231,13 @@ mod tests {
     #[test]
     fn an_error_skips_to_the_next_sync() {
         let mut ledger = Ledger::default();
-        let parse = Owed::Parse(For::Nobody, Undo::Server(7));
-        for owed in [Owed::Bind, Owed::Execute(Follow::default()), parse, Owed::Sync, Owed::Bind] {
+        let [one, other] = [7, 8].map(|id| Owed::Parse(For::Nobody, Undo::Server(id)));
+        for owed in [Owed::Bind, Owed::Execute(Follow::default()), one, other, Owed::Sync, Owed::Bind] {
             ledger.sent(owed);
         }
         let mut undone = Vec::new();
         ledger.failed(|undo| undone.push(undo));
-        assert_eq!(undone, [Undo::Server(7)]);
+        assert_eq!(undone, [Undo::Server(8), Undo::Server(7)]);
         ledger.ready();
         assert_eq!(ledger.head(), Some(&Owed::Bind));
     }

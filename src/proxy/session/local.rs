@@ -145,7 +145,6 @@ impl Core {
 
     /// Remembers the statements that a unit of ours prepares.
     fn prepare_own(&mut self, total: usize, lanes: &Lanes<'_>, texts: &mut Texts<'_>) {
-        let context = self.state.parse_context().clone();
         let mut bytes = &lanes.up.unread()[..total];
         while let Ok(Some(header)) = Header::peek(bytes) {
             let (message, rest) = bytes.split_at(header.total.min(bytes.len()));
@@ -156,7 +155,8 @@ impl Core {
                 self.last_unnamed += 1;
                 self.prepared.remember_unnamed(self.last_unnamed, message, verdict);
             } else if !self.prepared.is_full() {
-                self.prepared.insert(parse.name, texts.statements.intern(parse.rest, &context, &verdict));
+                let named = self.new_statement(parse.rest, &verdict, texts.statements);
+                self.prepared.insert(parse.name, named);
             }
         }
     }

@@ -10,7 +10,7 @@ use super::message::{Parse, bind_names, target};
 use crate::pg::error::{ErrorFields, SqlState};
 use crate::pg::protocol::frame::{HEADER_LEN, Header};
 use crate::pg::protocol::frontend::decode_execute;
-use crate::proxy::route::{Access, CopyData, MayWrite, TransactionEffect, Verdict, WriteReason};
+use crate::proxy::route::{Access, CopyData, MayAlter, MayWrite, TransactionEffect, Verdict, WriteReason};
 
 /// A unit longer than this is not waited for: it is the primary's.
 pub(super) const MAX_LOOK: usize = 64 * 1024;
@@ -73,13 +73,14 @@ pub(super) fn nothing() -> Verdict {
         hint: None,
         copy: CopyData::None,
         may_write: MayWrite::No,
+        may_alter: MayAlter::No,
     }
 }
 
 /// The verdict on what was not read.
 pub(super) fn unread() -> Verdict {
     let access = Access::Write { reason: WriteReason::Unparsable };
-    Verdict { access, may_write: MayWrite::Yes, ..nothing() }
+    Verdict { access, may_write: MayWrite::Yes, may_alter: MayAlter::Yes, ..nothing() }
 }
 
 pub(super) fn malformed(tag: u8) -> ErrorFields {

@@ -18,6 +18,7 @@ mod pins;
 mod portals;
 pub(crate) mod run;
 mod state;
+mod statements;
 mod tally;
 mod told;
 mod unit;

@@ -140,7 +140,8 @@ pub(crate) async fn serve(shared: &Shared, worker: &Rc<Worker>, entrance: Entran
     #[expect(clippy::cast_possible_truncation, reason = "only has to be unique among living sessions")]
     let core = Core::new(mode, number as u32, knobs.unwrap_or_default())
         .with_durability(durability)
-        .with_settings(Arc::new(startup.settings));
+        .with_settings(Arc::new(startup.settings))
+        .with_schema(shared.statements.schema.clone());
     let about = About {
         database: client.database.clone(),
         user: client.user.clone(),

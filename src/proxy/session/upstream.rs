@@ -8,10 +8,10 @@ use super::lane::Lane;
 use super::ledger::{Follow, For, Owed, Undo};
 use super::look::{self, Look, MAX_QUERY, malformed, query_text, unexpected};
 use super::message::{self, Parse, Status, bind_names, put, put_head, target};
+use super::statements::ServerName;
 use super::unit::Pace;
 use crate::pg::protocol::frame::{HEADER_LEN, Header};
-use crate::proxy::prepared::{Statement, Statements};
-use crate::proxy::route::TransactionEffect;
+use crate::proxy::prepared::Statements;
 
 /// Sent in place of a text that would let commits slip past the quorum. The server refuses it (22023), so that
 /// a transaction block fails as it does after any other error.
@@ -233,7 +233,7 @@ impl Core {
     }
 
     /// Keeps the message in case that it must be run again.
-    fn keep(&mut self, header: Header, up: &Lane) {
+    pub(super) fn keep(&mut self, header: Header, up: &Lane) {
         if self.unit.replay.is_kept() {
             self.unit.replay.keep(up.unread().get(..header.total));
         }
@@ -349,23 +349,10 @@ impl Core {
         if self.prepared.named(&name).is_some() {
             return self.parse_duplicate(name, header, lanes, server, texts);
         }
-        let statement = texts.statements.intern(parse.rest, self.state.parse_context(), &verdict);
+        let named = self.new_statement(parse.rest, &verdict, texts.statements);
         self.keep(header, lanes.up);
         lanes.up.skip(header.total);
-        self.prepared.insert(&name, statement.clone());
-        self.unit.sent_extended();
-        let is_there = server.statements.touch(&statement);
-        let denied = self.status == Status::Failed && verdict.transaction == TransactionEffect::None;
-        if is_there && denied {
-            // A failed block denies every text but those that end it (exec_parse_message in postgres.c).
-            lanes.up.out().extend_from_slice(&statement.parse);
-            self.ledger.sent(Owed::Parse(For::Client, Undo::Client { name, server: None }));
-        } else if is_there {
-            self.ledger.sent(Owed::Parse(For::Own, Undo::Client { name, server: None }));
-        } else {
-            let undo = Undo::Client { name, server: Some(statement.id) };
-            self.prepare(&statement, For::Client, undo, lanes.up, server);
-        }
+        self.prepare_for_client(name, named, lanes.up, server);
         Step::Next
     }
 
@@ -417,104 +404,9 @@ impl Core {
         if self.prepared.is_full() {
             return Step::Ask(Ask::Fatal(too_many_statements()));
         }
-        let statement = texts.statements.intern(&rest, self.state.parse_context(), &verdict);
-        self.prepared.insert(&name, statement.clone());
-        if server.statements.touch(&statement) {
-            self.ledger.sent(Owed::Parse(For::Own, Undo::Client { name, server: None }));
-        } else {
-            let undo = Undo::Client { name, server: Some(statement.id) };
-            self.prepare(&statement, For::Client, undo, lanes.up, server);
-        }
+        let named = self.new_statement(&rest, &verdict, texts.statements);
+        self.prepare_for_client(name, named, lanes.up, server);
         Step::Next
-    }
-
-    /// Sends the Parse of one of our statements, and the Close of another when the server has too many.
-    fn prepare(
-        &mut self,
-        statement: &Arc<Statement>,
-        whom: For,
-        undo: Undo,
-        up: &mut Lane,
-        server: &mut ServerState,
-    ) {
-        if let Some(oldest) = server.statements.insert(statement) {
-            put(up.out(), b'C', &[b"S", oldest.name.as_bytes(), b"\0"]);
-            self.ledger.sent(Owed::Close(For::Nobody));
-        }
-        up.out().extend_from_slice(&statement.parse);
-        self.ledger.sent(Owed::Parse(whom, undo));
-    }
-
-    /// Makes sure that the server has what the client calls `name`; what the server calls it, when that is
-    /// something else.
-    fn provide(
-        &mut self,
-        name: &[u8],
-        up: &mut Lane,
-        server: &mut ServerState,
-        statements: &Statements,
-    ) -> Option<ServerName> {
-        if name.is_empty() {
-            let Some(unnamed) = &self.prepared.unnamed else {
-                // The server's may be another client's.
-                return (server.statements.unnamed != 0).then_some(ServerName::Missing);
-            };
-            if server.statements.unnamed != unnamed.id && !unnamed.parse.is_empty() {
-                server.statements.unnamed = unnamed.id;
-                up.out().extend_from_slice(&unnamed.parse);
-                self.ledger.sent(Owed::Parse(For::Nobody, Undo::Unnamed));
-            }
-            return (server.statements.unnamed != unnamed.id).then_some(ServerName::Missing);
-        }
-        match self.prepared.named(name).cloned() {
-            Some(statement) if !statement.is_outdated() && server.statements.touch(&statement) => {
-                Some(ServerName::Ours(statement))
-            }
-            Some(statement) => {
-                let statement = self.suiting(name, statement, statements);
-                if !server.statements.touch(&statement) {
-                    self.prepare(&statement, For::Nobody, Undo::Server(statement.id), up, server);
-                }
-                Some(ServerName::Ours(statement))
-            }
-            // Ours are not to be had by guessing their names.
-            None => name.starts_with(b"bw_").then_some(ServerName::Missing),
-        }
-    }
-
-    /// What the client calls `name`, as it can be prepared under the settings of now for whoever has them.
-    fn suiting(&mut self, name: &[u8], known: Arc<Statement>, statements: &Statements) -> Arc<Statement> {
-        let context = self.state.parse_context();
-        if known.suits(context) {
-            return known;
-        }
-        let suiting = statements.intern(known.rest(), context, &known.verdict);
-        self.prepared.insert(name, suiting.clone());
-        suiting
-    }
-
-    /// For a Bind or Describe of the statement `name`: sends what it needs first, and is owed its answer. What
-    /// to call the statement in it; `None`: it goes as it is.
-    fn name_at_server(
-        &mut self,
-        name: &[u8],
-        header: Header,
-        owed: Owed,
-        up: &mut Lane,
-        server: &mut ServerState,
-        statements: &Statements,
-    ) -> Option<ServerName> {
-        self.keep(header, up);
-        let ours = self.provide(name, up, server, statements);
-        if let Some(ServerName::Ours(statement)) = &ours {
-            self.unit.uses.push(statement.clone());
-        }
-        self.unit.sent_extended();
-        self.ledger.sent(owed);
-        if ours.is_none() {
-            self.up_pass = header.total;
-        }
-        ours
     }
 
     fn forward_bind(
@@ -589,32 +481,15 @@ impl Core {
                 self.prepared.remove(&name);
                 lanes.up.skip(header.total);
                 self.unit.sent_extended();
-                self.ledger.sent(Owed::Close(For::Own));
+                self.ledger.sent(Owed::Close(For::Own, Undo::Nothing));
                 Step::Next
             }
             (_, b'S') if name.is_empty() => {
                 self.prepared.forget_unnamed();
                 server.statements.unnamed = 0;
-                self.forward_extended(header, Some(Owed::Close(For::Client)), lanes.up)
+                self.forward_extended(header, Some(Owed::Close(For::Client, Undo::Nothing)), lanes.up)
             }
-            _ => self.forward_extended(header, Some(Owed::Close(For::Client)), lanes.up),
-        }
-    }
-}
-
-/// What a statement is called at the server.
-#[derive(Debug)]
-enum ServerName {
-    Ours(Arc<Statement>),
-    /// By a name that nothing has: the server answers 26000 when its turn comes.
-    Missing,
-}
-
-impl ServerName {
-    fn as_bytes(&self) -> &[u8] {
-        match self {
-            ServerName::Ours(statement) => statement.name.as_bytes(),
-            ServerName::Missing => b"no such statement",
+            _ => self.forward_extended(header, Some(Owed::Close(For::Client, Undo::Nothing)), lanes.up),
         }
     }
 }

@@ -5,6 +5,7 @@ mod deferred;
 mod losses;
 mod pins;
 mod quorum;
+mod schema;
 mod settings;
 mod statements;
 mod units;

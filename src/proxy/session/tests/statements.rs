@@ -135,11 +135,11 @@ fn a_failed_block_denies_a_text_that_its_server_knows() {
     let mut scene = Scene::new();
     scene.client(&extended("P:s1:select 1|S")).server(&answer("1 ZI"));
     scene.client(&query("begin; select 1/0")).server(&answer("C:BEGIN E:22012 ZE"));
-    scene.client(&extended("P:s2:select 1|S")).server(&answer("E:25P02 ZE"));
+    scene.client(&extended("P:s2:select 1|S")).server(&answer("3 E:25P02 ZE"));
     check(
         &scene,
         "need(read) >P(bw_1)S <1Z(I) release \
-         need(write) >Q <CE(22012)Z(E) >P(bw_1)S <E(25P02)Z(E)",
+         need(write) >Q <CE(22012)Z(E) >C(bw_1)P(bw_1)S <E(25P02)Z(E)",
     );
 }
 

@@ -1,0 +1,259 @@
+//! Prepared statements across server connections.
+//!
+//! A client's named statement is one of ours, shared by all clients that prepared the same text with the same
+//! parameter types under the same settings (a literal means what it meant when it was parsed: a time is read in the
+//! zone of that moment); at a server it is called `bw_<n>`, and is prepared there when somebody first needs it. The
+//! unnamed statement stays unnamed; the client's last one is kept so that it can be prepared again when its
+//! Bind comes after the server has changed.
+//!
+//! What a text comes to also depends on the schema: a server's copy from before the last change of it is of no use to
+//! a client that prepares the text now, and is prepared anew; see [`Schema`].
+//!
+//! SQL's PREPARE is not seen here: it pins the session.
+
+mod client;
+mod server;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+
+pub(crate) use self::client::{ClientStatements, Named};
+pub(crate) use self::server::{Copy, ServerStatements};
+use super::route::Verdict;
+use super::session::message::put;
+use crate::pg::protocol::frame::HEADER_LEN;
+
+/// Statements that one server connection keeps prepared. Beyond it the one unused for longest is closed.
+pub(crate) const MAX_PER_SERVER: usize = 500;
+/// Named statements of one client. Beyond it a Parse is refused (54000 in PostgreSQL's words: 53200 memory).
+pub(crate) const MAX_PER_CLIENT: usize = 10_000;
+/// Longer unnamed statements are not kept: their Bind must come before the transaction's end.
+pub(crate) const MAX_UNNAMED: usize = 256 * 1024;
+
+/// How often the schema may have changed, as far as the sessions have seen: it counts each text that may change it,
+/// when it is sent (for what its own session parses next), when it is answered, and when its transaction ends (for
+/// the others). One count for all databases: a change where nobody looks costs one more Parse at a server.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Schema(Arc<AtomicU64>);
+
+/// A moment in the life of the schema. Later is greater.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Edition(u64);
+
+impl Schema {
+    pub(crate) fn changed(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub(crate) fn now(&self) -> Edition {
+        Edition(self.0.load(Ordering::SeqCst))
+    }
+}
+
+/// One distinct statement of all clients.
+#[derive(Debug)]
+pub(crate) struct Statement {
+    pub(crate) id: u64,
+    /// `bw_<id>`.
+    pub(crate) name: Box<str>,
+    /// The Parse message that prepares it under that name.
+    pub(crate) parse: Vec<u8>,
+    /// The settings that say what its text means; see [`super::guc::Settings::parse_context`].
+    context: Arc<[u8]>,
+    pub(crate) verdict: Arc<Verdict>,
+    /// When the first client prepared it.
+    since: Edition,
+    /// Its result type has changed: where it is prepared, it only fails.
+    outdated: AtomicBool,
+}
+
+impl Statement {
+    /// Whether it may be prepared under the settings of `context`.
+    pub(crate) fn suits(&self, context: &Arc<[u8]>) -> bool {
+        !self.is_outdated() && (Arc::ptr_eq(&self.context, context) || self.context == *context)
+    }
+
+    pub(crate) fn is_outdated(&self) -> bool {
+        self.outdated.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn outdate(&self) {
+        self.outdated.store(true, Ordering::Relaxed);
+    }
+
+    /// Text, NUL and parameter types.
+    pub(crate) fn rest(&self) -> &[u8] {
+        &self.parse[HEADER_LEN + self.name.len() + 1..]
+    }
+}
+
+impl PartialEq for Statement {
+    fn eq(&self, other: &Statement) -> bool {
+        self.id == other.id
+    }
+}
+
+impl Eq for Statement {}
+
+/// All statements that any client has prepared now.
+#[derive(Debug, Default)]
+pub(crate) struct Statements {
+    known: Mutex<HashMap<Box<[u8]>, Weak<Statement>>>,
+    last_id: AtomicU64,
+    pub(crate) schema: Schema,
+}
+
+/// What makes a statement what it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted<'a> {
+    /// A Parse message without the name.
+    pub(crate) rest: &'a [u8],
+    pub(crate) context: &'a Arc<[u8]>,
+    pub(crate) verdict: &'a Arc<Verdict>,
+    pub(crate) now: Edition,
+}
+
+impl Statements {
+    /// The statement with this text and these types, parsed in this context.
+    pub(crate) fn intern(&self, wanted: Wanted<'_>) -> Arc<Statement> {
+        let key = wanted.key();
+        let mut known = self.known.lock();
+        let found = known.get(&key).and_then(Weak::upgrade);
+        if let Some(statement) = found.filter(|statement| !statement.is_outdated()) {
+            return statement;
+        }
+        self.remember(&mut known, key, wanted)
+    }
+
+    /// The same for a client that has one from before `wanted.now`, which must not become the new one.
+    pub(crate) fn intern_anew(&self, wanted: Wanted<'_>) -> Arc<Statement> {
+        let key = wanted.key();
+        let mut known = self.known.lock();
+        let found = known.get(&key).and_then(Weak::upgrade);
+        let is_new = |statement: &Arc<Statement>| statement.since >= wanted.now && !statement.is_outdated();
+        if let Some(statement) = found.filter(is_new) {
+            return statement;
+        }
+        self.remember(&mut known, key, wanted)
+    }
+
+    fn remember(
+        &self,
+        known: &mut HashMap<Box<[u8]>, Weak<Statement>>,
+        key: Box<[u8]>,
+        wanted: Wanted<'_>,
+    ) -> Arc<Statement> {
+        if known.len() == known.capacity() {
+            known.retain(|_, statement| statement.strong_count() > 0);
+        }
+        let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
+        let name = format!("bw_{id}").into_boxed_str();
+        let mut parse = Vec::with_capacity(wanted.rest.len() + name.len() + 6);
+        put(&mut parse, b'P', &[name.as_bytes(), b"\0", wanted.rest]);
+        let statement = Arc::new(Statement {
+            id,
+            name,
+            parse,
+            context: wanted.context.clone(),
+            verdict: wanted.verdict.clone(),
+            since: wanted.now,
+            outdated: AtomicBool::new(false),
+        });
+        known.insert(key, Arc::downgrade(&statement));
+        statement
+    }
+}
+
+impl Wanted<'_> {
+    /// `rest` says itself where it ends.
+    fn key(&self) -> Box<[u8]> {
+        [self.rest, self.context].concat().into_boxed_slice()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::{Edition, MAX_PER_SERVER, Schema, ServerStatements, Statement, Statements, Wanted};
+    use crate::proxy::route::classify;
+
+    fn intern(statements: &Statements, rest: &[u8], context: &Arc<[u8]>, now: Edition) -> Arc<Statement> {
+        let verdict = Arc::new(classify("select 1"));
+        statements.intern(Wanted { rest, context, verdict: &verdict, now })
+    }
+
+    #[test]
+    fn the_same_text_types_and_settings_are_one_statement() {
+        let statements = Statements::default();
+        let now = Edition::default();
+        let (plain, tokyo): (Arc<[u8]>, Arc<[u8]>) = (Arc::default(), Arc::from(&b"timezone=Asia/Tokyo"[..]));
+        let first = intern(&statements, b"select 1\0\0\0", &plain, now);
+        let same = intern(&statements, b"select 1\0\0\0", &plain, now);
+        let typed = intern(&statements, b"select 1\0\0\x01\0\0\0\x17", &plain, now);
+        let elsewhere = intern(&statements, b"select 1\0\0\0", &tokyo, now);
+        assert!(Arc::ptr_eq(&first, &same));
+        assert_eq!([first.id, typed.id, elsewhere.id], [1, 2, 3]);
+        assert_eq!(&first.parse[..10], b"P\0\0\0\x14bw_1\0");
+        assert_eq!(first.rest(), b"select 1\0\0\0");
+        assert!(first.suits(&plain) && !first.suits(&tokyo));
+        first.outdate();
+        assert_eq!(intern(&statements, b"select 1\0\0\0", &plain, now).id, 4);
+    }
+
+    #[test]
+    fn who_has_a_statement_of_an_older_schema_gets_another() {
+        let (statements, schema, context) = (Statements::default(), Schema::default(), Arc::default());
+        let verdict = Arc::new(classify("table t"));
+        let anew = |now| {
+            statements.intern_anew(Wanted {
+                rest: b"table t\0\0\0",
+                context: &context,
+                verdict: &verdict,
+                now,
+            })
+        };
+        let old = intern(&statements, b"table t\0\0\0", &context, schema.now());
+        assert_eq!(anew(schema.now()).id, old.id);
+        schema.changed();
+        let new = anew(schema.now());
+        assert_eq!([old.id, new.id, anew(schema.now()).id], [1, 2, 2]);
+        assert_eq!(intern(&statements, b"table t\0\0\0", &context, schema.now()).id, new.id);
+    }
+
+    #[test]
+    fn a_server_keeps_a_bounded_number_and_drops_the_one_unused_for_longest() {
+        let (statements, now) = (Statements::default(), Edition::default());
+        let mut server = ServerStatements::default();
+        let all: Vec<_> = (0..=MAX_PER_SERVER)
+            .map(|n| intern(&statements, format!("select {n}").as_bytes(), &Arc::default(), now))
+            .collect();
+        for statement in &all[..MAX_PER_SERVER] {
+            assert!(server.insert(statement, now).is_none());
+        }
+        assert!(server.touch(&all[0], now));
+        let closed = server.insert(&all[MAX_PER_SERVER], now).expect("there is one too many");
+        assert_eq!(closed.statement.id, all[1].id);
+        assert!(!server.touch(&all[1], now));
+        // It was not closed after all.
+        server.put_back(closed);
+        assert!(server.touch(&all[1], now));
+    }
+
+    #[test]
+    fn a_copy_from_before_a_change_of_the_schema_is_not_that_of_who_prepares_behind_it() {
+        let (statements, schema) = (Statements::default(), Schema::default());
+        let mut server = ServerStatements::default();
+        let before = schema.now();
+        let statement = intern(&statements, b"table t\0\0\0", &Arc::default(), before);
+        assert!(server.insert(&statement, before).is_none());
+        schema.changed();
+        assert!(server.touch(&statement, before) && !server.touch(&statement, schema.now()));
+        assert!(server.take(statement.id).is_some());
+        assert!(server.insert(&statement, schema.now()).is_none());
+        assert!(server.touch(&statement, before) && server.touch(&statement, schema.now()));
+    }
+}
