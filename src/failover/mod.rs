@@ -9,13 +9,15 @@
 //! ```
 //!
 //! One task runs this circle: on every event, and ten times a second. The order within a turn is the promise:
-//! decide until nothing more follows, make the state durable, publish the directive, start the actions.
+//! decide until nothing more follows, make the state durable, publish the directive, start the actions. [`core`]
+//! has that order as a pure function; `control` does what it says.
 //!
 //! Not here: fencing of connections that bypass us, and several instances sharing a state.
 
 pub mod agent;
 mod command;
 mod control;
+pub(crate) mod core;
 pub mod decide;
 mod error;
 mod execute;
@@ -34,7 +36,6 @@ pub use state::{FileJournal, MAX_HISTORY};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use prometheus::Registry;
 use tokio::sync::watch;
@@ -124,18 +125,6 @@ impl Failover {
 impl FailoverConfig {
     fn policy(&self) -> Policy {
         let Tuning { mode, max_lost_bytes, detect: _ } = *self.tuning.borrow();
-        Policy {
-            instance: self.instance.clone(),
-            mode,
-            durability: self.durability,
-            max_lost_bytes,
-            bootstrap_timeout: Duration::from_secs(15),
-            candidate_wait: Duration::from_secs(3),
-            catch_up_timeout: Duration::from_secs(30),
-            follow_timeout: Duration::from_secs(5),
-            promote_timeout: Duration::from_secs(60),
-            lost_after: Duration::from_secs(10),
-            attempts: 3,
-        }
+        Policy { max_lost_bytes, ..Policy::new(&self.instance, mode, self.durability) }
     }
 }

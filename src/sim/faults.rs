@@ -22,6 +22,12 @@ pub(super) enum Fault {
     CrashBellwether {
         back: Duration,
     },
+    /// It dies in the middle of a turn of its control plane, the next one that journals.
+    CrashInTurn {
+        /// Effects of the turn that still take place.
+        after: usize,
+        back: Duration,
+    },
     /// Every connection of the node breaks.
     Cut {
         node: NodeId,
@@ -62,12 +68,13 @@ pub(super) fn plan(stage: &mut Stage, nodes: usize) {
 fn choose(stage: &mut Stage, nodes: usize) -> Fault {
     let node = stage.rng.below(nodes as u64) as usize;
     let back = stage.rng.percent(60).then(|| stage.rng.millis(50, 12_000));
-    match stage.rng.below(10) {
+    match stage.rng.below(11) {
         0 | 1 => Fault::CrashPrimary { back },
         2 | 3 => Fault::Crash { node, back },
         4 | 5 => Fault::CrashBellwether { back: stage.rng.millis(20, 4000) },
         6 => Fault::Cut { node },
         7 | 8 => Fault::Isolate { node, lasting: stage.rng.millis(200, 15_000) },
+        9 => Fault::CrashInTurn { after: stage.rng.below(8) as usize, back: stage.rng.millis(20, 4000) },
         _ => Fault::Reconnect { node },
     }
 }

@@ -4,8 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::log::{Log, SEGMENT, START};
+use crate::failover::decide::{Action, Phase, State, Step, What};
 use crate::pg::{Lsn, TimelineId};
-use crate::topology::{NodeName, Term};
+use crate::topology::{Directive, NodeName, Term};
 
 /// The first promise that was broken.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,8 +37,8 @@ pub(super) struct Checks {
     synced: BTreeMap<TimelineId, Lsn>,
     timeline: TimelineId,
     promised: Term,
-    /// The highest term that was ever journaled.
-    journaled: Term,
+    /// What the journal has.
+    journaled: Option<State>,
     primaries: BTreeMap<Term, NodeName>,
     /// Tokens that clients were told are committed.
     pub(super) acknowledged: BTreeSet<u64>,
@@ -150,11 +151,36 @@ impl Checks {
 
     // The control plane and the proxy.
 
-    pub(super) fn journaled(&mut self, term: Term) {
-        if term < self.journaled {
-            self.fail(Promise::OnePrimary, format!("term {term} after term {}", self.journaled));
+    pub(super) fn journaled(&mut self, state: &State) {
+        if let Some(last) = self.journaled.as_ref().map(|last| last.term).filter(|last| state.term < *last) {
+            self.fail(Promise::OnePrimary, format!("term {} after term {last}", state.term));
         }
-        self.journaled = self.journaled.max(term);
+        self.journaled = Some(state.clone());
+    }
+
+    /// Terms are durable before anybody hears of them, and so is all else that a directive says.
+    pub(super) fn directed(&mut self, directive: &Directive) {
+        let journaled = self.journaled.as_ref().map(State::directive);
+        if journaled.as_ref() != Some(directive) {
+            self.fail(Promise::OnePrimary, format!("{directive:?} went out, the journal has {journaled:?}"));
+        }
+    }
+
+    /// An action begins: its term is journaled, and a promotion with the one who is to be promoted.
+    pub(super) fn started(&mut self, action: &Action) {
+        let Some(journaled) = &self.journaled else { return };
+        let candidate = match &journaled.phase {
+            Phase::Election(election) => match &election.step {
+                Step::Promote { candidate } => Some(candidate),
+                _ => None,
+            },
+            _ => None,
+        };
+        let promotes_another = matches!(action.what, What::Promote { .. }) && candidate != Some(&action.node);
+        if action.term != journaled.term || promotes_another {
+            let how = format!("{action:?} began, the journal has term {}, {candidate:?}", journaled.term);
+            self.fail(Promise::OnePrimary, how);
+        }
     }
 
     /// A write goes to `node` in the name of `term`.

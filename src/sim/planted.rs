@@ -22,10 +22,14 @@ pub(super) enum Plant {
     RefuseFollowers,
     /// A byte of what is shipped is not what was stored.
     FlipBit,
+    /// Actions begin before what they follow from is journaled.
+    ActBeforeJournal,
+    /// The directive goes out before it is journaled.
+    DirectBeforeJournal,
 }
 
 impl Plant {
-    pub(super) const ALL: [(Plant, &[Promise]); 9] = [
+    pub(super) const ALL: [(Plant, &[Promise]); 11] = [
         (Plant::AcknowledgeBeforeSync, &[Promise::DurableBeforeShipped]),
         (Plant::ShipBeforeSync, &[Promise::DurableBeforeShipped]),
         (Plant::ForgetJournal, &[Promise::OnePrimary]),
@@ -35,5 +39,7 @@ impl Plant {
         (Plant::SkipCatchUp, &[Promise::Quorum, Promise::Liveness]),
         (Plant::RefuseFollowers, &[Promise::Liveness]),
         (Plant::FlipBit, &[Promise::Bytes]),
+        (Plant::ActBeforeJournal, &[Promise::OnePrimary]),
+        (Plant::DirectBeforeJournal, &[Promise::OnePrimary]),
     ];
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use super::bellwether::Bellwether;
+use super::bellwether::{Bellwether, Ended};
 use super::faults::{self, FAULTS_END, Fault};
 use super::invariants::{Broken, Promise};
 use super::log::{Kind, Log};
@@ -100,7 +100,7 @@ impl World {
         let running = self.bellwether.running.as_ref();
         Outcome {
             acknowledged: self.stage.checks.acknowledged.len(),
-            terms: running.map_or(0, |running| running.control.state.term.0),
+            terms: running.map_or(0, |running| running.control.core.state().term.0),
             took: self.stage.now,
         }
     }
@@ -138,13 +138,13 @@ impl World {
             Event::Probed { life, node, result } => {
                 let Some(running) = self.bellwether.living(life) else { return };
                 running.control.probed(stage, node, result);
-                running.turn(stage);
+                self.turn();
             }
             Event::Acted { life, action, result } => {
                 let Some(running) = self.bellwether.living(life) else { return };
                 stage.note(format!("action {:?} on {}: {result:?}", action.what, action.node));
                 running.control.acted(stage, &action, result);
-                running.turn(stage);
+                self.turn();
             }
             Event::Answered { life, node, starts, waiter } => self.answered((life, node, starts), waiter),
             Event::Obey { life } => {
@@ -177,6 +177,16 @@ impl World {
         }
     }
 
+    fn turn(&mut self) {
+        let stage = &mut self.stage;
+        let Some(running) = &mut self.bellwether.running else { return };
+        if running.turn(stage) == Ended::Died {
+            let back = running.control.doomed.map_or(Duration::ZERO, |(_, back)| back);
+            self.bellwether.crash(stage);
+            stage.after(back, Event::Restart);
+        }
+    }
+
     fn tick(&mut self) {
         let stage = &mut self.stage;
         stage.after(TICK, Event::Tick);
@@ -186,8 +196,9 @@ impl World {
         if let Some(running) = &mut self.bellwether.running {
             running.relay.tick(stage);
             running.control.tick(stage);
-            running.turn(stage);
         }
+        self.turn();
+        let stage = &mut self.stage;
         let acknowledged = stage.checks.acknowledged.len();
         if acknowledged > self.last_acknowledged.0 {
             self.last_acknowledged = (acknowledged, stage.now);
@@ -413,6 +424,11 @@ impl World {
                     stage.after(back, Event::Restart);
                 }
             }
+            Fault::CrashInTurn { after, back } => {
+                if let Some(running) = &mut self.bellwether.running {
+                    running.control.doomed = Some((after, back));
+                }
+            }
             Fault::Cut { node } => stage.cut_all(|conn| conn.node == node),
             Fault::Isolate { node, lasting } => stage.isolate(node, stage.now + lasting),
             Fault::Reconnect { node } => self.servers[node].reconnect(stage),
@@ -436,7 +452,7 @@ impl World {
         if !std::mem::take(&mut running.control.opened) || self.durability == Durability::Async {
             return;
         }
-        let Some(primary) = &running.control.state.primary else { return };
+        let Some(primary) = &running.control.core.state().primary else { return };
         let server = &self.servers[node_of(&self.servers, &primary.node)];
         // One that has restarted meanwhile was not looked at yet.
         let is_known = primary.started_at.as_ref().is_none_or(|at| *at == server.starts.to_string());
@@ -457,7 +473,7 @@ impl World {
             s.id == primary
                 || (s.runs_as(Role::Standby) && s.log.timeline == self.servers[primary].log.timeline)
         };
-        let all_follow = self.servers.iter().all(follows) && running.control.is_steady();
+        let all_follow = self.servers.iter().all(follows) && running.control.core.is_steady();
         running.proxy.quiet = all_follow;
         let end = self.servers[primary].log.end();
         all_follow && self.servers.iter().all(|s| s.flushed == end && s.log.end() == end)
@@ -468,7 +484,7 @@ impl World {
             .servers
             .iter()
             .map(|s| format!("{} {:?} {:?} t{} {}", s.node.name, s.life, s.role, s.log.timeline, s.flushed));
-        let state = self.bellwether.running.as_ref().map(|running| &running.control.state);
+        let state = self.bellwether.running.as_ref().map(|running| running.control.core.state());
         format!("not whole {PATIENCE:?} after the last fault: {:?}; {state:#?}", servers.collect::<Vec<_>>())
     }
 

@@ -210,6 +210,22 @@ pub fn quarantine(health: &mut Health, state: &State) {
 }
 
 impl Policy {
+    pub fn new(instance: &str, mode: Mode, durability: Durability) -> Policy {
+        Policy {
+            instance: instance.to_owned(),
+            mode,
+            durability,
+            max_lost_bytes: 0,
+            bootstrap_timeout: Duration::from_secs(15),
+            candidate_wait: Duration::from_secs(3),
+            catch_up_timeout: Duration::from_secs(30),
+            follow_timeout: Duration::from_secs(5),
+            promote_timeout: Duration::from_secs(60),
+            lost_after: Duration::from_secs(10),
+            attempts: 3,
+        }
+    }
+
     fn names(&self, term: Term) -> SyncNames {
         match self.durability {
             Durability::Quorum => SyncNames::Relay(relay_application_name(&self.instance, term)),

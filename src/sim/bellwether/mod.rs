@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-pub(super) use self::control::Control;
+pub(super) use self::control::{Control, Ended};
 pub(super) use self::proxy::Proxy;
 pub(super) use self::relay::Relay;
 
@@ -111,10 +111,9 @@ impl Bellwether {
 }
 
 impl Running {
-    /// Decide, journal, publish, act.
-    pub(super) fn turn(&mut self, stage: &mut Stage) {
+    pub(super) fn turn(&mut self, stage: &mut Stage) -> Ended {
         let wal = self.relay.status(stage);
-        self.control.turn(stage, wal, &self.proxy.status());
+        self.control.turn(stage, wal, &self.proxy.status())
     }
 }
 

@@ -76,17 +76,9 @@ impl World {
     pub(super) fn new(durability: Durability) -> World {
         let nodes: Vec<Node> = ["pg1", "pg2", "pg3"].into_iter().map(node).collect();
         let policy = Policy {
-            instance: "bw".to_owned(),
-            mode: Mode::Automatic,
-            durability,
-            max_lost_bytes: 0,
             bootstrap_timeout: Duration::from_secs(10),
-            candidate_wait: Duration::from_secs(3),
             catch_up_timeout: Duration::from_secs(10),
-            follow_timeout: Duration::from_secs(5),
-            promote_timeout: Duration::from_secs(60),
-            lost_after: Duration::from_secs(10),
-            attempts: 3,
+            ..Policy::new("bw", Mode::Automatic, durability)
         };
         let server = |node: &Node| Server {
             node: node.clone(),

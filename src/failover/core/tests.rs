@@ -1,0 +1,136 @@
+#![expect(clippy::disallowed_methods, reason = "an arbitrary instant to count from")]
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{Core, Effect};
+use crate::failover::command::Command;
+use crate::failover::decide::{Automatic, Mode, Now, Phase, Policy, Primary, State};
+use crate::failover::health::{Detect, Facts, ProbeResult, SlotState, Watch};
+use crate::pg::{Lsn, SystemIdentifier, TimelineId};
+use crate::topology::{Durability, Node, NodeName, ProxyStatus, Role, StreamEnd, Term, Upstream, WalStatus};
+
+const SYSTEM: SystemIdentifier = SystemIdentifier(7);
+
+fn name(name: &str) -> NodeName {
+    name.parse().expect("a node name")
+}
+
+/// Term 1 is steady; pg1 is primary, and no agent is here.
+fn steady() -> (Core, Now, WalStatus) {
+    let nodes: Vec<Node> = ["pg1", "pg2"]
+        .into_iter()
+        .map(|node| Node {
+            name: name(node),
+            address: "127.0.0.1:5432".parse().expect("an address"),
+            priority: 100,
+            no_failover: false,
+        })
+        .collect();
+    let primary = Primary {
+        node: name("pg1"),
+        system: SYSTEM,
+        timeline: TimelineId(1),
+        term: Term(1),
+        forks: Vec::new(),
+        started_at: Some("1".to_owned()),
+    };
+    let state = State {
+        term: Term(1),
+        primary: Some(primary),
+        phase: Phase::Steady,
+        ..State::bootstrapping(Durability::Quorum, 0)
+    };
+    let watch = Watch::new(&nodes, Detect::default());
+    let policy = Policy::new("bw", Mode::Automatic, Durability::Quorum);
+    let core = Core::new(nodes, [name("pg1")].into(), policy, watch, state, Vec::new());
+    let wal = WalStatus { system: Some(SYSTEM), timeline: TimelineId(1), ..WalStatus::starting() };
+    (core, Now { instant: Instant::now(), unix_ms: 0 }, wal)
+}
+
+fn facts(role: Role) -> ProbeResult {
+    ProbeResult::Answered(Facts {
+        role,
+        system: SYSTEM,
+        timeline: TimelineId(1),
+        position: Lsn(0x1000),
+        started_at: "1".to_owned(),
+        synchronous_standby_names: "\"bellwether_bw_t1\"".to_owned(),
+        checkpoint_timeline: TimelineId(1),
+        relay_slot: if role == Role::Primary { SlotState::Active } else { SlotState::Absent },
+        stalled_since: None,
+    })
+}
+
+/// The names of a turn's effects, in their order.
+fn turn(core: &mut Core, now: Now, wal: &WalStatus, proxy: &ProxyStatus) -> Vec<String> {
+    let effects = core.turn(now, &Arc::new(wal.clone()), proxy);
+    effects.iter().map(text).collect()
+}
+
+fn text(effect: &Effect) -> String {
+    match effect {
+        Effect::Fired { rule, .. } => rule.as_str().to_owned(),
+        Effect::Alarm { .. } => "alarm".to_owned(),
+        Effect::Journal(state) => format!("journal {}", state.term),
+        Effect::GiveUpBefore(term) => format!("give up before {term}"),
+        Effect::Concluded(_) => "concluded".to_owned(),
+        Effect::LeftBehind(_) => "left behind".to_owned(),
+        Effect::Direct(directive) => format!("direct {}", directive.term),
+        Effect::Probe(node) => format!("probe {node}"),
+        Effect::Remember(history) => format!("remember {}", history.len()),
+        Effect::Start(action) => format!("{} {}", action.what.name(), action.node),
+    }
+}
+
+#[test]
+fn durable_then_told_then_done() {
+    let (mut core, now, mut wal) = steady();
+    let mut proxy = ProxyStatus::default();
+    core.probed(now.instant, &name("pg1"), facts(Role::Primary));
+    core.probed(now.instant, &name("pg2"), facts(Role::Standby));
+    assert_eq!(turn(&mut core, now, &wal, &proxy), [""; 0]);
+
+    core.probed(now.instant, &name("pg1"), ProbeResult::Refused);
+    let how = StreamEnd::Lost { why: "connection reset".to_owned() };
+    wal.upstream = Upstream::Ended { node: name("pg1"), at: now.instant, how };
+    let fenced = ["F1", "journal 2", "give up before 2", "direct 2", "probe pg1"];
+    assert_eq!(turn(&mut core, now, &wal, &proxy), fenced);
+    assert_eq!(core.history().len(), 1, "the running one");
+
+    // Nobody can be promoted: the agent may start the old primary, which comes back.
+    (wal.promised, proxy.confirmed, wal.upstream) = (Term(2), Term(2), Upstream::Idle);
+    let later = |secs| Now { instant: now.instant + Duration::from_secs(secs), unix_ms: secs * 1000 };
+    assert_eq!(
+        turn(&mut core, now, &wal, &proxy),
+        ["E1", "journal 2", "give up before 2", "probe pg1"],
+        "the directive stays what it is"
+    );
+    assert_eq!(turn(&mut core, later(4), &wal, &proxy), ["start pg1"]);
+    assert_eq!(turn(&mut core, later(4), &wal, &proxy), [""; 0], "it is under way");
+    assert_eq!(turn(&mut core, later(10), &wal, &proxy), ["alarm"]);
+    assert_eq!(turn(&mut core, later(11), &wal, &proxy), [""; 0], "once");
+    core.probed(later(11).instant, &name("pg1"), facts(Role::Primary));
+    let restored = [
+        "E2",
+        "journal 2",
+        "give up before 2",
+        "concluded",
+        "direct 2",
+        "probe pg1",
+        "remember 1",
+        "prepare pg1",
+    ];
+    assert_eq!(turn(&mut core, later(11), &wal, &proxy), restored);
+}
+
+#[test]
+fn what_an_operator_ordered_is_journaled() {
+    let (mut core, now, wal) = steady();
+    core.command(&Command::Pause).expect("it is steady");
+    let effects = core.turn(now, &Arc::new(wal), &ProxyStatus::default());
+    let Some(Effect::Journal(state)) = effects.first() else { panic!("{effects:?}") };
+    assert_eq!(state.automatic, Automatic::Paused);
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Direct(_))), "nothing new in it");
+    assert!(core.command(&Command::Failover { to: Some(name("pg9")) }).is_err());
+}
