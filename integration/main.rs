@@ -15,6 +15,7 @@ mod fuzzed;
 mod harness;
 mod lag_gate;
 mod leak;
+mod logical;
 mod pools;
 mod relay;
 mod reload;

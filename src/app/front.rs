@@ -3,9 +3,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -13,14 +11,10 @@ use tokio_util::sync::CancellationToken;
 use super::config::{Listen, ListenOn, ListenRoute};
 use super::run::RunError;
 use crate::admin::console::{self, Console};
-use crate::net::{Acceptor, Client, ConnectionKind, Hello, ListenAddress, Listener, Stream, hello};
-use crate::pg::{ErrorFields, SqlState};
+use crate::net::{Acceptor, ConnectionKind, Hello, ListenAddress, Listener, Stream, hello};
 use crate::proxy::route::Route;
 use crate::proxy::{Entrance, Proxy, Seats, Served, Worker};
 use crate::relay::Relay;
-
-/// For the last words to a client that is refused.
-const FAREWELL_LIMIT: Duration = Duration::from_secs(1);
 
 /// Bound, not yet accepting: what cannot be bound is told before anything else is started.
 #[derive(Debug)]
@@ -129,21 +123,11 @@ impl Door {
                 self.proxy.serve(&worker, entrance, *client).await;
             }
             Hello::Client(ConnectionKind::PhysicalReplication, client) => self.relay.serve(*client).await,
-            Hello::Client(ConnectionKind::LogicalReplication, client) => refuse_logical(*client).await,
+            Hello::Client(ConnectionKind::LogicalReplication, client) => {
+                self.proxy.replicate(entrance, *client).await;
+            }
         }
     }
-}
-
-async fn refuse_logical(mut client: Client) {
-    let why = ErrorFields::fatal(SqlState::FEATURE_NOT_SUPPORTED, "logical replication is not supported yet")
-        .with_hint("Connect to the primary for it.");
-    why.encode(&mut client.out);
-    let farewell = async {
-        client.stream.write_all(&client.out).await?;
-        client.stream.shutdown().await
-    };
-    // Whoever does not listen is not told.
-    let _ = tokio::time::timeout(FAREWELL_LIMIT, farewell).await;
 }
 
 fn address(on: &ListenOn) -> ListenAddress {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::timeouts::{Due, TICK, Timeout};
+use super::timeouts::{Doing, Due, TICK, Timeout};
 use super::{Proxy, Shared};
 use crate::pg::error::{ErrorFields, SqlState};
 use crate::topology::{NodeName, ProxyStatus, Term};
@@ -237,7 +237,9 @@ impl Shared {
         let clients = |state| self.metrics.clients.with_label_values(&[state]);
         clients("active").set(gauge(active_clients.min(all)));
         clients("waiting").set(gauge(waiting));
-        clients("idle").set(gauge(all.saturating_sub(active_clients + waiting)));
+        let replicating = self.slots.count(Doing::Replicating);
+        clients("replicating").set(gauge(replicating));
+        clients("idle").set(gauge(all.saturating_sub(active_clients + waiting + replicating)));
     }
 }
 

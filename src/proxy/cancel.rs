@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 
 use super::limits::Timeouts;
 use super::pool::BackendKey;
-use super::timeouts::{Activity, Due, Watch};
+use super::timeouts::{Activity, Doing, Due, Watch};
 use crate::net::PeerAddress;
 use crate::pg::error::ErrorFields;
 use crate::pg::protocol::startup::CancelKey;
@@ -244,6 +244,16 @@ impl Slots {
 
     pub(crate) fn all(&self) -> Vec<Arc<Slot>> {
         self.slots.lock().values().cloned().collect()
+    }
+
+    pub(crate) fn count(&self, doing: Doing) -> usize {
+        self.slots.lock().values().filter(|slot| slot.activity().doing == doing).count()
+    }
+
+    /// Whether a session of `database`, or any, has a server.
+    pub(crate) fn use_servers_of(&self, database: Option<&str>) -> bool {
+        let of = |slot: &Slot| database.is_none_or(|name| *slot.about.database == *name);
+        self.slots.lock().values().any(|slot| of(slot) && slot.state.lock().serving.is_some())
     }
 
     /// The backend to cancel for `key`, as long as the value lives. `None`: no such session, a wrong secret, or

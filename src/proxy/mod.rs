@@ -11,6 +11,7 @@ mod config;
 mod evidence;
 mod guc;
 pub mod limits;
+mod logical;
 mod metrics;
 pub mod operate;
 mod pool;
@@ -159,6 +160,11 @@ impl Proxy {
     /// Serves an authenticated client until it leaves. To be called on the thread of `worker`.
     pub async fn serve(&self, worker: &Rc<Worker>, entrance: Entrance, client: Client) {
         session::run::serve(&self.shared, worker, entrance, client).await;
+    }
+
+    /// Passes a client's logical replication through to the primary until it leaves.
+    pub async fn replicate(&self, entrance: Entrance, client: Client) {
+        logical::serve(&self.shared, entrance, client).await;
     }
 
     /// Carries out a client's CancelRequest.

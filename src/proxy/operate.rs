@@ -34,7 +34,10 @@ impl Proxy {
     pub async fn pause(&self, database: Option<&str>) -> Result<(), OperateError> {
         self.shared.knows(database)?;
         self.shared.pools.pause(database);
-        let in_use = || self.shared.pools.of_database(database).iter().any(|pool| pool.sizes() != (0, 0));
+        let in_use = || {
+            let of_pools = self.shared.pools.of_database(database).iter().any(|pool| pool.sizes() != (0, 0));
+            of_pools || self.shared.slots.use_servers_of(database)
+        };
         while in_use() && !self.shared.stop.is_cancelled() {
             tokio::time::sleep(LOOK_AGAIN).await;
         }

@@ -55,6 +55,8 @@ pub struct ClientReport {
     pub connected_at: SystemTime,
     /// For a server.
     pub waiting: Option<Duration>,
+    /// `none` or `logical`.
+    pub replication: &'static str,
     /// `idle`, `waiting`, `active` or `idle in transaction`.
     pub state: &'static str,
     /// The server's process that is with it.
@@ -71,6 +73,8 @@ pub struct ServerReport {
     pub pid: u32,
     /// The client that it is with.
     pub client: Option<u32>,
+    /// `none` or `logical`.
+    pub replication: &'static str,
 }
 
 impl Proxy {
@@ -87,6 +91,7 @@ impl Proxy {
                 user: key.user.clone(),
                 pid: backend.key.pid,
                 client: None,
+                replication: "none",
             }));
             PoolReport {
                 node: key.node.clone(),
@@ -106,7 +111,8 @@ impl Proxy {
         pools.sort_by(|a, b| (&a.database, &a.user, &a.node).cmp(&(&b.database, &b.user, &b.node)));
         let slots = shared.slots.all();
         let clients = slots.iter().map(|slot| {
-            let serving = slot.serving();
+            let (serving, doing) = (slot.serving(), slot.activity().doing);
+            let replication = if doing == Doing::Replicating { "logical" } else { "none" };
             servers.extend(serving.iter().map(|serving| ServerReport {
                 node: serving.node.clone(),
                 address: serving.backend.address.clone(),
@@ -114,6 +120,7 @@ impl Proxy {
                 user: slot.about.user.clone(),
                 pid: serving.backend.key.pid,
                 client: Some(slot.key.pid),
+                replication,
             }));
             ClientReport {
                 id: slot.key.pid,
@@ -123,10 +130,11 @@ impl Proxy {
                 peer: slot.about.peer,
                 connected_at: slot.about.connected_at,
                 waiting: slot.waiting_since().map(|since| now.saturating_duration_since(since)),
-                state: match slot.activity().doing {
+                replication,
+                state: match doing {
                     Doing::Idle => "idle",
                     Doing::Waiting => "waiting",
-                    Doing::Query | Doing::Committing => "active",
+                    Doing::Query | Doing::Committing | Doing::Replicating => "active",
                     Doing::IdleInTransaction => "idle in transaction",
                 },
                 server: serving.map(|serving| (serving.node, serving.backend.key.pid)),

@@ -27,6 +27,8 @@ pub(crate) enum Doing {
     Committing,
     /// In a transaction, between statements.
     IdleInTransaction,
+    /// Its server is its own, for logical replication: no limit is for it.
+    Replicating,
 }
 
 /// What a session has last said of itself.
@@ -91,6 +93,7 @@ impl Doing {
             2 => Doing::Query,
             3 => Doing::Committing,
             4 => Doing::IdleInTransaction,
+            5 => Doing::Replicating,
             _ => Doing::Idle,
         }
     }
@@ -240,6 +243,7 @@ mod tests {
             &[(8, Due::End(Timeout::IdleInTransaction))],
         );
         check(&[(1, Doing::Waiting, 0, 0), (100, Doing::Waiting, 0, 0)], &[]);
+        check(&[(1, Doing::Replicating, 0, 0), (100, Doing::Replicating, 0, 0)], &[]);
     }
 
     #[test]

@@ -30,7 +30,7 @@ use crate::net::{self, Credentials, DialError, Stream, Target, TlsForServers};
 use crate::pg::protocol::startup::CancelKey;
 use crate::topology::{Address, NodeName};
 
-pub(crate) use self::pools::{Blueprint, Pools};
+pub(crate) use self::pools::{Blueprint, Permit, Pools};
 
 /// A connection lives for its lifetime or up to this part less.
 const LIFETIME_JITTER: f64 = 0.2;

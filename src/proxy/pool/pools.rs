@@ -145,14 +145,29 @@ impl Pools {
     /// Closes an idle connection of a pool that shares a limit with `pool`, which then gets the permit.
     pub(super) fn evict_for(&self, pool: &Pool) {
         let caps = *pool.caps.lock();
-        let sharing = self.of(&pool.key.node).into_iter().filter(|other| share(caps, pool, other));
-        for other in sharing {
+        self.evict(&pool.key.node, |other| share(caps, pool, other));
+    }
+
+    /// Whether an idle connection was closed.
+    fn evict(&self, node: &NodeName, sharing: impl Fn(&Pool) -> bool) -> bool {
+        for other in self.of(node).into_iter().filter(|other| sharing(other)) {
             let evicted = other.core.lock().evict();
             if evicted.is_some() {
                 drop(evicted);
-                return other.release_permits(1);
+                other.release_permits(1);
+                return true;
             }
         }
+        false
+    }
+
+    /// The right to a connection outside of the pools that counts against the limits they share. Idle connections
+    /// make room for it; `None` when those in use leave none: it does not queue.
+    pub(crate) fn permit(self: &Arc<Pools>, key: &Key, caps: Caps) -> Option<Permit> {
+        let census = self.censuses.lock().entry(key.node.clone()).or_default().clone();
+        let take = || census.lock().take(&key.database, &key.user, caps);
+        let taken = take() || (self.evict(&key.node, |other| counts_for(caps, key, &other.key)) && take());
+        taken.then(|| Permit { pools: self.clone(), census: census.clone(), key: key.clone() })
     }
 
     /// To be called about once a second. What should be dialled to keep the pools at their minimum.
@@ -195,10 +210,29 @@ fn since(pool: &Arc<Pool>) -> Option<Instant> {
 
 /// Whether a connection of `other` counts against a limit of `pool`, another one.
 fn share(caps: Caps, pool: &Pool, other: &Pool) -> bool {
-    let shared = caps.all.is_some()
-        || (caps.database.is_some() && pool.key.database == other.key.database)
-        || (caps.user.is_some() && pool.key.user == other.key.user);
-    shared && pool.key != other.key
+    counts_for(caps, &pool.key, &other.key) && pool.key != other.key
+}
+
+/// Whether a connection under `other` counts against a limit of what is under `key`.
+fn counts_for(caps: Caps, key: &Key, other: &Key) -> bool {
+    caps.all.is_some()
+        || (caps.database.is_some() && key.database == other.database)
+        || (caps.user.is_some() && key.user == other.user)
+}
+
+/// One server connection of `key` outside of the pools. Dropped, it makes room for another.
+#[derive(Debug)]
+pub(crate) struct Permit {
+    pools: Arc<Pools>,
+    census: Arc<Mutex<Census>>,
+    key: Key,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.census.lock().release(&self.key.database, &self.key.user, 1);
+        self.pools.offer(&self.key.node);
+    }
 }
 
 impl Pool {
@@ -210,5 +244,33 @@ impl Pool {
             leases.push((self.lease(None), credentials.clone()));
         }
         leases
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::{Key, Pools};
+    use crate::proxy::limits::Caps;
+
+    #[test]
+    fn a_connection_outside_of_the_pools_counts_as_one_of_theirs() {
+        let pools = Arc::new(Pools::default());
+        let key = |node: &str, database: &str, user: &str| Key {
+            node: node.parse().expect("a name"),
+            database: database.into(),
+            user: user.into(),
+        };
+        let caps = Caps { all: Some(2), database: None, user: Some(1) };
+        let first = pools.permit(&key("pg1", "d", "a"), caps);
+        assert!(first.is_some());
+        assert!(pools.permit(&key("pg1", "e", "a"), caps).is_none(), "of the same user");
+        let second = pools.permit(&key("pg1", "d", "b"), caps);
+        assert!(second.is_some());
+        assert!(pools.permit(&key("pg1", "d", "c"), caps).is_none(), "of all");
+        assert!(pools.permit(&key("pg2", "d", "a"), caps).is_some(), "per node");
+        drop(first);
+        assert!(pools.permit(&key("pg1", "e", "a"), caps).is_some());
     }
 }

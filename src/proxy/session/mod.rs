@@ -24,5 +24,7 @@ mod told;
 mod unit;
 mod upstream;
 
+pub(in crate::proxy) use upstream::REFUSED;
+
 #[cfg(test)]
 mod tests;

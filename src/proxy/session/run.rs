@@ -44,7 +44,7 @@ const FAREWELL_LIMIT: Duration = Duration::from_secs(2);
 /// For the DISCARD ALL behind a session that kept its server.
 const CLEAN_LIMIT: Duration = Duration::from_secs(5);
 /// How long a client whose primary broke waits for the word whether a failover has begun.
-const VERDICT_LIMIT: Duration = Duration::from_secs(1);
+pub(in crate::proxy) const VERDICT_LIMIT: Duration = Duration::from_secs(1);
 /// Room for one read at least.
 const LEAST_READ: usize = 4096;
 /// A read that only needs another server is run again this often.
@@ -123,10 +123,7 @@ pub(crate) async fn serve(shared: &Shared, worker: &Rc<Worker>, entrance: Entran
         (_, Err(error)) => Some(error.clone()),
         (Err(error), _) => Some(ErrorFields::fatal(error.sqlstate(), error.to_string())),
         (Ok(_), Ok(_)) if durability == Durability::Quorum && !startup.settings.waits_for_quorum() => {
-            Some(ErrorFields::fatal(
-                SqlState::INVALID_PARAMETER_VALUE,
-                "synchronous_commit must not be weaker than the cluster's durability, which is quorum",
-            ))
+            Some(weaker_than_quorum())
         }
         (Ok(_), Ok(_)) => None,
     };
@@ -625,6 +622,13 @@ pub(super) fn route_word(role: Role) -> &'static str {
 
 pub(in crate::proxy) fn shutting_down() -> ErrorFields {
     ErrorFields::fatal(SqlState::ADMIN_SHUTDOWN, "terminating connection due to administrator command")
+}
+
+pub(in crate::proxy) fn weaker_than_quorum() -> ErrorFields {
+    ErrorFields::fatal(
+        SqlState::INVALID_PARAMETER_VALUE,
+        "synchronous_commit must not be weaker than the cluster's durability, which is quorum",
+    )
 }
 
 /// Whether anything was written.

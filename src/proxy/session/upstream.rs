@@ -15,7 +15,7 @@ use crate::proxy::prepared::Statements;
 
 /// Sent in place of a text that would let commits slip past the quorum. The server refuses it (22023), so that
 /// a transaction block fails as it does after any other error.
-const REFUSED: &str = "SET synchronous_commit TO 'weaker than quorum durability'";
+pub(in crate::proxy) const REFUSED: &str = "SET synchronous_commit TO 'weaker than quorum durability'";
 
 /// Between two messages.
 #[derive(Debug)]
