@@ -12,7 +12,7 @@ demo: setup
 
 ## test: unit tests, simulation and integration tests against real servers
 .PHONY: test
-test: setup setup-second-major
+test: setup setup-second-major setup-tools
 	cargo test --locked --lib --bins --test house
 	cargo test --locked --test integration -- --test-threads=1
 
@@ -46,13 +46,15 @@ bench: setup setup-bench
 drivers: setup setup-drivers
 	DRIVERS='$(DRIVERS)' cargo test --locked --test drivers -- --nocapture --test-threads=1
 
-.PHONY: setup setup-second-major setup-majors setup-bench setup-drivers
+.PHONY: setup setup-second-major setup-majors setup-tools setup-bench setup-drivers
 setup:
 	@integration/setup.sh base
 setup-second-major:
 	@integration/setup.sh second-major
 setup-majors:
 	@integration/setup.sh majors
+setup-tools:
+	@integration/setup.sh tools
 setup-bench:
 	@integration/setup.sh bench
 setup-drivers:

@@ -7,6 +7,7 @@ mod authentication;
 mod bad_input;
 mod check;
 mod console;
+mod console_tools;
 mod demo;
 mod differential;
 mod failover;

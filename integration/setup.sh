@@ -4,6 +4,7 @@
 #   setup.sh second-major  server binaries of PostgreSQL 18 under target/pg18
 #   setup.sh major N       the same of another, under target/pgN
 #   setup.sh majors        the same of 14, 16, 17 and 18
+#   setup.sh tools         what people point at PgBouncer's console: an exporter, Python with its drivers
 #   setup.sh bench         PgBouncer
 #   setup.sh drivers       languages and PostgreSQL drivers, under target/drivers what the distribution does not have
 set -euo pipefail
@@ -55,6 +56,14 @@ majors() {
     for number in 14 16 17 18; do major "$number"; done
 }
 
+tools() {
+    local package missing=()
+    for package in prometheus-pgbouncer-exporter python3-psycopg2 python3-psycopg; do
+        dpkg-query -s "$package" >/dev/null 2>&1 || missing+=("$package")
+    done
+    [ ${#missing[@]} = 0 ] || install_packages "${missing[@]}"
+}
+
 bench() {
     [ -x /usr/sbin/pgbouncer ] || install_packages pgbouncer
 }
@@ -86,7 +95,8 @@ case "${1:-}" in
     second-major) major 18 ;;
     major) major "${2:-}" ;;
     majors) majors ;;
+    tools) tools ;;
     bench) bench ;;
     drivers) drivers ;;
-    *) die "usage: setup.sh base|second-major|major NUMBER|majors|bench|drivers" ;;
+    *) die "usage: setup.sh base|second-major|major NUMBER|majors|tools|bench|drivers" ;;
 esac

@@ -45,6 +45,11 @@ shows! {
     Config = "config",
     Version = "version",
     State = "state",
+    Mem = "mem",
+    Sockets = "sockets",
+    ActiveSockets = "active_sockets",
+    DnsHosts = "dns_hosts",
+    DnsZones = "dns_zones",
     Nodes = "nodes",
     Lag = "lag",
     Followers = "followers",
@@ -68,6 +73,11 @@ impl Command {
         let database = || tokens.get(1).map(Token::name);
         Ok(match words.as_slice() {
             [] => Command::Nothing,
+            // For its own takeover: it would hand its sockets out.
+            ["show", "fds"] => {
+                let message = "SHOW FDS is not supported: sockets are not handed out here";
+                return Err(ErrorFields::error(SqlState::FEATURE_NOT_SUPPORTED, message));
+            }
             ["show", what] => {
                 let found = Show::ALL.iter().find(|(word, _)| word == what);
                 Command::Show(found.ok_or_else(|| unknown(text))?.1)

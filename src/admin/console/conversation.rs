@@ -1,4 +1,4 @@
-//! The console's side of the protocol: simple queries, and extended ones without parameters, in text format.
+//! The console's side of the protocol: simple queries, and extended ones without parameters.
 
 use std::collections::HashMap;
 use std::io;
@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 
 use super::command::Command;
+use super::table::Formats;
 use super::{Console, Done, Right};
 use crate::net::{Client, Stream};
 use crate::pg::error::{ErrorFields, Severity, SqlState};
@@ -60,9 +61,15 @@ struct Conversation<'a> {
     right: Right,
     wire: Wire,
     statements: HashMap<Vec<u8>, Command>,
-    portals: HashMap<Vec<u8>, Command>,
+    portals: HashMap<Vec<u8>, Portal>,
     /// After an error in the extended protocol, up to the next Sync.
     skipping: bool,
+}
+
+#[derive(Clone)]
+struct Portal {
+    command: Command,
+    formats: Formats,
 }
 
 struct Wire {
@@ -143,14 +150,14 @@ impl Conversation<'_> {
             Err(error) => Err(error),
         };
         let out = &mut self.wire.out;
-        match done {
-            Ok(done) => {
-                if let Done::Rows(table) = &done {
-                    table.describe(out);
-                }
-                complete(&done, out);
+        let answered = done.and_then(|done| {
+            if let Done::Rows(table) = &done {
+                table.describe(&Formats::default(), out)?;
             }
-            Err(error) => error.encode(out),
+            complete(&done, &Formats::default(), out)
+        });
+        if let Err(error) = answered {
+            error.encode(out);
         }
         backend::ready_for_query(TransactionStatus::Idle, out);
         Ok(())
@@ -178,66 +185,70 @@ impl Conversation<'_> {
 
     fn bind(&mut self, payload: &[u8]) -> Result<(), ErrorFields> {
         let bind = frontend::decode_bind(payload)?;
-        // Formats and values of parameters, then formats of results.
-        let binary = match bind.rest {
-            [0, 0, 0, 0, 0, 0] => false,
-            [0, 0, 0, 0, _, _, formats @ ..] => formats.iter().any(|byte| *byte != 0),
+        // Formats and values of parameters, of which there are none; then formats of results.
+        let formats = match bind.rest {
+            [0, 0, 0, 0, formats @ ..] => Formats::read(formats),
             _ => return Err(no_parameters()),
         };
-        if binary {
-            let message = "the console's results are text, not binary";
-            return Err(ErrorFields::error(SqlState::FEATURE_NOT_SUPPORTED, message));
-        }
+        let formats = formats.ok_or_else(|| {
+            ErrorFields::error(SqlState::PROTOCOL_VIOLATION, "invalid result formats in bind message")
+        })?;
         let command = self.statements.get(bind.statement).cloned().ok_or_else(|| missing("statement"))?;
-        keep(&mut self.portals, bind.portal, command)?;
+        keep(&mut self.portals, bind.portal, Portal { command, formats })?;
         backend::bind_complete(&mut self.wire.out);
         Ok(())
     }
 
     async fn describe(&mut self, payload: &[u8]) -> Result<Result<(), ErrorFields>, End> {
-        let command = match frontend::decode_named(payload) {
+        let portal = match frontend::decode_named(payload) {
             Err(error) => return Ok(Err(error.into())),
             Ok((b'S', name)) => {
                 let found = self.statements.get(name).cloned().ok_or_else(|| missing("statement"));
                 if found.is_ok() {
                     backend::parameter_description(&[], &mut self.wire.out);
                 }
-                found
+                found.map(|command| Portal { command, formats: Formats::default() })
             }
             Ok((_, name)) => self.portals.get(name).cloned().ok_or_else(|| missing("portal")),
         };
-        let command = match command {
-            Ok(command @ Command::Show(_)) => command,
+        let portal = match portal {
+            Ok(portal) if matches!(portal.command, Command::Show(_)) => portal,
             Ok(_) => {
                 backend::no_data(&mut self.wire.out);
                 return Ok(Ok(()));
             }
             Err(error) => return Ok(Err(error)),
         };
-        Ok(self.run(&command).await?.map(|done| match done {
-            Done::Rows(table) => table.describe(&mut self.wire.out),
-            Done::Ordered(..) | Done::Nothing => backend::no_data(&mut self.wire.out),
+        let done = self.run(&portal.command).await?;
+        let out = &mut self.wire.out;
+        Ok(done.and_then(|done| match done {
+            Done::Rows(table) => table.describe(&portal.formats, out),
+            Done::Ordered(..) | Done::Nothing => {
+                backend::no_data(out);
+                Ok(())
+            }
         }))
     }
 
     /// All rows at once, whatever the limit: there are few.
     async fn execute(&mut self, payload: &[u8]) -> Result<Result<(), ErrorFields>, End> {
-        let command = match frontend::decode_execute(payload) {
+        let portal = match frontend::decode_execute(payload) {
             Err(error) => return Ok(Err(error.into())),
             Ok((portal, _)) => self.portals.get(portal).cloned().ok_or_else(|| missing("portal")),
         };
-        let command = match command {
-            Ok(command) => command,
+        let Portal { command, formats } = match portal {
+            Ok(portal) => portal,
             Err(error) => return Ok(Err(error)),
         };
-        Ok(self.run(&command).await?.map(|done| complete(&done, &mut self.wire.out)))
+        let done = self.run(&command).await?;
+        Ok(done.and_then(|done| complete(&done, &formats, &mut self.wire.out)))
     }
 
     fn close(&mut self, payload: &[u8]) -> Result<(), ErrorFields> {
         match frontend::decode_named(payload)? {
-            (b'S', name) => self.statements.remove(name),
-            (_, name) => self.portals.remove(name),
-        };
+            (b'S', name) => drop(self.statements.remove(name)),
+            (_, name) => drop(self.portals.remove(name)),
+        }
         backend::close_complete(&mut self.wire.out);
         Ok(())
     }
@@ -292,10 +303,10 @@ fn parse(text: &[u8]) -> Result<Command, ErrorFields> {
     Command::parse(text)
 }
 
-fn complete(done: &Done, out: &mut BytesMut) {
+fn complete(done: &Done, formats: &Formats, out: &mut BytesMut) -> Result<(), ErrorFields> {
     match done {
         Done::Rows(table) => {
-            table.put_rows(out);
+            table.put_rows(formats, out)?;
             backend::command_complete("SHOW", out);
         }
         Done::Ordered(tag, said) => {
@@ -307,14 +318,15 @@ fn complete(done: &Done, out: &mut BytesMut) {
         }
         Done::Nothing => backend::empty_query_response(out),
     }
+    Ok(())
 }
 
-fn keep(of: &mut HashMap<Vec<u8>, Command>, name: &[u8], command: Command) -> Result<(), ErrorFields> {
+fn keep<T>(of: &mut HashMap<Vec<u8>, T>, name: &[u8], kept: T) -> Result<(), ErrorFields> {
     if of.len() >= MAX_PREPARED && !of.contains_key(name) {
         let message = format!("more than {MAX_PREPARED} prepared statements or portals");
         return Err(ErrorFields::error(SqlState::CONFIGURATION_LIMIT_EXCEEDED, message));
     }
-    of.insert(name.to_vec(), command);
+    of.insert(name.to_vec(), kept);
     Ok(())
 }
 

@@ -170,6 +170,11 @@ impl Console {
             Show::Lists => pooler::lists(&report()),
             Show::Config => pooler::config(&report()),
             Show::State => pooler::state(&report()),
+            Show::Mem => pooler::mem(resident_bytes()),
+            Show::Sockets => pooler::sockets(&report()),
+            Show::ActiveSockets => pooler::active_sockets(&report()),
+            Show::DnsHosts => pooler::dns_hosts(),
+            Show::DnsZones => pooler::dns_zones(),
             Show::Version => pooler::version(),
             Show::Nodes => cluster::nodes(&view()),
             Show::Lag => cluster::lag(&view()),
@@ -184,4 +189,11 @@ impl Console {
             }
         })
     }
+}
+
+/// What of the process is in memory (proc(5)); 0 where that is not told.
+fn resident_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let kilobytes = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+    kilobytes.and_then(|number| number.trim().parse::<u64>().ok()).unwrap_or(0) * 1024
 }

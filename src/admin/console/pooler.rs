@@ -13,7 +13,7 @@ use crate::proxy::limits::Limits;
 use crate::proxy::report::{ClientReport, PoolReport, Report, ServerReport};
 use crate::proxy::stats::{DatabaseStats, Totals};
 
-use Type::{Int4, Numeric, Text};
+use Type::{Int4, Int8, Numeric, Text};
 
 const POOLS: Columns = &[
     ("database", Text),
@@ -93,7 +93,7 @@ const SOCKETS: Columns = &[
     ("tls", Text),
     ("application_name", Text),
     ("prepared_statements", Int4),
-    ("id", Int4),
+    ("id", Int8),
 ];
 
 pub(super) fn clients(report: &Report) -> Table {
@@ -230,6 +230,8 @@ const STATS: Columns = &[
     ("avg_xact_time", Numeric),
     ("avg_query_time", Numeric),
     ("avg_wait_time", Numeric),
+    // Its name for total_query_count up to 1.7; Debian's exporter still asks for it.
+    ("total_requests", Numeric),
 ];
 
 const STATS_PART: Columns = &[
@@ -244,7 +246,10 @@ const STATS_PART: Columns = &[
 ];
 
 pub(super) fn stats(report: &Report) -> Table {
-    let row = |of: &DatabaseStats| [vec![value(&of.database)], totals(&of.totals), averages(of)].concat();
+    let row = |of: &DatabaseStats| {
+        let requests = vec![value(of.totals.queries)];
+        [vec![value(&of.database)], totals(&of.totals), averages(of), requests].concat()
+    };
     Table::new(STATS, report.stats.iter().map(row))
 }
 
@@ -355,6 +360,35 @@ pub(super) fn state(report: &Report) -> Table {
     let rows = [("active", !paused), ("paused", paused), ("suspended", false)];
     let rows = rows.into_iter().map(|(key, is)| vec![value(key), word(is)]);
     Table::new(&[("key", Text), ("value", Text)], rows)
+}
+
+const MEM: Columns = &[("name", Text), ("size", Int4), ("used", Int8), ("free", Int8), ("memtotal", Int8)];
+
+/// There are no caches of objects here as PgBouncer has them; what the process holds in memory is one.
+pub(super) fn mem(resident_bytes: u64) -> Table {
+    let row = vec![value("process"), value(1), value(resident_bytes), value(0), value(resident_bytes)];
+    Table::new(MEM, [row])
+}
+
+/// No names are resolved here but when a server is dialled.
+pub(super) fn dns_hosts() -> Table {
+    Table::new(&[("hostname", Text), ("ttl", Int8), ("addrs", Text)], [])
+}
+
+pub(super) fn dns_zones() -> Table {
+    Table::new(&[("zonename", Text), ("serial", Text), ("count", Int4)], [])
+}
+
+/// Clients and servers alike.
+pub(super) fn sockets(report: &Report) -> Table {
+    Table::new(SOCKETS, report.clients.iter().map(client).chain(report.servers.iter().map(server)))
+}
+
+/// Those between which something flows, or is waited for.
+pub(super) fn active_sockets(report: &Report) -> Table {
+    let clients = report.clients.iter().filter(|client| client.state != "idle").map(client);
+    let servers = report.servers.iter().filter(|server| server.client.is_some()).map(server);
+    Table::new(SOCKETS, clients.chain(servers))
 }
 
 pub(super) fn version() -> Table {

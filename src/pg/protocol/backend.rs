@@ -68,23 +68,37 @@ pub struct Column<'a> {
     pub type_len: i16,
     /// -1: none.
     pub type_modifier: i32,
+    pub format: Format,
+}
+
+/// Of values on the wire.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    #[default]
+    Text,
+    Binary,
 }
 
 impl<'a> Column<'a> {
+    /// In text format.
+    pub fn of_type(name: &'a str, type_oid: u32, type_len: i16) -> Column<'a> {
+        Column { name, type_oid, type_len, type_modifier: -1, format: Format::Text }
+    }
+
     pub fn text(name: &'a str) -> Column<'a> {
-        Column { name, type_oid: 25, type_len: -1, type_modifier: -1 }
+        Column::of_type(name, 25, -1)
     }
 
     pub fn int4(name: &'a str) -> Column<'a> {
-        Column { name, type_oid: 23, type_len: 4, type_modifier: -1 }
+        Column::of_type(name, 23, 4)
     }
 
     pub fn int8(name: &'a str) -> Column<'a> {
-        Column { name, type_oid: 20, type_len: 8, type_modifier: -1 }
+        Column::of_type(name, 20, 8)
     }
 
     pub fn bytea(name: &'a str) -> Column<'a> {
-        Column { name, type_oid: 17, type_len: -1, type_modifier: -1 }
+        Column::of_type(name, 17, -1)
     }
 }
 
@@ -157,8 +171,10 @@ pub fn row_description(columns: &[Column<'_>], out: &mut BytesMut) {
             out.put_u32(column.type_oid);
             out.put_i16(column.type_len);
             out.put_i32(column.type_modifier);
-            // Text format.
-            out.put_u16(0);
+            out.put_u16(match column.format {
+                Format::Text => 0,
+                Format::Binary => 1,
+            });
         }
     });
 }
