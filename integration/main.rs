@@ -17,6 +17,7 @@ mod harness;
 mod lag_gate;
 mod leak;
 mod logical;
+mod memory;
 mod pools;
 mod relay;
 mod reload;

@@ -105,26 +105,27 @@ struct Door {
 
 impl Door {
     async fn serve(self, worker: Rc<Worker>, stream: Stream, entrance: Entrance) {
-        let greeted = tokio::select! {
-            greeted = hello(stream, &self.acceptor) => greeted,
-            () = self.stop.cancelled() => return,
-        };
+        // On the heap, each only as long as it lasts: what a login needs is not kept for the session.
+        let greeted = self.stop.run_until_cancelled(Box::pin(hello(stream, &self.acceptor)));
+        let Some(greeted) = greeted.await else { return };
         match greeted {
             Hello::Closed => {}
             // libpq waits for the end of file; it comes when the cancel has been passed on.
             Hello::Cancel(key, stream) => {
-                self.proxy.cancel(&key).await;
+                Box::pin(self.proxy.cancel(&key)).await;
                 drop(stream);
             }
             Hello::Client(ConnectionKind::Sql, client) if console::DATABASES.contains(&&*client.database) => {
-                self.console.serve(*client, &self.stop).await;
+                Box::pin(self.console.serve(*client, &self.stop)).await;
             }
             Hello::Client(ConnectionKind::Sql, client) => {
-                self.proxy.serve(&worker, entrance, *client).await;
+                self.proxy.serve(&worker, entrance, client).await;
             }
-            Hello::Client(ConnectionKind::PhysicalReplication, client) => self.relay.serve(*client).await,
+            Hello::Client(ConnectionKind::PhysicalReplication, client) => {
+                Box::pin(self.relay.serve(*client)).await;
+            }
             Hello::Client(ConnectionKind::LogicalReplication, client) => {
-                self.proxy.replicate(entrance, *client).await;
+                Box::pin(self.proxy.replicate(entrance, *client)).await;
             }
         }
     }

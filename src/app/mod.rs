@@ -6,6 +6,7 @@ pub mod check;
 mod cli;
 pub mod config;
 pub mod demo;
+mod descriptors;
 mod front;
 mod import;
 pub mod local;

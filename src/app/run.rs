@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::certificates::Certificates;
 use super::config::Config;
+use super::descriptors;
 use super::front::{self, Front, Listening};
 use super::local::{self, LocalError};
 use super::plans;
@@ -94,6 +95,7 @@ pub async fn run(
     ready: impl FnOnce(&Endpoints),
     shutdown: CancellationToken,
 ) -> Result<(), RunError> {
+    descriptors::raise(&config);
     let listening = Listening::bind(&config.listen)?;
     let http = match config.admin {
         Some(address) => Some(bind_http(address).await?),

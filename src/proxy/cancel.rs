@@ -41,9 +41,16 @@ struct State {
     waker: Option<Waker>,
     /// For a server.
     waiting_since: Option<Instant>,
+    /// Rare enough to be elsewhere: there may be thousands of idle sessions.
+    limits: Option<Box<Limited>>,
+    end: Option<Box<End>>,
+}
+
+/// A session whose time is limited.
+#[derive(Debug)]
+struct Limited {
     timeouts: Timeouts,
     watch: Option<Watch>,
-    end: Option<End>,
 }
 
 /// Why a session is to end.
@@ -118,6 +125,12 @@ impl Slot {
         if state.cancels > 0 || state.overdue { Hands::Cancelling } else { Hands::Clean }
     }
 
+    /// The session gives its server up, unless it would have to wait; see [`Slot::release`].
+    pub(crate) fn try_release(&self) -> Option<Hands> {
+        let hands = self.vacate();
+        (self.state.lock().cancels == 0).then_some(hands)
+    }
+
     /// The session gives its server up, and waits until no cancel is on its way to it.
     pub(crate) async fn release(&self) -> Hands {
         self.vacate();
@@ -167,25 +180,26 @@ impl Slot {
     }
 
     pub(crate) fn set_timeouts(&self, timeouts: Timeouts) {
-        self.state.lock().timeouts = timeouts;
+        let mut state = self.state.lock();
+        let watch = state.limits.take().and_then(|limited| limited.watch);
+        let limited = || Box::new(Limited { timeouts, watch });
+        state.limits = (timeouts != Timeouts::default()).then(limited);
     }
 
     /// The session ends with `last_words`; with `doing`, only if it still does that.
     pub(crate) fn end(&self, doing: Option<Activity>, last_words: ErrorFields) {
         let mut state = self.state.lock();
-        state.end = Some(End { doing, last_words });
+        state.end = Some(Box::new(End { doing, last_words }));
         self.poke(&state, POKED_END);
     }
 
     /// What the session's limits call for.
     fn look(&self, now: Instant) -> Option<(Activity, Due)> {
         let activity = self.activity();
-        let state = &mut *self.state.lock();
-        if state.timeouts == Timeouts::default() {
-            return None;
-        }
-        let watch = state.watch.get_or_insert_with(|| Watch::new(now));
-        watch.look(now, activity, &state.timeouts).map(|due| (activity, due))
+        let mut state = self.state.lock();
+        let Limited { timeouts, watch } = &mut **state.limits.as_mut()?;
+        let watch = watch.get_or_insert_with(|| Watch::new(now));
+        watch.look(now, activity, timeouts).map(|due| (activity, due))
     }
 
     fn poke(&self, state: &State, what: u8) {

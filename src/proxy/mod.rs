@@ -158,7 +158,7 @@ impl Proxy {
     }
 
     /// Serves an authenticated client until it leaves. To be called on the thread of `worker`.
-    pub async fn serve(&self, worker: &Rc<Worker>, entrance: Entrance, client: Client) {
+    pub async fn serve(&self, worker: &Rc<Worker>, entrance: Entrance, client: Box<Client>) {
         session::run::serve(&self.shared, worker, entrance, client).await;
     }
 

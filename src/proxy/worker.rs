@@ -2,21 +2,24 @@
 #![expect(clippy::disallowed_methods, reason = "shell: reads the clock for the view")]
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::watch;
 
+use super::guc::Settings;
 use super::metrics::{Counters, Metrics};
 use super::route::{Classifier, View};
-use super::session::lane::BUFFER_LEN;
+use super::session::lane::{BUFFER_LEN, Lane};
 use super::stats::{Counts, Stats};
 use super::{Inputs, ProxyConfig};
 use crate::topology::{Directive, Health, Term, WalStatus};
 
-/// Read buffers kept for the next session that needs one.
+/// Buffers of each kind kept for the next session that needs one.
 const SPARE_BUFFERS: usize = 64;
+/// Startup packets remembered; beyond it the first is forgotten.
+const STARTUPS: usize = 32;
 
 #[derive(Debug)]
 pub struct Worker {
@@ -24,7 +27,12 @@ pub struct Worker {
     pub(crate) classifier: RefCell<Classifier>,
     pub(crate) counters: RefCell<Counters>,
     view: RefCell<Watched>,
+    /// What clients begin with, which is the same for most of them.
+    startups: RefCell<VecDeque<Arc<Settings>>>,
+    /// Filled with zeros, to be read into.
     spare: RefCell<Vec<Vec<u8>>>,
+    /// Empty, to be written to.
+    spare_outputs: RefCell<Vec<Vec<u8>>>,
     rotation: Cell<usize>,
     /// Of the databases that clients of this worker use.
     counts: RefCell<HashMap<Arc<str>, Arc<Counts>>>,
@@ -59,7 +67,9 @@ impl Worker {
             classifier: RefCell::default(),
             counters: RefCell::new(Counters::new(metrics)),
             view: RefCell::new(Watched { directive, health, wal, config, view, term: order.term }),
+            startups: RefCell::default(),
             spare: RefCell::default(),
+            spare_outputs: RefCell::default(),
             rotation: Cell::new(index),
             counts: RefCell::default(),
         }
@@ -101,14 +111,46 @@ impl Worker {
         rotation
     }
 
+    /// One and the same for clients whose startup packets say the same.
+    pub(crate) fn startup(&self, settings: Settings) -> Arc<Settings> {
+        let mut known = self.startups.borrow_mut();
+        if let Some(same) = known.iter().find(|known| ***known == settings) {
+            return same.clone();
+        }
+        if known.len() == STARTUPS {
+            known.pop_front();
+        }
+        let settings = Arc::new(settings);
+        known.push_back(settings.clone());
+        settings
+    }
+
     pub(crate) fn buffer(&self) -> Vec<u8> {
         self.spare.borrow_mut().pop().unwrap_or_else(|| vec![0; BUFFER_LEN])
     }
 
-    pub(crate) fn keep_buffer(&self, buffer: Vec<u8>) {
-        let mut spare = self.spare.borrow_mut();
-        if buffer.len() <= 4 * BUFFER_LEN && spare.len() < SPARE_BUFFERS {
-            spare.push(buffer);
+    /// Something will be said: where the lanes have no room for that of their own, they get what is left of others.
+    pub(crate) fn lend(&self, lanes: [&mut Lane; 2]) {
+        let mut spare = self.spare_outputs.borrow_mut();
+        for lane in lanes {
+            lane.lend_output(|| spare.pop());
         }
+    }
+
+    /// Nothing moves: a session that waits holds no buffer that is empty.
+    pub(crate) fn take_back(&self, lanes: [&mut Lane; 2]) {
+        for lane in lanes {
+            keep(&self.spare, lane.input.give_back());
+            keep(&self.spare_outputs, lane.give_output_back());
+        }
+    }
+}
+
+/// Unless there are enough, or it has grown.
+fn keep(spare: &RefCell<Vec<Vec<u8>>>, buffer: Option<Vec<u8>>) {
+    let Some(buffer) = buffer else { return };
+    let mut spare = spare.borrow_mut();
+    if buffer.capacity() <= 4 * BUFFER_LEN && spare.len() < SPARE_BUFFERS {
+        spare.push(buffer);
     }
 }

@@ -54,6 +54,33 @@ enum Obstacle {
     Ended(Refusal),
 }
 
+/// What came of trying to get a server.
+enum Attempt {
+    Attached,
+    /// A place in the pool: to dial, or in its queue.
+    Place(Chosen, Result<Lease, Waiting>),
+    /// What was chosen does not hold any more.
+    Changed,
+    Failed(Obstacle),
+}
+
+/// Where a demand is to be served, and in which term that was decided.
+#[derive(Debug)]
+struct Chosen {
+    node: NodeName,
+    role: Role,
+    reason: &'static str,
+    term: Term,
+}
+
+/// Whether a standby will do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standbys {
+    Welcome,
+    /// One of them did not answer.
+    Avoided,
+}
+
 /// What becomes due for somebody who waits in a pool's queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Alarm {
@@ -65,37 +92,41 @@ enum Alarm {
 impl Session<'_> {
     /// Attaches a server for `demand`.
     pub(super) async fn attach(&mut self, demand: &Demand) -> Result<(), Refusal> {
-        let mut now = Instant::now();
-        let started = now;
-        let mut avoid_standbys = false;
+        match self.attach_at_once(demand) {
+            Ok(()) => Ok(()),
+            // On the heap: who has to wait can pay for it, and nobody else has to hold the room.
+            Err((attempt, now)) => Box::pin(self.attach_later(demand, *attempt, now)).await,
+        }
+    }
+
+    fn attach_at_once(&mut self, demand: &Demand) -> Result<(), (Box<Attempt>, Instant)> {
+        let now = Instant::now();
+        match self.try_attach(demand, now, Standbys::Welcome) {
+            Attempt::Attached => Ok(()),
+            other => Err((Box::new(other), now)),
+        }
+    }
+
+    /// Goes on with an attempt that did not give a server at once, and tries again while that may help.
+    async fn attach_later(
+        &mut self,
+        demand: &Demand,
+        mut attempt: Attempt,
+        started: Instant,
+    ) -> Result<(), Refusal> {
+        let mut now = started;
+        let mut standbys = Standbys::Welcome;
         loop {
-            let obstacle = match self.choose(demand, now, avoid_standbys) {
-                (Choice::Node { node, role, reason }, term) => {
-                    match self.attach_at(&node, role, term, now).await {
-                        Ok(true) => {
-                            self.worker.counters.borrow_mut().statement(route_word(role), reason);
-                            if let Some(attached) = &self.attached {
-                                attached.lease.pool().evidence.chosen();
-                            }
-                            return Ok(());
-                        }
-                        // The directive changed meanwhile.
-                        Ok(false) => {
-                            now = Instant::now();
-                            continue;
-                        }
-                        Err(obstacle) => obstacle,
-                    }
-                }
-                (Choice::Wait { reason }, _) => Obstacle::Hold(reason),
-                (Choice::Unavailable { reason }, _) => Obstacle::Refused(unavailable(reason)),
-                (Choice::ReadOnly { reason }, _) => Obstacle::Refused(read_only(reason)),
-            };
-            match obstacle {
-                Obstacle::Refused(error) => return Err(error.into()),
-                Obstacle::Ended(refusal) => return Err(refusal),
-                Obstacle::Standby => avoid_standbys = true,
-                Obstacle::Hold(reason) => {
+            if let Attempt::Place(chosen, place) = attempt {
+                attempt = self.complete(chosen, place, now).await;
+            }
+            match attempt {
+                Attempt::Attached => return Ok(()),
+                Attempt::Place(..) | Attempt::Changed => {}
+                Attempt::Failed(Obstacle::Refused(error)) => return Err(error.into()),
+                Attempt::Failed(Obstacle::Ended(refusal)) => return Err(refusal),
+                Attempt::Failed(Obstacle::Standby) => standbys = Standbys::Avoided,
+                Attempt::Failed(Obstacle::Hold(reason)) => {
                     let limit = self.shared.config().hold_clients;
                     let left = limit.saturating_sub(now.saturating_duration_since(started));
                     if left.is_zero() {
@@ -115,11 +146,34 @@ impl Session<'_> {
             if self.shared.stop.is_cancelled() {
                 return Err(Refusal::Gone);
             }
+            attempt = self.try_attach(demand, now, standbys);
+        }
+    }
+
+    /// What can be done without waiting: the usual way to a server.
+    fn try_attach(&mut self, demand: &Demand, now: Instant, standbys: Standbys) -> Attempt {
+        let chosen = match self.choose(demand, now, standbys) {
+            (Choice::Node { node, role, reason }, term) => Chosen { node, role, reason, term },
+            (Choice::Wait { reason }, _) => return Attempt::Failed(Obstacle::Hold(reason)),
+            (Choice::Unavailable { reason }, _) => {
+                return Attempt::Failed(Obstacle::Refused(unavailable(reason)));
+            }
+            (Choice::ReadOnly { reason }, _) => return Attempt::Failed(Obstacle::Refused(read_only(reason))),
+        };
+        let Some(pool) = self.pool(&chosen.node) else { return Attempt::Changed };
+        match pool.checkout(self.worker.index, now, self.core.settings()) {
+            Ok(mut lease) => {
+                if lease.is_ready(self.worker.index) {
+                    return self.take(lease, &chosen, now);
+                }
+                Attempt::Place(chosen, Ok(lease))
+            }
+            waiting => Attempt::Place(chosen, waiting),
         }
     }
 
     /// A node for `demand`, and the term in which it was chosen.
-    fn choose(&mut self, demand: &Demand, now: Instant, avoid_standbys: bool) -> (Choice, Term) {
+    fn choose(&mut self, demand: &Demand, now: Instant, standbys: Standbys) -> (Choice, Term) {
         self.learn_position();
         let knobs = &self.core.knobs;
         let verdict = &*demand.verdict;
@@ -127,7 +181,7 @@ impl Session<'_> {
         let must_stay = verdict.transaction == TransactionEffect::None && !verdict.session.is_empty();
         // Whoever keeps its server for good writes sooner or later.
         let stays = must_stay || self.core.keeps_server() || self.core.settings().need_primary();
-        let to_primary = demand.forced.is_some() || avoid_standbys || stays;
+        let to_primary = demand.forced.is_some() || standbys == Standbys::Avoided || stays;
         let route = if hinted == Route::Auto && to_primary { Route::Primary } else { hinted };
         let request = Request {
             access: &verdict.access,
@@ -163,38 +217,26 @@ impl Session<'_> {
         }
     }
 
-    /// `false`: what was chosen does not hold any more.
-    async fn attach_at(
-        &mut self,
-        node: &NodeName,
-        role: Role,
-        term: Term,
-        now: Instant,
-    ) -> Result<bool, Obstacle> {
-        let Some(pool) = self.pool(node) else { return Ok(false) };
-        let place = match pool.checkout(self.worker.index, now, self.core.settings()) {
-            Ok(mut lease) => {
-                if lease.is_ready(self.worker.index) {
-                    return Ok(self.take(lease, node, role, term, now));
-                }
-                Ok(lease)
-            }
-            waiting => waiting,
-        };
+    /// With a place in the pool that has no connection at hand, or one in its queue.
+    async fn complete(&mut self, chosen: Chosen, place: Result<Lease, Waiting>, now: Instant) -> Attempt {
         let arrived = match place {
-            Ok(lease) => Some(lease),
-            Err(waiting) => self.queue(waiting, role, term, now).await.map_err(Obstacle::Ended)?,
+            Ok(lease) => Ok(Some(lease)),
+            Err(waiting) => self.queue(waiting, chosen.role, chosen.term, now).await,
         };
-        let Some(mut lease) = arrived else { return Ok(false) };
+        let mut lease = match arrived {
+            Ok(Some(lease)) => lease,
+            Ok(None) => return Attempt::Changed,
+            Err(refusal) => return Attempt::Failed(Obstacle::Ended(refusal)),
+        };
         let limit = self.shared.config().connect_timeout;
         tokio::select! {
-            ready = lease.ready(self.worker.index, &self.credentials, limit) => {
-                ready.map_err(|error| obstacle(&error, role))?;
-            }
+            ready = lease.ready(self.worker.index, &self.credentials, limit) => match ready {
+                Ok(()) => self.take(lease, &chosen, now),
+                Err(error) => Attempt::Failed(obstacle(&error, chosen.role)),
+            },
             // A host that is gone does not even refuse: its successor is not to be waited for as long.
-            () = superseded(self.shared, role, term) => return Ok(false),
+            () = superseded(self.shared, chosen.role, chosen.term) => Attempt::Changed,
         }
-        Ok(self.take(lease, node, role, term, now))
     }
 
     /// Until it is this session's turn. `None`: the term in which the server was chosen is over.
@@ -263,8 +305,10 @@ impl Session<'_> {
         }
     }
 
-    fn take(&mut self, mut lease: Lease, node: &NodeName, role: Role, term: Term, now: Instant) -> bool {
-        let Some(server) = lease.connection() else { return false };
+    fn take(&mut self, mut lease: Lease, chosen: &Chosen, now: Instant) -> Attempt {
+        let Chosen { node, role, reason, term } = chosen;
+        let (role, term) = (*role, *term);
+        let Some(server) = lease.connection() else { return Attempt::Changed };
         let primary_of = (role == Role::Primary).then_some(term);
         self.slot.serve(Serving { backend: server.backend.clone(), node: node.clone(), primary_of });
         let outdated = match role {
@@ -277,7 +321,7 @@ impl Session<'_> {
             if self.slot.vacate() == Hands::Clean {
                 lease.put_back(now);
             }
-            return false;
+            return Attempt::Changed;
         }
         let takes = if role == Role::Primary || self.core.knobs.route() == Route::Standby {
             Takes::Everything
@@ -286,8 +330,10 @@ impl Session<'_> {
         };
         let settings_before = server.state.settings.clone();
         self.core.attached(takes, &mut server.state, &mut self.up);
+        self.worker.counters.borrow_mut().statement(route_word(role), reason);
+        lease.pool().evidence.chosen();
         self.attached = Some(Attached { lease, node: node.clone(), role, since: now, settings_before });
-        true
+        Attempt::Attached
     }
 
     fn pool(&mut self, node: &NodeName) -> Option<Arc<Pool>> {

@@ -152,7 +152,7 @@ pub(crate) struct Core {
     /// The client's messages up to the next Sync are left out; it is answered with this status.
     pub(super) skip_to_sync: Option<Status>,
     /// The block whose server is gone.
-    pub(super) cut: Option<Cut>,
+    pub(super) cut: Option<Box<Cut>>,
     pub(super) prepared: ClientStatements,
     /// The last unnamed statement's id; the session's own range.
     pub(super) last_unnamed: u64,
@@ -224,13 +224,9 @@ impl Core {
         Core { schema, ..self }
     }
 
-    /// The client was told these, but for what it asked for itself.
+    /// The client was told these, but for what it has asked for itself so far.
     pub(crate) fn greeted(&mut self, parameters: Arc<[(String, String)]>) {
-        for (name, value) in parameters.iter() {
-            let asked = self.state.settings().value(&name.to_ascii_lowercase());
-            let _ = asked.filter(|asked| asked != value).map(|asked| self.told.tell(name, asked));
-        }
-        self.told.greeted(parameters);
+        self.told.greeted(parameters, self.state.settings().clone());
     }
 
     /// Why the session keeps its server.
@@ -502,7 +498,7 @@ impl Core {
             ),
             () if !busy && status == Status::Idle => AfterLoss::GoOn,
             () if !busy => {
-                self.cut = Some(Cut::Untold(error));
+                self.cut = Some(Box::new(Cut::Untold(error)));
                 AfterLoss::GoOn
             }
             () if retry && (status == Status::Idle || self.unit.begun.is_some()) => {
@@ -566,7 +562,7 @@ impl Core {
             self.skip_to_sync = Some(after);
         }
         if after == Status::Failed {
-            self.cut = Some(Cut::Told);
+            self.cut = Some(Box::new(Cut::Told));
         }
     }
 

@@ -170,6 +170,19 @@ impl Lane {
         }
     }
 
+    /// Room for what the session adds, where it has none.
+    pub(crate) fn lend_output(&mut self, room: impl FnOnce() -> Option<Vec<u8>>) {
+        if self.output.capacity() == 0 {
+            self.output = room().unwrap_or_default();
+        }
+    }
+
+    /// The same, for somebody else; `None` while something is in it.
+    pub(crate) fn give_output_back(&mut self) -> Option<Vec<u8>> {
+        let spare = self.output.is_empty() && self.output.capacity() > 0;
+        spare.then(|| std::mem::take(&mut self.output))
+    }
+
     /// Forgets what was approved and not written: its receiver is gone.
     pub(crate) fn discard_pending(&mut self) {
         self.input.consume(self.passed);

@@ -29,7 +29,7 @@ impl Core {
         let status = match self.deferred.take() {
             // The block has failed before it began.
             Some(_) => {
-                self.cut = Some(Cut::Told);
+                self.cut = Some(Box::new(Cut::Told));
                 Status::Failed
             }
             None => Status::Idle,
@@ -64,7 +64,7 @@ impl Core {
             TransactionEffect::Rollback => Some(Ending::Rollback),
             _ => None,
         };
-        match (self.cut.take(), ending, total) {
+        match (self.cut.take().map(|cut| *cut), ending, total) {
             (Some(Cut::Untold(error)), Some(Ending::Commit), _) => {
                 self.fail_unit(&error, Status::Idle, simple, lanes);
             }
@@ -77,11 +77,11 @@ impl Core {
                 self.answer_extended(total, lanes, &mut |_, out| put_complete(out, "ROLLBACK"));
             }
             (Some(Cut::Untold(error)), _, _) => {
-                self.cut = Some(Cut::Told);
+                self.cut = Some(Box::new(Cut::Told));
                 self.fail_unit(&error, Status::Failed, simple, lanes);
             }
             _ => {
-                self.cut = Some(Cut::Told);
+                self.cut = Some(Box::new(Cut::Told));
                 self.fail_unit(&aborted(), Status::Failed, simple, lanes);
             }
         }
@@ -90,7 +90,7 @@ impl Core {
 
     pub(super) fn answer_cut_own(&mut self, _total: usize, lanes: &mut Lanes<'_>) -> Step {
         let simple = lanes.up.unread().first() == Some(&b'Q');
-        self.cut = Some(Cut::Told);
+        self.cut = Some(Box::new(Cut::Told));
         self.fail_unit(&aborted(), Status::Failed, simple, lanes);
         Step::Next
     }

@@ -28,7 +28,7 @@ use super::message;
 use super::tally::Tally;
 use crate::net::{Client, Credentials, Stream};
 use crate::pg::error::{ErrorFields, SqlState};
-use crate::proxy::cancel::{About, Hands, Poke, Slot};
+use crate::proxy::cancel::{About, Hands, Poke, Registered, Slot};
 use crate::proxy::clients::Entered;
 use crate::proxy::config::Entrance;
 use crate::proxy::guc::{Settings, Startup};
@@ -87,6 +87,9 @@ pub(super) struct Session<'a> {
     /// Its reason has been counted.
     pin_counted: bool,
     ending: bool,
+    // Last, so that they are dropped when nothing of the session is left.
+    _registered: Registered<'a>,
+    _entered: Entered<'a>,
 }
 
 /// Why a turn ended.
@@ -110,70 +113,99 @@ enum Turn {
 }
 
 /// Serves `client` until it leaves.
-pub(crate) async fn serve(shared: &Shared, worker: &Rc<Worker>, entrance: Entrance, mut client: Client) {
-    let config = shared.config();
-    let plan = &config.plan;
-    let counted = Entered::new(&shared.clients, &client.database, &client.user, plan);
-    let mut out = client.out.split().to_vec();
-    let startup = Startup::read(&client.parameters);
-    let defaults = Defaults { route: entrance.route, consistency: config.consistency };
-    let knobs = Knobs::new(defaults, &startup.knobs);
-    let durability = shared.inputs.directive.borrow().durability;
-    let refused = match (&knobs, &counted) {
-        (_, Err(error)) => Some(error.clone()),
-        (Err(error), _) => Some(ErrorFields::fatal(error.sqlstate(), error.to_string())),
-        (Ok(_), Ok(_)) if durability == Durability::Quorum && !startup.settings.waits_for_quorum() => {
-            Some(weaker_than_quorum())
+pub(crate) async fn serve(shared: &Shared, worker: &Rc<Worker>, entrance: Entrance, client: Box<Client>) {
+    match Session::begin(shared, worker, entrance, client) {
+        Ok(mut session) => {
+            session.run().await;
+            Box::pin(session.finish()).await;
         }
-        (Ok(_), Ok(_)) => None,
-    };
-    if let Some(error) = refused {
-        message::put_error(&mut out, &error);
-        farewell(&mut client.stream, &out).await;
-        return;
+        Err(Refused { mut stream, last_words }) => Box::pin(farewell(&mut stream, &last_words)).await,
     }
-    let mode = plan.limits(&client.database, &client.user).mode;
-    let number = shared.last_session.fetch_add(1, Ordering::Relaxed);
-    #[expect(clippy::cast_possible_truncation, reason = "only has to be unique among living sessions")]
-    let core = Core::new(mode, number as u32, knobs.unwrap_or_default())
-        .with_durability(durability)
-        .with_settings(Arc::new(startup.settings))
-        .with_schema(shared.statements.schema.clone());
-    let about = About {
-        database: client.database.clone(),
-        user: client.user.clone(),
-        application_name: application_name(&client.parameters),
-        peer: client.stream.peer(),
-        connected_at: SystemTime::now(),
-    };
-    let registered = shared.slots.register(about);
-    let mut session = Session {
-        shared,
-        worker,
-        client: client.stream,
-        core,
-        up: Lane::default(),
-        down: Lane::default(),
-        slot: registered.slot.clone(),
-        attached: None,
-        pools: vec![],
-        user: client.user,
-        database: client.database,
-        credentials: client.credentials,
-        activity: Activity::default(),
-        tally: Tally::default(),
-        counts: None,
-        written_at: None,
-        retries: 0,
-        pin_counted: false,
-        ending: false,
-    };
-    // Who changes them looks for slots afterwards: one of the two finds the other.
-    session.slot.set_timeouts(session.limits().timeouts);
-    session.up.input.push(&client.received);
-    session.down.out().extend_from_slice(&out);
-    session.run().await;
-    session.finish().await;
+}
+
+/// A client that cannot have a session.
+struct Refused {
+    stream: Stream,
+    last_words: Vec<u8>,
+}
+
+impl<'a> Session<'a> {
+    /// On the heap: most sessions are idle, and what serves them should hold a pointer only. Of the login only what
+    /// is needed is kept.
+    fn begin(
+        shared: &'a Shared,
+        worker: &'a Worker,
+        entrance: Entrance,
+        client: Box<Client>,
+    ) -> Result<Box<Session<'a>>, Refused> {
+        let Client { stream, received, out, user, database, parameters, credentials, .. } = *client;
+        let config = shared.config();
+        let counted = Entered::new(&shared.clients, &database, &user, &config.plan);
+        let startup = Startup::read(&parameters);
+        let durability = shared.inputs.directive.borrow().durability;
+        let defaults = Defaults { route: entrance.route, consistency: config.consistency };
+        let admitted = counted.and_then(|entered| Ok((entered, admit(&startup, defaults, durability)?)));
+        let (entered, knobs) = match admitted {
+            Ok(admitted) => admitted,
+            Err(error) => {
+                let mut last_words = out.to_vec();
+                message::put_error(&mut last_words, &error);
+                return Err(Refused { stream, last_words });
+            }
+        };
+        let mode = config.plan.limits(&database, &user).mode;
+        let number = shared.last_session.fetch_add(1, Ordering::Relaxed);
+        #[expect(clippy::cast_possible_truncation, reason = "only has to be unique among living sessions")]
+        let core = Core::new(mode, number as u32, knobs)
+            .with_durability(durability)
+            .with_settings(worker.startup(startup.settings))
+            .with_schema(shared.statements.schema.clone());
+        let about = About {
+            database: database.clone(),
+            user: user.clone(),
+            application_name: application_name(&parameters),
+            peer: stream.peer(),
+            connected_at: SystemTime::now(),
+        };
+        let registered = shared.slots.register(about);
+        let mut session = Box::new(Session {
+            shared,
+            worker,
+            client: stream,
+            core,
+            up: Lane::default(),
+            down: Lane::default(),
+            slot: registered.slot.clone(),
+            attached: None,
+            pools: vec![],
+            user,
+            database,
+            credentials,
+            activity: Activity::default(),
+            tally: Tally::default(),
+            counts: None,
+            written_at: None,
+            retries: 0,
+            pin_counted: false,
+            ending: false,
+            _registered: registered,
+            _entered: entered,
+        });
+        // Who changes them looks for slots afterwards: one of the two finds the other.
+        session.slot.set_timeouts(session.limits().timeouts);
+        session.up.input.push(&received);
+        session.down.out().extend_from_slice(&out);
+        Ok(session)
+    }
+}
+
+/// What the startup packet says of routing, if it says nothing that cannot be had.
+fn admit(startup: &Startup, defaults: Defaults, durability: Durability) -> Result<Knobs, ErrorFields> {
+    if durability == Durability::Quorum && !startup.settings.waits_for_quorum() {
+        return Err(weaker_than_quorum());
+    }
+    let knobs = Knobs::new(defaults, &startup.knobs);
+    knobs.map_err(|error| ErrorFields::fatal(error.sqlstate(), error.to_string()))
 }
 
 impl Session<'_> {
@@ -188,33 +220,34 @@ impl Session<'_> {
             Poll::Ready(())
         })
         .await;
-        if let Err(error) = self.greet().await {
-            return self.say_farewell(&error).await;
+        // What few sessions do, or once only, is awaited on the heap: the others need no room for it.
+        if let Err(error) = Box::pin(self.greet()).await {
+            return Box::pin(self.say_farewell(&error)).await;
         }
         loop {
             match poll_fn(|cx| self.poll(cx)).await {
                 Turn::Need(demand) => match self.attach(&demand).await {
                     Ok(()) => {}
                     Err(Refusal::Unit(error)) => self.core.refuse(&error, &mut self.up, &mut self.down),
-                    Err(Refusal::Session(error)) => return self.say_farewell(&error).await,
+                    Err(Refusal::Session(error)) => return Box::pin(self.say_farewell(&error)).await,
                     Err(Refusal::Gone) => return,
                 },
                 Turn::Release => self.release().await,
                 Turn::ServerLost { loss, what } => {
-                    if let Err(error) = self.lost(loss, &what).await {
+                    if let Err(error) = Box::pin(self.lost(loss, &what)).await {
                         if let Some(error) = error {
-                            self.say_farewell(&error).await;
+                            Box::pin(self.say_farewell(&error)).await;
                         }
                         return;
                     }
                 }
                 Turn::Refused(error) => {
                     if let Err(error) = self.settings_refused(error) {
-                        return self.say_farewell(&error).await;
+                        return Box::pin(self.say_farewell(&error)).await;
                     }
                 }
-                Turn::Fatal(error) => return self.say_farewell(&error).await,
-                Turn::Terminate => return self.say_rest().await,
+                Turn::Fatal(error) => return Box::pin(self.say_farewell(&error)).await,
+                Turn::Terminate => return Box::pin(self.say_rest()).await,
                 Turn::End => return,
             }
         }
@@ -225,6 +258,7 @@ impl Session<'_> {
         if let Some(turn) = self.poked() {
             return Poll::Ready(turn);
         }
+        self.worker.lend([&mut self.up, &mut self.down]);
         loop {
             let mut moved = false;
             match self.write_client(cx) {
@@ -253,6 +287,7 @@ impl Session<'_> {
             }
             if !moved {
                 self.tell_activity();
+                self.worker.take_back([&mut self.up, &mut self.down]);
                 return Poll::Pending;
             }
         }
@@ -345,9 +380,6 @@ impl Session<'_> {
                 self.down.input.lend(self.worker.buffer());
             }
             let Poll::Ready(read) = read_lane(&mut server.stream, &mut self.down, cx)? else {
-                if let Some(buffer) = self.down.input.give_back() {
-                    self.worker.keep_buffer(buffer);
-                }
                 return Ok(None);
             };
             if read == 0 {
@@ -402,13 +434,7 @@ impl Session<'_> {
         match read_lane(&mut self.client, &mut self.up, cx)? {
             Poll::Ready(0) => Err(io::ErrorKind::UnexpectedEof.into()),
             Poll::Ready(_) => Ok(true),
-            Poll::Pending => {
-                // An idle client costs no buffer.
-                if let Some(buffer) = self.up.input.give_back() {
-                    self.worker.keep_buffer(buffer);
-                }
-                Ok(false)
-            }
+            Poll::Pending => Ok(false),
         }
     }
 
@@ -428,9 +454,21 @@ impl Session<'_> {
 
     /// Gives the server back.
     async fn release(&mut self) {
+        if let Some(attached) = self.try_release() {
+            // On the heap, as whatever is rare.
+            Box::pin(self.release_later(*attached)).await;
+        }
+        if self.ending {
+            // The answer first.
+            Box::pin(self.say_farewell(&shutting_down())).await;
+        }
+    }
+
+    /// The server, where a cancel is on its way to it: nobody else may have it before that has arrived.
+    fn try_release(&mut self) -> Option<Box<Attached>> {
         let now = Instant::now();
         self.note_write(now);
-        let Some(mut attached) = self.attached.take() else { return };
+        let mut attached = self.attached.take()?;
         self.core.detached();
         self.retries = 0;
         let route = route_word(attached.role);
@@ -440,17 +478,20 @@ impl Session<'_> {
         attached.lease.pool().evidence.answered(now);
         // Clean hands: whatever was not asked for does not go to the next client, nor does what may fail it.
         let retires = attached.lease.connection().is_none_or(|server| server.state.retires);
-        let clean = self.down.unread().is_empty() && !retires;
-        let hands = self.slot.release().await;
-        if clean && hands == Hands::Clean {
-            attached.lease.put_back(now);
-        } else {
-            let unread = self.down.unread().len();
-            self.down.skip(unread);
+        let unread = self.down.unread().len();
+        self.down.skip(unread);
+        let clean = unread == 0 && !retires;
+        match self.slot.try_release() {
+            None if clean => return Some(Box::new(attached)),
+            Some(Hands::Clean) if clean => attached.lease.put_back(now),
+            Some(_) | None => {}
         }
-        if self.ending {
-            // The answer first.
-            self.say_farewell(&shutting_down()).await;
+        None
+    }
+
+    async fn release_later(&self, attached: Attached) {
+        if self.slot.release().await == Hands::Clean {
+            attached.lease.put_back(Instant::now());
         }
     }
 
@@ -566,10 +607,8 @@ impl Session<'_> {
             lane.discard_pending();
             let unread = lane.unread().len();
             lane.skip(unread);
-            if let Some(buffer) = lane.input.give_back() {
-                self.worker.keep_buffer(buffer);
-            }
         }
+        self.worker.take_back([&mut self.up, &mut self.down]);
         let Some(mut attached) = self.attached.take() else { return };
         if self.core.is_busy() {
             self.slot.vacate();

@@ -4,11 +4,15 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::proxy::guc::Settings;
+
 #[derive(Debug, Default)]
 pub(super) struct Told {
     /// In the greeting; shared by all clients of a database and user.
     greeting: Arc<[(String, String)]>,
-    /// Otherwise than in the greeting. At most [`MAX_CHANGED`].
+    /// What the client asked for in its startup packet, and was greeted with instead.
+    asked: Arc<Settings>,
+    /// Otherwise than at the beginning. At most [`MAX_CHANGED`].
     changed: BTreeMap<Box<str>, Box<str>>,
 }
 
@@ -16,14 +20,17 @@ pub(super) struct Told {
 const MAX_CHANGED: usize = 64;
 
 impl Told {
-    pub(super) fn greeted(&mut self, greeting: Arc<[(String, String)]>) {
+    pub(super) fn greeted(&mut self, greeting: Arc<[(String, String)]>, asked: Arc<Settings>) {
         self.greeting = greeting;
+        self.asked = asked;
     }
 
     /// The client is about to be told; whether that is news.
     pub(super) fn tell(&mut self, name: &str, value: &str) -> bool {
-        let greeted =
-            || self.greeting.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
+        let greeted = || {
+            let (_, value) = self.greeting.iter().find(|(known, _)| known == name)?;
+            Some(self.asked.value(&name.to_ascii_lowercase()).unwrap_or(value))
+        };
         let known = self.changed.get(name).map(AsRef::as_ref).or_else(greeted);
         if known == Some(value) {
             return false;
