@@ -40,6 +40,7 @@ pub use state::{
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use self::election::Case;
 use super::health::{Cause, Facts, PrimaryVerdict};
 use crate::topology::{
     Durability, Health, Node, NodeHealth, NodeName, NodeState, Role, Term, WalStatus, relay_application_name,
@@ -162,7 +163,7 @@ pub fn decide(view: &View<'_>, state: &State, policy: &Policy, now: Now) -> Deci
         Phase::Bootstrapping { since_ms } => establish::bootstrap(view, state, policy, *since_ms, now),
         Phase::Establishing { why, step, .. } => establish::advance(view, state, policy, (*why, *step), now),
         Phase::Steady => steady::watch(view, state, policy, now),
-        Phase::Election(election) => election::advance(view, state, policy, election, now),
+        Phase::Election(election) => Case { view, state, policy, election, now }.advance(),
     };
     let (rule, next, concluded, left_behind) = match fired {
         Some(fired) => (Some(fired.rule), fired.next, fired.concluded, fired.left_behind),
@@ -172,7 +173,7 @@ pub fn decide(view: &View<'_>, state: &State, policy: &Policy, now: Now) -> Deci
         Phase::Bootstrapping { .. } => establish::wanted_to_bootstrap(view, &next),
         Phase::Establishing { step, .. } => establish::wanted(view, &next, policy, *step),
         Phase::Steady => steady::wanted(view, &next, policy),
-        Phase::Election(election) => election::wanted(view, &next, policy, election, now),
+        Phase::Election(election) => Case { view, state: &next, policy, election, now }.wanted(),
     };
     Decision { rule, next, actions, concluded, left_behind }
 }
@@ -190,7 +191,7 @@ pub fn obstacle(view: &View<'_>, state: &State, policy: &Policy, now: Now) -> Op
             }
             _ => None,
         },
-        Phase::Election(election) => election::obstacle(state, policy, election, now),
+        Phase::Election(election) => Case { view, state, policy, election, now }.obstacle(),
     }
 }
 
