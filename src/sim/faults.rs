@@ -37,6 +37,11 @@ pub(super) enum Fault {
         node: NodeId,
         lasting: Duration,
     },
+    /// A session on the node cannot be taken from it; `None`: as long as the process lives.
+    Cling {
+        node: NodeId,
+        lasting: Option<Duration>,
+    },
     /// A standby connects again while its old connection still lives.
     Reconnect {
         node: NodeId,
@@ -68,13 +73,16 @@ pub(super) fn plan(stage: &mut Stage, nodes: usize) {
 fn choose(stage: &mut Stage, nodes: usize) -> Fault {
     let node = stage.rng.below(nodes as u64) as usize;
     let back = stage.rng.percent(60).then(|| stage.rng.millis(50, 12_000));
-    match stage.rng.below(11) {
+    match stage.rng.below(13) {
         0 | 1 => Fault::CrashPrimary { back },
         2 | 3 => Fault::Crash { node, back },
         4 | 5 => Fault::CrashBellwether { back: stage.rng.millis(20, 4000) },
         6 => Fault::Cut { node },
         7 | 8 => Fault::Isolate { node, lasting: stage.rng.millis(200, 15_000) },
         9 => Fault::CrashInTurn { after: stage.rng.below(8) as usize, back: stage.rng.millis(20, 4000) },
+        10 | 11 => {
+            Fault::Cling { node, lasting: stage.rng.percent(50).then(|| stage.rng.millis(200, 30_000)) }
+        }
         _ => Fault::Reconnect { node },
     }
 }

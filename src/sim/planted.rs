@@ -26,10 +26,12 @@ pub(super) enum Plant {
     ActBeforeJournal,
     /// The directive goes out before it is journaled.
     DirectBeforeJournal,
+    /// The proxy says that nobody uses the candidate, without looking.
+    ClearedAtOnce,
 }
 
 impl Plant {
-    pub(super) const ALL: [(Plant, &[Promise]); 11] = [
+    pub(super) const ALL: [(Plant, &[Promise]); 12] = [
         (Plant::AcknowledgeBeforeSync, &[Promise::DurableBeforeShipped]),
         (Plant::ShipBeforeSync, &[Promise::DurableBeforeShipped]),
         (Plant::ForgetJournal, &[Promise::OnePrimary]),
@@ -41,5 +43,6 @@ impl Plant {
         (Plant::FlipBit, &[Promise::Bytes]),
         (Plant::ActBeforeJournal, &[Promise::OnePrimary]),
         (Plant::DirectBeforeJournal, &[Promise::OnePrimary]),
+        (Plant::ClearedAtOnce, &[Promise::OnePrimary]),
     ];
 }

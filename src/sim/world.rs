@@ -366,6 +366,13 @@ impl World {
         if stage.isolated(node).is_some() {
             return stage.after(ACTION_LIMIT, Event::Acted { life, action, result: None });
         }
+        if matches!(action.what, What::Promote { .. })
+            && let Some(running) = self.bellwether.living(life)
+            && running.proxy.clings(stage, &action.node)
+        {
+            let how = format!("{} is promoted while a session has it", action.node);
+            stage.checks.fail(Promise::OnePrimary, how);
+        }
         if action.what == What::Marker {
             // Given up, and tried again, if nothing comes of it.
             let limit = Duration::from_secs(5);
@@ -427,6 +434,12 @@ impl World {
             Fault::CrashInTurn { after, back } => {
                 if let Some(running) = &mut self.bellwether.running {
                     running.control.doomed = Some((after, back));
+                }
+            }
+            Fault::Cling { node, lasting } => {
+                let until = lasting.map(|lasting| stage.now + lasting);
+                if let Some(running) = &mut self.bellwether.running {
+                    running.proxy.cling(&self.servers[node].node.name, until);
                 }
             }
             Fault::Cut { node } => stage.cut_all(|conn| conn.node == node),

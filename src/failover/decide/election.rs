@@ -146,13 +146,31 @@ impl Case<'_> {
         }
         self.view.ledger.finding(&action)?;
         if self.view.cleared.as_ref() != Some(candidate) {
-            return None;
+            return if self.has_waited(self.policy.clear_timeout) {
+                self.not_cleared(candidate)
+            } else {
+                None
+            };
         }
         let mut next = self.state.clone();
         // From now on it may be a primary, and if it is lost now it must not come back as one.
         next.depose(candidate);
         let step = Step::Promote { candidate: candidate.clone() };
         Fired::new(RuleId::E5, at(&next, self.election.clone(), step, self.now))
+    }
+
+    /// E12, or E2. A session that the proxy cannot take from the candidate could write there once it is promoted. So
+    /// another is tried. Without one the election waits (see [`Case::obstacle`]): held writes are better than two
+    /// histories.
+    fn not_cleared(&self, candidate: &NodeName) -> Option<Fired> {
+        // An operator's wish is not tried again and again.
+        let election = Election { preferred: None, ..self.excluding(candidate) };
+        let fresh =
+            |n: &NodeView<'_>| !election.excluded.contains(&n.node.name) && self.follower(n).is_some();
+        if self.view.nodes.iter().any(fresh) {
+            return Fired::new(RuleId::E12, at(self.state, election, Step::Elect, self.now));
+        }
+        self.restore(self.election.fenced?)
     }
 
     /// E6, or E11: a candidate that was asked to promote may have done so unseen, with a timeline of its own. Only a
@@ -268,19 +286,55 @@ impl Case<'_> {
 
     /// E10.
     fn next_candidate(&self, failed: &NodeName) -> Option<Fired> {
+        Fired::new(RuleId::E10, at(self.state, self.excluding(failed), Step::Elect, self.now))
+    }
+
+    fn excluding(&self, failed: &NodeName) -> Election {
         let mut election = self.election.clone();
-        if !self.election.excluded.contains(failed) {
+        if !election.excluded.contains(failed) {
             election.excluded.push(failed.clone());
         }
-        Fired::new(RuleId::E10, at(self.state, election, Step::Elect, self.now))
+        election
     }
 
     /// Why the election needs a person.
     pub(super) fn obstacle(&self) -> Option<String> {
-        if let Step::Verify { candidate, found } = &self.election.step {
-            return self.mismatch(*found).map(|why| format!("{candidate} must not be opened: {why}"));
+        match &self.election.step {
+            Step::Fence => self.not_confirmed(),
+            Step::Elect => self.nobody(),
+            Step::Prepare { candidate } => {
+                let cleared = self.view.cleared.as_ref() == Some(candidate);
+                let prepared = self.view.ledger.finding(&self.policy.prepare(self.state.term, candidate));
+                let waits = !cleared && prepared.is_some() && self.has_waited(self.policy.clear_timeout);
+                waits.then(|| {
+                    format!(
+                        "{candidate} is not promoted: the proxy of {} does not say that no session uses it any \
+                         more; a restart of that instance ends its sessions",
+                        self.policy.instance
+                    )
+                })
+            }
+            Step::Verify { candidate, found } => {
+                self.mismatch(*found).map(|why| format!("{candidate} must not be opened: {why}"))
+            }
+            Step::CatchUp { .. } | Step::Promote { .. } | Step::Follow | Step::Marker => None,
         }
-        let fenced = self.election.fenced.filter(|_| self.election.step == Step::Elect)?;
+    }
+
+    fn not_confirmed(&self) -> Option<String> {
+        let (term, instance) = (self.state.term, &self.policy.instance);
+        let relay = (self.view.wal.promised < term).then(|| format!("the relay of {instance}"));
+        let proxy = (self.view.confirmed < term).then(|| format!("the proxy of {instance}"));
+        let missing: Vec<String> = relay.into_iter().chain(proxy).collect();
+        let waits = !missing.is_empty() && self.has_waited(self.policy.clear_timeout);
+        waits.then(|| {
+            let missing = missing.join(" and ");
+            format!("term {term} is not confirmed: {missing} may still use the old primary")
+        })
+    }
+
+    fn nobody(&self) -> Option<String> {
+        let fenced = self.election.fenced?;
         if !self.has_waited(self.policy.candidate_wait * 3) {
             return None;
         }
@@ -295,8 +349,11 @@ impl Case<'_> {
     pub(super) fn wanted(&self) -> Vec<Action> {
         match &self.election.step {
             Step::Fence | Step::CatchUp { .. } | Step::Verify { .. } | Step::Follow => Vec::new(),
-            Step::Elect => self.old_primary_start().into_iter().collect(),
-            Step::Prepare { candidate } => vec![self.policy.prepare(self.state.term, candidate)],
+            Step::Elect => self.old_primary_start(self.policy.candidate_wait).into_iter().collect(),
+            Step::Prepare { candidate } => {
+                let old = self.old_primary_start(self.policy.clear_timeout);
+                [self.policy.prepare(self.state.term, candidate)].into_iter().chain(old).collect()
+            }
             Step::Promote { candidate } => {
                 let from = self.election.fenced.map(|f| f.timeline);
                 from.map(|from| self.promote_action(candidate, from)).into_iter().collect()
@@ -305,12 +362,11 @@ impl Case<'_> {
         }
     }
 
-    /// With nobody to promote, the old primary is the only hope: our agent starts it, for E2.
-    fn old_primary_start(&self) -> Option<Action> {
+    /// With nobody to promote for so long, the old primary is the only hope: our agent starts it, for E2.
+    fn old_primary_start(&self, patience: Duration) -> Option<Action> {
         let node = self.view.node(&self.state.primary.as_ref()?.node)?;
         let startable = node.agent == Agent::Local && node.process == Process::Absent;
-        let waited = self.has_waited(self.policy.candidate_wait);
-        (startable && waited).then(|| Action {
+        (startable && self.has_waited(patience)).then(|| Action {
             term: self.state.term,
             node: node.node.name.clone(),
             what: What::Start { role: StartAs::ItIs },

@@ -14,7 +14,7 @@
 //! | bootstrapping | B1 | `establish` |
 //! | establishing: confirm, prepare, follow, marker | A1 A2 P1 P2 P3, F1..F5 | `establish` |
 //! | steady | F1..F6, S1 S2 S3 S4 | `steady` |
-//! | election: fence, elect, catch_up, prepare, promote, verify, follow, marker | E1..E11 | `election` |
+//! | election: fence, elect, catch_up, prepare, promote, verify, follow, marker | E1..E12 | `election` |
 //!
 //! The table itself, with every condition in words, is [`RULES`].
 //!
@@ -61,6 +61,9 @@ pub struct Policy {
     pub candidate_wait: Duration,
     /// How long a candidate may take to receive what the relay has.
     pub catch_up_timeout: Duration,
+    /// How long relay and proxy may take to confirm a term, and the proxy to take the candidate from its sessions. Then
+    /// a person is told, and another candidate tried; nobody is promoted without.
+    pub clear_timeout: Duration,
     /// Async: writes open without the relay after this.
     pub follow_timeout: Duration,
     /// How long a candidate that still answers may take to leave recovery, its replay included.
@@ -220,6 +223,7 @@ impl Policy {
             bootstrap_timeout: Duration::from_secs(15),
             candidate_wait: Duration::from_secs(3),
             catch_up_timeout: Duration::from_secs(30),
+            clear_timeout: Duration::from_secs(10),
             follow_timeout: Duration::from_secs(5),
             promote_timeout: Duration::from_secs(60),
             lost_after: Duration::from_secs(10),

@@ -26,6 +26,7 @@ pub enum RuleId {
     E9,
     E10,
     E11,
+    E12,
     S1,
     S2,
     S3,
@@ -77,7 +78,7 @@ pub const RULES: &[Rule] = &[
     rule(
         RuleId::E2,
         "restored",
-        "no candidate, and the old primary is back, unchanged, with everything the relay has",
+        "no candidate (or none that the proxy clears), and the old primary is back, unchanged, with everything the relay has",
     ),
     rule(
         RuleId::E3,
@@ -108,6 +109,11 @@ pub const RULES: &[Rule] = &[
         "the candidate is lost, or its step failed, before it was asked to promote",
     ),
     rule(RuleId::E11, "fenced again", "the candidate is lost after it was asked to promote"),
+    rule(
+        RuleId::E12,
+        "not cleared",
+        "the proxy has not taken the candidate from its sessions within the clear timeout, and there is another",
+    ),
     rule(RuleId::S1, "primary seen", "the first probe of a primary since it was elected"),
     rule(
         RuleId::S2,
@@ -156,6 +162,7 @@ impl RuleId {
             RuleId::E9 => "E9",
             RuleId::E10 => "E10",
             RuleId::E11 => "E11",
+            RuleId::E12 => "E12",
             RuleId::S1 => "S1",
             RuleId::S2 => "S2",
             RuleId::S3 => "S3",

@@ -113,7 +113,8 @@ impl Bellwether {
 impl Running {
     pub(super) fn turn(&mut self, stage: &mut Stage) -> Ended {
         let wal = self.relay.status(stage);
-        self.control.turn(stage, wal, &self.proxy.status())
+        let proxy = self.proxy.status(stage);
+        self.control.turn(stage, wal, &proxy)
     }
 }
 

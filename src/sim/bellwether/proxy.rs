@@ -2,7 +2,7 @@
 //! transaction each, and are remembered when their commit is answered.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::sim::planted::Plant;
 use crate::sim::postgres::Waiter;
@@ -19,6 +19,8 @@ pub(in crate::sim) struct Proxy {
     next_token: u64,
     first_primary: Option<NodeName>,
     evidence: BTreeMap<NodeName, Evidence>,
+    /// Nodes that a session does not let go of, and until when; `None`: for ever.
+    clinging: BTreeMap<NodeName, Option<Duration>>,
     /// The world has enough.
     pub(in crate::sim) quiet: bool,
 }
@@ -39,6 +41,7 @@ impl Proxy {
             next_token,
             first_primary: None,
             evidence: BTreeMap::new(),
+            clinging: BTreeMap::new(),
             quiet: false,
         }
     }
@@ -57,14 +60,26 @@ impl Proxy {
         self.directive = directive.clone();
     }
 
-    pub(super) fn status(&self) -> ProxyStatus {
+    /// A session that hangs has the node from now on. The candidate is given to nobody.
+    pub(in crate::sim) fn cling(&mut self, node: &NodeName, until: Option<Duration>) {
+        if self.directive.candidate.as_ref() != Some(node) {
+            self.clinging.insert(node.clone(), until);
+        }
+    }
+
+    pub(in crate::sim) fn clings(&self, stage: &Stage, node: &NodeName) -> bool {
+        self.clinging.get(node).is_some_and(|until| until.is_none_or(|until| stage.now < until))
+    }
+
+    pub(super) fn status(&self, stage: &Stage) -> ProxyStatus {
         let evidence = self.evidence.iter().map(|(node, evidence)| ClientEvidence {
             node: node.clone(),
             answered_at: evidence.answered_at,
             refused_at: evidence.refused_at,
             broken_at: None,
         });
-        let cleared = self.directive.candidate.clone();
+        let at_once = stage.plant == Some(Plant::ClearedAtOnce);
+        let cleared = self.directive.candidate.clone().filter(|node| at_once || !self.clings(stage, node));
         ProxyStatus { confirmed: self.confirmed, cleared, held: 0, evidence: evidence.collect() }
     }
 

@@ -349,13 +349,73 @@ fn a_state_file_of_before_still_opens() {
 #[test]
 fn nobody_is_promoted_under_a_session() {
     let mut world = World::steady(Durability::Quorum);
-    world.clinging = true;
+    world.clinging = vec!["pg2"];
     world.kill("pg1");
-    world.run(100);
+    world.run_until("prepared", |w| step_name(&w.state) == "prepare");
+    world.run(50);
     assert_eq!(step_name(&world.state), "prepare");
     assert_eq!(world.state.directive().candidate, Some(name("pg2")));
-    world.clinging = false;
+    world.clinging.clear();
     world.run_until("followed", |w| step_name(&w.state) == "follow" || w.is_open());
     world.run_until("open again", World::is_open);
     assert_eq!((world.primary(), world.state.directive().candidate), (Some("pg2"), None));
+}
+
+#[test]
+fn a_candidate_that_is_never_cleared_is_passed_over() {
+    for to in [None, Some(name("pg2"))] {
+        let mut world = World::steady(Durability::Quorum);
+        world.clinging = vec!["pg2"];
+        match &to {
+            Some(_) => world.request = Some(Request::Failover { to }),
+            None => world.kill("pg1"),
+        }
+        world.run_until("open again", |w| w.is_open() && w.primary() == Some("pg3"));
+        assert!(world.rules.contains(&RuleId::E12), "{:?}", world.rules);
+        assert_eq!(world.server("pg2").role, crate::topology::Role::Standby);
+    }
+}
+
+#[test]
+fn a_proxy_that_clears_nobody_holds_the_election_and_is_named() {
+    let mut world = World::steady(Durability::Quorum);
+    world.agent = Agent::None;
+    world.clinging = vec!["pg2", "pg3"];
+    world.kill("pg1");
+    world.run_until("a person is asked", |w| w.obstacle().is_some());
+    let said = world.obstacle().unwrap();
+    assert!(said.contains("pg3") && said.contains("proxy of bw"), "{said}");
+    world.run(1000);
+    assert_eq!((step_name(&world.state), world.is_open()), ("prepare", false));
+    assert!(world.servers.iter().all(|s| s.timeline == TimelineId(1)), "nobody was promoted");
+
+    let mut restored = World::steady(Durability::Quorum);
+    restored.clinging = vec!["pg2", "pg3"];
+    restored.agent = Agent::None;
+    restored.kill("pg1");
+    restored.run_until("a person is asked", |w| w.obstacle().is_some());
+    restored.revive("pg1");
+    restored.run_until("open again", World::is_open);
+    assert_eq!(restored.primary(), Some("pg1"));
+
+    world.clinging.clear();
+    world.run_until("open again", World::is_open);
+    assert_eq!((world.primary(), world.obstacle()), (Some("pg3"), None));
+
+    let mut started = World::steady(Durability::Quorum);
+    started.clinging = vec!["pg2", "pg3"];
+    started.kill("pg1");
+    started.run_until("the agent has started the old primary", |w| w.is_open() && w.primary() == Some("pg1"));
+}
+
+#[test]
+fn who_does_not_confirm_a_term_is_named() {
+    let mut world = World::steady(Durability::Quorum);
+    world.deaf = true;
+    world.kill("pg1");
+    world.run_until("a person is asked", |w| w.obstacle().is_some());
+    let said = world.obstacle().unwrap();
+    assert!(said.contains("the proxy of bw") && !said.contains("relay"), "{said}");
+    world.deaf = false;
+    world.run_until("open again", World::is_open);
 }

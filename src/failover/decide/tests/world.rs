@@ -52,8 +52,10 @@ pub(super) struct World {
     relay_forks: Vec<(TimelineId, Lsn)>,
     confirmed: Term,
     cleared: Option<NodeName>,
-    /// A session does not let go of the candidate.
-    pub(super) clinging: bool,
+    /// Nodes that a session does not let go of.
+    pub(super) clinging: Vec<&'static str>,
+    /// The proxy confirms nothing.
+    pub(super) deaf: bool,
     pub(super) state: State,
     journal: State,
     watch: Watch,
@@ -102,7 +104,8 @@ impl World {
             relay_forks: Vec::new(),
             confirmed: Term(0),
             cleared: None,
-            clinging: false,
+            clinging: Vec::new(),
+            deaf: false,
             journal: state.clone(),
             state,
             ledger: Ledger::default(),
@@ -219,6 +222,14 @@ impl World {
     }
 
     fn decide(&self) -> decide::Decision {
+        self.look(|view| decide::decide(view, &self.state, &self.policy, self.now))
+    }
+
+    pub(super) fn obstacle(&self) -> Option<String> {
+        self.look(|view| decide::obstacle(view, &self.state, &self.policy, self.now))
+    }
+
+    fn look<T>(&self, at: impl FnOnce(&View<'_>) -> T) -> T {
         let health = self.watch.health(self.now.instant);
         let proxy = ProxyStatus { confirmed: self.confirmed, ..ProxyStatus::default() };
         let nodes = self.servers.iter().zip(&health.nodes);
@@ -242,7 +253,7 @@ impl World {
             ledger: &self.ledger,
             request: self.request.clone(),
         };
-        decide::decide(&view, &self.state, &self.policy, self.now)
+        at(&view)
     }
 
     /// The promises, looked at for every state that is decided.
@@ -266,8 +277,10 @@ impl World {
             self.wal.promised = directive.term;
             self.wal.upstream = Upstream::Idle;
         }
-        self.confirmed = directive.term;
-        self.cleared = directive.candidate.clone().filter(|_| !self.clinging);
+        if !self.deaf {
+            self.confirmed = directive.term;
+        }
+        self.cleared = directive.candidate.clone().filter(|node| !self.clinging.contains(&node.as_str()));
         if directive.upstream.is_none() {
             self.wal.upstream = Upstream::Idle;
         }
