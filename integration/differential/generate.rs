@@ -284,8 +284,6 @@ impl Generator {
         }
         if extended {
             self.say("sync");
-            // See the list: what stands behind such a COPY in the same write is not answered.
-            self.pause();
         }
     }
 

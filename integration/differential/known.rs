@@ -188,13 +188,6 @@ pub(super) const KNOWN: &[Known] = &[
         endpoint: "ParameterDescription",
         because: UNNAMED,
     },
-    Known {
-        script: "in, extended, and a query behind it in the same write",
-        modes: TRANSACTION,
-        direct: "",
-        endpoint: "silence",
-        because: "BUG: the Sync behind CopyDone is taken for one that COPY swallows.",
-    },
 ];
 
 /// These differ or not, by the server that the transaction gets.

@@ -139,6 +139,8 @@ impl Core {
             b'E' => self.hear_error(header, bytes, server),
             b'G' => {
                 self.ledger.copy_in_began();
+                // The Sync behind its Execute was none.
+                self.unit.open |= self.ledger.units() == 0;
                 Deal::Pass
             }
             b'N' => hear_notice(header, bytes),

@@ -36,6 +36,8 @@ pub(crate) enum Owed {
     Describe,
     Execute(Follow),
     Close(For, Undo),
+    /// CopyDone or CopyFail, sent before it was known whether a COPY has begun. Never answered, and never the first.
+    CopyEnd,
 }
 
 /// The statements whose completion changes the session.
@@ -93,11 +95,11 @@ pub(crate) struct Ledger {
 
 impl Ledger {
     pub(crate) fn sent(&mut self, owed: Owed) {
-        if matches!(owed, Owed::Sync) {
-            if self.copy_in {
-                return;
-            }
-            self.skipping = false;
+        match owed {
+            Owed::Sync if self.copy_in => return,
+            Owed::Sync => self.skipping = false,
+            Owed::CopyEnd if std::mem::take(&mut self.copy_in) || self.owed.is_empty() => return,
+            _ => {}
         }
         if !self.skipping {
             self.units += usize::from(owed.ends_a_unit());
@@ -149,7 +151,12 @@ impl Ledger {
         Some((verdict, follow.done - 1))
     }
 
-    /// CopyDone or CopyFail went to the server.
+    /// The server ignores Flush and Sync.
+    pub(crate) fn takes_copy_data(&self) -> bool {
+        self.copy_in
+    }
+
+    /// The statement that copied is complete.
     pub(crate) fn copy_ended(&mut self) {
         self.copy_in = false;
     }
@@ -161,6 +168,10 @@ impl Ledger {
     pub(crate) fn pop(&mut self) -> Option<Owed> {
         let owed = self.owed.pop_front()?;
         self.units -= usize::from(owed.ends_a_unit());
+        // What was sent to end a COPY that there was not: the server ignores it (`PostgresMain` in postgres.c).
+        while matches!(self.owed.front(), Some(Owed::CopyEnd)) {
+            self.owed.pop_front();
+        }
         Some(owed)
     }
 
@@ -175,14 +186,19 @@ impl Ledger {
         Some(tag)
     }
 
-    /// CopyInResponse. Syncs that were sent along with the Execute are ignored by the server, so nothing will
-    /// come for them: libpq sends one with the Execute and another after CopyDone.
+    /// CopyInResponse. Syncs that were sent between its statement and its end are ignored by the server, so nothing
+    /// will come for them: libpq sends one with the Execute and another after CopyDone.
     pub(crate) fn copy_in_began(&mut self) {
         self.copy_in = true;
-        if matches!(self.head(), Some(Owed::Execute(_))) {
-            while matches!(self.owed.get(1), Some(Owed::Sync)) {
-                self.owed.remove(1);
-                self.units -= 1;
+        while let Some(owed) = self.owed.get(1) {
+            match owed {
+                Owed::Sync => self.units -= 1,
+                Owed::CopyEnd => self.copy_in = false,
+                _ => return,
+            }
+            self.owed.remove(1);
+            if !self.copy_in {
+                return;
             }
         }
     }
@@ -261,8 +277,39 @@ mod tests {
         ledger.copy_in_began();
         ledger.sent(Owed::Sync);
         assert_eq!(ledger.units(), 0);
-        ledger.copy_ended();
+        ledger.sent(Owed::CopyEnd);
         ledger.sent(Owed::Sync);
         assert_eq!((ledger.units(), ledger.pop()), (1, Some(Owed::Execute(Follow::default()))));
+    }
+
+    #[test]
+    fn what_is_sent_behind_the_end_of_a_copy_is_answered() {
+        let (execute, query) = (|| Owed::Execute(Follow::default()), || Owed::Query(Follow::default()));
+        for (sent, left) in [
+            (vec![execute(), Owed::CopyEnd, Owed::Sync, query()], vec![execute(), Owed::Sync, query()]),
+            (vec![execute(), Owed::Sync, Owed::CopyEnd, Owed::Sync], vec![execute(), Owed::Sync]),
+            (vec![query(), Owed::Sync, Owed::CopyEnd, query()], vec![query(), query()]),
+            // A query that copies twice.
+            (vec![query(), Owed::CopyEnd, Owed::CopyEnd, query()], vec![query(), Owed::CopyEnd, query()]),
+        ] {
+            let mut ledger = Ledger::default();
+            sent.into_iter().for_each(|owed| ledger.sent(owed));
+            ledger.copy_in_began();
+            assert_eq!(ledger.owed, left);
+            assert!(ledger.will_answer());
+            let units = left.iter().filter(|owed| owed.ends_a_unit()).count();
+            assert_eq!(ledger.units(), units);
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_copy_that_there_was_not_is_no_answer() {
+        let mut ledger = Ledger::default();
+        ledger.sent(Owed::CopyEnd);
+        assert!(ledger.is_empty());
+        ledger.sent(Owed::Query(Follow::default()));
+        ledger.sent(Owed::CopyEnd);
+        ledger.ready();
+        assert!(ledger.is_empty());
     }
 }

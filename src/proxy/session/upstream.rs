@@ -176,12 +176,12 @@ impl Core {
                 while let Some(tag) = self.ledger.pop_own() {
                     put(lanes.down.out(), tag, &[]);
                 }
-                self.forward_extended(header, None, lanes.up)
+                self.send(header, None, lanes.up)
             }
             b'S' => {
-                let step = self.forward_extended(header, Some(Owed::Sync), lanes.up);
-                self.unit.open = false;
-                step
+                // In a COPY it is none.
+                self.unit.open &= self.ledger.takes_copy_data();
+                self.send(header, Some(Owed::Sync), lanes.up)
             }
             b'F' => {
                 self.note(&look::unread());
@@ -192,10 +192,7 @@ impl Core {
                 Step::Next
             }
             b'd' => self.send(header, None, lanes.up),
-            b'c' | b'f' => {
-                self.ledger.copy_ended();
-                self.send(header, None, lanes.up)
-            }
+            b'c' | b'f' => self.send(header, Some(Owed::CopyEnd), lanes.up),
             other => Step::Ask(Ask::Fatal(unexpected(other))),
         }
     }

@@ -14,3 +14,39 @@ fn copy_in_by_both_protocols() {
     scene.client(b"d\0\0\0\x05xc\0\0\0\x04");
     check(&scene, "need(write) >Q <G >ddc <CZ(I) release need(write) >PBES <12G >dc >S <CZ(I) release");
 }
+
+#[test]
+fn what_stands_behind_a_copy_in_the_same_write_is_answered() {
+    let done = b"d\0\0\0\x05xc\0\0\0\x04";
+    for (client, server, expected) in [
+        (
+            [&extended("P::copy t from stdin|B|E")[..], done, &extended("S"), &query("select 1")].concat(),
+            "1 2 G C:COPY_1 ZI C:SELECT_1 ZI",
+            "need(write) >PBEdcSQ <12GCZ(I) <CZ(I) release",
+        ),
+        (
+            [&query("copy t from stdin")[..], done, &query("select 1")].concat(),
+            "G C:COPY_1 ZI C:SELECT_1 ZI",
+            "need(write) >QdcQ <GCZ(I) <CZ(I) release",
+        ),
+        // There was nothing to copy to.
+        (
+            [&extended("P::copy t from stdin|B|E")[..], done, &extended("S"), &query("select 1")].concat(),
+            "1 2 E:42P01 ZI C:SELECT_1 ZI",
+            "need(write) >PBEdcSQ <12E(42P01)Z(I) <CZ(I) release",
+        ),
+    ] {
+        let mut scene = Scene::new();
+        scene.client(&client).server(&answer(server));
+        check(&scene, expected);
+    }
+}
+
+#[test]
+fn a_sync_that_a_copy_swallows_ends_no_unit() {
+    let mut scene = Scene::new();
+    scene.client(&extended("P::copy t from stdin|B|E|S")).server(&answer("1 2 G"));
+    scene.client(b"c\0\0\0\x04").server(&answer("C:COPY_0"));
+    scene.client(&[query("select 1"), extended("S")].concat()).server(&answer("C:SELECT_1 ZT ZI"));
+    check(&scene, "need(write) >PBES <12G >c <C >QS <CZ(T) <Z(I) retire");
+}
