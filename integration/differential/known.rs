@@ -23,7 +23,6 @@ const OURS: &str = "An error of our own has no place in PostgreSQL's source.";
 const MALFORMED: &str = "Behind a message that contradicts itself we do not trust the stream.";
 
 const REPORT: &str = "BUG: what RESET brings back is not reported to the client.";
-const UNNAMED: &str = "BUG: a statement of our own is left as the client's unnamed one.";
 
 /// What begins with BUG is to be mended, and its entry to go.
 pub(super) const KNOWN: &[Known] = &[
@@ -173,20 +172,6 @@ pub(super) const KNOWN: &[Known] = &[
         direct: "ParameterStatus default_transaction_read_only",
         endpoint: "ReadyForQuery",
         because: REPORT,
-    },
-    Known {
-        script: "a bind that stops short",
-        modes: BOTH,
-        direct: "ErrorResponse S=ERROR V=ERROR C=26000",
-        endpoint: "ErrorResponse S=ERROR V=ERROR C=08P01",
-        because: UNNAMED,
-    },
-    Known {
-        script: "describe of what is not there",
-        modes: SESSION,
-        direct: "ErrorResponse S=ERROR V=ERROR C=26000 M=unnamed",
-        endpoint: "ParameterDescription",
-        because: UNNAMED,
     },
 ];
 

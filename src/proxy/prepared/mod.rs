@@ -30,6 +30,8 @@ use crate::pg::protocol::frame::HEADER_LEN;
 pub(crate) const MAX_PER_SERVER: usize = 500;
 /// Named statements of one client. Beyond it a Parse is refused (54000 in PostgreSQL's words: 53200 memory).
 pub(crate) const MAX_PER_CLIENT: usize = 10_000;
+/// In place of an unnamed statement's id: there may be one, of ours or of somebody else's.
+pub(crate) const NOT_KNOWN: u64 = u64::MAX;
 /// Longer unnamed statements are not kept: their Bind must come before the transaction's end.
 pub(crate) const MAX_UNNAMED: usize = 256 * 1024;
 

@@ -10,7 +10,7 @@ pub(crate) struct ServerStatements {
     known: HashMap<u64, Copy>,
     /// A count of uses, which is the time here.
     uses: u64,
-    /// The unnamed statement that it holds; 0: none, or not known.
+    /// The unnamed statement that it holds, or [`super::NOT_KNOWN`]; 0: none.
     pub(crate) unnamed: u64,
 }
 

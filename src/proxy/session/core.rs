@@ -21,7 +21,7 @@ use super::unit::{Failure, Outcome, Pace, Progress, Unit};
 use crate::pg::error::{ErrorFields, Severity, SqlState};
 use crate::pg::protocol::frame::InvalidLength;
 use crate::proxy::guc::Settings;
-use crate::proxy::prepared::{ClientStatements, Schema, ServerStatements, Statements};
+use crate::proxy::prepared::{ClientStatements, NOT_KNOWN, Schema, ServerStatements, Statements};
 use crate::proxy::route::{
     Access, Classifier, MayAlter, MayWrite, OwnWrite, TransactionEffect, TransactionEnd, Verdict, WriteReason,
 };
@@ -264,7 +264,7 @@ impl Core {
         self.unit.attached();
         self.bring_settings(server, up);
         if self.deferred.is_some() {
-            server.statements.unnamed = 0;
+            server.statements.unnamed = NOT_KNOWN;
             self.begin_deferred(up);
         }
     }
@@ -285,7 +285,7 @@ impl Core {
         // On a standby SERIALIZABLE, if that is the default, would fail.
         let statements = ["BEGIN ISOLATION LEVEL READ COMMITTED", &change, "COMMIT"];
         statements.iter().for_each(|text| message::put_statement(up.out(), text));
-        server.statements.unnamed = 0;
+        server.statements.unnamed = NOT_KNOWN;
         self.ledger.sent(Owed::Ahead { statements: statements.len() });
     }
 
@@ -580,8 +580,11 @@ pub(crate) enum Takes {
 }
 
 pub(super) fn undo_client(prepared: &mut ClientStatements, undo: &Undo) {
-    if let Undo::Client { name, .. } = undo {
-        prepared.remove(name);
+    let unnamed = prepared.unnamed.as_ref().map(|unnamed| unnamed.id);
+    match undo {
+        Undo::Client { name, .. } => prepared.remove(name),
+        Undo::Unnamed(id) if unnamed == Some(*id) => prepared.forget_unnamed(),
+        _ => {}
     }
 }
 

@@ -7,6 +7,7 @@ use super::message::{self, Status, put};
 use super::unit::Failure;
 use crate::pg::error::{ErrorFields, Severity, SqlState};
 use crate::pg::protocol::frame::{HEADER_LEN, Header};
+use crate::proxy::prepared::NOT_KNOWN;
 
 /// An ErrorResponse up to this long is read before it is forwarded; longer ones are only forwarded.
 const MAX_ERROR: usize = 64 * 1024;
@@ -209,7 +210,10 @@ impl Core {
             self.ledger.failed(|undo| {
                 undo_client(prepared, &undo);
                 match undo {
-                    Undo::Unnamed => server.statements.unnamed = 0,
+                    Undo::Unnamed(id) | Undo::UnnamedAgain(id) if server.statements.unnamed == id => {
+                        server.statements.unnamed = NOT_KNOWN;
+                    }
+                    Undo::Unnamed(_) | Undo::UnnamedAgain(_) => {}
                     Undo::Server(id) | Undo::Client { server: Some(id), .. } => server.statements.remove(id),
                     Undo::Closed(copy) => server.statements.put_back(copy),
                     Undo::Client { server: None, .. } | Undo::Duplicate(_) | Undo::Nothing => {}

@@ -64,8 +64,10 @@ impl Owed {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Undo {
     Nothing,
-    /// The server's unnamed statement is not what we think.
-    Unnamed,
+    /// This unnamed statement, by its id, is not there: the client has none.
+    Unnamed(u64),
+    /// The same of one that was sent on our own account: the client has it still.
+    UnnamedAgain(u64),
     /// The server does not have this statement.
     Server(u64),
     /// The server has this statement still.

@@ -85,16 +85,8 @@ impl Core {
         statements: &Statements,
     ) -> Option<ServerName> {
         if name.is_empty() {
-            let Some(unnamed) = &self.prepared.unnamed else {
-                // The server's may be another client's.
-                return (server.statements.unnamed != 0).then_some(ServerName::Missing);
-            };
-            if server.statements.unnamed != unnamed.id && !unnamed.parse.is_empty() {
-                server.statements.unnamed = unnamed.id;
-                up.out().extend_from_slice(&unnamed.parse);
-                self.ledger.sent(Owed::Parse(For::Nobody, Undo::Unnamed));
-            }
-            return (server.statements.unnamed != unnamed.id).then_some(ServerName::Missing);
+            self.provide_unnamed(up, server);
+            return None;
         }
         match self.prepared.named(name).cloned() {
             Some(Named { statement, since })
@@ -111,6 +103,25 @@ impl Core {
             }
             // Ours are not to be had by guessing their names.
             None => name.starts_with(b"bw_").then_some(ServerName::Missing),
+        }
+    }
+
+    /// Makes sure that the server's unnamed statement is the client's. When the client has none, or it was too long to be
+    /// kept, the server has none either, and says so.
+    fn provide_unnamed(&mut self, up: &mut Lane, server: &mut ServerState) {
+        match &self.prepared.unnamed {
+            Some(unnamed) if unnamed.id == server.statements.unnamed => {}
+            Some(unnamed) if !unnamed.parse.is_empty() => {
+                server.statements.unnamed = unnamed.id;
+                up.out().extend_from_slice(&unnamed.parse);
+                self.ledger.sent(Owed::Parse(For::Nobody, Undo::UnnamedAgain(unnamed.id)));
+            }
+            // Whether it was closed will not be known: an error may leave it out.
+            _ if server.statements.unnamed != 0 => {
+                put(up.out(), b'C', &[b"S\0"]);
+                self.ledger.sent(Owed::Close(For::Nobody, Undo::Nothing));
+            }
+            _ => {}
         }
     }
 

@@ -11,7 +11,7 @@ use super::message::{self, Parse, Status, bind_names, put, put_head, target};
 use super::statements::ServerName;
 use super::unit::Pace;
 use crate::pg::protocol::frame::{HEADER_LEN, Header};
-use crate::proxy::prepared::Statements;
+use crate::proxy::prepared::{NOT_KNOWN, Statements};
 
 /// Sent in place of a text that would let commits slip past the quorum. The server refuses it (22023), so that
 /// a transaction block fails as it does after any other error.
@@ -264,9 +264,9 @@ impl Core {
                 return Step::Next;
             }
         }
-        // exec_simple_query drops the unnamed statement.
+        // exec_simple_query drops the unnamed statement, if it is not skipped.
         self.prepared.forget_unnamed();
-        server.statements.unnamed = 0;
+        server.statements.unnamed = if self.unit.open { NOT_KNOWN } else { 0 };
         if self.refuses(&verdict) {
             self.unit.sent();
             self.unit.replay.give_up();
@@ -337,7 +337,11 @@ impl Core {
             self.last_unnamed += 1;
             self.prepared.remember_unnamed(self.last_unnamed, message, verdict);
             server.statements.unnamed = self.last_unnamed;
-            return self.forward_extended(header, Some(Owed::Parse(For::Client, Undo::Unnamed)), lanes.up);
+            return self.forward_extended(
+                header,
+                Some(Owed::Parse(For::Client, Undo::Unnamed(self.last_unnamed))),
+                lanes.up,
+            );
         }
         if self.prepared.is_full() {
             return Step::Ask(Ask::Fatal(too_many_statements()));
@@ -395,7 +399,7 @@ impl Core {
             self.last_unnamed += 1;
             self.prepared.remember_unnamed(self.last_unnamed, &out[begin..], verdict);
             server.statements.unnamed = self.last_unnamed;
-            self.ledger.sent(Owed::Parse(For::Client, Undo::Unnamed));
+            self.ledger.sent(Owed::Parse(For::Client, Undo::Unnamed(self.last_unnamed)));
             return Step::Next;
         }
         if self.prepared.is_full() {
@@ -483,7 +487,7 @@ impl Core {
             }
             (_, b'S') if name.is_empty() => {
                 self.prepared.forget_unnamed();
-                server.statements.unnamed = 0;
+                server.statements.unnamed = NOT_KNOWN;
                 self.forward_extended(header, Some(Owed::Close(For::Client, Undo::Nothing)), lanes.up)
             }
             _ => self.forward_extended(header, Some(Owed::Close(For::Client, Undo::Nothing)), lanes.up),

@@ -168,14 +168,14 @@ fn the_unnamed_statement_follows_its_client() {
     // A simple query drops it; the other client's must not be met in its place.
     scene.client(&query("select 1")).server(&answer("C:SELECT_1 ZI"));
     scene.server.statements.unnamed = 78;
-    scene.client(&extended("B|E|S")).server(&answer("E:26000 ZI"));
+    scene.client(&extended("B|E|S")).server(&answer("3 E:26000 ZI"));
     check(
         &scene,
         "need(read) >PDS <1tnZ(I) release \
          need(read) >BES <2CZ(I) release \
          need(read) >PBES <2CZ(I) release \
          need(read) >Q <CZ(I) release \
-         need(read) >B(no such statement)ES <E(26000)Z(I) release",
+         need(read) >CBES <E(26000)Z(I) release",
     );
 }
 
@@ -186,4 +186,35 @@ fn a_cached_parse_is_answered_before_a_flush_is_waited_for() {
     scene.log.clear();
     scene.client(&extended("B:s1|E|P:s2:select 1|H")).server(&answer("2 C:SELECT_1"));
     check(&scene, "need(write) >B(bw_1)EH <2C1");
+}
+
+#[test]
+fn a_statement_of_our_own_is_not_the_clients_unnamed_one() {
+    let mut scene = Scene::new();
+    scene.client(&query("begin")).client(&extended("B|E|S"));
+    scene.server(&answer("1 2 C:BEGIN 3 E:26000 ZE"));
+    check(&scene, "<CZ(T) need(write) >PBECBES <E(26000)Z(E)");
+}
+
+#[test]
+fn an_unnamed_statement_that_was_not_parsed_is_none() {
+    let mut scene = Scene::new();
+    scene.client(&extended("P::select nowhere|S")).server(&answer("E:42703 ZI"));
+    scene.client(&extended("B|E|S")).server(&answer("3 E:26000 ZI"));
+    check(&scene, "need(read) >PS <E(42703)Z(I) release need(read) >CBES <E(26000)Z(I) release");
+    // Behind it in the same write it is another.
+    let mut scene = Scene::new();
+    scene.client(&extended("P::select nowhere|S|P::select 1|S")).server(&answer("E:42703 ZI 1 ZI"));
+    scene.client(&extended("B|E|S")).server(&answer("2 C:SELECT_1 ZI"));
+    check(&scene, "need(read) >PSPS <E(42703)Z(I) <1Z(I) release need(read) >BES <2CZ(I) release");
+    // What it stood for before is parsed again where another has been met in its place.
+    let mut scene = Scene::new();
+    scene.client(&extended("P::select 1|S")).server(&answer("1 ZI"));
+    scene.server.statements.unnamed = 77;
+    scene.client(&extended("B|E|S")).server(&answer("E:42P01 ZI"));
+    scene.client(&extended("B|E|S")).server(&answer("1 2 C:SELECT_1 ZI"));
+    check(
+        &scene,
+        "need(read) >PS <1Z(I) release need(read) >PBES <E(42P01)Z(I) release need(read) >PBES <2CZ(I) release",
+    );
 }
