@@ -17,7 +17,6 @@ pub(super) struct Known {
 
 const BOTH: &[Mode] = &[Mode::Session, Mode::Transaction];
 const TRANSACTION: &[Mode] = &[Mode::Transaction];
-const SESSION: &[Mode] = &[Mode::Session];
 
 const OURS: &str = "An error of our own has no place in PostgreSQL's source.";
 const MALFORMED: &str = "Behind a message that contradicts itself we do not trust the stream.";
@@ -95,13 +94,6 @@ pub(super) const KNOWN: &[Known] = &[
         direct: "ErrorResponse S=ERROR V=ERROR C=08P01 M=insufficient data left",
         endpoint: "ErrorResponse S=FATAL V=FATAL C=08P01 M=invalid message format",
         because: MALFORMED,
-    },
-    Known {
-        script: "in, with other messages in between",
-        modes: BOTH,
-        direct: "",
-        endpoint: "ErrorResponse",
-        because: "A server ends such a session (protocol synchronization was lost); here the lost server is reported instead.",
     },
     Known {
         script: "a wrong bind of a named statement",

@@ -81,6 +81,8 @@ pub(crate) enum Heard {
     Ready,
     /// The server said farewell.
     Lost(ErrorFields),
+    /// It has ended the session for what the client has sent: its words are the client's.
+    Over,
     /// It broke the protocol.
     Broken(ErrorFields),
     /// It did not take the client's settings. Nothing of the client's was run.

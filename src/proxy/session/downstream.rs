@@ -20,6 +20,8 @@ enum Deal {
     Replace(Vec<u8>),
     /// Wait until all of it is there.
     Whole,
+    /// Pass it, and nothing more.
+    Last,
     Stop(Heard),
 }
 
@@ -67,6 +69,10 @@ impl Core {
                     self.unit.answering();
                 }
                 Deal::Whole => return Heard::Nothing,
+                Deal::Last => {
+                    down.pass(header.total);
+                    return Heard::Over;
+                }
                 Deal::Stop(heard) => return heard,
             }
         }
@@ -198,7 +204,10 @@ impl Core {
             // The last word of a server: what it means for the client depends on what was under way.
             if let Some(error) = message::read_error(whole).filter(|error| error.severity == Severity::Fatal)
             {
-                return Deal::Stop(Heard::Lost(error));
+                // Something else than COPY's messages within a COPY: the server cannot go on (`PostgresMain` in
+                // postgres.c, "protocol synchronization was lost").
+                let is_clients = error.code == SqlState::PROTOCOL_VIOLATION;
+                return if is_clients { Deal::Last } else { Deal::Stop(Heard::Lost(error)) };
             }
         }
         let error = bytes.get(..header.total).and_then(message::read_error);

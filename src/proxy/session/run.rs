@@ -106,6 +106,8 @@ enum Turn {
     Refused(ErrorFields),
     /// The client is told, and disconnected.
     Fatal(ErrorFields),
+    /// The server has told it.
+    Over,
     /// The client has said goodbye; it may still read.
     Terminate,
     /// The client hung up.
@@ -247,6 +249,10 @@ impl Session<'_> {
                     }
                 }
                 Turn::Fatal(error) => return Box::pin(self.say_farewell(&error)).await,
+                Turn::Over => {
+                    self.drop_server();
+                    return Box::pin(self.say_rest()).await;
+                }
                 Turn::Terminate => return Box::pin(self.say_rest()).await,
                 Turn::End => return,
             }
@@ -400,6 +406,7 @@ impl Session<'_> {
                 }
                 Heard::Ready => {}
                 Heard::Lost(error) => return Ok(Some(farewell_of_server(error, unbegun))),
+                Heard::Over => return Ok(Some(Turn::Over)),
                 Heard::Broken(error) => return Ok(Some(Turn::Fatal(error))),
                 Heard::Refused(error) => return Ok(Some(Turn::Refused(error))),
             }
@@ -495,6 +502,13 @@ impl Session<'_> {
         }
     }
 
+    /// The server is not used any more.
+    fn drop_server(&mut self) -> Option<Role> {
+        let attached = self.attached.take()?;
+        self.slot.vacate();
+        Some(attached.role)
+    }
+
     /// Remembers that the session has written.
     pub(super) fn note_write(&mut self, now: Instant) {
         let on_primary = self.attached.as_ref().is_some_and(|attached| attached.role == Role::Primary);
@@ -560,9 +574,8 @@ impl Session<'_> {
 
     /// The server at hand leaves out what follows, up to a Sync: it is not used any more.
     fn settings_refused(&mut self, error: ErrorFields) -> Result<(), ErrorFields> {
-        let Some(attached) = self.attached.take() else { return Ok(()) };
-        self.slot.vacate();
-        match self.core.settings_refused(error, attached.role, &mut self.up, &mut self.down) {
+        let Some(role) = self.drop_server() else { return Ok(()) };
+        match self.core.settings_refused(error, role, &mut self.up, &mut self.down) {
             AfterLoss::Fatal(error) => Err(error),
             AfterLoss::GoOn | AfterLoss::Retry | AfterLoss::Close => Ok(()),
         }
@@ -743,7 +756,9 @@ async fn clean(lease: &mut Lease) -> Option<()> {
                     let clean = discard.status() == message::Status::Idle && !discard.failed();
                     return Poll::Ready((clean && down.unread().is_empty()).then_some(()));
                 }
-                Heard::Lost(_) | Heard::Broken(_) | Heard::Refused(_) => return Poll::Ready(None),
+                Heard::Lost(_) | Heard::Over | Heard::Broken(_) | Heard::Refused(_) => {
+                    return Poll::Ready(None);
+                }
             }
         }
     });

@@ -50,3 +50,11 @@ fn a_sync_that_a_copy_swallows_ends_no_unit() {
     scene.client(&[query("select 1"), extended("S")].concat()).server(&answer("C:SELECT_1 ZT ZI"));
     check(&scene, "need(write) >PBES <12G >c <C >QS <CZ(T) <Z(I) retire");
 }
+
+#[test]
+fn who_breaks_a_copy_hears_the_servers_own_last_words() {
+    let mut scene = Scene::new();
+    scene.client(&query("copy t from stdin")).server(&answer("G")).client(&query("select 1"));
+    scene.server(&answer("E:08P01 F:08P01"));
+    check(&scene, "need(write) >Q <G >Q <E(08P01)E(08P01) over");
+}

@@ -86,6 +86,10 @@ impl Scene {
                     self.lose(if unbegun { Loss::Unbegun } else { Loss::Connection });
                     break;
                 }
+                Heard::Over => {
+                    self.log.push_str(" over");
+                    return self;
+                }
                 Heard::Broken(error) => {
                     let _ = write!(self.log, " broken({})", error.message);
                     break;
