@@ -7,43 +7,26 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use crate::harness::{Cluster, Durability, Options, eventually, free_port};
+use crate::harness::{Cluster, Durability, Options, Psql, eventually, free_port};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// With a client that is connected and has done something.
-fn in_use() -> (Cluster, Client) {
+fn in_use() -> (Cluster, Psql) {
     let mut cluster =
         Cluster::start(Options { nodes: 1, durability: Durability::Async, ..Options::default() });
     cluster.reconfigure(|config| {
         config["admin"]["stats_users"] = serde_yaml::from_str("[app]").expect("YAML");
     });
-    let client = Client::start(&cluster);
+    let mut client = Psql::open(&cluster, &cluster.conninfo());
+    client.ask(&format!("SELECT length('{}')", "x".repeat(20_000)));
     (cluster, client)
 }
 
-/// A psql that stays.
-struct Client(Child);
+/// Ends with the test.
+struct Exporter(Child);
 
-impl Client {
-    fn start(cluster: &Cluster) -> Client {
-        let mut psql = cluster.program("psql");
-        psql.args(["-X", "-q", "-A", "-t", "-d", &cluster.conninfo()]);
-        let mut child = psql.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("psql starts");
-        let input = child.stdin.as_mut().expect("a pipe");
-        writeln!(input, "SELECT length('{}');\n\\echo done", "x".repeat(20_000)).expect("psql reads");
-        let (mut said, mut output) = (String::new(), child.stdout.take().expect("a pipe"));
-        while !said.contains("done") {
-            let mut bytes = [0; 256];
-            let read = output.read(&mut bytes).expect("psql speaks");
-            assert_ne!(read, 0, "psql has ended: {said}");
-            said += &String::from_utf8_lossy(&bytes[..read]);
-        }
-        Client(child)
-    }
-}
-
-impl Drop for Client {
+impl Drop for Exporter {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -60,7 +43,7 @@ fn pgbouncer_exporter() {
     exporter.args(["--host=127.0.0.1", &format!("--port={port}"), "--pgbouncer-host=127.0.0.1"]);
     exporter.args([&format!("--pgbouncer-port={}", cluster.port), "--pgbouncer-user=app"]);
     exporter.env("PGPASSWORD", "demo").stdout(Stdio::null()).stderr(Stdio::null());
-    let _exporter = Client(exporter.spawn().expect("it starts"));
+    let _exporter = Exporter(exporter.spawn().expect("it starts"));
 
     let expected = [
         "pgbouncer_active_clients{database=\"app\",user=\"app\"} 1.0",

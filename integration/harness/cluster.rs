@@ -76,7 +76,6 @@ impl Cluster {
     /// Starts `bellwether demo` on the cluster's directory: a new cluster the first time, the same one later.
     pub(crate) fn start_bellwether(&mut self) {
         assert!(self.bellwether.is_none(), "bellwether is running");
-        let log = fs::File::options().create(true).append(true).open(self.log_path()).expect("log file");
         let mut command = bellwether();
         command.arg("demo").arg("--dir").arg(self.data()).args([
             format!("--nodes={}", self.options.nodes),
@@ -93,6 +92,20 @@ impl Cluster {
         if let Some(pg_bin) = &self.options.pg_bin {
             command.arg("--pg-bin").arg(pg_bin);
         }
+        self.spawn(command);
+    }
+
+    /// `bellwether run` in the place of the demo, which takes SIGHUP for the end of its terminal.
+    pub(crate) fn run_as_service(&mut self) {
+        self.kill_bellwether();
+        let mut command = bellwether();
+        command.arg("run").arg("--config").arg(self.data().join("bellwether.yaml"));
+        self.spawn(command);
+        self.await_steady();
+    }
+
+    fn spawn(&mut self, mut command: Command) {
+        let log = fs::File::options().create(true).append(true).open(self.log_path()).expect("log file");
         let child = command
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("log file"))
@@ -160,6 +173,11 @@ impl Cluster {
             None => Ok(()),
             Some(status) => panic!("bellwether ended early: {status}\n{}", self.log()),
         }
+    }
+
+    pub(crate) fn signal_bellwether(&self, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.bellwether_pid()).expect("a pid"));
+        kill(pid, signal).expect("signal");
     }
 
     /// GET on the admin address.

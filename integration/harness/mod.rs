@@ -1,16 +1,20 @@
 //! A real cluster behind a real `bellwether`, faults to throw at it, and its end.
 
 mod authority;
+mod between;
 mod cluster;
 mod guardian;
 pub(crate) mod ledger;
 mod lone_server;
 mod majors;
+mod psql;
 mod wait;
 
 pub(crate) use authority::Authority;
+pub(crate) use between::Between;
 pub(crate) use cluster::{Cluster, Durability, Options, Server, bellwether, free_port, set_mode};
 pub(crate) use guardian::Guardian;
 pub(crate) use lone_server::LoneServer;
 pub(crate) use majors::{major, second_major};
+pub(crate) use psql::Psql;
 pub(crate) use wait::{eventually, eventually_async};

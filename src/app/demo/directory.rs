@@ -294,7 +294,7 @@ mod tests {
             version: PgVersion { major: 15, minor: 0 },
             pg_rewind: None,
         };
-        let run_as = Some(RunAs { name: "postgres".to_owned(), uid: 1, gid: 1 });
+        let run_as = Some(RunAs { name: "postgres".to_owned(), uid: 1, gid: 1, home: "/".into() });
         let yaml = config(dir, &options, &Host { binaries, run_as }, &[6433, 6434]);
         let (config, findings) = parse(&yaml, dir, &Files);
         assert_eq!((&findings.problems, &findings.warnings), (&vec![], &vec![]), "{yaml}");

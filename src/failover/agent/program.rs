@@ -16,7 +16,7 @@ use super::user::RunAs;
 const KEPT_OUTPUT: usize = 16 * 1024;
 
 /// libpq's and PostgreSQL's own: what our caller's environment says is not meant for the servers that we run.
-const FOREIGN_ENVIRONMENT: [&str; 14] = [
+const FOREIGN_ENVIRONMENT: [&str; 24] = [
     "PGDATA",
     "PGHOST",
     "PGHOSTADDR",
@@ -30,6 +30,16 @@ const FOREIGN_ENVIRONMENT: [&str; 14] = [
     "PGOPTIONS",
     "PGAPPNAME",
     "PGSSLMODE",
+    "PGSSLCERT",
+    "PGSSLKEY",
+    "PGSSLROOTCERT",
+    "PGSSLCRL",
+    "PGSSLCRLDIR",
+    "PGSSLSNI",
+    "PGSSLMINPROTOCOLVERSION",
+    "PGSSLMAXPROTOCOLVERSION",
+    "PGCHANNELBINDING",
+    "PGGSSENCMODE",
     "PGREQUIREAUTH",
 ];
 
@@ -95,10 +105,13 @@ impl Program {
         self
     }
 
-    /// The standard library drops root's supplementary groups together with its uid.
+    /// The standard library drops root's supplementary groups together with its uid. The environment is the user's,
+    /// too: a walreceiver that may not look into our home for a certificate takes that for an error, and goes on
+    /// without TLS where it may (`initialize_SSL` in fe-secure-openssl.c).
     pub(super) fn run_as(mut self, user: Option<&RunAs>) -> Program {
         if let Some(user) = user {
             self.command.uid(user.uid).gid(user.gid);
+            self.command.env("HOME", &user.home).env("USER", &user.name).env("LOGNAME", &user.name);
         }
         self
     }
@@ -141,5 +154,29 @@ async fn tail(from: Option<impl AsyncRead + Unpin>) -> io::Result<String> {
         kept.extend_from_slice(&chunk[..n]);
         let excess = kept.len().saturating_sub(KEPT_OUTPUT);
         kept.drain(..excess);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::Duration;
+
+    use nix::unistd::{Gid, Uid};
+
+    use super::{Program, RunAs};
+
+    #[tokio::test]
+    async fn the_environment_is_the_users() {
+        let user = RunAs {
+            name: "joe".to_owned(),
+            uid: Uid::effective().as_raw(),
+            gid: Gid::effective().as_raw(),
+            home: "/somewhere".into(),
+        };
+        let program = Program::new(Path::new("/bin/sh"), Duration::from_secs(60));
+        let program = program.run_as(Some(&user));
+        let said = program.args(["-c", "echo $HOME $USER $LOGNAME"]).run().await.expect("it runs");
+        assert_eq!(said.trim(), "/somewhere joe joe");
     }
 }

@@ -1,5 +1,7 @@
 //! Whom the servers run as: PostgreSQL refuses to run as root.
 
+use std::path::PathBuf;
+
 use nix::unistd::{Uid, User};
 
 /// Tried in turn when we are root and nobody was named.
@@ -11,6 +13,8 @@ pub struct RunAs {
     pub name: String,
     pub uid: u32,
     pub gid: u32,
+    /// Where libpq looks for certificates and passwords on the server's behalf.
+    pub home: PathBuf,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -61,5 +65,11 @@ impl RunAs {
 fn lookup(name: &str) -> Result<Option<RunAs>, RunAsError> {
     let user =
         User::from_name(name).map_err(|source| RunAsError::Lookup { name: name.to_owned(), source })?;
-    Ok(user.map(|user| RunAs { name: user.name, uid: user.uid.as_raw(), gid: user.gid.as_raw() }))
+    let run_as = |user: User| RunAs {
+        name: user.name,
+        uid: user.uid.as_raw(),
+        gid: user.gid.as_raw(),
+        home: user.dir,
+    };
+    Ok(user.map(run_as))
 }
