@@ -1,6 +1,7 @@
 //! What strangers' bytes go through first, one function per target. None may panic, and none may allocate more than
 //! a small multiple of what came.
 
+use bellwether::net::proxy_header;
 use bellwether::pg::protocol::frame::{HEADER_LEN, Header};
 use bellwether::pg::protocol::{backend, frontend, startup};
 use bellwether::proxy::route::classify;
@@ -12,6 +13,13 @@ pub(crate) fn first_packet(bytes: &[u8]) {
         let _ = startup::parse(packet);
     }
     let _ = startup::parse(bytes);
+}
+
+pub(crate) fn proxy_header(bytes: &[u8]) {
+    if let Ok(more) = proxy_header::missing(bytes) {
+        assert!(more <= proxy_header::MAX_LEN, "{more} bytes are asked for");
+    }
+    let _ = proxy_header::parse(bytes);
 }
 
 pub(crate) fn of_a_client(bytes: &[u8]) {

@@ -30,6 +30,12 @@ const MESSAGES: &[&[u8]] = &[
     b"E\0\0\0\x1bSERROR\0C42601\0Mno\0\0",
 ];
 
+const PROXY_HEADERS: &[&[u8]] = &[
+    b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x07\x0a\0\0\x01\xc0\x01\x19\x20",
+    b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0",
+    b"\r\n\r\n\0\r\nQUIT\n\x21\x21\0\x2b                                    \x03\0\x04crc3",
+];
+
 const TEXTS: &[&[u8]] = &[
     b"SELECT a, b FROM t WHERE c = $1 AND d IN (1, 2) ORDER BY 1 LIMIT 3 FOR UPDATE",
     b"/* bellwether: primary */ SET LOCAL work_mem = '5MB'; SHOW bellwether.lsn -- done",
@@ -53,6 +59,7 @@ fn nothing_that_comes_panics_or_swells() {
         entries::first_packet(&message);
         entries::of_a_client(&message);
         entries::of_a_server(&message);
+        entries::proxy_header(&changed(&mut random, PROXY_HEADERS));
         entries::sql(&changed(&mut random, TEXTS));
     }
     let swollen = most_resident() - before;

@@ -120,14 +120,14 @@ fn it_is_a_session_of_the_primary_like_any_other() {
     assert!(refused.contains("database \"nowhere\" does not exist"), "{refused}");
 
     // A cancel finds its statement; KILL_CLIENT its session.
-    let sleeping = sleeper(&cluster);
+    let sleeping = sleeper(&cluster, "cancelled");
     let interrupt = |child: &Child| {
         kill(Pid::from_raw(i32::try_from(child.id()).expect("a pid")), Signal::SIGINT).expect("signal");
     };
     interrupt(&sleeping);
     let cancelled = complaint(sleeping);
     assert!(cancelled.contains("canceling statement due to user request"), "{cancelled}");
-    let sleeping = sleeper(&cluster);
+    let sleeping = sleeper(&cluster, "killed");
     let console = conninfo(&cluster).replace("dbname=app", "dbname=pgbouncer");
     let clients = cluster.psql_at(&console, "SHOW CLIENTS").expect("SHOW CLIENTS");
     let client = clients.lines().find(|line| line.contains("|app|logical|active|")).expect("the session");
@@ -142,7 +142,7 @@ fn it_is_a_session_of_the_primary_like_any_other() {
     cluster.reconfigure(|config| {
         config["pool"] = serde_yaml::from_str("{databases: [{name: app, max_servers: 1}]}").expect("YAML");
     });
-    let sleeping = sleeper(&cluster);
+    let sleeping = sleeper(&cluster, "last");
     let refused = cluster.psql_at(&replication(&cluster), "IDENTIFY_SYSTEM").expect_err("a second one");
     assert!(refused.contains("no server connection is free for logical replication"), "{refused}");
     // The end of the endpoint is told.
@@ -150,19 +150,20 @@ fn it_is_a_session_of_the_primary_like_any_other() {
     assert!(complaint(sleeping).contains("terminating connection due to administrator command"));
 }
 
-/// psql in a long statement, through a replication connection.
-fn sleeper(cluster: &Cluster) -> Child {
+/// psql in a long statement, through a replication connection. Its server does not notice when it is gone.
+fn sleeper(cluster: &Cluster, mark: &str) -> Child {
+    let sleep = format!("SELECT pg_sleep(600) /* {mark} */");
     let psql = cluster
         .program("psql")
-        .args(["-X", "-q", "-c", "SELECT pg_sleep(600)", "-d", &replication(cluster)])
+        .args(["-X", "-q", "-c", &sleep, "-d", &replication(cluster)])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .expect("psql runs");
     eventually("it sleeps", LIMIT, || {
         let sql =
-            "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(600)' AND state = 'active'";
-        let count = cluster.psql_at(&cluster.direct_conninfo(&cluster.primary(), "postgres"), sql)?;
+            format!("SELECT count(*) FROM pg_stat_activity WHERE query = '{sleep}' AND state = 'active'");
+        let count = cluster.psql_at(&cluster.direct_conninfo(&cluster.primary(), "postgres"), &sql)?;
         if count == "1" { Ok(()) } else { Err(count) }
     });
     psql

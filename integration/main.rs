@@ -19,6 +19,7 @@ mod leak;
 mod logical;
 mod memory;
 mod pools;
+mod proxy_protocol;
 mod relay;
 mod reload;
 mod sessions;

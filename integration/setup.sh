@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what is missing, and only that. Debian and Ubuntu.
-#   setup.sh base          PostgreSQL of the distribution, a C compiler and libclang (for PostgreSQL's grammar)
+#   setup.sh base          PostgreSQL and HAProxy of the distribution, a C compiler and libclang (for PostgreSQL's grammar)
 #   setup.sh second-major  server binaries of PostgreSQL 18 under target/pg18
 #   setup.sh major N       the same of another, under target/pgN
 #   setup.sh majors        the same of 14, 16, 17 and 18
@@ -31,6 +31,7 @@ base() {
     compgen -G '/usr/lib/llvm*/lib/libclang*.so*' | grep -qv libclang-cpp || missing+=(libclang-dev)
     compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || missing+=(postgresql)
     command -v psql >/dev/null || missing+=(postgresql-client)
+    [ -x /usr/sbin/haproxy ] || missing+=(haproxy)
     [ ${#missing[@]} = 0 ] || install_packages "${missing[@]}"
     command -v cargo >/dev/null || die "cargo is missing: install a Rust toolchain first"
 }

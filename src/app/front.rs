@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::config::{Listen, ListenOn, ListenRoute};
 use super::run::RunError;
 use crate::admin::console::{self, Console};
-use crate::net::{Acceptor, ConnectionKind, Hello, ListenAddress, Listener, Stream, hello};
+use crate::net::{Acceptor, ConnectionKind, Hello, ListenAddress, Listener, Proxies, Stream, hello};
 use crate::proxy::route::Route;
 use crate::proxy::{Entrance, Proxy, Seats, Served, Worker};
 use crate::relay::Relay;
@@ -19,8 +19,23 @@ use crate::relay::Relay;
 /// Bound, not yet accepting: what cannot be bound is told before anything else is started.
 #[derive(Debug)]
 pub(super) struct Listening {
-    listeners: Vec<(Listener, Entrance)>,
+    listeners: Vec<(Listener, Way)>,
     runtime: Runtime,
+}
+
+/// How connections come in through a listener.
+#[derive(Clone, Debug)]
+pub(super) struct Way {
+    entrance: Entrance,
+    /// `None`: clients come by themselves.
+    proxies: Option<Arc<Proxies>>,
+}
+
+impl Way {
+    fn of(listen: &Listen) -> Way {
+        let entrance = Entrance { route: route(listen.route) };
+        Way { entrance, proxies: listen.proxies.clone().map(Arc::new) }
+    }
 }
 
 impl Listening {
@@ -34,7 +49,7 @@ impl Listening {
             let listener = Listener::bind(&address);
             let listener =
                 listener.map_err(|source| RunError::Listen { address: address.to_string(), source })?;
-            listeners.push((listener, Entrance { route: route(wanted.route) }));
+            listeners.push((listener, Way::of(wanted)));
         }
         drop(inside);
         Ok(Listening { listeners, runtime })
@@ -45,17 +60,17 @@ impl Listening {
     }
 
     /// What the first worker runs on and does: it accepts until it is dropped; then the sockets are closed.
-    pub(super) fn accepting(self) -> ((Runtime, impl AsyncFnOnce(Seats<Entrance>) + Send + 'static), Front) {
+    pub(super) fn accepting(self) -> ((Runtime, impl AsyncFnOnce(Seats<Way>) + Send + 'static), Front) {
         let ended = CancellationToken::new();
         let ends = ended.clone().drop_guard();
         let Listening { listeners, runtime } = self;
-        let accept = async move |seats: Seats<Entrance>| {
+        let accept = async move |seats: Seats<Way>| {
             // Also when it panics.
             let _ends = ends;
             let seats = Rc::new(seats);
             let mut accepting = JoinSet::new();
-            for (listener, entrance) in listeners {
-                accepting.spawn_local(accept(listener, entrance, seats.clone()));
+            for (listener, way) in listeners {
+                accepting.spawn_local(accept(listener, way, seats.clone()));
             }
             accepting.join_next().await;
         };
@@ -75,10 +90,10 @@ impl Front {
     }
 }
 
-async fn accept(listener: Listener, entrance: Entrance, seats: Rc<Seats<Entrance>>) {
+async fn accept(listener: Listener, way: Way, seats: Rc<Seats<Way>>) {
     loop {
         let (stream, _) = listener.accept().await;
-        seats.give(stream, entrance);
+        seats.give(stream, way.clone());
     }
 }
 
@@ -89,9 +104,9 @@ pub(super) fn greeter(
     console: Arc<Console>,
     acceptor: Arc<Acceptor>,
     stop: CancellationToken,
-) -> impl Fn(Rc<Worker>, Stream, Entrance) -> Served + Clone + Send + 'static {
+) -> impl Fn(Rc<Worker>, Stream, Way) -> Served + Clone + Send + 'static {
     let door = Door { proxy, relay, console, acceptor, stop };
-    move |worker, stream, entrance| Box::pin(door.clone().serve(worker, stream, entrance))
+    move |worker, stream, way| Box::pin(door.clone().serve(worker, stream, way))
 }
 
 #[derive(Clone, Debug)]
@@ -104,10 +119,11 @@ struct Door {
 }
 
 impl Door {
-    async fn serve(self, worker: Rc<Worker>, stream: Stream, entrance: Entrance) {
+    async fn serve(self, worker: Rc<Worker>, stream: Stream, way: Way) {
+        let Way { entrance, proxies } = way;
         // On the heap, each only as long as it lasts: what a login needs is not kept for the session.
-        let greeted = self.stop.run_until_cancelled(Box::pin(hello(stream, &self.acceptor)));
-        let Some(greeted) = greeted.await else { return };
+        let greeting = Box::pin(hello(stream, proxies.as_deref(), &self.acceptor));
+        let Some(greeted) = self.stop.run_until_cancelled(greeting).await else { return };
         match greeted {
             Hello::Closed => {}
             // libpq waits for the end of file; it comes when the cancel has been passed on.

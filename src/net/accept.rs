@@ -8,13 +8,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Buf;
+use ipnet::IpNet;
 use parking_lot::Mutex;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Semaphore;
 
+use super::proxy_header::{self, Source};
 use super::tls::Negotiation;
 use super::wire::{Wire, WireError};
-use super::{Authenticator, Client, ConnectionKind, Credentials, Peer, Stream, TlsForClients};
+use super::{Authenticator, Client, ConnectionKind, Credentials, Peer, PeerAddress, Stream, TlsForClients};
 use crate::pg::protocol::Malformed;
 use crate::pg::protocol::backend;
 use crate::pg::protocol::startup::{self, CancelKey, FirstPacket, Startup, StartupError};
@@ -114,8 +116,40 @@ pub enum Hello {
     Closed,
 }
 
-/// Greets whoever is at the other end. Takes at most the login limit, and two seconds for last words.
-pub async fn hello(stream: Stream, acceptor: &Acceptor) -> Hello {
+/// Load balancers that say in a PROXY header whom they connect for: where they are. Whoever can send such a header
+/// can claim any address, so nobody else is listened to. Through unix sockets they are known by reaching them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proxies(Vec<IpNet>);
+
+impl Proxies {
+    pub fn at(networks: Vec<IpNet>) -> Proxies {
+        Proxies(networks)
+    }
+
+    fn include(&self, address: PeerAddress) -> bool {
+        match address {
+            PeerAddress::Unix => true,
+            PeerAddress::Tcp(address) => {
+                self.0.iter().any(|network| network.contains(&address.ip().to_canonical()))
+            }
+            PeerAddress::Unknown => false,
+        }
+    }
+}
+
+/// Whose the connection is that `proxy` has made. What is local to another host is not local here: then it is the
+/// proxy's own.
+fn on_behalf_of(source: Source, proxy: PeerAddress) -> PeerAddress {
+    match source {
+        Source::Proxy => proxy,
+        Source::Client(address) if address.ip().to_canonical().is_loopback() && !proxy.is_local() => proxy,
+        Source::Client(address) => PeerAddress::Tcp(address),
+    }
+}
+
+/// Greets whoever is at the other end. Takes at most the login limit, and two seconds for last words. With `proxies`
+/// it is one of them, and nothing else is expected: who is not is closed without a word, which it would not expect.
+pub async fn hello(stream: Stream, proxies: Option<&Proxies>, acceptor: &Acceptor) -> Hello {
     let (peer, reception) = (Peer::plain(stream.peer()), acceptor.reception());
     let mut login =
         Login { wire: Wire::new(stream), peer, reception: &reception, waiting_for: Waiting::Startup };
@@ -124,7 +158,7 @@ pub async fn hello(stream: Stream, acceptor: &Acceptor) -> Hello {
             SqlState::TOO_MANY_CONNECTIONS,
             "sorry, too many clients are logging in already",
         ))),
-        Ok(_permit) => match tokio::time::timeout(reception.login_limit, login.run()).await {
+        Ok(_permit) => match tokio::time::timeout(reception.login_limit, login.run(proxies)).await {
             Ok(outcome) => outcome,
             Err(_) => Err(login.out_of_time()),
         },
@@ -227,7 +261,10 @@ impl Refusal {
 }
 
 impl Login<'_> {
-    async fn run(&mut self) -> Result<Outcome, Refusal> {
+    async fn run(&mut self, proxies: Option<&Proxies>) -> Result<Outcome, Refusal> {
+        if let Some(proxies) = proxies {
+            self.proxy_header(proxies).await?;
+        }
         let startup = match self.first_packets().await? {
             FirstPackets::Startup(startup) => startup,
             FirstPackets::Cancel(key) => return Ok(Outcome::Cancel(key)),
@@ -238,6 +275,34 @@ impl Login<'_> {
         let credentials = authenticator.authenticate(&mut self.wire, &self.peer, &startup).await?;
         backend::authentication_ok(&mut self.wire.out);
         Ok(Outcome::Client(startup, credentials))
+    }
+
+    /// Not a byte more than the header is read: what is behind it may be a handshake's.
+    async fn proxy_header(&mut self, proxies: &Proxies) -> Result<(), Refusal> {
+        let proxy = self.peer.address;
+        if !proxies.include(proxy) {
+            tracing::info!(peer = %proxy, "connection refused: not in proxy_from");
+            return Err(Refusal::Gone);
+        }
+        let mut header = Vec::new();
+        let source = loop {
+            match proxy_header::missing(&header) {
+                Ok(0) => break proxy_header::parse(&header),
+                Ok(more) => {
+                    let mut rest = (&mut self.wire.stream).take(more as u64);
+                    if rest.read_buf(&mut header).await? == 0 {
+                        return Err(Refusal::Gone);
+                    }
+                }
+                Err(error) => break Err(error),
+            }
+        };
+        let source = source.map_err(|error| {
+            tracing::info!(peer = %proxy, %error, "connection refused");
+            Refusal::Gone
+        })?;
+        self.peer.address = on_behalf_of(source, proxy);
+        Ok(())
     }
 
     /// Up to the startup packet. Encryption is negotiated once in each kind; GSSAPI's is always declined.
@@ -358,4 +423,49 @@ enum FirstPackets {
 enum Encryption {
     Tls,
     Gss,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Proxies, on_behalf_of};
+    use crate::net::PeerAddress;
+    use crate::net::proxy_header::Source;
+
+    fn tcp(address: &str) -> PeerAddress {
+        PeerAddress::Tcp(address.parse().expect("an address"))
+    }
+
+    #[test]
+    fn only_known_proxies_are_listened_to() {
+        let proxies =
+            Proxies::at(["10.0.0.0/24", "2001:db8::5/128"].map(|net| net.parse().expect("CIDR")).to_vec());
+        for (address, expected) in [
+            (tcp("10.0.0.7:1"), true),
+            (tcp("[::ffff:10.0.0.7]:1"), true),
+            (tcp("10.0.1.7:1"), false),
+            (tcp("[2001:db8::5]:1"), true),
+            (tcp("127.0.0.1:1"), false),
+            (PeerAddress::Unix, true),
+            (PeerAddress::Unknown, false),
+        ] {
+            assert_eq!(proxies.include(address), expected, "{address}");
+        }
+    }
+
+    #[test]
+    fn what_is_local_elsewhere_is_not_local_here() {
+        let client = |address: &str| Source::Client(address.parse().expect("an address"));
+        let (near, far) = (tcp("127.0.0.1:1"), tcp("10.0.0.7:1"));
+        for (source, proxy, expected) in [
+            (client("192.0.2.1:5"), far, tcp("192.0.2.1:5")),
+            (client("127.0.0.1:5"), far, far),
+            (client("[::1]:5"), far, far),
+            (client("[::ffff:127.0.0.1]:5"), far, far),
+            (client("127.0.0.1:5"), near, tcp("127.0.0.1:5")),
+            (client("127.0.0.1:5"), PeerAddress::Unix, tcp("127.0.0.1:5")),
+            (Source::Proxy, far, far),
+        ] {
+            assert_eq!(on_behalf_of(source, proxy), expected, "{source:?} through {proxy}");
+        }
+    }
 }

@@ -9,6 +9,7 @@ mod dial;
 mod listen;
 mod log_in;
 mod peer;
+pub mod proxy_header;
 pub mod sql;
 mod stream;
 #[cfg(test)]
@@ -18,7 +19,7 @@ mod users;
 mod wire;
 
 pub use crate::pg::protocol::startup::CancelKey;
-pub use accept::{Acceptor, ClientTls, Hello, Reception, hello};
+pub use accept::{Acceptor, ClientTls, Hello, Proxies, Reception, hello};
 pub use authenticate::Authenticator;
 pub use dial::{cancel, dial};
 pub use listen::{ListenAddress, Listener};

@@ -60,7 +60,9 @@ async fn meet(
 ) -> (Option<(ConnectionKind, Box<Client>)>, Result<Backend, DialError>) {
     let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
     let accepting = async {
-        let Hello::Client(kind, mut client) = hello(Stream::Unix(ours), acceptor).await else { return None };
+        let Hello::Client(kind, mut client) = hello(Stream::Unix(ours), None, acceptor).await else {
+            return None;
+        };
         let mut out = std::mem::take(&mut client.out);
         backend::parameter_status("server_version", "15.0", &mut out);
         backend::backend_key_data(7, b"abcd", &mut out);
@@ -184,7 +186,7 @@ async fn say(bytes: &[u8]) -> (Hello, Vec<u8>) {
         answer
     };
     let listening = async {
-        match hello(Stream::Unix(ours), &acceptor).await {
+        match hello(Stream::Unix(ours), None, &acceptor).await {
             // Hang up, so that the other side sees the end.
             Hello::Cancel(key, _stream) => {
                 Hello::Cancel(key, Stream::Unix(UnixStream::pair().expect("a pair").0))
@@ -238,7 +240,7 @@ async fn a_cancel_waits_until_it_was_carried_out() {
     let done = std::cell::Cell::new(false);
     let serving = async {
         let (stream, _) = listener.accept().await;
-        let Hello::Cancel(key, _stream) = hello(stream, &acceptor(&Method::ScramSha256)).await else {
+        let Hello::Cancel(key, _stream) = hello(stream, None, &acceptor(&Method::ScramSha256)).await else {
             panic!("no cancel request")
         };
         assert_eq!(key, CancelKey { pid: 7, secret: vec![1; 32] });
@@ -277,7 +279,7 @@ async fn encryption_is_declined_once_in_each_kind() {
         put_startup("joe", "db", &[], &mut out);
         theirs.write_all(&out).await.expect("write");
     };
-    let (hello, ()) = tokio::join!(hello(Stream::Unix(ours), &acceptor), speaking);
+    let (hello, ()) = tokio::join!(hello(Stream::Unix(ours), None, &acceptor), speaking);
     let Hello::Client(ConnectionKind::Sql, client) = hello else { panic!("not let in: {hello:?}") };
     assert_eq!(&client.out[..], b"R\0\0\0\x08\0\0\0\0");
 }
@@ -287,7 +289,7 @@ async fn a_newer_protocol_is_negotiated_down() {
     let acceptor = acceptor(&Method::Trust);
     let (ours, mut theirs) = UnixStream::pair().expect("a pair of sockets");
     theirs.write_all(b"\0\0\0\x12\0\x03\0\x02user\0joe\0\0").await.expect("write");
-    let hello = hello(Stream::Unix(ours), &acceptor).await;
+    let hello = hello(Stream::Unix(ours), None, &acceptor).await;
     let Hello::Client(ConnectionKind::Sql, client) = hello else { panic!("not let in: {hello:?}") };
     assert_eq!(&client.out[..], b"v\0\0\0\x0c\0\x03\0\0\0\0\0\0R\0\0\0\x08\0\0\0\0");
 }
@@ -306,7 +308,7 @@ async fn who_stops_in_the_middle_is_cut() {
             drop(theirs);
             answer
         };
-        let (hello, answer) = tokio::join!(hello(Stream::Unix(ours), &acceptor), listening);
+        let (hello, answer) = tokio::join!(hello(Stream::Unix(ours), None, &acceptor), listening);
         assert!(matches!(hello, Hello::Closed), "{bytes:?}");
         // Behind the question for a proof, where one was asked.
         let error = answer.iter().position(|b| *b == b'E').map_or(&[][..], |at| &answer[at..]);
@@ -322,7 +324,7 @@ async fn a_refused_client_hears_why() {
     let acceptor = acceptor(&Method::Trust);
     let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
     let refusing = async {
-        let Hello::Client(_, client) = hello(Stream::Unix(ours), &acceptor).await else {
+        let Hello::Client(_, client) = hello(Stream::Unix(ours), None, &acceptor).await else {
             panic!("not let in")
         };
         client.refuse(ErrorFields::fatal(SqlState::INVALID_CATALOG_NAME, "no such database")).await;
@@ -399,7 +401,7 @@ async fn guesses_of_one_address_are_limited() {
         assert!(guessing.len() <= 40, "nobody is refused");
         let (ours, mut theirs) = UnixStream::pair().expect("a pair of sockets");
         let acceptor = acceptor.clone();
-        greeting.spawn(async move { drop(hello(Stream::Unix(ours), &acceptor).await) });
+        greeting.spawn(async move { drop(hello(Stream::Unix(ours), None, &acceptor).await) });
         theirs.write_all(&guess).await.expect("write");
         let mut heard = vec![0; 1000];
         let length = theirs.read(&mut heard).await.expect("an answer");

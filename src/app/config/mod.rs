@@ -4,6 +4,7 @@
 //! The planes do not see [`Config`]: `run` makes each plane's own configuration from it.
 
 mod auth;
+mod listen;
 mod parse;
 mod reader;
 mod secret;
@@ -24,8 +25,8 @@ pub use secret::{Secret, Sources, System};
 pub use tls::{ClientTls, Tls};
 
 use crate::admin::console::Access;
-use crate::net::Lookups;
 use crate::net::authenticate::Rules;
+use crate::net::{Lookups, Proxies};
 use crate::proxy::limits::Plan;
 use crate::topology::{Durability, Node, NodeName};
 
@@ -67,6 +68,8 @@ impl Config {
 pub struct Listen {
     pub on: ListenOn,
     pub route: ListenRoute,
+    /// Who connects on clients' behalf, and says so in a PROXY header; `None`: nobody.
+    pub proxies: Option<Proxies>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,12 +7,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::auth::{against_tls, auth};
+use super::listen::listener;
 use super::reader::{Findings, Problem, Section};
 use super::secret::{self, PASSWORD, Sources};
 use super::units::{duration, duration_or_off, number, on_off, parsed, path, size, text, texts, word};
 use super::{
-    Balance, Config, Consistency, Failover, FailoverMode, Listen, ListenOn, ListenRoute, Local, Log,
-    LogFormat, NodeConfig, Pool, Routing, ServerLogin, Wal,
+    Balance, Config, Consistency, Failover, FailoverMode, Local, Log, LogFormat, NodeConfig, Pool, Routing,
+    ServerLogin, Wal,
 };
 use crate::admin::console::Access;
 use crate::proxy::PoolMode;
@@ -59,7 +60,7 @@ impl Parser<'_> {
     fn config(&self, root: &mut Section<'_>) -> Option<Config> {
         let cluster = root.required("cluster", text);
         let instance = root.required("instance", instance);
-        let listen = root.list("listen", |item| self.listener(item));
+        let listen = root.list("listen", |item| listener(item, self.directory));
         if !root.has("listen") {
             root.problem("listen", "is missing");
         }
@@ -102,30 +103,6 @@ impl Parser<'_> {
             tls,
             log,
         })
-    }
-
-    fn listener(&self, item: &mut Section<'_>) -> Option<Listen> {
-        let tcp = item.optional("address", parsed::<SocketAddr>).map(ListenOn::Tcp);
-        let port = item.or("port", 6432, number(1..=65535));
-        let unix = item.optional("unix", path).map(|directory| ListenOn::Unix {
-            directory: self.directory.join(directory),
-            port: u16::try_from(port).expect("within 1..=65535"),
-        });
-        let routes = [
-            ("auto", ListenRoute::Auto),
-            ("primary", ListenRoute::Primary),
-            ("standby", ListenRoute::Standby),
-        ];
-        let route = item.or("route", ListenRoute::Auto, word(&routes));
-        match (item.has("address"), item.has("unix")) {
-            (true, true) => item.problem("", "has both address and unix; make it two items"),
-            (false, false) => item.problem("", "needs address: HOST:PORT or unix: DIRECTORY"),
-            _ => {}
-        }
-        if item.has("port") && !item.has("unix") {
-            item.problem("port", "belongs to unix; with address it is HOST:PORT");
-        }
-        Some(Listen { on: tcp.or(unix)?, route })
     }
 
     fn nodes(&self, root: &mut Section<'_>) -> Vec<NodeConfig> {

@@ -75,7 +75,8 @@ fn every_problem_of_a_bad_document_at_once() {
     let found = problems(
         "
 cluster: 7
-listen: [{adress: '0.0.0.0:6432'}, {unix: /run/bellwether, address: '[::]:1'}]
+listen: [{adress: '0.0.0.0:6432'}, {unix: /run/bellwether, address: '[::]:1'},
+  {address: '[::]:2', proxy_protocol: required}, {address: '[::]:3', proxy_from: [here]}]
 nodes:
   - {name: PG1, address: '10.0.0.11'}
   - {name: pg2, address: '10.0.0.12:5432', local: {data_dir: /var/lib/pg}}
@@ -98,6 +99,10 @@ tls: {client: require}
             "listen[0]: needs address: HOST:PORT or unix: DIRECTORY",
             "listen[0].adress: unknown key; did you mean address?",
             "listen[1]: has both address and unix; make it two items",
+            "listen[2].proxy_from: is missing: which addresses are the proxies'? \
+             Whoever else sent a header could claim any address",
+            "listen[3].proxy_from: here: ADDRESS/BITS or one address is expected",
+            "listen[3].proxy_from: belongs to proxy_protocol: required",
             "nodes[0].name: node name \"PG1\" may have 1 to 40 lower case letters, digits, '-' and '_' only",
             "nodes[0].address: address \"10.0.0.11\": HOST:PORT is expected, an IPv6 host in brackets",
             "nodes[1].local.bin_dir: is missing",

@@ -88,7 +88,7 @@ async fn listen() -> (TcpListener, Address) {
 /// Who was let in; the connection is closed then.
 async fn greeted(listener: &TcpListener, acceptor: &Acceptor) -> Option<Peer> {
     let (stream, _) = listener.accept().await.expect("a client");
-    match hello(Stream::Tcp(stream), acceptor).await {
+    match hello(Stream::Tcp(stream), None, acceptor).await {
         Hello::Client(_, client) => Some(client.peer),
         Hello::Cancel(..) | Hello::Closed => None,
     }

@@ -140,7 +140,7 @@ impl<'a> Session<'a> {
         entrance: Entrance,
         client: Box<Client>,
     ) -> Result<Box<Session<'a>>, Refused> {
-        let Client { stream, received, out, user, database, parameters, credentials, .. } = *client;
+        let Client { stream, peer, received, out, user, database, parameters, credentials } = *client;
         let config = shared.config();
         let counted = Entered::new(&shared.clients, &database, &user, &config.plan);
         let startup = Startup::read(&parameters);
@@ -166,7 +166,7 @@ impl<'a> Session<'a> {
             database: database.clone(),
             user: user.clone(),
             application_name: application_name(&parameters),
-            peer: stream.peer(),
+            peer: peer.address,
             connected_at: SystemTime::now(),
         };
         let registered = shared.slots.register(about);
