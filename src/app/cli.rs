@@ -13,7 +13,7 @@ use clap::{Args, Parser, Subcommand};
 use super::check::{self, Severity};
 use super::config::{self, LoadError};
 use super::demo::{self, DemoError};
-use super::run::{self, RunError};
+use super::run::{self, RunError, Succession};
 use super::{import, shutdown, telemetry};
 use crate::admin::{self, ClientError, ClusterView};
 use crate::proxy::route::explain;
@@ -31,8 +31,15 @@ struct CommandLine {
 enum Command {
     /// Make a real cluster on this host and run an instance in front of it, until Ctrl-C
     Demo(Demo),
-    /// Run an instance until SIGTERM or SIGINT
-    Run(ConfigFile),
+    /// Run an instance until SIGTERM or SIGINT, or until another takes its place
+    Run {
+        #[command(flatten)]
+        file: ConfigFile,
+        /// Take the place of the instance that runs, if there is one: no connection is refused, and its sessions go
+        /// on until they end
+        #[arg(long)]
+        takeover: bool,
+    },
     /// Report every error of a configuration at once, then look at its servers
     Check(ConfigFile),
     /// Show nodes, roles, timelines, lag, the term, and whether writes are open
@@ -185,7 +192,10 @@ fn execute(command: Command) -> Result<ExitCode, CliError> {
                 demo::demo(options.into()).await.map_err(|error| CliError::Demo(Box::new(error)))?;
                 Ok(ExitCode::SUCCESS)
             }
-            Command::Run(file) => run_instance(&file.config).await,
+            Command::Run { file, takeover } => {
+                let succession = if takeover { Succession::Wanted } else { Succession::Offered };
+                run_instance(&file.config, succession).await
+            }
             Command::Check(file) => report(&file.config).await,
             Command::Status { instance, watch, json } => status(&instance, watch, json).await,
             Command::History { instance, json } => history(&instance, json).await,
@@ -205,7 +215,7 @@ fn execute(command: Command) -> Result<ExitCode, CliError> {
     done
 }
 
-async fn run_instance(path: &Path) -> Result<ExitCode, CliError> {
+async fn run_instance(path: &Path, succession: Succession) -> Result<ExitCode, CliError> {
     let (config, warnings) = config::load(path)?;
     let log_level = telemetry::install(&config.log);
     for warning in warnings {
@@ -213,7 +223,7 @@ async fn run_instance(path: &Path) -> Result<ExitCode, CliError> {
     }
     let shutdown = shutdown::on_signals().map_err(CliError::SetUp)?;
     let ready = |endpoints: &run::Endpoints| tracing::info!(%endpoints, "accepting connections");
-    run::run(config, log_level, ready, shutdown).await?;
+    run::run(config, succession, log_level, ready, shutdown).await?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -351,6 +361,7 @@ mod tests {
     fn what_people_type() {
         for (line, understood) in [
             ("run --config a.yaml", true),
+            ("run --takeover --config a.yaml", true),
             ("check", true),
             ("demo --dir d --nodes 5 --durability quorum", true),
             ("demo --durability some", false),

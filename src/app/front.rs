@@ -1,17 +1,23 @@
 //! The front door: the first worker accepts, a worker greets, and whoever has proved who they are goes to their
 //! plane.
 
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 
 use tokio::runtime::Runtime;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::config::{Listen, ListenOn, ListenRoute};
 use super::run::RunError;
+use super::takeover::Inherited;
 use crate::admin::console::{self, Console};
-use crate::net::{Acceptor, ConnectionKind, Hello, ListenAddress, Listener, Proxies, Stream, hello};
+use crate::net::{
+    Acceptor, CancelKey, ConnectionKind, Hello, ListenAddress, Listener, Proxies, SocketFile, Stream, hello,
+};
 use crate::proxy::route::Route;
 use crate::proxy::{Entrance, Proxy, Seats, Served, Worker};
 use crate::relay::Relay;
@@ -39,14 +45,18 @@ impl Way {
 }
 
 impl Listening {
-    pub(super) fn bind(listen: &[Listen]) -> Result<Listening, RunError> {
+    /// A socket that is inherited is not bound again.
+    pub(super) fn bind(listen: &[Listen], inherited: &mut Inherited) -> Result<Listening, RunError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(RunError::Threads)?;
         let inside = runtime.enter();
         let mut listeners = Vec::new();
         for wanted in listen {
             let address = address(&wanted.on);
-            let listener = Listener::bind(&address);
+            let listener = match inherited.clients(&address) {
+                Some(socket) => Listener::adopt(&address, socket),
+                None => Listener::bind(&address),
+            };
             let listener =
                 listener.map_err(|source| RunError::Listen { address: address.to_string(), source })?;
             listeners.push((listener, Way::of(wanted)));
@@ -59,10 +69,23 @@ impl Listening {
         self.listeners.iter().map(|(listener, _)| listener.address().clone()).collect()
     }
 
-    /// What the first worker runs on and does: it accepts until it is dropped; then the sockets are closed.
-    pub(super) fn accepting(self) -> ((Runtime, impl AsyncFnOnce(Seats<Way>) + Send + 'static), Front) {
+    /// What the first worker runs on and does: while the front is open it accepts, until that is dropped; then the
+    /// sockets are closed.
+    #[expect(clippy::type_complexity, reason = "a function in it has no name")]
+    pub(super) fn accepting(
+        mut self,
+    ) -> io::Result<((Runtime, impl AsyncFnOnce(Seats<Way>) + Send + 'static), Front)> {
+        let mut sockets = Vec::new();
+        for (listener, _) in &mut self.listeners {
+            sockets.push(Shared {
+                address: listener.address().clone(),
+                socket: listener.share()?,
+                file: listener.take_file(),
+            });
+        }
         let ended = CancellationToken::new();
         let ends = ended.clone().drop_guard();
+        let (gate, opened) = watch::channel(Gate::Closed);
         let Listening { listeners, runtime } = self;
         let accept = async move |seats: Seats<Way>| {
             // Also when it panics.
@@ -70,30 +93,70 @@ impl Listening {
             let seats = Rc::new(seats);
             let mut accepting = JoinSet::new();
             for (listener, way) in listeners {
-                accepting.spawn_local(accept(listener, way, seats.clone()));
+                accepting.spawn_local(accept(listener, way, seats.clone(), opened.clone()));
             }
             accepting.join_next().await;
         };
-        ((runtime, accept), Front { ended })
+        Ok(((runtime, accept), Front { ended, gate, sockets }))
     }
 }
 
-/// Accepting connections, as the rest of the instance sees it.
+/// Accepting connections, as the rest of the instance sees it. Dropped, it ends.
 #[derive(Debug)]
 pub(super) struct Front {
     ended: CancellationToken,
+    gate: watch::Sender<Gate>,
+    sockets: Vec<Shared>,
+}
+
+/// While it is closed, who connects waits in the sockets' backlog.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Gate {
+    Closed,
+    Open,
+}
+
+/// A listening socket that the first worker accepts from.
+#[derive(Debug)]
+struct Shared {
+    address: ListenAddress,
+    socket: OwnedFd,
+    file: Option<SocketFile>,
 }
 
 impl Front {
+    pub(super) fn open(&self) {
+        self.gate.send_replace(Gate::Open);
+    }
+
+    pub(super) fn close(&self) {
+        self.gate.send_replace(Gate::Closed);
+    }
+
+    pub(super) fn sockets(&self) -> impl Iterator<Item = (&ListenAddress, BorrowedFd<'_>)> {
+        self.sockets.iter().map(|shared| (&shared.address, shared.socket.as_fd()))
+    }
+
+    /// The sockets are another process's; here they are closed.
+    pub(super) fn hand_over(self) {
+        for shared in self.sockets {
+            if let Some(file) = shared.file {
+                file.leave();
+            }
+        }
+    }
+
     pub(super) async fn ended(&self) {
         self.ended.cancelled().await;
     }
 }
 
-async fn accept(listener: Listener, way: Way, seats: Rc<Seats<Way>>) {
-    loop {
-        let (stream, _) = listener.accept().await;
-        seats.give(stream, way.clone());
+async fn accept(listener: Listener, way: Way, seats: Rc<Seats<Way>>, mut gate: watch::Receiver<Gate>) {
+    while gate.wait_for(|gate| *gate == Gate::Open).await.is_ok() {
+        tokio::select! {
+            (stream, _) = listener.accept() => seats.give(stream, way.clone()),
+            changed = gate.changed() => if changed.is_err() { return },
+        }
     }
 }
 
@@ -103,9 +166,10 @@ pub(super) fn greeter(
     relay: Relay,
     console: Arc<Console>,
     acceptor: Arc<Acceptor>,
+    elsewhere: Option<mpsc::Sender<CancelKey>>,
     stop: CancellationToken,
 ) -> impl Fn(Rc<Worker>, Stream, Way) -> Served + Clone + Send + 'static {
-    let door = Door { proxy, relay, console, acceptor, stop };
+    let door = Door { proxy, relay, console, acceptor, elsewhere, stop };
     move |worker, stream, way| Box::pin(door.clone().serve(worker, stream, way))
 }
 
@@ -115,6 +179,8 @@ struct Door {
     relay: Relay,
     console: Arc<Console>,
     acceptor: Arc<Acceptor>,
+    /// Whoever is not known here may be a client of the process before this one.
+    elsewhere: Option<mpsc::Sender<CancelKey>>,
     stop: CancellationToken,
 }
 
@@ -128,7 +194,12 @@ impl Door {
             Hello::Closed => {}
             // libpq waits for the end of file; it comes when the cancel has been passed on.
             Hello::Cancel(key, stream) => {
-                Box::pin(self.proxy.cancel(&key)).await;
+                if !Box::pin(self.proxy.cancel(&key)).await
+                    && let Some(elsewhere) = &self.elsewhere
+                {
+                    // It may be lost, as any may.
+                    let _ = elsewhere.try_send(key);
+                }
                 drop(stream);
             }
             Hello::Client(ConnectionKind::Sql, client) if console::DATABASES.contains(&&*client.database) => {

@@ -9,11 +9,13 @@ pub mod demo;
 mod descriptors;
 mod front;
 mod import;
+mod instance;
 pub mod local;
 mod plans;
 mod reload;
 pub mod run;
 pub mod shutdown;
+mod takeover;
 pub mod telemetry;
 mod users;
 

@@ -27,6 +27,8 @@ pub(super) struct Asked {
     pub(super) answer: oneshot::Sender<Result<String, CommandError>>,
 }
 
+pub(super) type Questions = mpsc::Receiver<Asked>;
+
 /// Asks the control plane. An accepted command has begun, not ended: the history tells how it went.
 #[derive(Clone, Debug)]
 pub struct Commands {
@@ -37,7 +39,7 @@ impl Commands {
     /// Commands waiting to be looked at; more wait at their sender.
     const QUEUE: usize = 8;
 
-    pub(super) fn channel() -> (Commands, mpsc::Receiver<Asked>) {
+    pub(super) fn channel() -> (Commands, Questions) {
         let (sender, receiver) = mpsc::channel(Self::QUEUE);
         (Commands { sender }, receiver)
     }

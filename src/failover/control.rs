@@ -11,7 +11,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{self, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use super::command::{Asked, Commands};
+use super::command::{Asked, Questions};
 use super::core::{Core, Effect};
 use super::decide::{Action, Finding, Now, RuleId, State};
 use super::error::{ActionError, FailoverError};
@@ -20,7 +20,7 @@ use super::health::Watch;
 use super::metrics::Metrics;
 use super::probe::{Probe, Probed};
 use super::state::FileJournal;
-use super::{FailoverConfig, Inputs, Outputs, Tuning};
+use super::{FailoverConfig, Outputs, Plan, Tuning};
 use crate::net::Target;
 use crate::topology::{Directive, Election, Node, NodeName, Term, Upstream};
 
@@ -40,7 +40,7 @@ pub(super) struct Control {
     ),
     outputs: Outputs,
     metrics: Metrics,
-    commands: mpsc::Receiver<Asked>,
+    commands: Questions,
     kicks: HashMap<NodeName, Arc<Notify>>,
     probes: Vec<Probe>,
     /// Whether the relay heard its upstream at the last look.
@@ -57,12 +57,8 @@ enum StreamSeen {
 type Finished = (Action, Result<Finding, ActionError>);
 
 impl Control {
-    pub(super) fn new(
-        config: FailoverConfig,
-        inputs: Inputs,
-        outputs: Outputs,
-        metrics: Metrics,
-    ) -> Result<(Control, Commands), FailoverError> {
+    pub(super) fn new(plan: Plan, commands: Questions) -> Result<Control, FailoverError> {
+        let Plan { config, inputs, outputs, metrics } = plan;
         let policy = config.policy();
         let journal = FileJournal::new(config.state.clone());
         let history = journal.history()?;
@@ -80,7 +76,6 @@ impl Control {
         };
         let watch = Watch::new(&config.nodes, config.tuning.borrow().detect);
         let local = executor.local.keys().cloned().collect();
-        let (commands, asked) = Commands::channel();
         let control = Control {
             core: Core::new(config.nodes, local, policy, watch, state, history),
             tuning: config.tuning,
@@ -89,17 +84,19 @@ impl Control {
             inputs: (inputs.wal, inputs.proxy),
             outputs,
             metrics,
-            commands: asked,
+            commands,
             kicks: probes.iter().map(|p| (p.node.clone(), p.kick.clone())).collect(),
             probes,
             stream: StreamSeen::Gone,
         };
         control.direct(control.core.directive().clone());
         control.publish();
-        Ok((control, commands))
+        Ok(control)
     }
 
-    pub(super) async fn run(mut self, shutdown: CancellationToken) -> Result<(), FailoverError> {
+    /// Until `shutdown`: then nothing is under way any more that was begun here, and who asks goes on waiting for
+    /// the next to run.
+    pub(super) async fn run(mut self, shutdown: CancellationToken) -> Result<Questions, FailoverError> {
         let (probed, mut probes) = mpsc::channel(PROBE_QUEUE);
         let mut tasks = JoinSet::new();
         for probe in std::mem::take(&mut self.probes) {
@@ -114,7 +111,7 @@ impl Control {
             let (wal, proxy) = &mut self.inputs;
             let tuning = &mut self.tuning;
             tokio::select! {
-                () = shutdown.cancelled() => return Ok(()),
+                () = shutdown.cancelled() => break,
                 _ = tick.tick() => self.core.tick(Instant::now()),
                 Some(Probed { at, node, result }) = probes.recv() => self.core.probed(at, &node, result),
                 Some(ended) = actions.next() => match ended? {
@@ -131,6 +128,9 @@ impl Control {
             }
             self.turn(&mut actions).await?;
         }
+        actions.tasks.shutdown().await;
+        tasks.shutdown().await;
+        Ok(self.commands)
     }
 
     async fn turn(&mut self, actions: &mut Running) -> Result<(), FailoverError> {

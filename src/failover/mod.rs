@@ -41,6 +41,7 @@ use prometheus::Registry;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use self::command::Questions;
 use self::control::Control;
 use self::decide::{Mode, Policy};
 use self::health::Detect;
@@ -82,7 +83,7 @@ pub struct ServerLogin {
 }
 
 /// What the other planes publish, and the servers on this host.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Inputs {
     pub wal: watch::Receiver<Arc<WalStatus>>,
     pub proxy: watch::Receiver<Arc<ProxyStatus>>,
@@ -90,7 +91,7 @@ pub struct Inputs {
 }
 
 /// What this plane publishes.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Outputs {
     pub directive: watch::Sender<Arc<Directive>>,
     pub health: watch::Sender<Arc<Health>>,
@@ -101,7 +102,24 @@ pub struct Outputs {
 /// The control plane, ready to run.
 #[derive(Debug)]
 pub struct Failover {
+    plan: Plan,
     control: Control,
+}
+
+/// What every start begins with.
+#[derive(Clone, Debug)]
+struct Plan {
+    config: FailoverConfig,
+    inputs: Inputs,
+    outputs: Outputs,
+    metrics: Metrics,
+}
+
+/// The control plane after its end: nothing decides, and the journal is another process's to write.
+#[derive(Debug)]
+pub struct Closed {
+    plan: Plan,
+    asked: Questions,
 }
 
 impl Failover {
@@ -112,13 +130,25 @@ impl Failover {
         outputs: Outputs,
         registry: &Registry,
     ) -> Result<(Failover, Commands), FailoverError> {
-        let (control, commands) = Control::new(config, inputs, outputs, Metrics::new(registry)?)?;
-        Ok((Failover { control }, commands))
+        let (commands, asked) = Commands::channel();
+        let plan = Plan { config, inputs, outputs, metrics: Metrics::new(registry)? };
+        let failover = Closed { plan, asked }.reopen()?;
+        Ok((failover, commands))
     }
 
     /// Until `shutdown`. An error means that nothing may be decided any more: the process should end.
-    pub async fn run(self, shutdown: CancellationToken) -> Result<(), FailoverError> {
-        self.control.run(shutdown).await
+    pub async fn run(self, shutdown: CancellationToken) -> Result<Closed, FailoverError> {
+        let asked = self.control.run(shutdown).await?;
+        Ok(Closed { plan: self.plan, asked })
+    }
+}
+
+impl Closed {
+    /// As after a restart of the process: what counts is what the journal says.
+    pub fn reopen(self) -> Result<Failover, FailoverError> {
+        let Closed { plan, asked } = self;
+        let control = Control::new(plan.clone(), asked)?;
+        Ok(Failover { plan, control })
     }
 }
 

@@ -3,10 +3,12 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket, UnixListener};
 
@@ -19,7 +21,8 @@ const BACKLOG: u32 = 1024;
 /// How long accepting rests when the process or the system has no more descriptors.
 const REST: Duration = Duration::from_millis(100);
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ListenAddress {
     Tcp(SocketAddr),
     Unix { directory: PathBuf, port: u16 },
@@ -43,8 +46,8 @@ pub(super) fn socket_path(directory: &Path, port: u16) -> PathBuf {
 pub struct Listener {
     socket: Socket,
     address: ListenAddress,
-    /// Goes with the listener.
-    _file: Option<SocketFile>,
+    /// Goes with the listener, unless it was taken.
+    file: Option<SocketFile>,
 }
 
 #[derive(Debug)]
@@ -53,13 +56,23 @@ enum Socket {
     Unix(UnixListener),
 }
 
+/// The file of a unix socket, removed with this.
 #[derive(Debug)]
-struct SocketFile(PathBuf);
+pub struct SocketFile(Option<PathBuf>);
+
+impl SocketFile {
+    /// It stays: the socket is another process's now.
+    pub fn leave(mut self) {
+        self.0 = None;
+    }
+}
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // Somebody may have removed it before us; the next start copes with one left behind.
-        let _ = std::fs::remove_file(&self.0);
+        if let Some(path) = &self.0 {
+            // Somebody may have removed it before us; the next start copes with one left behind.
+            let _ = std::fs::remove_file(path);
+        }
     }
 }
 
@@ -71,6 +84,45 @@ impl Listener {
             ListenAddress::Tcp(address) => bind_tcp(*address),
             ListenAddress::Unix { directory, port } => bind_unix(directory, *port),
         }
+    }
+
+    /// Inside a runtime. `socket` is one that another process of ours has bound to `address` and listens on. The
+    /// kernel keeps who has connected and was not accepted, whoever accepts next.
+    pub fn adopt(address: &ListenAddress, socket: OwnedFd) -> io::Result<Listener> {
+        match address {
+            ListenAddress::Tcp(expected) => {
+                let socket = std::net::TcpListener::from(socket);
+                if socket.local_addr()? != *expected {
+                    return Err(io::ErrorKind::AddrNotAvailable.into());
+                }
+                socket.set_nonblocking(true)?;
+                let socket = Socket::Tcp(TcpListener::from_std(socket)?);
+                Ok(Listener { socket, address: address.clone(), file: None })
+            }
+            ListenAddress::Unix { directory, port } => {
+                let path = socket_path(directory, *port);
+                let socket = std::os::unix::net::UnixListener::from(socket);
+                if socket.local_addr()?.as_pathname() != Some(&path) {
+                    return Err(io::ErrorKind::AddrNotAvailable.into());
+                }
+                socket.set_nonblocking(true)?;
+                let socket = Socket::Unix(UnixListener::from_std(socket)?);
+                Ok(Listener { socket, address: address.clone(), file: Some(SocketFile(Some(path))) })
+            }
+        }
+    }
+
+    /// The same socket once more: it listens until the last one of it is closed.
+    pub fn share(&self) -> io::Result<OwnedFd> {
+        match &self.socket {
+            Socket::Tcp(listener) => listener.as_fd().try_clone_to_owned(),
+            Socket::Unix(listener) => listener.as_fd().try_clone_to_owned(),
+        }
+    }
+
+    /// From now on the file goes with what is returned.
+    pub fn take_file(&mut self) -> Option<SocketFile> {
+        self.file.take()
     }
 
     /// Where it listens: with the port the kernel chose, when 0 was asked for.
@@ -122,18 +174,18 @@ fn bind_tcp(address: SocketAddr) -> io::Result<Listener> {
     tune(&SockRef::from(&socket))?;
     let listener = socket.listen(BACKLOG)?;
     let address = ListenAddress::Tcp(listener.local_addr()?);
-    Ok(Listener { socket: Socket::Tcp(listener), address, _file: None })
+    Ok(Listener { socket: Socket::Tcp(listener), address, file: None })
 }
 
 fn bind_unix(directory: &Path, port: u16) -> io::Result<Listener> {
     let path = socket_path(directory, port);
     remove_stale(&path)?;
     let listener = UnixListener::bind(&path)?;
-    let file = SocketFile(path);
+    let file = SocketFile(Some(path.clone()));
     // `unix_socket_permissions` defaults to 0777: who may connect is up to the directory and to authentication.
-    std::fs::set_permissions(&file.0, std::fs::Permissions::from_mode(0o777))?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o777))?;
     let address = ListenAddress::Unix { directory: directory.to_owned(), port };
-    Ok(Listener { socket: Socket::Unix(listener), address, _file: Some(file) })
+    Ok(Listener { socket: Socket::Unix(listener), address, file: Some(file) })
 }
 
 /// Removes a socket file that nobody listens on. Anything else under that name stays.
@@ -201,6 +253,42 @@ mod tests {
         assert!(matches!((stream, peer), (Stream::Unix(_), PeerAddress::Unix)));
         drop(first);
         assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn who_connects_before_the_next_process_accepts_is_not_refused() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let unix = ListenAddress::Unix { directory: directory.path().to_owned(), port: 6432 };
+        let path = socket_path(directory.path(), 6432);
+        for address in [ListenAddress::Tcp(([127, 0, 0, 1], 0).into()), unix] {
+            let mut first = Listener::bind(&address).expect("bind");
+            let address = first.address().clone();
+            let (socket, file) = (first.share().expect("share"), first.take_file());
+            drop(first);
+            let waiting = async {
+                match &address {
+                    ListenAddress::Tcp(address) => drop(tokio::net::TcpStream::connect(address).await?),
+                    ListenAddress::Unix { .. } => drop(tokio::net::UnixStream::connect(&path).await?),
+                }
+                io::Result::Ok(())
+            };
+            waiting.await.expect("somebody listens");
+            let next = Listener::adopt(&address, socket).expect("adopt");
+            if let Some(file) = file {
+                file.leave();
+                assert!(path.exists());
+            }
+            next.accept().await;
+        }
+        assert!(!path.exists(), "it goes with the last listener");
+    }
+
+    #[tokio::test]
+    async fn a_socket_of_another_address_is_not_adopted() {
+        let any = ListenAddress::Tcp(([127, 0, 0, 1], 0).into());
+        let listener = Listener::bind(&any).expect("bind");
+        let other = ListenAddress::Tcp(([127, 0, 0, 1], 1).into());
+        assert!(Listener::adopt(&other, listener.share().expect("share")).is_err());
     }
 
     #[tokio::test]

@@ -22,7 +22,7 @@ pub use crate::pg::protocol::startup::CancelKey;
 pub use accept::{Acceptor, ClientTls, Hello, Proxies, Reception, hello};
 pub use authenticate::Authenticator;
 pub use dial::{cancel, dial};
-pub use listen::{ListenAddress, Listener};
+pub use listen::{ListenAddress, Listener, SocketFile};
 pub use log_in::log_in;
 pub use peer::{ClientCertificate, Peer, TlsFacts};
 pub use stream::{Detached, PeerAddress, Stream};

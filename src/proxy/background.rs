@@ -36,11 +36,18 @@ pub(super) fn start(proxy: &Proxy, stop: &CancellationToken, end: DropGuard) -> 
                 () = sampling => {}
                 () = obey(&shared) => {}
                 () = watch_time(&shared) => {}
-                () = stop.cancelled() => {}
+                () = see_off(&shared, &stop) => {}
             }
-            shared.slots.shut_down();
         });
     })
+}
+
+/// After `stop`: sessions end with their transactions, and until the last has gone the directive is obeyed.
+async fn see_off(shared: &Shared, stop: &CancellationToken) {
+    stop.cancelled().await;
+    while shared.slots.shut_down() > 0 {
+        tokio::time::sleep(STATUS_INTERVAL).await;
+    }
 }
 
 /// Never ends.

@@ -316,10 +316,13 @@ impl Slots {
         cut
     }
 
-    pub(crate) fn shut_down(&self) {
-        for slot in self.slots.lock().values() {
+    /// Every session ends as soon as it is in no transaction; how many there are.
+    pub(crate) fn shut_down(&self) -> usize {
+        let slots = self.slots.lock();
+        for slot in slots.values() {
             slot.poke(&slot.state.lock(), POKED_SHUTDOWN);
         }
+        slots.len()
     }
 }
 

@@ -167,21 +167,22 @@ impl Proxy {
         logical::serve(&self.shared, entrance, client).await;
     }
 
-    /// Carries out a client's CancelRequest.
-    pub async fn cancel(&self, key: &CancelKey) {
-        self.shared.cancel(key).await;
+    /// Carries out a client's CancelRequest. `false`: nothing runs here under this key.
+    pub async fn cancel(&self, key: &CancelKey) -> bool {
+        self.shared.cancel(key).await
     }
 }
 
 impl Shared {
-    async fn cancel(&self, key: &CancelKey) {
-        let Some(cancelling) = self.slots.cancelling(key) else { return };
+    async fn cancel(&self, key: &CancelKey) -> bool {
+        let Some(cancelling) = self.slots.cancelling(key) else { return false };
         let backend = cancelling.backend.clone();
         let sent = net::cancel(&backend.address, &backend.tls, &backend.key, CANCEL_LIMIT).await;
         match sent {
             Ok(()) => cancelling.arrived(),
             Err(error) => tracing::info!(%error, "cancel request not delivered"),
         }
+        true
     }
 
     /// As of now.

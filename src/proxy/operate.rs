@@ -73,6 +73,13 @@ impl Proxy {
         Ok(())
     }
 
+    /// Ends all sessions at once.
+    pub fn kill_all(&self) {
+        for slot in self.shared.slots.all() {
+            slot.end(None, killed());
+        }
+    }
+
     /// Ends one session.
     pub fn kill_client(&self, id: u32) -> Result<(), OperateError> {
         let slots = self.shared.slots.all();

@@ -26,6 +26,8 @@ const QUEUE: usize = 256;
 #[derive(Debug)]
 pub struct Workers {
     threads: Vec<JoinHandle<()>>,
+    /// Connections of each worker.
+    loads: Vec<Arc<AtomicUsize>>,
     /// Cancelled by the first thread that ends, however it ends.
     ended: CancellationToken,
 }
@@ -99,6 +101,7 @@ impl Workers {
             io::Result::Ok(())
         };
         let mut elsewhere = vec![];
+        let mut loads = vec![Arc::<AtomicUsize>::default()];
         for index in 1..count {
             let (queue, connections) = mpsc::channel(QUEUE);
             let load = Arc::new(AtomicUsize::new(0));
@@ -108,13 +111,19 @@ impl Workers {
             let run =
                 move || runtime.block_on(thread.run(handle, async |seat| receive(connections, seat).await));
             start(index, Box::new(run))?;
+            loads.push(load.clone());
             elsewhere.push(Elsewhere { queue, load });
         }
-        let thread = Thread { index: 0, proxy: proxy.clone(), stop: stop.clone(), load: Arc::default() };
+        let thread = Thread { index: 0, proxy: proxy.clone(), stop: stop.clone(), load: loads[0].clone() };
         let run =
             move || first.block_on(thread.run(handle, async |here| accept(Seats { here, elsewhere }).await));
         start(0, Box::new(run))?;
-        Ok(Workers { threads, ended })
+        Ok(Workers { threads, loads, ended })
+    }
+
+    /// Connections that were accepted and are not finished.
+    pub fn connections(&self) -> usize {
+        self.loads.iter().map(|load| load.load(Ordering::Relaxed)).sum()
     }
 
     /// Resolves when a thread has ended. Before `stop` that is a panic, and the process must not limp: without

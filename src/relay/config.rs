@@ -56,7 +56,7 @@ impl Default for RelayTuning {
 }
 
 /// What it works with.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct RelayInputs {
     /// Beforehand, and whenever it changes.
     pub tuning: watch::Receiver<RelayTuning>,

@@ -18,6 +18,8 @@ pub(super) enum Cause {
     Metrics(#[from] prometheus::Error),
     #[error("start the thread of the WAL plane")]
     Thread(#[source] std::io::Error),
+    #[error("the WAL plane has not let go of its store within {0:?}")]
+    NotClosed(std::time::Duration),
     #[error("instance name {0:?} gives no replication slot name")]
     Instance(String),
 }

@@ -40,6 +40,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use prometheus::Registry;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, watch};
@@ -53,7 +54,7 @@ use self::sender::SenderConfig;
 use self::slots::{RestartPoint, Slots};
 use self::status::UpstreamStatus;
 use self::steer::Steering;
-use self::store::{Store, StoreConfig};
+use self::store::{LockHeld, Store, StoreConfig};
 use crate::net::{Client, Detached, Stream};
 use crate::pg::{Lsn, SlotName, TimelineId};
 use crate::topology::{Node, WalStatus};
@@ -62,14 +63,44 @@ use crate::topology::{Node, WalStatus};
 const ARRIVALS: usize = 64;
 /// How often the slots' file follows the slots.
 const SLOTS_SAVED_EVERY: Duration = Duration::from_secs(1);
+/// For the upstream to close its end after we have said goodbye.
+const GOODBYE_LIMIT: Duration = Duration::from_secs(2);
+/// From the order to close to the release of the store: the goodbye, and what a sync may take.
+const CLOSE_LIMIT: Duration = Duration::from_secs(7);
+/// Whether the store is released is looked at so often.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
-/// The running WAL plane. Cheap to clone; it ends with its shutdown token.
+/// The task's name.
+const RECEIVER: &str = "receiver";
+
+/// The WAL plane. Cheap to clone; it ends with its shutdown token. For a takeover it can be closed before, and opened
+/// again.
 #[derive(Clone, Debug)]
 pub struct Relay {
-    arrivals: mpsc::Sender<Arrival>,
-    failed: watch::Receiver<Option<Arc<str>>>,
-    slots: Arc<Slots>,
+    plan: Arc<Plan>,
+    /// `None`: closed.
+    open: Arc<Mutex<Option<Open>>>,
+}
+
+/// What every opening starts from.
+#[derive(Debug)]
+struct Plan {
+    config: RelayConfig,
+    inputs: RelayInputs,
+    metrics: Metrics,
+    sender_metrics: sender::Metrics,
+    status: watch::Sender<Arc<WalStatus>>,
+    fail: watch::Sender<Option<Arc<str>>>,
     shutdown: CancellationToken,
+}
+
+/// From an opening to its end.
+#[derive(Debug)]
+struct Open {
+    arrivals: mpsc::Sender<Arrival>,
+    slots: Arc<Slots>,
+    stop: CancellationToken,
+    lock: LockHeld,
 }
 
 /// A slot, for people.
@@ -90,31 +121,64 @@ struct Arrival {
 type ClientRest = Box<dyn FnOnce(Stream) -> Client + Send>;
 
 impl Relay {
-    /// Opens the store, which walks its newest WAL, and starts the plane.
+    /// Opens the store, which walks its newest WAL, and starts the plane. It publishes through `status`.
     pub fn start(
         config: RelayConfig,
         inputs: RelayInputs,
+        status: watch::Sender<Arc<WalStatus>>,
         registry: &Registry,
         shutdown: CancellationToken,
-    ) -> Result<(Relay, watch::Receiver<Arc<WalStatus>>), RelayError> {
-        let plane = Plane::open(config, inputs, registry, shutdown.clone())?;
+    ) -> Result<Relay, RelayError> {
+        let plan = Plan {
+            config,
+            inputs,
+            metrics: Metrics::new(registry).map_err(Cause::Metrics)?,
+            sender_metrics: sender::Metrics::new(registry).map_err(Cause::Metrics)?,
+            status,
+            fail: watch::Sender::new(None),
+            shutdown,
+        };
+        let relay = Relay { plan: Arc::new(plan), open: Arc::default() };
+        relay.reopen()?;
+        Ok(relay)
+    }
+
+    /// Opens a closed plane as a new process would: what it knows is what is on disk.
+    pub fn reopen(&self) -> Result<(), RelayError> {
+        let plan = &self.plan;
+        let stop = plan.shutdown.child_token();
+        let plane = Plane::open(plan, stop.clone())?;
         let (arrivals, arriving) = mpsc::channel(ARRIVALS);
-        let (fail, failed) = watch::channel(None);
-        let slots = plane.slots.clone();
-        let (status, published) = watch::channel(Arc::new(WalStatus::starting()));
+        let (slots, lock) = (plane.slots.clone(), plane.store.lock_held());
         let runtime = Builder::new_current_thread()
             .enable_all()
             .thread_name("wal-read")
             .build()
             .map_err(Cause::Thread)?;
+        let unless_in_order = FailUnlessStopped { fail: plan.fail.clone(), stop: stop.clone() };
+        let status = plan.status.clone();
         let run = move || {
             let why = run(&runtime, plane, arriving, status);
             if let Some(why) = why {
-                fail.send_replace(Some(why.into()));
+                unless_in_order.fail.send_replace(Some(why.into()));
             }
         };
         std::thread::Builder::new().name("wal".to_owned()).spawn(run).map_err(Cause::Thread)?;
-        Ok((Relay { arrivals, failed, slots, shutdown }, published))
+        *self.open.lock() = Some(Open { arrivals, slots, stop, lock });
+        Ok(())
+    }
+
+    /// Ends the stream and the followers. When this returns the upstream has no connection of ours any more,
+    /// everything that was received is durable or forgotten, and another process may have the store.
+    pub async fn close(&self) -> Result<(), RelayError> {
+        let Some(open) = self.open.lock().take() else { return Ok(()) };
+        open.stop.cancel();
+        let released = async {
+            while open.lock.is_held() {
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+        };
+        tokio::time::timeout(CLOSE_LIMIT, released).await.map_err(|_| Cause::NotClosed(CLOSE_LIMIT).into())
     }
 
     pub fn slots(&self) -> Vec<SlotView> {
@@ -123,27 +187,47 @@ impl Relay {
             active_pid: status.active_pid,
             restart: status.restart.map(|restart| (restart.timeline, restart.lsn)),
         };
-        self.slots.statuses().into_iter().map(view).collect()
+        let statuses = self.open.lock().as_ref().map(|open| open.slots.statuses());
+        statuses.unwrap_or_default().into_iter().map(view).collect()
     }
 
     /// Hands a replication client over; it is served on the plane's own thread from here on.
     pub async fn serve(&self, client: Client) {
+        let Some(arrivals) = self.open.lock().as_ref().map(|open| open.arrivals.clone()) else { return };
         let Client { stream, peer, received, out, user, database, parameters, credentials } = client;
         let Ok(stream) = stream.detach() else { return };
         let rest =
             move |stream| Client { stream, peer, received, out, user, database, parameters, credentials };
         // The plane has ended: the connection closes with the stream.
-        let _ = self.arrivals.send(Arrival { stream, client: Box::new(rest) }).await;
+        let _ = arrivals.send(Arrival { stream, client: Box::new(rest) }).await;
     }
 
     /// Resolves when the plane has met something that the process must not go on after, with the reason.
     /// Never resolves on an orderly shutdown.
     pub async fn failed(&self) -> Arc<str> {
-        let mut failed = self.failed.clone();
+        let mut failed = self.plan.fail.subscribe();
         match failed.wait_for(Option::is_some).await {
             Ok(why) => why.clone().unwrap_or_default(),
-            Err(_) if self.shutdown.is_cancelled() => std::future::pending().await,
-            Err(_) => "the thread of the WAL plane has ended".into(),
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+/// A thread of the plane that ends unasked, by a panic too, is a failure.
+struct FailUnlessStopped {
+    fail: watch::Sender<Option<Arc<str>>>,
+    stop: CancellationToken,
+}
+
+impl Drop for FailUnlessStopped {
+    fn drop(&mut self) {
+        if !self.stop.is_cancelled() {
+            let unsaid = |why: &mut Option<Arc<str>>| {
+                let unsaid = why.is_none();
+                why.get_or_insert_with(|| "the thread of the WAL plane has ended".into());
+                unsaid
+            };
+            self.fail.send_if_modified(unsaid);
         }
     }
 }
@@ -162,14 +246,9 @@ struct Plane {
 }
 
 impl Plane {
-    fn open(
-        config: RelayConfig,
-        inputs: RelayInputs,
-        registry: &Registry,
-        shutdown: CancellationToken,
-    ) -> Result<Plane, Cause> {
+    fn open(plan: &Plan, shutdown: CancellationToken) -> Result<Plane, Cause> {
+        let (config, inputs, metrics) = (plan.config.clone(), plan.inputs.clone(), plan.metrics.clone());
         let slot = slot_name(&config.instance)?;
-        let metrics = Metrics::new(registry)?;
         let store_config = StoreConfig {
             directory: config.directory.clone(),
             retain_bytes: inputs.tuning.borrow().retain_bytes,
@@ -184,7 +263,7 @@ impl Plane {
             slots: slots.clone(),
             followers: followers.clone(),
             config: SenderConfig { wal_sender_timeout: config.follower_timeout },
-            metrics: sender::Metrics::new(registry)?,
+            metrics: plan.sender_metrics.clone(),
             shutdown: shutdown.clone(),
         });
         Ok(Plane { config, inputs, slot, store, slots, followers, metrics, senders, shutdown })
@@ -219,7 +298,7 @@ fn run(
         let store_failed = store_failed(plane.store.failed());
         spawn(&mut tasks, plane, arriving, status);
         tokio::select! {
-            () = shutdown.cancelled() => None,
+            () = shutdown.cancelled() => { goodbye(&mut tasks).await; None }
             why = store_failed => Some(why),
             Some(ended) = tasks.join_next() => match ended {
                 Ok(Ok(task)) if shutdown.is_cancelled() => { tracing::debug!(task, "ended"); None }
@@ -233,6 +312,20 @@ fn run(
 
 type TaskEnd = Result<&'static str, String>;
 
+/// The stream's orderly end. Nobody may come under our name at the upstream before.
+async fn goodbye(tasks: &mut JoinSet<TaskEnd>) {
+    let said = async {
+        while let Some(ended) = tasks.join_next().await {
+            if matches!(ended, Ok(Ok(RECEIVER))) {
+                return;
+            }
+        }
+    };
+    if tokio::time::timeout(GOODBYE_LIMIT, said).await.is_err() {
+        tracing::info!(limit = ?GOODBYE_LIMIT, "the upstream did not close its end of the stream");
+    }
+}
+
 /// All tasks of the plane, in one place. Each of them lives as long as the plane; one that ends is a failure.
 fn spawn(
     tasks: &mut JoinSet<TaskEnd>,
@@ -243,7 +336,8 @@ fn spawn(
     let (upstream, upstream_seen) = watch::channel(UpstreamStatus::idle());
     let Plane { config, inputs, slot, store, slots, followers, metrics, senders, shutdown } = plane;
     tasks.spawn(named("announcements", store.announce()));
-    tasks.spawn(named("slots", sender::keep_slots_saved(slots.clone(), SLOTS_SAVED_EVERY, shutdown)));
+    let saving = sender::keep_slots_saved(slots.clone(), SLOTS_SAVED_EVERY, shutdown.clone());
+    tasks.spawn(named("slots", saving));
     tasks.spawn(named("status", status::publish(store.clone(), followers.clone(), upstream_seen, status)));
     tasks.spawn(named("node slots", ensure_node_slots(store.clone(), slots, inputs.nodes.clone())));
     tasks.spawn(named("followers", take_in(arriving, senders)));
@@ -258,10 +352,11 @@ fn spawn(
         metrics,
         status: upstream,
         streams: 0,
+        closing: shutdown.clone(),
     };
     tasks.spawn(async move {
         match steering.run().await {
-            Ok(()) => Ok("receiver"),
+            Ok(()) => Ok(RECEIVER),
             Err(error) => Err(explain(&error)),
         }
     });

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::config::RelayInputs;
 use super::followers::Followers;
@@ -35,10 +36,12 @@ pub(super) struct Steering {
     pub(super) metrics: Metrics,
     pub(super) status: watch::Sender<UpstreamStatus>,
     pub(super) streams: u64,
+    /// The stream is ended in order, and no other begun.
+    pub(super) closing: CancellationToken,
 }
 
 impl Steering {
-    /// Runs until the directive's sender is gone. An error is the store's and ends the plane.
+    /// Runs until it is closed, or the directive's sender is gone. An error is the store's and ends the plane.
     pub(super) async fn run(mut self) -> Result<(), StoreError> {
         let mut directives = self.inputs.directive.clone();
         loop {
@@ -51,10 +54,10 @@ impl Steering {
             let order = if directive.term < promised { None } else { self.order(&directive) };
             let Some((node, term)) = order else {
                 self.show(Upstream::Idle);
-                if directives.changed().await.is_err() {
-                    return Ok(());
+                match self.closing.run_until_cancelled(directives.changed()).await {
+                    Some(Ok(())) => continue,
+                    Some(Err(_)) | None => return Ok(()),
                 }
-                continue;
             };
             let other_order = directives.wait_for(|next| {
                 next.term > term || (next.term == term && next.upstream.as_ref() != Some(&node.name))
@@ -89,7 +92,12 @@ impl Steering {
                 let last_error = last_error.clone();
                 self.show(Upstream::Connecting { node: node.name.clone(), since, last_error });
             }
-            let error = match net::dial(&self.target(node, directive.term), DIAL_LIMIT).await {
+            let closing = self.closing.clone();
+            let target = self.target(node, directive.term);
+            let Some(dialed) = closing.run_until_cancelled(net::dial(&target, DIAL_LIMIT)).await else {
+                return Ok(());
+            };
+            let error = match dialed {
                 Ok(backend) => {
                     let began = Instant::now();
                     let end = self.stream(node, directive, backend).await?;
@@ -112,7 +120,9 @@ impl Steering {
                 }
             };
             last_error = Some(error);
-            tokio::time::sleep(retry).await;
+            if closing.run_until_cancelled(tokio::time::sleep(retry)).await.is_none() {
+                return Ok(());
+            }
             retry = (retry * 2).min(LAST_RETRY);
         }
     }
@@ -161,6 +171,7 @@ impl Steering {
             followers: &self.followers,
             metrics: &self.metrics,
             tuning: self.inputs.tuning.clone(),
+            closing: &self.closing,
         };
         receiver::stream(backend, config, id, surroundings, &mut publish).await
     }

@@ -36,7 +36,8 @@ pub enum Durability {
     Quorum,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Writes {
     Open,
     /// New transactions for the primary wait, up to `hold_clients`. `reason` is for people.
@@ -47,7 +48,7 @@ pub enum Writes {
 
 /// What `failover` orders. Obeyed as a whole: proxy and relay act on a higher term, ignore a lower one, and
 /// within a term follow the latest value.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Directive {
     pub term: Term,
     /// The one node that may receive writes in this term; `None` while it is being fenced or elected.

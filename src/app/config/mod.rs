@@ -56,6 +56,7 @@ pub struct Config {
     pub workers: Option<u32>,
     pub tls: Tls,
     pub log: Log,
+    pub shutdown: Shutdown,
 }
 
 impl Config {
@@ -229,6 +230,16 @@ pub struct Log {
     pub format: LogFormat,
     /// A `tracing` filter: `info`, or `info,bellwether::relay=debug`.
     pub level: String,
+}
+
+/// How clients are let go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shutdown {
+    /// After another process has taken over, clients are served on for so long; then each session ends with its
+    /// transaction.
+    pub drain: Duration,
+    /// Transactions have so long to end, then and on SIGTERM.
+    pub transactions: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

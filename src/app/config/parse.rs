@@ -13,7 +13,7 @@ use super::secret::{self, PASSWORD, Sources};
 use super::units::{duration, duration_or_off, number, on_off, parsed, path, size, text, texts, word};
 use super::{
     Balance, Config, Consistency, Failover, FailoverMode, Local, Log, LogFormat, NodeConfig, Pool, Routing,
-    ServerLogin, Wal,
+    ServerLogin, Shutdown, Wal,
 };
 use crate::admin::console::Access;
 use crate::proxy::PoolMode;
@@ -79,6 +79,7 @@ impl Parser<'_> {
         });
         let workers = root.optional("workers", number(1..=1024));
         let log = root.section("log", log);
+        let shutdown = root.section("shutdown", shutdown);
         let tls = root.section("tls", |tls| super::tls::tls(tls, self.directory));
         against_tls(root, &auth.rules, &tls.clients);
         let server_login = server_login?;
@@ -102,6 +103,7 @@ impl Parser<'_> {
             workers,
             tls,
             log,
+            shutdown,
         })
     }
 
@@ -306,6 +308,13 @@ fn failover(failover: &mut Section<'_>) -> Failover {
 /// As a limit, plain `0` needs no unit.
 fn size_or_zero(value: &serde_yaml::Value) -> Result<u64, String> {
     if value.as_u64() == Some(0) { Ok(0) } else { size(value) }
+}
+
+fn shutdown(shutdown: &mut Section<'_>) -> Shutdown {
+    Shutdown {
+        drain: shutdown.or("drain", Some(Duration::from_secs(30)), duration_or_off).unwrap_or_default(),
+        transactions: shutdown.or("transactions", Duration::from_secs(10), duration),
+    }
 }
 
 fn log(log: &mut Section<'_>) -> Log {

@@ -26,7 +26,7 @@ use self::cluster::{Cluster, ClusterError};
 use self::directory::{Directory, DirectoryError, Keep, Start};
 use self::preflight::{Host, PreflightError};
 use crate::app::config::{self, Config, ListenOn, LoadError};
-use crate::app::run::{self, RunError};
+use crate::app::run::{self, RunError, Succession};
 use crate::app::telemetry::{self, LogLevel};
 use crate::failover::agent::LocalServer;
 use crate::topology::Durability;
@@ -177,7 +177,7 @@ async fn endpoint(
         tokio::time::sleep(ENDPOINT_STOP_LIMIT).await;
     };
     tokio::select! {
-        ended = Box::pin(run::run(config, log_level, is_ready, stop.clone())) => ended,
+        ended = Box::pin(run::run(config, Succession::None, log_level, is_ready, stop.clone())) => ended,
         () = overdue => {
             tracing::info!("the endpoint did not end in time");
             Ok(())

@@ -3,7 +3,7 @@
 //! A key that is not here would be changed silently, or silently not: both configurations are taken apart without
 //! a `..`, so that a new one cannot be forgotten.
 
-use crate::app::config::{Auth, Config, Failover, Log, NodeConfig, Pool, Routing, Tls, Wal};
+use crate::app::config::{Auth, Config, Failover, Log, NodeConfig, Pool, Routing, Shutdown, Tls, Wal};
 use crate::proxy::limits::{Plan, Settings, Totals};
 
 /// What a key's new value holds for.
@@ -41,6 +41,7 @@ pub(super) fn changes(running: &Config, next: &Config) -> Vec<(&'static str, Eff
         workers,
         tls,
         log,
+        shutdown,
     } = running;
     let compared = [
         vec![
@@ -65,6 +66,7 @@ pub(super) fn changes(running: &Config, next: &Config) -> Vec<(&'static str, Eff
         ],
         compare_tls(tls, &next.tls),
         compare_log(log, &next.log),
+        compare_shutdown(shutdown, &next.shutdown),
     ];
     let differs = |(key, same, effect): Compared| (!same).then_some((key, effect));
     compared.into_iter().flatten().filter_map(differs).collect()
@@ -177,6 +179,14 @@ fn compare_tls(tls: &Tls, next: &Tls) -> Vec<Compared> {
 fn compare_log(log: &Log, next: &Log) -> Vec<Compared> {
     let Log { format, level } = log;
     vec![("log.format", *format == next.format, Restart), ("log.level", *level == next.level, AtOnce)]
+}
+
+fn compare_shutdown(shutdown: &Shutdown, next: &Shutdown) -> Vec<Compared> {
+    let Shutdown { drain, transactions } = shutdown;
+    vec![
+        ("shutdown.drain", *drain == next.drain, AtOnce),
+        ("shutdown.transactions", *transactions == next.transactions, AtOnce),
+    ]
 }
 
 #[cfg(test)]

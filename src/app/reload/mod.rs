@@ -219,6 +219,7 @@ mod tests {
             "workers: 7",
             "tls: {servers: {mode: require}}",
             "log: {level: debug, format: json}",
+            "shutdown: {drain: 1s}",
         ] {
             let next = config(changed);
             let told = changes(&running, &next);

@@ -144,7 +144,7 @@ impl Session<'_> {
             }
             now = Instant::now();
             if self.shared.stop.is_cancelled() {
-                return Err(Refusal::Gone);
+                return Err(Refusal::Session(shutting_down()));
             }
             attempt = self.try_attach(demand, now, standbys);
         }

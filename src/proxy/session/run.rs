@@ -170,6 +170,12 @@ impl<'a> Session<'a> {
             connected_at: SystemTime::now(),
         };
         let registered = shared.slots.register(about);
+        if shared.stop.is_cancelled() {
+            // Who tells the sessions may have seen the last of them.
+            let mut last_words = out.to_vec();
+            message::put_error(&mut last_words, &shutting_down());
+            return Err(Refused { stream, last_words });
+        }
         let mut session = Box::new(Session {
             shared,
             worker,
@@ -344,10 +350,15 @@ impl Session<'_> {
             Poke::Cut => None,
             Poke::Shutdown => {
                 self.ending = true;
-                (self.attached.is_none()).then(|| Turn::Fatal(shutting_down()))
+                (self.attached.is_none() || self.is_between()).then(|| Turn::Fatal(shutting_down()))
             }
             Poke::End(last_words) => Some(Turn::Fatal(last_words)),
         }
+    }
+
+    /// Between two transactions, with nothing under way.
+    fn is_between(&self) -> bool {
+        !self.core.is_busy() && self.core.status() == message::Status::Idle
     }
 
     /// What the client's bytes ask for.
@@ -401,7 +412,7 @@ impl Session<'_> {
             match heard {
                 Heard::Nothing => {}
                 Heard::Ready if self.core.can_release(&self.up) => return Ok(Some(Turn::Release)),
-                Heard::Ready if self.ending && !self.core.is_busy() => {
+                Heard::Ready if self.ending && self.is_between() => {
                     return Ok(Some(Turn::Fatal(shutting_down())));
                 }
                 Heard::Ready => {}
@@ -584,8 +595,7 @@ impl Session<'_> {
     /// A primary that breaks is on its way to be replaced more often than not, and then the client may safely
     /// try again (40001). The control plane knows a moment later than the socket does.
     async fn cause_of_loss(&self, loss: Loss, node: &NodeName) -> Loss {
-        let is_idle = self.core.status() == message::Status::Idle && !self.core.is_busy();
-        if is_idle || self.core.runs_again(loss) {
+        if self.is_between() || self.core.runs_again(loss) {
             return loss;
         }
         let mut directive = self.shared.inputs.directive.clone();

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use self::core::{Input, Now, Output, Receiver, Stored};
 use super::config::RelayTuning;
@@ -58,6 +59,8 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) followers: &'a Followers,
     pub(crate) metrics: &'a Metrics,
     pub(crate) tuning: watch::Receiver<RelayTuning>,
+    /// The stream is ended in order.
+    pub(crate) closing: &'a CancellationToken,
 }
 
 /// Streams from `backend` into the store until the stream ends. An error is the store's and ends the plane.
@@ -65,7 +68,7 @@ pub(crate) async fn stream(
     backend: Backend,
     config: ReceiverConfig,
     id: StreamId,
-    Surroundings { store, followers, metrics, tuning }: Surroundings<'_>,
+    Surroundings { store, followers, metrics, tuning, closing }: Surroundings<'_>,
     publish: &mut (dyn FnMut(Progress) + Send),
 ) -> Result<StreamEnd, StoreError> {
     let stored = stored(store);
@@ -88,6 +91,7 @@ pub(crate) async fn stream(
         out: BytesMut::new(),
         streaming: None,
         heard_at: Instant::now(),
+        closing,
     };
     shell.run(publish).await
 }
@@ -119,6 +123,7 @@ struct Shell<'a> {
     out: BytesMut,
     streaming: Option<TimelineId>,
     heard_at: Instant,
+    closing: &'a CancellationToken,
 }
 
 enum Event {
@@ -126,6 +131,7 @@ enum Event {
     Report,
     Tuning,
     Timer,
+    Closing,
 }
 
 impl Shell<'_> {
@@ -156,6 +162,7 @@ impl Shell<'_> {
                 }
                 Ok(()) = self.tuning.changed() => Event::Tuning,
                 () = sleep_until(deadline) => Event::Timer,
+                () = self.closing.cancelled() => Event::Closing,
             };
             match event {
                 Event::Read(Ok(0)) => return Ok(StreamEnd::Lost { why: "connection closed".to_owned() }),
@@ -166,6 +173,7 @@ impl Shell<'_> {
                     let ask_after = self.tuning.borrow_and_update().ask_after.min(self.write_limit / 2);
                     self.core.handle(now(), Input::AskAfter(ask_after));
                 }
+                Event::Closing => return Ok(StreamEnd::Lost { why: self.say_goodbye().await }),
                 Event::Report => {}
             }
             if report.has_changed().unwrap_or(true) || matches!(event, Event::Report) {
@@ -173,6 +181,22 @@ impl Shell<'_> {
                 self.reported(&report);
             }
         }
+    }
+
+    /// Terminate ends a walsender (`ProcessRepliesIfAny` in walsender.c). It closes the connection when it has left
+    /// `pg_stat_replication` and its slot; until then whoever comes under our name would be the second. Waits for as
+    /// long as the plane lets it.
+    async fn say_goodbye(&mut self) -> String {
+        self.out.extend_from_slice(&[b'X', 0, 0, 0, 4]);
+        let flushed = self.flush().await;
+        while flushed.is_ok() {
+            self.buffer.clear();
+            match self.socket.read_buf(&mut self.buffer).await {
+                Ok(0) | Err(_) => break,
+                Ok(_) => {}
+            }
+        }
+        "closed by this relay".to_owned()
     }
 
     fn timer(&mut self) {

@@ -7,7 +7,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
@@ -31,7 +31,17 @@ const LOCK_RETRY: Duration = Duration::from_millis(100);
 pub(super) struct Files {
     directory: PathBuf,
     /// Two writers in one directory would destroy each other's segments.
-    _lock: Arc<Flock<File>>,
+    lock: Arc<Flock<File>>,
+}
+
+/// Tells how long a process keeps the directory, without keeping it itself.
+#[derive(Clone, Debug)]
+pub(crate) struct LockHeld(Weak<Flock<File>>);
+
+impl LockHeld {
+    pub(crate) fn is_held(&self) -> bool {
+        self.0.strong_count() > 0
+    }
 }
 
 impl Files {
@@ -41,13 +51,17 @@ impl Files {
         let shown = directory.display().to_string();
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true).mode(0o700).create(directory).map_err(StoreError::io("create", &shown))?;
-        let files = Files { directory: directory.to_owned(), _lock: Arc::new(lock(directory)?) };
+        let files = Files { directory: directory.to_owned(), lock: Arc::new(lock(directory)?) };
         for name in files.names()? {
             if name.ends_with(TEMPORARY_SUFFIX) {
                 files.remove(&name)?;
             }
         }
         Ok(files)
+    }
+
+    pub(super) fn lock_held(&self) -> LockHeld {
+        LockHeld(Arc::downgrade(&self.lock))
     }
 
     pub(super) fn directory(&self) -> String {

@@ -18,6 +18,7 @@ mod stepped;
 mod writer;
 
 pub(crate) use error::StoreError;
+pub(crate) use files::LockHeld;
 #[cfg(test)]
 pub(crate) use stepped::Stepped;
 pub(crate) use writer::{Change, Waiting};
@@ -210,6 +211,11 @@ impl Store {
                 shared.report.send_modify(|_| {});
             }
         }
+    }
+
+    /// The directory is another process's to open once nothing of this store is left.
+    pub(crate) fn lock_held(&self) -> LockHeld {
+        self.shared.files.lock_held()
     }
 
     pub(crate) fn tail(&self) -> watch::Receiver<Tail> {

@@ -1,0 +1,534 @@
+#![expect(clippy::disallowed_methods, reason = "shell: reads the clock and starts tasks")]
+//! One instance: the planes, built and connected.
+//!
+//! What the planes publish goes through `watch` channels that are made here; nothing else joins them. Each has
+//! its own threads (`ARCHITECTURE.md`, Threads); the control plane and HTTP run on the caller's runtime. A plane
+//! that ends before it was asked to ends the instance: half of it would be a lie to its clients.
+//!
+//! [`Instance::build`] opens everything and does nothing with it; [`Instance::open`] lets it decide and accept. For a
+//! takeover what only one process may do is closed, and opened again when there is none.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use prometheus::Registry;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use super::certificates::Certificates;
+use super::config::Config;
+use super::front::{self, Front, Listening};
+use super::local;
+use super::plans;
+use super::reload::{self, Taps, Tuned, Tuning};
+use super::run::RunError;
+use super::takeover::{Follow, Limits, Predecessor, Reach, Socket};
+use super::telemetry::LogLevel;
+use super::users;
+use crate::admin::{self, Reload, console::Console};
+use crate::failover::{self, Closed, Failover, FailoverError, LocalNode};
+use crate::net::{Acceptor, Reception};
+use crate::proxy::{self, Proxy, Workers};
+use crate::relay::Relay;
+use crate::topology::{Directive, Election, Health, NodeName, ProxyStatus, WalStatus};
+
+/// The control plane and HTTP have so long to end.
+const PLANES_LIMIT: Duration = Duration::from_secs(5);
+
+/// What is read and asked before anything is opened.
+#[derive(Debug)]
+pub(super) struct Parts {
+    certificates: Certificates,
+    local: HashMap<NodeName, LocalNode>,
+}
+
+impl Parts {
+    pub(super) async fn load(config: &Config) -> Result<Parts, RunError> {
+        let certificates = Certificates::load(&config.tls)?;
+        Ok(Parts { certificates, local: local::servers(config).await? })
+    }
+}
+
+/// Whose sessions there are beside this process's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Others {
+    None,
+    /// Those of the process whose place is taken.
+    Predecessor,
+}
+
+/// The latest value of one kind, and who watches it.
+type Wire<T> = (watch::Sender<Arc<T>>, watch::Receiver<Arc<T>>);
+
+/// The channels between the planes, and the registry that they share.
+#[derive(Debug)]
+struct Wires {
+    directive: Wire<Directive>,
+    health: Wire<Health>,
+    history: Wire<Vec<Election>>,
+    wal: Wire<WalStatus>,
+    registry: Registry,
+}
+
+impl Wires {
+    fn new(config: &Config) -> Wires {
+        Wires {
+            directive: watch::channel(Arc::new(Directive::starting(config.durability))),
+            health: watch::channel(Arc::default()),
+            history: watch::channel(Arc::default()),
+            wal: watch::channel(Arc::new(WalStatus::starting())),
+            registry: Registry::new(),
+        }
+    }
+}
+
+/// A running instance.
+#[derive(Debug)]
+pub(super) struct Instance {
+    /// Accepting and serving clients; cancelled first.
+    clients: CancellationToken,
+    /// Everything else.
+    planes: CancellationToken,
+    front: Front,
+    workers: Workers,
+    proxy: Proxy,
+    served: watch::Receiver<Arc<ProxyStatus>>,
+    relay: Relay,
+    ruling: Ruling,
+    admin: Option<Admin>,
+    predecessor: Option<Predecessor>,
+    /// Whether the process before this one has ended.
+    alone: Option<watch::Receiver<bool>>,
+    wires: Wires,
+    /// What is in effect.
+    config: watch::Receiver<Arc<Config>>,
+    /// The tasks on this runtime. Each lives as long as the instance.
+    tasks: JoinSet<TaskEnd>,
+}
+
+/// A task's name and how it ended.
+type TaskEnd = (&'static str, Result<(), RunError>);
+
+/// The control plane.
+#[derive(Debug)]
+enum Ruling {
+    /// The state has been read, nothing is done.
+    Ready(Box<Failover>),
+    Running {
+        stop: CancellationToken,
+        task: JoinHandle<Result<Closed, FailoverError>>,
+    },
+    Closed(Box<Closed>),
+    /// It has failed.
+    Failed,
+}
+
+/// HTTP. The socket outlives the server.
+#[derive(Debug)]
+struct Admin {
+    socket: OwnedFd,
+    address: SocketAddr,
+    sources: admin::Sources,
+    serving: Option<(CancellationToken, JoinHandle<()>)>,
+}
+
+impl Admin {
+    fn open(&mut self) -> std::io::Result<()> {
+        if self.serving.is_some() {
+            return Ok(());
+        }
+        let listener = std::net::TcpListener::from(self.socket.try_clone()?);
+        listener.set_nonblocking(true)?;
+        let listener = TcpListener::from_std(listener)?;
+        let stop = CancellationToken::new();
+        let serve = tokio::spawn(admin::serve(listener, self.sources.clone(), stop.clone()));
+        self.serving = Some((stop, serve));
+        Ok(())
+    }
+
+    fn close(&mut self) {
+        if let Some((stop, _)) = self.serving.take() {
+            stop.cancel();
+        }
+    }
+}
+
+/// The planes, built and connected.
+struct Planes {
+    relay: Relay,
+    proxy: Proxy,
+    failover: Failover,
+    served: watch::Receiver<Arc<ProxyStatus>>,
+    admin: admin::Sources,
+    predecessor: Option<(Predecessor, Reach)>,
+}
+
+impl Planes {
+    fn connect(
+        config: &Config,
+        parts: &Parts,
+        tuned: Tuned,
+        wires: &Wires,
+        others: Others,
+        (clients, planes): (&CancellationToken, &CancellationToken),
+    ) -> Result<Planes, RunError> {
+        let (directive, health, wal) =
+            (wires.directive.1.clone(), wires.health.1.clone(), wires.wal.1.clone());
+        let tls = &parts.certificates.for_servers;
+        let obeys = plans::relay_inputs(config, tls, tuned.relay, directive.clone());
+        let status = wires.wal.0.clone();
+        let relay = Relay::start(plans::relay(config), obeys, status, &wires.registry, planes.clone())?;
+        let obeys = proxy::Inputs {
+            directive: directive.clone(),
+            health: health.clone(),
+            wal: wal.clone(),
+            nodes: plans::nodes(config),
+        };
+        let (proxy, served) = Proxy::new(
+            Instant::now(),
+            plans::proxy(config),
+            obeys,
+            plans::proxy_login(config, tls),
+            &wires.registry,
+            clients.clone(),
+        )?;
+        let predecessor = match others {
+            Others::None => None,
+            Others::Predecessor => {
+                let registry = &wires.registry;
+                Some(Predecessor::new(directive, health, wal.clone(), served.clone(), registry)?)
+            }
+        };
+        // The fence is around all sessions, this process's and the others.
+        let all_served =
+            predecessor.as_ref().map_or_else(|| served.clone(), |(_, reach)| reach.proxy.clone());
+        let mut admin = admin_sources(config, wires, all_served.clone());
+        let sees = failover::Inputs { wal, proxy: all_served, local: parts.local.clone() };
+        let orders = failover::Outputs {
+            directive: wires.directive.0.clone(),
+            health: wires.health.0.clone(),
+            history: wires.history.0.clone(),
+        };
+        let (failover, commands) =
+            Failover::new(plans::failover(config, tls, tuned.failover), sees, orders, &wires.registry)?;
+        admin.commands = Some(commands);
+        Ok(Planes { relay, proxy, failover, served, admin, predecessor })
+    }
+}
+
+impl Instance {
+    /// Opens everything: the store, the journal, the threads. Nothing is decided, streamed or accepted.
+    pub(super) fn build(
+        config: Config,
+        parts: Parts,
+        log_level: LogLevel,
+        (listening, http): (Listening, Option<(SocketAddr, OwnedFd)>),
+        others: Others,
+    ) -> Result<Instance, RunError> {
+        let (clients, planes) = (CancellationToken::new(), CancellationToken::new());
+        // Whatever fails below, nothing that was started goes on.
+        let unless_whole = (clients.clone().drop_guard(), planes.clone().drop_guard());
+        let wires = Wires::new(&config);
+        let (tuning, tuned) = Tuning::channels(&config);
+        let connected = Planes::connect(&config, &parts, tuned, &wires, others, (&clients, &planes))?;
+        let Planes { relay, proxy, failover, served, mut admin, predecessor } = connected;
+        let certificates = parts.certificates;
+        let (reload, reloads) = Reload::channel();
+        admin.reload = Some(reload);
+        let (access, accessible) = watch::channel(config.console.clone());
+        let console = Console {
+            sources: admin.clone(),
+            proxy: proxy.clone(),
+            relay: relay.clone(),
+            access: accessible,
+        };
+        let (lookup, candidates) = watch::channel(Vec::new());
+        let reception = Reception::by(users::authenticator(&config, candidates.clone()));
+        let reception = reception.with_login_limit(config.pool.login).with_tls(certificates.for_clients);
+        let acceptor = Arc::new(Acceptor::new(reception));
+        let count = plans::workers(&config);
+        let (running, followed) = watch::channel(Arc::new(config));
+        let taps = Taps {
+            proxy: proxy.clone(),
+            acceptor: acceptor.clone(),
+            tls: certificates.for_servers.clone(),
+            files: Mutex::new(certificates.files),
+            tuning,
+            access,
+            running,
+            candidates,
+            log_level,
+        };
+        let mut tasks = JoinSet::new();
+        let stop = planes.clone();
+        tasks.spawn(async move {
+            let ended = stop.run_until_cancelled(reload::serve(taps, reloads)).await.unwrap_or(Ok(()));
+            ("reading the configuration again", ended.map_err(RunError::Threads))
+        });
+        let (directive, health) = (admin.directive.clone(), admin.health.clone());
+        let follow = users::follow(followed.clone(), certificates.for_servers, directive, health, lookup);
+        let stop = planes.clone();
+        tasks.spawn(task("user lookup", async move {
+            let _ = stop.run_until_cancelled(follow).await;
+        }));
+
+        let (predecessor, reach) = predecessor.unzip();
+        let (elsewhere, alone) = reach.map(|reach| (reach.cancels, reach.gone)).unzip();
+        let console = Arc::new(console);
+        let stop = clients.clone();
+        let greet = front::greeter(proxy.clone(), relay.clone(), console, acceptor, elsewhere, stop);
+        let (accept, front) = listening.accepting().map_err(RunError::Threads)?;
+        let workers = Workers::start(count, &proxy, &clients, greet, accept).map_err(RunError::Threads)?;
+        let admin = http.map(|(address, socket)| Admin { socket, address, sources: admin, serving: None });
+        let (clients, planes) = (unless_whole.0.disarm(), unless_whole.1.disarm());
+        let ruling = Ruling::Ready(Box::new(failover));
+        Ok(Instance {
+            clients,
+            planes,
+            front,
+            workers,
+            proxy,
+            served,
+            relay,
+            ruling,
+            admin,
+            predecessor,
+            alone,
+            wires,
+            config: followed,
+            tasks,
+        })
+    }
+
+    /// From now on it decides, streams and accepts. `follow`: the sessions of the process before are ruled, too.
+    pub(super) fn open(&mut self, follow: Option<Follow>) -> Result<(), RunError> {
+        if let Some((follow, predecessor)) = follow.zip(self.predecessor.take()) {
+            let stop = self.planes.clone();
+            self.tasks.spawn(task("ruling the sessions of the process before", async move {
+                let _ = stop.run_until_cancelled(follow.run(predecessor)).await;
+            }));
+        }
+        self.rule()?;
+        if let Some(admin) = &mut self.admin {
+            let address = admin.address.to_string();
+            admin.open().map_err(|source| RunError::Listen { address, source })?;
+        }
+        self.front.open();
+        Ok(())
+    }
+
+    /// How clients are let go.
+    pub(super) fn limits(&self) -> Limits {
+        let config = self.config.borrow();
+        Limits { drain: config.shutdown.drain, transactions: config.shutdown.transactions }
+    }
+
+    /// Why nobody may take over now; it passes.
+    pub(super) fn busy(&self) -> Option<String> {
+        if self.alone.as_ref().is_some_and(|alone| !*alone.borrow()) {
+            return Some("the sessions of the process before are being seen off".to_owned());
+        }
+        let directive = self.wires.directive.1.borrow();
+        directive.writable().is_none().then(|| "an election or the start is under way".to_owned())
+    }
+
+    /// What only one process may do ends: to accept (who connects waits), to decide, to receive WAL and ship it.
+    /// The sessions go on, under the last directive.
+    pub(super) async fn close(&mut self) -> Result<(), RunError> {
+        self.front.close();
+        if let Some(admin) = &mut self.admin {
+            admin.close();
+        }
+        if let Ruling::Running { stop, task } = std::mem::replace(&mut self.ruling, Ruling::Failed) {
+            stop.cancel();
+            self.ruling = Ruling::Closed(Box::new(task.await??));
+        }
+        Ok(self.relay.close().await?)
+    }
+
+    /// After [`Instance::close`], also one that failed: everything goes on.
+    pub(super) async fn reopen(&mut self) -> Result<(), RunError> {
+        // What was not closed in time is by now, or is told.
+        self.relay.close().await?;
+        self.relay.reopen()?;
+        self.open(None)
+    }
+
+    fn rule(&mut self) -> Result<(), RunError> {
+        let failover = match std::mem::replace(&mut self.ruling, Ruling::Failed) {
+            Ruling::Ready(failover) => *failover,
+            Ruling::Closed(closed) => closed.reopen()?,
+            running @ Ruling::Running { .. } => {
+                self.ruling = running;
+                return Ok(());
+            }
+            Ruling::Failed => return Err(RunError::EndedEarly("the control plane")),
+        };
+        let stop = self.planes.child_token();
+        let task = tokio::spawn(failover.run(stop.clone()));
+        self.ruling = Ruling::Running { stop, task };
+        Ok(())
+    }
+
+    /// Everything that is listened on.
+    pub(super) fn sockets(&self) -> Vec<(Socket, BorrowedFd<'_>)> {
+        let clients =
+            self.front.sockets().map(|(address, socket)| (Socket::Clients(address.clone()), socket));
+        let admin = self.admin.iter().map(|admin| (Socket::Admin(admin.address), admin.socket.as_fd()));
+        clients.chain(admin).collect()
+    }
+
+    /// Resolves only when something ended that should not have.
+    pub(super) async fn ended_early(&mut self) -> RunError {
+        tokio::select! {
+            why = self.relay.failed() => RunError::RelayFailed(why),
+            () = self.workers.ended() => RunError::EndedEarly("the query plane"),
+            () = self.front.ended() => RunError::EndedEarly("accepting connections"),
+            error = ruling_ended(&mut self.ruling) => error,
+            error = http_ended(&mut self.admin) => error,
+            Some(ended) = self.tasks.join_next() => match ended {
+                Ok((name, Ok(()))) => RunError::EndedEarly(name),
+                Ok((_, Err(error))) => error,
+                Err(panic) => RunError::Panicked(panic),
+            },
+        }
+    }
+
+    /// Clients have `shutdown.transactions` to finish what they are in the middle of.
+    pub(super) async fn stop(mut self) {
+        let limit = self.limits().transactions;
+        drop(self.front);
+        self.clients.cancel();
+        let workers = self.workers;
+        let served = tokio::task::spawn_blocking(move || workers.join());
+        if tokio::time::timeout(limit, served).await.is_err() {
+            tracing::info!(?limit, "clients are cut off");
+        }
+        self.planes.cancel();
+        let ended = async {
+            while self.tasks.join_next().await.is_some() {}
+            if let Ruling::Running { task, .. } = self.ruling {
+                // How it ends is of no consequence any more.
+                let _ = task.await;
+            }
+            if let Some(Admin { serving: Some((stop, task)), .. }) = self.admin {
+                stop.cancel();
+                let _ = task.await;
+            }
+            self.relay.close().await
+        };
+        match tokio::time::timeout(PLANES_LIMIT, ended).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::info!(%error, "not everything has ended in time"),
+            Err(_) => tracing::info!(limit = ?PLANES_LIMIT, "not everything has ended in time"),
+        }
+        tracing::info!("ended");
+    }
+
+    /// All that is left of an instance whose place another process has: its sessions.
+    pub(super) fn depart(self) -> Departing {
+        self.front.hand_over();
+        Departing {
+            clients: self.clients,
+            workers: self.workers,
+            proxy: self.proxy,
+            served: self.served,
+            wires: self.wires,
+            _tasks: self.tasks,
+        }
+    }
+}
+
+async fn ruling_ended(ruling: &mut Ruling) -> RunError {
+    let Ruling::Running { task, .. } = ruling else { return std::future::pending().await };
+    match task.await {
+        Ok(Ok(_)) => RunError::EndedEarly("the control plane"),
+        Ok(Err(error)) => error.into(),
+        Err(panic) => RunError::Panicked(panic),
+    }
+}
+
+async fn http_ended(admin: &mut Option<Admin>) -> RunError {
+    match admin {
+        Some(Admin { serving: Some((_, task)), .. }) => {
+            task.await.map_or_else(RunError::Panicked, |()| RunError::EndedEarly("HTTP"))
+        }
+        _ => std::future::pending().await,
+    }
+}
+
+/// Sessions, and what rules them from elsewhere.
+#[derive(Debug)]
+pub(super) struct Departing {
+    clients: CancellationToken,
+    workers: Workers,
+    proxy: Proxy,
+    served: watch::Receiver<Arc<ProxyStatus>>,
+    wires: Wires,
+    /// Logins that are under way still look users up.
+    _tasks: JoinSet<TaskEnd>,
+}
+
+impl Departing {
+    /// Logins and sessions.
+    pub(super) fn connections(&self) -> usize {
+        self.workers.connections()
+    }
+
+    pub(super) fn proxy(&self) -> Proxy {
+        self.proxy.clone()
+    }
+
+    pub(super) fn proxy_status(&self) -> watch::Receiver<Arc<ProxyStatus>> {
+        self.served.clone()
+    }
+
+    pub(super) fn obey(&self, directive: Arc<Directive>, health: Arc<Health>, wal: Arc<WalStatus>) {
+        // Nobody learns of a new primary before what is known of it.
+        self.wires.health.0.send_replace(health);
+        self.wires.wal.0.send_replace(wal);
+        self.wires.directive.0.send_if_modified(|current| {
+            let changed = *current != directive;
+            if changed {
+                *current = directive;
+            }
+            changed
+        });
+    }
+
+    /// Sessions end with their transactions.
+    pub(super) fn end(&self) {
+        self.clients.cancel();
+    }
+
+    /// Sessions end now.
+    pub(super) fn cut(&self) {
+        self.clients.cancel();
+        self.proxy.kill_all();
+    }
+}
+
+async fn task(name: &'static str, work: impl Future<Output = ()>) -> TaskEnd {
+    work.await;
+    (name, Ok(()))
+}
+
+fn admin_sources(config: &Config, wires: &Wires, proxy: watch::Receiver<Arc<ProxyStatus>>) -> admin::Sources {
+    admin::Sources {
+        identity: admin::Identity { cluster: config.cluster.clone(), instance: config.instance.clone() },
+        directive: wires.directive.1.clone(),
+        health: wires.health.1.clone(),
+        wal: wires.wal.1.clone(),
+        proxy,
+        history: wires.history.1.clone(),
+        registry: wires.registry.clone(),
+        commands: None,
+        reload: None,
+    }
+}

@@ -1,0 +1,64 @@
+//! The proxy as the new process's control plane sees it: its own, and what is left of the old process. PURE.
+//!
+//! "One primary" holds for both. A term is confirmed, and a candidate cleared, when both say so; while nothing is known
+//! of the old process, it has confirmed nothing.
+
+use super::message::Status;
+use crate::topology::{NodeName, ProxyStatus, Term};
+
+/// What is known of the old process's sessions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Old {
+    /// It has not said anything, or cannot be heard any more and may still run.
+    Unknown,
+    Heard(Status),
+    /// It does not run any more: none of its sockets is open.
+    Gone,
+}
+
+pub(super) fn both(own: &ProxyStatus, old: &Old) -> ProxyStatus {
+    let (confirmed, cleared, held): (Term, Option<&NodeName>, usize) = match old {
+        Old::Gone => return own.clone(),
+        Old::Unknown => (Term(0), None, 0),
+        Old::Heard(status) => (status.confirmed, status.cleared.as_ref(), status.held),
+    };
+    ProxyStatus {
+        confirmed: own.confirmed.min(confirmed),
+        cleared: own.cleared.clone().filter(|node| cleared == Some(node)),
+        held: own.held + held,
+        evidence: own.evidence.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::message::Status;
+    use super::{Old, both};
+    use crate::topology::{ProxyStatus, Term};
+
+    #[test]
+    fn only_what_both_say_holds() {
+        let node = |name: &str| (!name.is_empty()).then(|| name.parse().expect("a name"));
+        let heard = |term, cleared| {
+            Old::Heard(Status { confirmed: Term(term), cleared: node(cleared), held: 2, connections: 3 })
+        };
+        for ((term, cleared), old, expected) in [
+            ((2, "pg2"), Old::Gone, (2, "pg2", 1)),
+            ((2, "pg2"), Old::Unknown, (0, "", 1)),
+            ((2, "pg2"), heard(1, "pg2"), (1, "pg2", 3)),
+            ((1, ""), heard(2, "pg2"), (1, "", 3)),
+            ((2, "pg2"), heard(2, "pg2"), (2, "pg2", 3)),
+            ((2, "pg2"), heard(2, "pg3"), (2, "", 3)),
+        ] {
+            let own =
+                ProxyStatus { confirmed: Term(term), cleared: node(cleared), held: 1, evidence: vec![] };
+            let seen = both(&own, &old);
+            let (term, cleared, held) = expected;
+            assert_eq!(
+                (seen.confirmed, seen.cleared, seen.held),
+                (Term(term), node(cleared), held),
+                "{old:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! The new process rules the sessions of the old one until they are gone.
+#![expect(clippy::disallowed_methods, reason = "shell: reads the clock")]
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, watch};
+
+use super::fence::{Old, both};
+use super::link::{Link, LinkError};
+use super::link_failed;
+use super::lock;
+use super::message::{FromIncumbent, FromSuccessor, Status};
+use super::metrics::Metrics;
+use super::sight::Sight;
+use crate::net::CancelKey;
+use crate::topology::{Directive, Health, ProxyStatus, WalStatus};
+
+/// Positions and health are passed on at most so often; a directive is at once.
+const SIGHT_INTERVAL: Duration = Duration::from_millis(25);
+/// The other end must take a message within this time, or the link is given up.
+const SEND_LIMIT: Duration = Duration::from_secs(5);
+/// CancelRequests on their way to the old process; more are dropped, as the network may drop them.
+const CANCELS: usize = 64;
+
+/// The link to the old process.
+#[derive(Debug)]
+pub(in crate::app) struct Follow {
+    link: Link,
+    /// Locked by the old process as long as it runs.
+    draining: PathBuf,
+    /// When the takeover began.
+    began: Instant,
+}
+
+/// What the rest of the instance has to do with the old process.
+#[derive(Debug)]
+pub(in crate::app) struct Predecessor {
+    pub(in crate::app) directive: watch::Receiver<Arc<Directive>>,
+    pub(in crate::app) health: watch::Receiver<Arc<Health>>,
+    pub(in crate::app) wal: watch::Receiver<Arc<WalStatus>>,
+    /// Of this process alone.
+    own: watch::Receiver<Arc<ProxyStatus>>,
+    /// Of both.
+    proxy: watch::Sender<Arc<ProxyStatus>>,
+    cancels: mpsc::Receiver<CancelKey>,
+    gone: watch::Sender<bool>,
+    metrics: Metrics,
+}
+
+/// How the rest of the instance reaches it.
+#[derive(Debug)]
+pub(in crate::app) struct Reach {
+    pub(in crate::app) proxy: watch::Receiver<Arc<ProxyStatus>>,
+    pub(in crate::app) cancels: mpsc::Sender<CancelKey>,
+    /// Whether it has ended.
+    pub(in crate::app) gone: watch::Receiver<bool>,
+}
+
+impl Predecessor {
+    /// Nothing is known of it yet: nothing is confirmed.
+    pub(in crate::app) fn new(
+        directive: watch::Receiver<Arc<Directive>>,
+        health: watch::Receiver<Arc<Health>>,
+        wal: watch::Receiver<Arc<WalStatus>>,
+        own: watch::Receiver<Arc<ProxyStatus>>,
+        registry: &prometheus::Registry,
+    ) -> prometheus::Result<(Predecessor, Reach)> {
+        let metrics = Metrics::new(registry)?;
+        let (proxy, seen) = watch::channel(Arc::new(both(&own.borrow(), &Old::Unknown)));
+        let (cancel, cancels) = mpsc::channel(CANCELS);
+        let (gone, is_gone) = watch::channel(false);
+        let reach = Reach { proxy: seen, cancels: cancel, gone: is_gone };
+        Ok((Predecessor { directive, health, wal, own, proxy, cancels, gone, metrics }, reach))
+    }
+
+    fn publish(&self, old: &Old) {
+        let next = both(&self.own.borrow(), old);
+        self.proxy.send_if_modified(|last| {
+            let modified = **last != next;
+            if modified {
+                *last = Arc::new(next);
+            }
+            modified
+        });
+    }
+}
+
+impl Follow {
+    pub(super) fn new(link: Link, draining: PathBuf, began: Instant) -> Follow {
+        Follow { link, draining, began }
+    }
+
+    /// Goes on when the old process has ended: somebody has to publish what this one confirms. Never ends.
+    pub(in crate::app) async fn run(mut self, mut old: Predecessor) {
+        let mut last = Status::default();
+        old.metrics.settled(self.began.elapsed());
+        let broken = loop {
+            if let Err(error) = self.exchange(&mut old, &mut last).await {
+                break error;
+            }
+        };
+        let why = link_failed(&broken);
+        // Hanging up ends the sessions that are left.
+        drop(self.link);
+        old.publish(&Old::Unknown);
+        let freed = lock::free(&self.draining);
+        let mut freed = std::pin::pin!(freed);
+        let freed = loop {
+            tokio::select! {
+                freed = &mut freed => break freed,
+                Ok(()) = old.own.changed() => old.publish(&Old::Unknown),
+            }
+        };
+        if let Err(error) = freed {
+            // Not known to be gone is not gone.
+            tracing::error!(%error, "whether the old process has ended cannot be seen: no failover is possible");
+            return std::future::pending().await;
+        }
+        old.metrics.connections.set(0);
+        let ms = self.began.elapsed().as_millis();
+        tracing::info!(ms, why, connections = last.connections, "the old process has ended");
+        old.gone.send_replace(true);
+        loop {
+            old.publish(&Old::Gone);
+            if old.own.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// What comes next, in either direction.
+    async fn exchange(&mut self, old: &mut Predecessor, last: &mut Status) -> Result<(), LinkError> {
+        self.send_sight(old).await?;
+        let pause = tokio::time::sleep(SIGHT_INTERVAL);
+        let mut pause = std::pin::pin!(pause);
+        loop {
+            tokio::select! {
+                message = self.link.receive() => match message? {
+                    FromIncumbent::Status(status) => {
+                        old.metrics.connections.set(i64::try_from(status.connections).unwrap_or(i64::MAX));
+                        last.clone_from(&status);
+                        old.publish(&Old::Heard(status));
+                    }
+                    FromIncumbent::Refused(_) | FromIncumbent::Yielded { .. } | FromIncumbent::Yours => {
+                        let nonsense = std::io::Error::from(std::io::ErrorKind::InvalidData);
+                        return Err(LinkError::Io(nonsense));
+                    }
+                },
+                Ok(()) = old.own.changed() => old.publish(&Old::Heard(last.clone())),
+                Some(key) = old.cancels.recv() => {
+                    self.send(&FromSuccessor::Cancel { pid: key.pid, secret: key.secret }).await?;
+                }
+                Ok(()) = old.directive.changed() => return Ok(()),
+                () = &mut pause, if !pause.is_elapsed() => {}
+                Ok(()) = old.health.changed(), if pause.is_elapsed() => return Ok(()),
+                Ok(()) = old.wal.changed(), if pause.is_elapsed() => return Ok(()),
+            }
+        }
+    }
+
+    async fn send_sight(&self, old: &mut Predecessor) -> Result<(), LinkError> {
+        let sight = Sight::of(
+            Instant::now(),
+            &old.directive.borrow_and_update(),
+            &old.health.borrow_and_update(),
+            &old.wal.borrow_and_update(),
+        );
+        self.send(&FromSuccessor::Sight(Box::new(sight))).await
+    }
+
+    async fn send(&self, message: &FromSuccessor) -> Result<(), LinkError> {
+        let sent = tokio::time::timeout(SEND_LIMIT, self.link.send(message)).await;
+        sent.map_err(|_| LinkError::Io(std::io::ErrorKind::TimedOut.into()))?
+    }
+}

@@ -1,0 +1,106 @@
+//! Two locks beside the state file.
+//!
+//! `<state>.lock` belongs to whoever rules. It is handed over by passing the open file itself: a lock of flock(2)
+//! belongs to that, not to a process, so there is no moment at which a third process could have it. The old process keeps
+//! its end until it has ended; so nobody else starts while its sessions may still be there, even if the new one dies.
+//!
+//! `<state>.draining` is held by an old process whose sessions are seen off. The kernel releases it when the process has
+//! ended, however it does, and its sockets with it: all its threads have stopped before the first of its files is closed.
+//! A pid would have to be told from a later process's, and a zombie from one that lives.
+#![expect(clippy::disallowed_methods, reason = "shell: waits for another process to end")]
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, flock};
+
+/// How long a process that is just ending may keep it.
+const LOCK_LIMIT: Duration = Duration::from_secs(5);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// Held as long as the file is open in any process. Dropping it closes it here; it never unlocks for another.
+#[derive(Debug)]
+pub(super) struct Lock(File);
+
+impl Lock {
+    /// `None`: somebody else has it.
+    pub(super) fn try_take(path: &Path) -> io::Result<Option<Lock>> {
+        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
+        Lock::hold(file)
+    }
+
+    /// Waits for a process that is just ending. `None`: it goes on.
+    pub(super) async fn take(path: &Path) -> io::Result<Option<Lock>> {
+        let since = Instant::now();
+        loop {
+            match Lock::try_take(path)? {
+                None if since.elapsed() < LOCK_LIMIT => tokio::time::sleep(LOOK_AGAIN).await,
+                taken => return Ok(taken),
+            }
+        }
+    }
+
+    /// One that was passed by the process that holds it. `None`: it does not.
+    pub(super) fn inherit(file: OwnedFd) -> io::Result<Option<Lock>> {
+        Lock::hold(File::from(file))
+    }
+
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    fn hold(file: File) -> io::Result<Option<Lock>> {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Lock(file))),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Until nobody holds the lock at `path`.
+pub(super) async fn free(path: &Path) -> io::Result<()> {
+    while Lock::try_take(path)?.is_none() {
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+    Ok(())
+}
+
+/// The state file's name with a suffix.
+pub(super) fn beside(state: &Path, suffix: &str) -> PathBuf {
+    let mut name = state.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Lock;
+
+    #[test]
+    fn a_lock_is_handed_over_without_ever_being_free() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("state.lock");
+        let first = Lock::try_take(&path).expect("a file").expect("nobody has it");
+        assert!(Lock::try_take(&path).expect("a file").is_none());
+        let passed = first.as_fd().try_clone_to_owned().expect("a descriptor");
+        let next = Lock::inherit(passed).expect("a file").expect("it has the lock");
+        drop(first);
+        assert!(Lock::try_take(&path).expect("a file").is_none(), "it is the next one's");
+        drop(next);
+        assert!(Lock::try_take(&path).expect("a file").is_some());
+    }
+
+    #[test]
+    fn what_is_not_locked_by_who_passes_it_is_not_inherited() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("state.lock");
+        let _other = Lock::try_take(&path).expect("a file").expect("nobody has it");
+        let stranger = std::fs::File::open(&path).expect("a file");
+        assert!(Lock::inherit(stranger.into()).expect("a file").is_none());
+    }
+}
