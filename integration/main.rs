@@ -24,4 +24,5 @@ mod relay;
 mod reload;
 mod sessions;
 mod smoke;
+mod takeover;
 mod tls;

@@ -143,7 +143,7 @@ fn write_gigabyte(cluster: &Cluster) {
 }
 
 /// Waits until the relay has the primary's end durable, then compares every segment that both still have.
-fn compare_with_primary(cluster: &Cluster, primary: &Server) -> u64 {
+pub(crate) fn compare_with_primary(cluster: &Cluster, primary: &Server) -> u64 {
     let conninfo = cluster.direct_conninfo(primary, "postgres");
     let end = cluster.psql_at(&conninfo, "SELECT pg_current_wal_flush_lsn() - '0/0'").expect("flush LSN");
     let end: u64 = end.parse().expect("an LSN");

@@ -54,6 +54,27 @@ pub(crate) struct Server {
     pub(crate) data_dir: PathBuf,
 }
 
+/// A process whose place another has taken.
+pub(crate) struct Former {
+    child: Child,
+    pid_file: PathBuf,
+}
+
+impl Former {
+    pub(crate) fn runs(&mut self) -> bool {
+        self.child.try_wait().expect("wait").is_none()
+    }
+
+    /// How it ended.
+    pub(crate) fn ended(mut self, limit: Duration) -> ExitStatus {
+        let ended = eventually("the former process's end", limit, || {
+            self.child.try_wait().expect("wait").ok_or_else(|| "it runs".to_owned())
+        });
+        fs::remove_file(&self.pid_file).expect("pid file");
+        ended
+    }
+}
+
 impl Cluster {
     /// Starts it and waits until the endpoint takes writes and every standby streams.
     pub(crate) fn start(options: Options) -> Cluster {
@@ -114,6 +135,28 @@ impl Cluster {
             .expect("bellwether starts");
         fs::write(self.dir.join("bellwether.pid"), format!("{}\n", child.id())).expect("pid file");
         self.bellwether = Some(child);
+    }
+
+    /// `bellwether run` with the demo's configuration instead of the demo, which takes its servers along when it ends.
+    /// `option`: `--takeover`, in place of the process that runs, which goes on for as long as it likes.
+    pub(crate) fn run_bellwether(&mut self, option: Option<&str>) -> Option<Former> {
+        let former = self.bellwether.take().map(|child| {
+            let pid_file = self.dir.join(format!("bellwether.{}.pid", child.id()));
+            fs::rename(self.dir.join("bellwether.pid"), &pid_file).expect("pid file");
+            Former { child, pid_file }
+        });
+        let child = self.spawn_run(&self.data().join("bellwether.yaml"), option);
+        fs::write(self.dir.join("bellwether.pid"), format!("{}\n", child.id())).expect("pid file");
+        self.bellwether = Some(child);
+        former
+    }
+
+    /// `bellwether run`, whoever else runs.
+    pub(crate) fn spawn_run(&self, config: &Path, option: Option<&str>) -> Child {
+        let log = fs::File::options().create(true).append(true).open(self.log_path()).expect("log file");
+        let mut command = bellwether();
+        command.arg("run").args(option).arg("--config").arg(config).stdin(Stdio::null());
+        command.stdout(log.try_clone().expect("log file")).stderr(log).spawn().expect("bellwether starts")
     }
 
     /// Ctrl-C; how the demo ended.

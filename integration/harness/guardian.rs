@@ -17,7 +17,7 @@ const SCRIPT: &str = r#"
 while read -r _; do :; done
 stop() { kill -"$2" "$(head -n 1 "$1")" 2>/dev/null; }
 for round in 1 2 3; do
-    [ -f "$1/bellwether.pid" ] && stop "$1/bellwether.pid" KILL
+    for file in "$1"/bellwether*.pid; do [ -f "$file" ] && stop "$file" KILL; done
     for file in "$1"/*/*/postmaster.pid "$1"/*/*/*/postmaster.pid; do [ -f "$file" ] && stop "$file" QUIT; done
     sleep 0.3
 done

@@ -26,7 +26,19 @@ use crate::relay::Relay;
 #[derive(Debug)]
 pub(super) struct Listening {
     listeners: Vec<(Listener, Way)>,
-    runtime: Runtime,
+    runtime: Unused,
+}
+
+/// A runtime that nothing runs on yet. The usual drop waits, which is not allowed where this one may happen.
+#[derive(Debug)]
+struct Unused(Option<Runtime>);
+
+impl Drop for Unused {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 /// How connections come in through a listener.
@@ -48,8 +60,8 @@ impl Listening {
     /// A socket that is inherited is not bound again.
     pub(super) fn bind(listen: &[Listen], inherited: &mut Inherited) -> Result<Listening, RunError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(RunError::Threads)?;
-        let inside = runtime.enter();
+        let runtime = Unused(Some(runtime.map_err(RunError::Threads)?));
+        let inside = runtime.0.as_ref().map(Runtime::enter);
         let mut listeners = Vec::new();
         for wanted in listen {
             let address = address(&wanted.on);
@@ -86,7 +98,8 @@ impl Listening {
         let ended = CancellationToken::new();
         let ends = ended.clone().drop_guard();
         let (gate, opened) = watch::channel(Gate::Closed);
-        let Listening { listeners, runtime } = self;
+        let Listening { listeners, mut runtime } = self;
+        let runtime = runtime.0.take().expect("taken here only");
         let accept = async move |seats: Seats<Way>| {
             // Also when it panics.
             let _ends = ends;

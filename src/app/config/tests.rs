@@ -216,6 +216,7 @@ fn the_example_says_what_the_defaults_are() {
     assert_eq!(with_all.pool.limits.limits("-", "report").size.size, 5);
     assert_eq!((with_all.pool.login, with_all.routing), (as_is.pool.login, as_is.routing));
     assert_eq!((with_all.failover, with_all.wal, with_all.log), (as_is.failover, as_is.wal, as_is.log));
+    assert_eq!(with_all.shutdown, as_is.shutdown);
 }
 
 /// What stands in the example as an alternative to `method`.

@@ -1,0 +1,350 @@
+//! A new process takes the place of the one that runs, under load: nobody is refused, nobody is lied to, and there is
+//! never a second relay under the name.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+use tokio_postgres::{Client, NoTls};
+
+use crate::harness::ledger::{Answer, Entry, Ledger, audit, tokens};
+use crate::harness::{Cluster, Options, eventually, eventually_async};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// The demo's cluster with `bellwether run` in front of it.
+fn cluster(drain: &str, expected_warnings: &'static [&'static str]) -> Cluster {
+    let mut cluster = Cluster::start(Options { expected_warnings, ..Options::default() });
+    cluster.kill_bellwether();
+    cluster.rewrite(|config| {
+        config["shutdown"] = serde_yaml::from_str(drain).expect("the test's own YAML");
+    });
+    cluster.run_bellwether(None);
+    cluster.await_steady();
+    cluster
+}
+
+fn term(cluster: &Cluster) -> Value {
+    cluster.api("/api/v1/cluster").expect("state")["directive"]["term"].clone()
+}
+
+/// By the new process; then everything is as it was before.
+fn took_over(cluster: &mut Cluster, times: usize) {
+    eventually("the takeover", LIMIT, || {
+        let took = cluster.log().matches("took over").count();
+        if took == times { Ok(()) } else { Err(format!("{took} times")) }
+    });
+    cluster.await_steady();
+}
+
+async fn connect(cluster: &Cluster) -> Client {
+    let (client, connection) = tokio_postgres::connect(&cluster.conninfo(), NoTls).await.expect("connect");
+    tokio::spawn(connection);
+    client
+}
+
+async fn acknowledged_beyond(ledger: &Ledger, goal: u64) {
+    eventually_async("acknowledged tokens", LIMIT, || async {
+        let now = ledger.acknowledged();
+        if now > goal { Ok(()) } else { Err(format!("{now} of {goal}")) }
+    })
+    .await;
+}
+
+/// Something that goes on beside the takeovers until it is asked what it has met.
+struct Watcher {
+    stop: Arc<AtomicBool>,
+    complaints: JoinHandle<(u64, Vec<String>)>,
+}
+
+impl Watcher {
+    async fn finish(self) -> (u64, Vec<String>) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.complaints.await.expect("no panic")
+    }
+}
+
+/// Connects, asks something, leaves, again and again.
+fn newcomers(conninfo: String) -> Watcher {
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = Arc::clone(&stop);
+    let complaints = tokio::spawn(async move {
+        let (mut served, mut complaints) = (0, vec![]);
+        while !stopped.load(Ordering::Relaxed) {
+            let visit = async {
+                let (client, connection) = tokio_postgres::connect(&conninfo, NoTls).await?;
+                tokio::spawn(connection);
+                client.batch_execute("SELECT 1").await
+            };
+            match visit.await {
+                Ok(()) => served += 1,
+                Err(error) => complaints.push(format!("{error}: {:?}", std::error::Error::source(&error))),
+            }
+        }
+        (served, complaints)
+    });
+    Watcher { stop, complaints }
+}
+
+/// Looks at the primary's walsenders all the time: no name of ours twice.
+fn walsenders(conninfo: String) -> Watcher {
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = Arc::clone(&stop);
+    let twice = "SELECT application_name FROM pg_stat_replication \
+                 WHERE application_name LIKE 'bellwether%' GROUP BY 1 HAVING count(*) > 1";
+    let complaints = tokio::spawn(async move {
+        let (client, connection) = tokio_postgres::connect(&conninfo, NoTls).await.expect("connect");
+        tokio::spawn(connection);
+        let (mut looks, mut complaints) = (0, vec![]);
+        while !stopped.load(Ordering::Relaxed) {
+            for row in client.query(twice, &[]).await.expect("the primary answers") {
+                complaints.push(format!("two of {}", row.get::<_, String>(0)));
+            }
+            looks += 1;
+        }
+        (looks, complaints)
+    });
+    Watcher { stop, complaints }
+}
+
+/// A new connection for each transaction, for `seconds`.
+fn pgbench(cluster: &Cluster, seconds: u32) -> Child {
+    cluster
+        .program("pgbench")
+        .args(["-n", "-C", "-c", "4", "-T", &seconds.to_string(), &cluster.conninfo()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("pgbench")
+}
+
+/// Whose connection ended with the old process was told so between two transactions: nothing of it has happened.
+fn only_ended_in_order(entries: &[Entry], found: &std::collections::HashMap<i64, i64>) {
+    for entry in entries {
+        match &entry.answer {
+            Answer::Acknowledged => {}
+            Answer::Refused(why) if why.starts_with("57P01") => {}
+            // The client library has read the 57P01 before it sent anything, and says that the connection is closed.
+            Answer::Broken(why) if why == "connection closed" => {
+                assert!(!found.contains_key(&entry.token), "amid a transaction: {entry:?}");
+            }
+            _ => panic!("{entry:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn again_and_again_under_load() {
+    let mut cluster = cluster("{drain: 2s}", &[]);
+    let direct = cluster.direct_conninfo(&cluster.primary(), "app");
+    let init = cluster.program("pgbench").args(["-i", "-q", &cluster.conninfo()]).output().expect("pgbench");
+    assert!(init.status.success());
+    let term_before = term(&cluster);
+    let ledger = Ledger::start(&cluster.conninfo(), 1, 4).await;
+    let newcomers = newcomers(cluster.conninfo());
+    let walsenders = walsenders(direct.clone());
+    let bench = pgbench(&cluster, 20);
+    for round in 1..=3 {
+        acknowledged_beyond(&ledger, ledger.acknowledged() + 50).await;
+        // Transactions that are open when it happens come to their end.
+        let long = connect(&cluster).await;
+        let token = 1_000_000 + round;
+        long.batch_execute(&format!("BEGIN; INSERT INTO tokens VALUES ({token})")).await.expect("begun");
+        let former = cluster.run_bellwether(Some("--takeover")).expect("one was there");
+        took_over(&mut cluster, round);
+        long.batch_execute("COMMIT").await.expect("committed");
+        assert_eq!(term(&cluster), term_before);
+        let ended = tokio::task::spawn_blocking(move || former.ended(LIMIT)).await.expect("no panic");
+        assert!(ended.success(), "{ended}");
+    }
+    let bench =
+        tokio::task::spawn_blocking(|| bench.wait_with_output()).await.expect("no panic").expect("pgbench");
+    let complaint = String::from_utf8_lossy(&bench.stderr);
+    let said = String::from_utf8_lossy(&bench.stdout);
+    assert!(bench.status.success() && !complaint.contains("error"), "{complaint}");
+    assert!(said.contains("number of failed transactions: 0"), "{said}");
+    let (served, complaints) = newcomers.finish().await;
+    assert!(served > 100 && complaints.is_empty(), "{served} served; {complaints:?}");
+    let (looks, complaints) = walsenders.finish().await;
+    assert!(looks > 100 && complaints.is_empty(), "{looks} looks; {complaints:?}");
+
+    let entries = ledger.finish().await;
+    let found = tokens(&direct).await;
+    assert_eq!(audit(&entries, &found), Vec::<String>::new());
+    only_ended_in_order(&entries, &found);
+    for round in 1..=3 {
+        assert_eq!(found.get(&(1_000_000 + round)), Some(&1), "what was open in round {round}");
+    }
+    assert_eq!(cluster.log().matches("sessions seen off").count(), 3);
+    cluster.await_steady();
+    let primary = cluster.primary();
+    assert!(crate::relay::compare_with_primary(&cluster, &primary) > 0);
+}
+
+/// What sessions can still do in the old process, and what the new one's fence says of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failover_while_the_old_process_drains() {
+    let mut cluster = cluster("{drain: 20s, transactions: 2s}", &[]);
+    let ledger = Ledger::start(&cluster.conninfo(), 1, 4).await;
+    let stays = connect(&cluster).await;
+    stays.batch_execute("SELECT 1").await.expect("served");
+    let busy = connect(&cluster).await;
+    let cancel = busy.cancel_token();
+    let sleeping = tokio::spawn(async move { busy.batch_execute("SELECT pg_sleep(120)").await });
+    acknowledged_beyond(&ledger, 50).await;
+
+    let mut former = cluster.run_bellwether(Some("--takeover")).expect("one was there");
+    took_over(&mut cluster, 1);
+    // The request comes to the new process, the session is in the old one.
+    cancel.cancel_query(NoTls).await.expect("asked");
+    let told = tokio::time::timeout(LIMIT, sleeping).await.expect("in time").expect("no panic");
+    let told = told.expect_err("it was cancelled");
+    assert_eq!(told.code().map(tokio_postgres::error::SqlState::code), Some("57014"), "{told}");
+    // Nobody else may take over meanwhile.
+    let term_before = term(&cluster);
+
+    let first = cluster.primary();
+    let goal = ledger.acknowledged() + 100;
+    cluster.signal(&first, Signal::SIGKILL);
+    eventually("another primary", LIMIT, || {
+        let state = cluster.api("/api/v1/cluster")?;
+        let moved =
+            state["directive"]["writes"]["state"] == "open" && state["directive"]["term"] != term_before;
+        if moved { Ok(()) } else { Err(state.to_string()) }
+    });
+    assert!(former.runs(), "its sessions were there");
+    // The same connection, the same old process, the new primary.
+    let row = stays.query_one("SELECT inet_server_port()", &[]).await.expect("served on");
+    assert_eq!(row.get::<_, i32>(0), i32::from(cluster.primary().port), "where writes go");
+    acknowledged_beyond(&ledger, goal).await;
+    let entries = ledger.finish().await;
+    drop(stays);
+    let ended = tokio::task::spawn_blocking(move || former.ended(LIMIT)).await.expect("no panic");
+    assert!(ended.success(), "{ended}");
+    cluster.await_steady();
+    let found = tokens(&cluster.direct_conninfo(&cluster.primary(), "app")).await;
+    assert_eq!(audit(&entries, &found), Vec::<String>::new());
+    let broken: Vec<&Entry> = entries.iter().filter(|e| matches!(e.answer, Answer::Broken(_))).collect();
+    assert!(broken.is_empty(), "{broken:?}");
+    let history = cluster.api("/api/v1/history").expect("history");
+    let last = history.as_array().and_then(|all| all.last()).expect("an election").clone();
+    assert_eq!((&last["outcome"], &last["lost_bytes"]), (&json!("completed"), &json!(0)), "{last}");
+}
+
+/// A new process as far as the old one can tell.
+struct Pretender(UnixStream);
+
+impl Pretender {
+    fn new(cluster: &Cluster) -> Pretender {
+        let config = cluster.config();
+        let state = config["state"]["file"].as_str().expect("state.file");
+        let stream = UnixStream::connect(format!("{state}.takeover")).expect("it can be asked");
+        stream.set_read_timeout(Some(LIMIT)).expect("a timeout");
+        Pretender(stream)
+    }
+
+    fn say(&mut self, message: &Value) {
+        let body = message.to_string();
+        let length = u32::try_from(body.len()).expect("short").to_be_bytes();
+        self.0.write_all(&[&length[..], body.as_bytes()].concat()).expect("said");
+    }
+
+    fn ask(&mut self, cluster: &Cluster, instance: &str) {
+        let config = cluster.config();
+        let text = |value: &serde_yaml::Value| value.as_str().expect("text").to_owned();
+        self.say(&json!({"ask": {
+            "version": 1,
+            "cluster": text(&config["cluster"]),
+            "instance": instance,
+            "state": text(&config["state"]["file"]),
+            "wal": text(&config["wal"]["dir"]),
+        }}));
+    }
+
+    /// The descriptors that come beside it are closed unseen.
+    fn hear(&mut self) -> Value {
+        let mut length = [0; 4];
+        self.0.read_exact(&mut length).expect("a message");
+        let mut body = vec![0; u32::from_be_bytes(length) as usize];
+        self.0.read_exact(&mut body).expect("a message");
+        serde_json::from_slice(&body).expect("JSON")
+    }
+}
+
+/// Up to the last word the old process goes on, whatever becomes of the new one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_fails_to_take_over_leaves_everything_as_it_was() {
+    let mut cluster = cluster("{drain: 2s}", &[]);
+    let direct = cluster.direct_conninfo(&cluster.primary(), "app");
+    let term_before = term(&cluster);
+    let instance = cluster.config()["instance"].as_str().expect("instance").to_owned();
+    let ledger = Ledger::start(&cluster.conninfo(), 1, 4).await;
+    let newcomers = newcomers(cluster.conninfo());
+    acknowledged_beyond(&ledger, 20).await;
+
+    // It never comes to asking: a configuration that cannot be used, one that is another's, a second instance.
+    let broken = cluster.data().join("broken.yaml");
+    fs::write(&broken, "cluster: [").expect("a file");
+    assert_eq!(exit_code(cluster.spawn_run(&broken, Some("--takeover"))), Some(1));
+    assert_eq!(exit_code(cluster.spawn_run(&cluster.data().join("bellwether.yaml"), None)), Some(1));
+    let mut stranger = Pretender::new(&cluster);
+    stranger.ask(&cluster, "another");
+    assert_eq!(stranger.hear()["refused"]["again"], "never");
+    assert!(!cluster.log().contains("WAL stream ended"), "nothing was closed for any of these");
+
+    // It is gone at each of its steps.
+    drop(Pretender::new(&cluster));
+    let mut nonsense = Pretender::new(&cluster);
+    nonsense.0.write_all(b"\xff\xff\xff\xff").expect("said");
+    let mut asked = Pretender::new(&cluster);
+    asked.ask(&cluster, &instance);
+    drop(asked);
+    goes_on(&mut cluster, &ledger).await;
+    let mut yielded = Pretender::new(&cluster);
+    yielded.ask(&cluster, &instance);
+    assert!(yielded.hear()["yielded"]["sockets"].is_array());
+    drop(yielded);
+    goes_on(&mut cluster, &ledger).await;
+
+    // It cannot open everything: somebody else has the port.
+    let holder = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let taken = holder.local_addr().expect("bound");
+    let wanting = cluster.data().join("wanting.yaml");
+    let mut config = cluster.config();
+    let more = serde_yaml::from_str(&format!("{{address: '{taken}'}}")).expect("the test's own YAML");
+    config["listen"].as_sequence_mut().expect("a list").push(more);
+    fs::write(&wanting, serde_yaml::to_string(&config).expect("YAML")).expect("a file");
+    assert_eq!(exit_code(cluster.spawn_run(&wanting, Some("--takeover"))), Some(1));
+    goes_on(&mut cluster, &ledger).await;
+
+    assert_eq!(term(&cluster), term_before);
+    let (served, complaints) = newcomers.finish().await;
+    assert!(served > 20 && complaints.is_empty(), "{served} served; {complaints:?}");
+    let entries = ledger.finish().await;
+    assert_eq!(audit(&entries, &tokens(&direct).await), Vec::<String>::new());
+    assert!(entries.iter().all(|entry| entry.answer == Answer::Acknowledged), "somebody was disturbed");
+    assert!(!cluster.log().contains("took over"));
+    // And then somebody does.
+    let former = cluster.run_bellwether(Some("--takeover")).expect("one was there");
+    took_over(&mut cluster, 1);
+    assert!(former.ended(LIMIT).success());
+}
+
+fn exit_code(mut process: Child) -> Option<i32> {
+    eventually("its end", LIMIT, || process.try_wait().expect("wait").ok_or_else(|| "it runs".to_owned()))
+        .code()
+}
+
+/// The same process decides, accepts, receives and ships.
+async fn goes_on(cluster: &mut Cluster, ledger: &Ledger) {
+    cluster.await_steady();
+    acknowledged_beyond(ledger, ledger.acknowledged() + 20).await;
+}
