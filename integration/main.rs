@@ -24,5 +24,6 @@ mod relay;
 mod reload;
 mod sessions;
 mod smoke;
+mod stranded;
 mod takeover;
 mod tls;

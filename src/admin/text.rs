@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::view::{ClusterView, FollowerView, NodeView, WritesView};
-use crate::topology::{Election, LeftBehind, NodeName, Outcome, Role};
+use crate::topology::{Election, LeftBehind, NodeName, Outcome, Role, SavedTail};
 
 /// The cluster at a glance.
 pub fn status_text(view: &ClusterView) -> String {
@@ -116,6 +116,13 @@ fn election_text(election: &Election) -> String {
         let _ =
             writeln!(text, "  stranded  {node} with WAL up to {position} of timeline {timeline}: rebuilt");
     }
+    for SavedTail { node, timeline, from, to, directory } in &election.saved {
+        let bytes = bytes_text(to.bytes_since(*from));
+        let _ = writeln!(
+            text,
+            "  saved     {bytes} of {node}: pg_waldump -p {directory} -t {timeline} -s {from}"
+        );
+    }
     if !election.phases.is_empty() {
         let total: u64 = election.phases.iter().map(|phase| phase.millis).sum();
         let phases: Vec<String> =
@@ -167,7 +174,7 @@ mod tests {
     use super::super::view::tests::{identity, snapshot};
     use super::{bytes_text, history_text, status_text};
     use crate::pg::{Lsn, TimelineId};
-    use crate::topology::{Election, Outcome, Phase, Term, Writes};
+    use crate::topology::{Election, Outcome, Phase, SavedTail, Term, Writes};
 
     #[test]
     fn status_shows_what_one_asks_first() {
@@ -209,6 +216,13 @@ pg4   -        down: refused the connection  2         0/0       -             -
             lost_bytes: 0,
             unacknowledged_bytes: 100,
             left_behind: Vec::new(),
+            saved: vec![SavedTail {
+                node: "pg1".parse().expect("a name"),
+                timeline: TimelineId(1),
+                from: Lsn(0x3000_0000),
+                to: Lsn(0x3000_0064),
+                directory: "/data/pg1.discarded/timeline-1".to_owned(),
+            }],
             phases: vec![
                 Phase { name: "fence".to_owned(), millis: 12 },
                 Phase { name: "promote".to_owned(), millis: 230 },
@@ -223,6 +237,7 @@ term 2  2023-11-14T22:13:20.123Z  pg1 -> pg2  completed
   timeline  2 from 0/30000000
   lost      0 B
   left      100 B that no client was told of
+  saved     100 B of pg1: pg_waldump -p /data/pg1.discarded/timeline-1 -t 1 -s 0/30000000
   phases    fence 12 + promote 230 = 242 ms
   evidence  the stream ended
             3 probes failed

@@ -47,6 +47,8 @@ pub(crate) struct Core {
     request: Option<Request>,
     /// Ended elections, oldest first; at most [`MAX_HISTORY`].
     history: Vec<Election>,
+    /// Of `history`.
+    remembered: Remembered,
     /// What was last said to need a person.
     obstacle: Option<String>,
 }
@@ -101,6 +103,7 @@ impl Core {
             ledger: Ledger::default(),
             request: None,
             history,
+            remembered: Remembered::All,
             obstacle: None,
         }
     }
@@ -153,9 +156,21 @@ impl Core {
 
     /// An action ended; `None`: it failed, or was given up.
     pub(crate) fn acted(&mut self, action: &Action, result: Option<Finding>, now: Instant) {
+        if let Some(Finding::Back { saved: Some(tail) }) = &result {
+            self.note(|election| election.saved.push(tail.clone()));
+        }
         match result {
             Some(finding) => self.ledger.succeeded(action, finding, now),
             None => self.ledger.failed(action, now),
+        }
+    }
+
+    /// To the election that brought about what holds.
+    fn note(&mut self, note: impl FnOnce(&mut Election)) {
+        let last = self.history.iter_mut().rev().find(|e| e.outcome == Outcome::Completed);
+        if let Some(election) = last {
+            note(election);
+            self.remembered = Remembered::Behind;
         }
     }
 
@@ -203,12 +218,12 @@ impl Core {
             self.journaled = self.state.clone();
             effects.push(Effect::Journal(self.state.clone()));
             effects.push(Effect::GiveUpBefore(self.state.term));
-            let has_grown = self.conclude(decided.concluded, decided.left_behind, &mut effects);
+            self.conclude(decided.concluded, decided.left_behind, &mut effects);
             self.direct(&mut effects);
             effects.extend(self.state.primary.as_ref().map(|primary| Effect::Probe(primary.node.clone())));
-            if has_grown {
-                effects.push(Effect::Remember(self.history.clone()));
-            }
+        }
+        if std::mem::replace(&mut self.remembered, Remembered::All) == Remembered::Behind {
+            effects.push(Effect::Remember(self.history.clone()));
         }
         for action in decided.wanted {
             if self.ledger.is_due(&action, now.instant) {
@@ -285,25 +300,24 @@ impl Core {
         obstacle.filter(|_| is_new).map(|why| Effect::Alarm { term: self.state.term, why })
     }
 
-    /// Takes ended elections into the history; whether there is anything new in it.
+    /// Takes ended elections into the history.
     fn conclude(
         &mut self,
         concluded: Vec<Election>,
         left_behind: Vec<LeftBehind>,
         effects: &mut Vec<Effect>,
-    ) -> bool {
-        let has_grown = !concluded.is_empty() || !left_behind.is_empty();
+    ) {
+        if !concluded.is_empty() {
+            self.remembered = Remembered::Behind;
+        }
         effects.extend(concluded.iter().cloned().map(Effect::Concluded));
         self.history.extend(concluded);
         for standby in left_behind {
             effects.push(Effect::LeftBehind(standby.clone()));
-            if let Some(election) = self.history.iter_mut().rev().find(|e| e.outcome == Outcome::Completed) {
-                election.left_behind.push(standby);
-            }
+            self.note(|election| election.left_behind.push(standby));
         }
         let excess = self.history.len().saturating_sub(MAX_HISTORY);
         self.history.drain(..excess);
-        has_grown
     }
 
     fn direct(&mut self, effects: &mut Vec<Effect>) {
@@ -313,6 +327,13 @@ impl Core {
             effects.push(Effect::Direct(directive));
         }
     }
+}
+
+/// Whether the shell was told of all that is in the history.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Remembered {
+    All,
+    Behind,
 }
 
 /// What a chain of decisions came to.

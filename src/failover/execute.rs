@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::agent::{AgentError, LocalServer, StopMode};
+use super::agent::{AgentError, Discarded, LocalServer, Rejoined, StopMode};
 use super::decide::{Action, Finding, Patient, Promoted, StartAs, SyncNames, What};
 use super::error::ActionError;
 use super::sql::{row, rows};
@@ -14,7 +14,7 @@ use crate::net::Target;
 use crate::net::sql::{self, SqlConnection};
 use crate::pg::wal::History;
 use crate::pg::{Lsn, SlotName, SystemIdentifier, TimelineId};
-use crate::topology::{NodeName, Role};
+use crate::topology::{NodeName, Role, SavedTail};
 
 /// A server on this host.
 #[derive(Clone, Debug)]
@@ -235,12 +235,13 @@ impl Executor {
     async fn rejoin(&self, node: &NodeName, source: &NodeName) -> Result<Finding, ActionError> {
         let local = self.local(node)?;
         let source = self.target(source)?;
-        let outcome = match local.server.rejoin(source, &local.primary_conninfo, &node.slot()).await {
+        let rejoined = match local.server.rejoin(source, &local.primary_conninfo, &node.slot()).await {
             Err(AgentError::Busy { .. }) => return Ok(Finding::Done),
-            outcome => outcome.map_err(agent_error)?,
+            rejoined => rejoined.map_err(agent_error)?,
         };
+        let Rejoined { outcome, discarded } = rejoined;
         tracing::info!(%node, ?outcome, "server rejoined as a standby");
-        Ok(Finding::Done)
+        Ok(back(node, discarded))
     }
 
     /// A restartpoint writes where replay is, and on which timeline, into the control file. The first may be due and
@@ -265,12 +266,13 @@ impl Executor {
     async fn rebuild(&self, node: &NodeName, source: &NodeName) -> Result<Finding, ActionError> {
         let local = self.local(node)?;
         let source = self.target(source)?;
-        match local.server.rebuild(source, &local.primary_conninfo, &node.slot()).await {
-            Err(AgentError::Busy { .. }) => return Ok(Finding::Done),
-            rebuilt => rebuilt.map_err(agent_error)?,
-        };
+        let Rejoined { discarded, .. } =
+            match local.server.rebuild(source, &local.primary_conninfo, &node.slot()).await {
+                Err(AgentError::Busy { .. }) => return Ok(Finding::Done),
+                rebuilt => rebuilt.map_err(agent_error)?,
+            };
         tracing::info!(%node, "server rebuilt: it held WAL that is not in the primary's history");
-        Ok(Finding::Done)
+        Ok(back(node, discarded))
     }
 
     async fn connect(&self, node: &NodeName) -> Result<SqlConnection, ActionError> {
@@ -307,6 +309,20 @@ fn advise(node: &NodeName, source: &NodeName, patient: Patient) {
             "a standby holds WAL beyond the fork and must be made anew by hand: no agent runs on its host"
         ),
     }
+}
+
+fn back(node: &NodeName, discarded: Option<Discarded>) -> Finding {
+    let saved = discarded.map(|Discarded { timeline, from, to, directory }| {
+        let directory = directory.display().to_string();
+        tracing::info!(
+            %node,
+            bytes = to.bytes_since(from),
+            look = format!("pg_waldump -p {directory} -t {timeline} -s {from}"),
+            "WAL that is not in the primary's history was saved before it was discarded"
+        );
+        SavedTail { node: node.clone(), timeline, from, to, directory }
+    });
+    Finding::Back { saved }
 }
 
 /// With its causes: the log shows one line.

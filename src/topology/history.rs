@@ -27,6 +27,9 @@ pub struct Election {
     /// Standbys that held WAL beyond the switchpoint and had to be made anew.
     #[serde(default)]
     pub left_behind: Vec<LeftBehind>,
+    /// WAL that was not taken over and was saved before its server was made a standby of the new primary.
+    #[serde(default)]
+    pub saved: Vec<SavedTail>,
     pub phases: Vec<Phase>,
     pub outcome: Outcome,
 }
@@ -37,6 +40,17 @@ pub struct LeftBehind {
     pub node: NodeName,
     pub timeline: TimelineId,
     pub position: Lsn,
+}
+
+/// For `pg_waldump -p directory -t timeline -s from`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedTail {
+    pub node: NodeName,
+    pub timeline: TimelineId,
+    pub from: Lsn,
+    pub to: Lsn,
+    /// On the node's host.
+    pub directory: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

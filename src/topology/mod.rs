@@ -18,7 +18,7 @@ mod wal;
 
 pub use directive::{Directive, Durability, Term, Writes, relay_application_name};
 pub use health::{Health, NodeHealth, NodeState};
-pub use history::{Election, LeftBehind, Outcome, Phase};
+pub use history::{Election, LeftBehind, Outcome, Phase, SavedTail};
 pub use node::{Address, InvalidNodeName, Node, NodeName, Role};
 pub use proxy::{ClientEvidence, ProxyStatus};
 pub use wal::{Follower, FollowerState, Lag, StreamEnd, Upstream, WalStatus};

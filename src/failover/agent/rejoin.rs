@@ -8,10 +8,11 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use super::base_backup::{self, BaseBackup};
+use super::base_backup;
 use super::conninfo::Conninfo;
 use super::control::{ControlFile, DbState};
 use super::conversation::{Conversation, ConversationError};
+use super::discarded::Discarded;
 use super::error::{AgentError, FileError};
 use super::settings::{self, Change};
 use super::{AUTO_CONF, LocalServer, STANDBY_SIGNAL, ServerStatus, StopMode, files};
@@ -36,6 +37,14 @@ pub enum RejoinOutcome {
     Rewound,
     /// A new base backup replaced it.
     Rebuilt,
+}
+
+/// How a server came back, and what it had to give up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejoined {
+    pub outcome: RejoinOutcome,
+    /// `None`: nothing that the source does not have.
+    pub discarded: Option<Discarded>,
 }
 
 /// What the files of a stopped server say.
@@ -94,35 +103,45 @@ impl LocalServer {
         source: &Target,
         primary_conninfo: &str,
         slot: &SlotName,
-    ) -> Result<RejoinOutcome, AgentError> {
+    ) -> Result<Rejoined, AgentError> {
         let _lock = self.lock()?;
         let upstream = self.upstream(primary_conninfo)?;
         if self.runs_as_standby() {
             self.repoint_running(&upstream, slot).await?;
-            return Ok(RejoinOutcome::Started);
+            return Ok(Rejoined { outcome: RejoinOutcome::Started, discarded: None });
         }
         self.stop_for_good().await?;
-        let outcome = match plan(self.past()) {
+        let (outcome, discarded) = match plan(self.past()) {
             Plan::Start => {
                 self.become_standby(&self.data_dir, &upstream, slot, &[])?;
-                RejoinOutcome::Started
+                (RejoinOutcome::Started, None)
             }
-            Plan::Rewind => match self.rewind_locked(source, &upstream, slot).await {
-                Ok(()) => RejoinOutcome::Rewound,
-                Err(error) => {
-                    tracing::info!(node = %self.node, error = %chain(&error), "cannot rewind, rebuilding");
-                    self.rebuild_locked(source, &upstream, slot).await?;
-                    RejoinOutcome::Rebuilt
-                }
-            },
+            Plan::Rewind => {
+                let discarded = self.save_discarded(source).await?;
+                (self.rewind_or_rebuild(source, &upstream, slot).await?, discarded)
+            }
             Plan::Rebuild => {
-                self.rebuild_locked(source, &upstream, slot).await?;
-                RejoinOutcome::Rebuilt
+                let discarded = self.rebuild_locked(source, &upstream, slot).await?;
+                (RejoinOutcome::Rebuilt, discarded)
             }
         };
         self.start_locked(Role::Standby).await?;
         self.remove_leftovers().await?;
-        Ok(outcome)
+        Ok(Rejoined { outcome, discarded })
+    }
+
+    async fn rewind_or_rebuild(
+        &self,
+        source: &Target,
+        upstream: &str,
+        slot: &SlotName,
+    ) -> Result<RejoinOutcome, AgentError> {
+        let Err(error) = self.rewind_locked(source, upstream, slot).await else {
+            return Ok(RejoinOutcome::Rewound);
+        };
+        tracing::info!(node = %self.node, error = %chain(&error), "cannot rewind, rebuilding");
+        self.rebuild_locked(source, upstream, slot).await?;
+        Ok(RejoinOutcome::Rebuilt)
     }
 
     /// The same with a base backup in any case: for a standby that runs and cannot stream.
@@ -131,14 +150,14 @@ impl LocalServer {
         source: &Target,
         primary_conninfo: &str,
         slot: &SlotName,
-    ) -> Result<BaseBackup, AgentError> {
+    ) -> Result<Rejoined, AgentError> {
         let _lock = self.lock()?;
         let upstream = self.upstream(primary_conninfo)?;
         self.stop_for_good().await?;
-        let backup = self.rebuild_locked(source, &upstream, slot).await?;
+        let discarded = self.rebuild_locked(source, &upstream, slot).await?;
         self.start_locked(Role::Standby).await?;
         self.remove_leftovers().await?;
-        Ok(backup)
+        Ok(Rejoined { outcome: RejoinOutcome::Rebuilt, discarded })
     }
 
     /// Makes the stopped server follow `primary_conninfo` from its next start on, without a look at its past.
@@ -277,11 +296,13 @@ impl LocalServer {
         source: &Target,
         upstream: &str,
         slot: &SlotName,
-    ) -> Result<BaseBackup, AgentError> {
+    ) -> Result<Option<Discarded>, AgentError> {
+        // Half rewound, it is no history of its own any more, and was saved before.
+        let discarded = if self.half_rewound().exists() { None } else { self.save_discarded(source).await? };
         let making = self.beside(".new");
         files::remove_tree(&making)?;
         files::create_private_dir(&making, self.run_as.as_ref())?;
-        let backup = base_backup::receive(source, &making).await?;
+        base_backup::receive(source, &making).await?;
         self.settle(&making, upstream, slot)?;
         let replaced = self.beside(".old");
         if self.data_dir.exists() {
@@ -290,7 +311,7 @@ impl LocalServer {
         }
         files::rename(&making, &self.data_dir)?;
         files::remove_tree(&self.half_rewound())?;
-        Ok(backup)
+        Ok(discarded)
     }
 
     /// A copy of another node becomes this node's standby, durably.

@@ -5,10 +5,13 @@ use std::time::{Duration, Instant};
 
 use super::{Core, Effect};
 use crate::failover::command::Command;
-use crate::failover::decide::{Automatic, Mode, Now, Phase, Policy, Primary, State};
+use crate::failover::decide::{Action, Automatic, Finding, Mode, Now, Phase, Policy, Primary, State, What};
 use crate::failover::health::{Detect, Facts, ProbeResult, SlotState, Watch};
 use crate::pg::{Lsn, SystemIdentifier, TimelineId};
-use crate::topology::{Durability, Node, NodeName, ProxyStatus, Role, StreamEnd, Term, Upstream, WalStatus};
+use crate::topology::{
+    Durability, Election, Node, NodeName, Outcome, ProxyStatus, Role, SavedTail, StreamEnd, Term, Upstream,
+    WalStatus,
+};
 
 const SYSTEM: SystemIdentifier = SystemIdentifier(7);
 
@@ -122,6 +125,51 @@ fn durable_then_told_then_done() {
         "prepare pg1",
     ];
     assert_eq!(turn(&mut core, later(11), &wal, &proxy), restored);
+}
+
+#[test]
+fn a_saved_tail_is_told_of_in_the_election_that_made_it_one() {
+    let (mut core, now, wal) = steady();
+    let wal = Arc::new(wal);
+    let saved = SavedTail {
+        node: name("pg2"),
+        timeline: TimelineId(1),
+        from: Lsn(0x1000),
+        to: Lsn(0x1100),
+        directory: "/data/pg2.discarded/timeline-1".to_owned(),
+    };
+    let what = What::Rejoin { source: name("pg1") };
+    let action = Action { term: Term(1), node: name("pg2"), what };
+    let back = |saved| Some(Finding::Back { saved });
+    core.acted(&action, back(Some(saved.clone())), now.instant);
+    assert_eq!(core.turn(now, &wal, &ProxyStatus::default()), [], "of no election");
+
+    core.history = vec![ended(Outcome::Completed), ended(Outcome::Failed { why: String::new() })];
+    core.acted(&action, back(Some(saved.clone())), now.instant);
+    core.acted(&action, back(None), now.instant);
+    let effects = core.turn(now, &wal, &ProxyStatus::default());
+    let [Effect::Remember(history)] = effects.as_slice() else { panic!("{effects:?}") };
+    assert_eq!((&history[0].saved, &history[1].saved), (&vec![saved], &vec![]));
+    assert_eq!(core.turn(now, &wal, &ProxyStatus::default()), [], "once");
+}
+
+fn ended(outcome: Outcome) -> Election {
+    Election {
+        term: Term(1),
+        started_at_ms: 0,
+        rule: "F1".to_owned(),
+        evidence: Vec::new(),
+        from: None,
+        to: None,
+        timeline: None,
+        switchpoint: None,
+        lost_bytes: 0,
+        unacknowledged_bytes: 0,
+        left_behind: Vec::new(),
+        saved: Vec::new(),
+        phases: Vec::new(),
+        outcome,
+    }
 }
 
 #[test]

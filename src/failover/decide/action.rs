@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::state::Promoted;
 use crate::pg::{Lsn, TimelineId};
-use crate::topology::{NodeName, Term};
+use crate::topology::{NodeName, SavedTail, Term};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Action {
@@ -95,6 +95,10 @@ impl SyncNames {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Finding {
     Done,
+    /// Of `Rejoin` and `Rebuild`.
+    Back {
+        saved: Option<SavedTail>,
+    },
     /// Of `Promote` and `Inspect`.
     Promoted(Promoted),
     /// Of `Locate`.

@@ -56,6 +56,7 @@ pub(super) fn fence(
         lost_bytes: 0,
         unacknowledged_bytes: 0,
         left_behind: Vec::new(),
+        saved: Vec::new(),
         phases: Vec::new(),
         outcome: Outcome::Running,
     };

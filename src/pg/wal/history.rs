@@ -80,6 +80,26 @@ impl History {
         Some((next, self.ancestors[at].switchpoint))
     }
 
+    /// Where this history leaves `other`: what it holds behind that is not in `other`. `None`: it is a part of it, or
+    /// they have nothing in common.
+    pub fn leaves(&self, other: &History) -> Option<Lsn> {
+        let mut left_at = None;
+        for (ours, theirs) in self.ends().zip(other.ends()) {
+            match (ours, theirs) {
+                (ours, theirs) if ours.0 != theirs.0 => return left_at,
+                ((_, Some(ours)), (_, Some(theirs))) if ours == theirs => left_at = Some(ours),
+                ((_, ours), (_, theirs)) => return [ours, theirs].into_iter().flatten().min(),
+            }
+        }
+        left_at
+    }
+
+    /// Each timeline, oldest first, and where it ended.
+    fn ends(&self) -> impl Iterator<Item = (TimelineId, Option<Lsn>)> {
+        let ancestors = self.ancestors.iter().map(|entry| (entry.timeline, Some(entry.switchpoint)));
+        ancestors.chain([(self.timeline, None)])
+    }
+
     /// Where the latest timeline began; `None` without ancestors.
     pub fn begin(&self) -> Option<Lsn> {
         self.ancestors.last().map(|entry| entry.switchpoint)
@@ -114,6 +134,26 @@ mod tests {
     fn ends(timeline: u32, content: &str) -> Result<Vec<(u32, u64)>, HistoryError> {
         let history = History::parse(TimelineId(timeline), content.as_bytes())?;
         Ok(history.ancestors().iter().map(|e| (e.timeline.0, e.switchpoint.0)).collect())
+    }
+
+    #[test]
+    fn histories_part() {
+        let history = |timeline, content: &str| {
+            History::parse(TimelineId(timeline), content.as_bytes()).expect("a history")
+        };
+        let check = |ours: (u32, &str), theirs: (u32, &str), expected: Option<u64>| {
+            let left = history(ours.0, ours.1).leaves(&history(theirs.0, theirs.1));
+            assert_eq!(left, expected.map(Lsn), "{ours:?} {theirs:?}");
+        };
+        check((1, ""), (1, ""), None);
+        check((1, ""), (2, "1 0/200"), Some(0x200));
+        check((2, "1 0/100"), (1, ""), Some(0x100));
+        check((2, "1 0/200"), (2, "1 0/200"), None);
+        check((2, "1 0/300"), (2, "1 0/200"), Some(0x200));
+        check((2, "1 0/200"), (3, "1 0/200"), Some(0x200));
+        check((2, "1 0/200"), (3, "1 0/200\n2 0/300"), Some(0x300));
+        check((3, "1 0/200\n2 0/400"), (4, "1 0/200\n2 0/300"), Some(0x300));
+        check((5, ""), (1, ""), None);
     }
 
     #[test]
