@@ -20,6 +20,7 @@ pub mod knob;
 pub mod verdict;
 
 mod cache;
+mod leftovers;
 mod settings;
 mod shape;
 mod statement;
@@ -36,6 +37,6 @@ pub use classify::classify;
 pub use explain::explain;
 pub use knob::{Consistency, InvalidKnob, Knob, KnobCommand, MaxLag, Route, Scope, Shown};
 pub use verdict::{
-    Access, CopyData, Isolation, MayAlter, MayWrite, NewValue, SessionEffect, Step, TransactionAccess,
-    TransactionEffect, TransactionEnd, TransactionModes, Verdict, WriteReason,
+    Access, AdvisoryCall, CopyData, Isolation, MayAlter, MayWrite, NewValue, SessionEffect, Step,
+    TransactionAccess, TransactionEffect, TransactionEnd, TransactionModes, Verdict, WriteReason,
 };

@@ -62,7 +62,7 @@ pub(super) fn resolve(select: &SelectStmt, effects: &mut [SessionEffect]) {
 }
 
 /// Nothing but a list of expressions.
-fn is_bare(select: &SelectStmt) -> bool {
+pub(super) fn is_bare(select: &SelectStmt) -> bool {
     let lists = [
         &select.distinct_clause,
         &select.from_clause,
@@ -110,13 +110,16 @@ fn value(name: &str, text: &str) -> NewValue {
     }
 }
 
-/// Settings under which a quote may end elsewhere than it seems here; and the state of `random()`.
+/// Settings under which a quote may end elsewhere than it seems here, or a name means what the server alone has; and
+/// the state of `random()`.
 fn is_read_otherwise(name: &str, text: &str) -> bool {
     /// Encodings with ASCII bytes inside of characters (`pg_wchar.h`, "client-side only").
     const UNSAFE: [&str; 9] =
         ["sjis", "shiftjis", "mskanji", "big5", "gbk", "uhc", "gb18030", "johab", "win9"];
     let word: String = text.to_ascii_lowercase().chars().filter(char::is_ascii_alphanumeric).collect();
     match name {
+        // What is created, or dropped, without a schema may then be the session's own.
+        "search_path" => text.to_ascii_lowercase().contains("pg_temp"),
         "standard_conforming_strings" => word != "on" && word != "true",
         "client_encoding" => UNSAFE.iter().any(|encoding| word.contains(encoding)),
         "seed" => true,

@@ -3,12 +3,13 @@
 use pg_query::NodeEnum;
 use pg_query::protobuf::{
     self as pg, CopyStmt, CreateTableAsStmt, DeclareCursorStmt, DiscardMode, ExplainStmt, Node,
-    TransactionStmt, TransactionStmtKind, VariableSetKind, VariableSetStmt,
+    OnCommitAction, TransactionStmt, TransactionStmtKind, VariableSetKind, VariableSetStmt,
 };
 
 use super::catalog;
 use super::classify::Literals;
 use super::knob::{self, Knob, KnobCommand, Route, Scope, Shown};
+use super::leftovers;
 use super::settings;
 use super::verdict::{
     Access, CopyData, Isolation, MayAlter, MayWrite, NewValue, SessionEffect, Step, TransactionAccess,
@@ -49,6 +50,7 @@ impl<'a> Statements<'a> {
         let mut session = std::mem::take(&mut self.findings.session);
         if let Some(NodeEnum::SelectStmt(select)) = statement {
             settings::resolve(select, &mut session);
+            leftovers::resolve(select, &mut session);
         }
         self.step().session = session;
     }
@@ -112,16 +114,17 @@ impl<'a> Statements<'a> {
             NodeEnum::VariableSetStmt(set) => self.set(set),
             NodeEnum::VariableShowStmt(pg::VariableShowStmt { name }) => self.show(name),
             NodeEnum::CreateTableAsStmt(create) => self.create_table_as(create),
-            NodeEnum::CreateStmt(create) => self.create(create.relation.as_ref()),
+            NodeEnum::CreateStmt(create) => self.create_table(create.relation.as_ref(), create.oncommit()),
             NodeEnum::CreateSeqStmt(create) => self.create(create.sequence.as_ref()),
             NodeEnum::ViewStmt(create) => self.create(create.view.as_ref()),
             NodeEnum::DeclareCursorStmt(declare) => self.declare(declare),
             NodeEnum::ClosePortalStmt(close) if close.portalname.is_empty() => {
                 self.findings.session(SessionEffect::CloseAll);
             }
-            NodeEnum::FetchStmt(_) | NodeEnum::ClosePortalStmt(_) => {
-                self.findings.session(SessionEffect::Cursor);
+            NodeEnum::ClosePortalStmt(close) => {
+                self.findings.session(SessionEffect::CloseCursor(close.portalname.as_str().into()));
             }
+            NodeEnum::FetchStmt(_) => self.findings.session(SessionEffect::Cursor),
             _ => self.utility(statement),
         }
     }
@@ -163,6 +166,15 @@ impl<'a> Statements<'a> {
                 findings.may_alter = MayAlter::Yes;
                 findings.pin(SessionEffect::Call);
             }
+            NodeEnum::DropStmt(drop) => {
+                findings.write(WriteReason::Ddl);
+                findings.may_alter = MayAlter::Yes;
+                findings.session.extend(leftovers::dropped(drop));
+            }
+            NodeEnum::RenameStmt(rename) if leftovers::renames_relation(rename) => {
+                findings.pin(SessionEffect::RenameRelation);
+                self.create(None);
+            }
             NodeEnum::LockStmt(_) => findings.primary(WriteReason::Lock),
             NodeEnum::ConstraintsSetStmt(_) | NodeEnum::CheckPointStmt(_) => {
                 findings.primary(WriteReason::Utility);
@@ -175,6 +187,11 @@ impl<'a> Statements<'a> {
             | NodeEnum::AlterSystemStmt(_) => findings.write(WriteReason::Utility),
             _ => self.create(None),
         }
+    }
+
+    fn create_table(&mut self, relation: Option<&pg::RangeVar>, on_commit: OnCommitAction) {
+        self.create(None);
+        relation.into_iter().for_each(|relation| self.findings.created_table(relation, on_commit));
     }
 
     fn create(&mut self, relation: Option<&pg::RangeVar>) {
@@ -190,8 +207,9 @@ impl<'a> Statements<'a> {
     }
 
     fn create_table_as(&mut self, create: &CreateTableAsStmt) {
-        let relation = create.into.as_ref().and_then(|into| into.rel.as_ref());
-        self.create(relation);
+        let into = create.into.as_ref();
+        let on_commit = into.map_or(OnCommitAction::OncommitNoop, |into| into.on_commit());
+        self.create_table(into.and_then(|into| into.rel.as_ref()), on_commit);
         self.query(&create.query);
     }
 
@@ -238,7 +256,7 @@ impl<'a> Statements<'a> {
         const HOLD: i32 = 0x20;
         self.query(&declare.query);
         if declare.options & HOLD != 0 {
-            self.findings.session(SessionEffect::DeclareHold);
+            self.findings.session(SessionEffect::DeclareHold(declare.portalname.as_str().into()));
         }
     }
 

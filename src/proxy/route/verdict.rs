@@ -345,21 +345,33 @@ pub enum SessionEffect {
     UnlistenAll,
     /// A temporary object was created, or `pg_temp` named.
     Temporary,
+    /// A temporary table that outlives its transaction, by its name.
+    TemporaryTable(Box<str>),
+    /// `DROP TABLE name`: a temporary one, if `search_path` does not say otherwise.
+    DropTable(Box<str>),
+    /// `DROP TABLE pg_temp.name`.
+    DropTemporaryTable(Box<str>),
+    /// A table may be called otherwise from here on.
+    RenameRelation,
     /// `PREPARE name AS ...`.
     Prepare(Box<str>),
     /// `EXECUTE name`: needs the server where it was prepared.
     Execute(Box<str>),
     Deallocate(Box<str>),
     DeallocateAll,
-    /// `DECLARE ... WITH HOLD`.
-    DeclareHold,
-    /// FETCH, MOVE, CLOSE: of a cursor that is the transaction's, or WITH HOLD. Not a pin.
+    /// `DECLARE name ... WITH HOLD`.
+    DeclareHold(Box<str>),
+    /// FETCH, MOVE: of a cursor that is the transaction's, or WITH HOLD. Not a pin.
     Cursor,
+    /// `CLOSE name`.
+    CloseCursor(Box<str>),
     CloseAll,
     /// A session-level advisory lock may be taken (transaction-level ones go with the transaction).
     AdvisoryLock,
     /// One may be released.
     AdvisoryUnlock,
+    /// The same once for each row of the answer, which tells.
+    Advisory(AdvisoryCall),
     /// All are.
     AdvisoryUnlockAll,
     Load,
@@ -371,6 +383,16 @@ pub enum SessionEffect {
     /// `synchronous_commit` is set to a value under which a commit does not wait to be flushed on the synchronous
     /// standbys. Beside the effect of setting it; not a pin by itself.
     WeakCommit,
+}
+
+/// A call about a session-level advisory lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AdvisoryCall {
+    Lock,
+    /// True: it was taken.
+    TryLock,
+    /// True: it was held, and is so once less.
+    Unlock,
 }
 
 impl SessionEffect {
@@ -387,16 +409,20 @@ impl SessionEffect {
             SessionEffect::Listen => "listen",
             SessionEffect::Unlisten => "unlisten",
             SessionEffect::UnlistenAll => "unlisten_all",
-            SessionEffect::Temporary => "temporary",
+            SessionEffect::Temporary | SessionEffect::TemporaryTable(_) => "temporary",
+            SessionEffect::DropTable(_) | SessionEffect::DropTemporaryTable(_) => "drop_table",
+            SessionEffect::RenameRelation => "rename",
             SessionEffect::Prepare(_) => "prepare",
             SessionEffect::Execute(_) => "execute",
             SessionEffect::Deallocate(_) => "deallocate",
             SessionEffect::DeallocateAll => "deallocate_all",
-            SessionEffect::DeclareHold => "declare_hold",
+            SessionEffect::DeclareHold(_) => "declare_hold",
             SessionEffect::Cursor => "cursor",
+            SessionEffect::CloseCursor(_) => "close_cursor",
             SessionEffect::CloseAll => "close_all",
             SessionEffect::AdvisoryLock => "advisory_lock",
             SessionEffect::AdvisoryUnlock => "advisory_unlock",
+            SessionEffect::Advisory(_) => "advisory_lock",
             SessionEffect::AdvisoryUnlockAll => "advisory_unlock_all",
             SessionEffect::Load => "load",
             SessionEffect::Do => "do",

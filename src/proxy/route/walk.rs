@@ -9,12 +9,13 @@ mod modification;
 
 use pg_query::NodeEnum;
 use pg_query::protobuf::{
-    self as pg, CommonTableExpr, CteCycleClause, CteSearchClause, FuncCall, IntoClause, Node, RangeVar,
-    SelectStmt, TypeName, WindowDef, WithClause,
+    self as pg, CommonTableExpr, CteCycleClause, CteSearchClause, FuncCall, IntoClause, Node, OnCommitAction,
+    RangeVar, SelectStmt, TypeName, WindowDef, WithClause,
 };
 
 use super::catalog;
 use super::classify::Literals;
+use super::leftovers;
 use super::settings;
 use super::verdict::{MayAlter, MayWrite, SessionEffect, WriteReason};
 
@@ -394,14 +395,22 @@ impl Findings {
     pub(super) fn into(&mut self, into: &IntoClause) {
         self.write(WriteReason::SelectInto);
         self.may_alter = MayAlter::Yes;
-        into.rel.iter().for_each(|relation| self.created(relation));
+        into.rel.iter().for_each(|relation| self.created_table(relation, into.on_commit()));
     }
 
     /// A relation that the statement creates.
     pub(super) fn created(&mut self, relation: &RangeVar) {
-        if relation.relpersistence == "t" || relation.schemaname.starts_with("pg_temp") {
+        if is_temporary(relation) {
             self.primary(WriteReason::Temporary);
             self.pin(SessionEffect::Temporary);
+        }
+    }
+
+    /// The same of a table.
+    pub(super) fn created_table(&mut self, relation: &RangeVar, on_commit: OnCommitAction) {
+        if is_temporary(relation) {
+            self.primary(WriteReason::Temporary);
+            self.session.extend(leftovers::temporary_table(relation, on_commit));
         }
     }
 
@@ -558,6 +567,10 @@ impl Findings {
             self.write(WriteReason::UnknownNode);
         }
     }
+}
+
+fn is_temporary(relation: &RangeVar) -> bool {
+    relation.relpersistence == "t" || relation.schemaname.starts_with("pg_temp")
 }
 
 /// A part of a qualified name.

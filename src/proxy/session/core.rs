@@ -424,6 +424,7 @@ impl Core {
         }
         if alone {
             self.unit.ended();
+            self.state.pins_mut().all_answered();
             if status == Status::Idle {
                 self.knobs.transaction_ended();
                 self.state.settled();

@@ -42,8 +42,12 @@ impl Core {
                 Ok(None) => return Heard::Nothing,
                 Ok(Some(header)) => header,
             };
-            // Rows and COPY data, the bulk of all bytes, concern nobody but the client.
-            if matches!(header.tag, b'D' | b'd') && !self.ledger.awaits_own() {
+            // Rows and COPY data, the bulk of all bytes, concern nobody but the client; but for one kind.
+            let is_bulk = match header.tag {
+                b'D' => !self.state.pins().heed_rows(),
+                tag => tag == b'd',
+            };
+            if is_bulk && !self.ledger.awaits_own() {
                 self.down_pass = header.total;
                 self.unit.answering();
                 continue;
@@ -151,6 +155,7 @@ impl Core {
                 Deal::Pass
             }
             b'N' => hear_notice(header, bytes),
+            b'D' => self.hear_row(header, bytes),
             // CopyOutResponse, CopyDone, FunctionCallResponse; notification.
             b'H' | b'c' | b'V' | b'A' => Deal::Pass,
             other => Deal::Stop(broken(&format!("message of type 0x{other:02x}"))),
@@ -170,6 +175,9 @@ impl Core {
             (b'3', Some(Owed::Close(whom, _))) => Some(*whom),
             (b'2', Some(Owed::Bind)) | (b'n' | b'T', Some(Owed::Describe)) => Some(For::Client),
             (b'C' | b'I' | b's', Some(Owed::Execute(_))) => {
+                if header.tag == b's' && self.ledger.advisory().is_some() {
+                    self.state.pins_mut().rows_suspended();
+                }
                 self.ledger.copy_ended();
                 Some(For::Client)
             }
@@ -180,6 +188,18 @@ impl Core {
             self.ledger.pop();
         }
         if answers == Some(For::Nobody) { Deal::Swallow } else { Deal::Pass }
+    }
+
+    /// Of a call about an advisory lock, among others.
+    fn hear_row(&mut self, header: Header, bytes: &[u8]) -> Deal {
+        let Some(call) = self.ledger.advisory() else { return Deal::Pass };
+        if header.total > MAX_ERROR {
+            self.state.pins_mut().row(call, None);
+            return Deal::Pass;
+        }
+        let Some(whole) = bytes.get(..header.total) else { return Deal::Whole };
+        self.state.pins_mut().row(call, message::only_value(whole));
+        Deal::Pass
     }
 
     fn hear_ready(&mut self, header: Header, bytes: &[u8], server: &mut ServerState) -> Deal {

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::proxy::prepared::Copy;
-use crate::proxy::route::Verdict;
+use crate::proxy::route::{AdvisoryCall, SessionEffect, Verdict};
 
 /// For whom an answer is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,6 +151,16 @@ impl Ledger {
         let verdict = follow.verdict.clone()?;
         follow.done += 1;
         Some((verdict, follow.done - 1))
+    }
+
+    /// The call about an advisory lock that the next rows answer.
+    pub(crate) fn advisory(&self) -> Option<AdvisoryCall> {
+        let Some(Owed::Query(follow) | Owed::Execute(follow)) = self.owed.front() else { return None };
+        let step = follow.verdict.as_ref()?.steps.get(follow.done)?;
+        step.session.iter().find_map(|effect| match effect {
+            SessionEffect::Advisory(call) => Some(*call),
+            _ => None,
+        })
     }
 
     /// The server ignores Flush and Sync.

@@ -71,6 +71,17 @@ pub(crate) fn parameter(message: &[u8]) -> Option<(&str, &str)> {
     Some((std::str::from_utf8(name).ok()?, std::str::from_utf8(value).ok()?))
 }
 
+/// The value (`None`: NULL) of a whole DataRow that has one.
+pub(crate) fn only_value(message: &[u8]) -> Option<Option<&[u8]>> {
+    let (columns, rest) = message.get(HEADER_LEN..)?.split_first_chunk::<2>()?;
+    let (length, value) = rest.split_first_chunk::<4>()?;
+    match i32::from_be_bytes(*length) {
+        _ if *columns != [0, 1] => None,
+        -1 => Some(None),
+        length => (usize::try_from(length) == Ok(value.len())).then_some(Some(value)),
+    }
+}
+
 /// `S` or `P`, and the name, of a whole Describe or Close.
 pub(crate) fn target(message: &[u8]) -> Option<(u8, &[u8])> {
     let (kind, name) = message.get(HEADER_LEN..)?.split_first()?;

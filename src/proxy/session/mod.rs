@@ -12,6 +12,7 @@ mod knobs;
 pub(crate) mod lane;
 mod ledger;
 mod local;
+mod locks;
 mod look;
 pub(crate) mod message;
 mod pins;

@@ -1,7 +1,14 @@
 //! Why a session keeps its server, and when that is over.
+//!
+//! It is over when texts and answers prove it: everything of a kind is gone (DISCARD, CLOSE ALL and their like), or
+//! each of the things that were left by name or counted is. What cannot be proved stays until the former.
 
+use super::locks::Locks;
 use super::unit::{Failure, Pace};
-use crate::proxy::route::{NewValue, SessionEffect};
+use crate::proxy::route::{AdvisoryCall, NewValue, SessionEffect};
+
+/// Temporary tables and cursors that are remembered by name; more of them stay until all of their kind go.
+const MAX_NAMED: usize = 100;
 
 /// Something at the server that cannot go with the client to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +63,15 @@ impl Pin {
             SessionEffect::Set(_, NewValue::Unknown) => Some(Pin::Set),
             SessionEffect::Listen => Some(Pin::Listen),
             SessionEffect::Temporary => Some(Pin::Temporary),
-            SessionEffect::DeclareHold => Some(Pin::DeclareHold),
+            _ => None,
+        }
+    }
+
+    /// The same of what has a name.
+    fn named_at_commit(effect: &SessionEffect) -> Option<(Pin, &str)> {
+        match effect {
+            SessionEffect::TemporaryTable(name) => Some((Pin::Temporary, name)),
+            SessionEffect::DeclareHold(name) => Some((Pin::DeclareHold, name)),
             _ => None,
         }
     }
@@ -80,10 +95,21 @@ impl Pin {
     }
 }
 
+/// Whether a table's name without a schema is that of a temporary one, if there is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unqualified {
+    /// `pg_temp` comes first in `search_path` unless that says otherwise (namespace.c).
+    Temporary,
+    Unclear,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Pins {
     /// In the order in which they were taken, each once.
     taken: Vec<Pin>,
+    /// What is there by name, each once; at most [`MAX_NAMED`].
+    named: Vec<(Pin, Box<str>)>,
+    locks: Locks,
     /// Given up when the unit under way is answered without an error. None of them was taken behind the statement
     /// that ends it.
     ending: Vec<Pin>,
@@ -92,24 +118,120 @@ pub(super) struct Pins {
 }
 
 impl Pins {
+    /// Nothing keeps the server, nor may anything that is under way.
     pub(super) fn is_empty(&self) -> bool {
-        self.taken.is_empty()
+        self.taken.is_empty() && self.named.is_empty() && self.locks.are_none()
     }
 
     /// The first reason.
     pub(super) fn first(&self) -> Option<Pin> {
-        self.taken.first().copied()
+        self.all().next()
+    }
+
+    fn all(&self) -> impl Iterator<Item = Pin> {
+        let named = self.named.iter().map(|(pin, _)| *pin);
+        let locks = self.locks.are_held().then_some(Pin::AdvisoryLock);
+        self.taken.iter().copied().chain(named).chain(locks)
     }
 
     pub(super) fn take(&mut self, pin: Pin) {
-        self.ending.retain(|ending| *ending != pin);
+        self.keep(pin);
         if !self.taken.contains(&pin) {
             self.taken.push(pin);
         }
     }
 
-    pub(super) fn give_up(&mut self, pin: Pin) {
+    /// What is under way does not end these.
+    fn keep(&mut self, pin: Pin) {
+        self.ending.retain(|ending| *ending != pin);
+    }
+
+    fn hold(&mut self, pin: Pin, name: &str) {
+        if self.named.len() >= MAX_NAMED {
+            return self.take(pin);
+        }
+        self.keep(pin);
+        let held = (pin, name.into());
+        if !self.named.contains(&held) {
+            self.named.push(held);
+        }
+    }
+
+    fn let_go(&mut self, pin: Pin, name: &str) {
+        self.named.retain(|(kind, held)| *kind != pin || **held != *name);
+    }
+
+    fn give_up(&mut self, pin: Pin) {
         self.taken.retain(|taken| *taken != pin);
+        self.named.retain(|(kind, _)| *kind != pin);
+        if pin == Pin::AdvisoryLock {
+            self.locks.unlocked_all();
+        }
+    }
+
+    /// Whether a transaction's end does anything with `effect`.
+    pub(super) fn heeds(effect: &SessionEffect) -> bool {
+        let ends = matches!(
+            effect,
+            SessionEffect::DropTable(_)
+                | SessionEffect::DropTemporaryTable(_)
+                | SessionEffect::RenameRelation
+                | SessionEffect::CloseCursor(_)
+        );
+        let takes = Pin::taken_at_commit(effect).is_some() || Pin::named_at_commit(effect).is_some();
+        ends || takes || Pin::given_up_at_commit(effect).is_some()
+    }
+
+    /// The transaction that did this is committed.
+    pub(super) fn committed(&mut self, effect: &SessionEffect, unqualified: Unqualified) {
+        if let Some(pin) = Pin::taken_at_commit(effect) {
+            self.take(pin);
+        }
+        if let Some((pin, name)) = Pin::named_at_commit(effect) {
+            self.hold(pin, name);
+        }
+        if let Some(pin) = Pin::given_up_at_commit(effect) {
+            self.give_up(pin);
+        }
+        match effect {
+            SessionEffect::DropTemporaryTable(name) => self.let_go(Pin::Temporary, name),
+            SessionEffect::DropTable(name) if unqualified == Unqualified::Temporary => {
+                self.let_go(Pin::Temporary, name);
+            }
+            // Under which name it would be dropped is not followed.
+            SessionEffect::RenameRelation if self.named.iter().any(|(pin, _)| *pin == Pin::Temporary) => {
+                self.take(Pin::Temporary);
+            }
+            SessionEffect::CloseCursor(name) => self.let_go(Pin::DeclareHold, name),
+            _ => {}
+        }
+    }
+
+    /// The server has done this, whatever becomes of the transaction: a cursor that is closed stays so.
+    pub(super) fn done(&mut self, effect: &SessionEffect) {
+        if let SessionEffect::CloseCursor(name) = effect {
+            self.let_go(Pin::DeclareHold, name);
+        }
+    }
+
+    /// Whether rows tell something.
+    pub(super) fn heed_rows(&self) -> bool {
+        self.locks.heed_rows()
+    }
+
+    /// A row of the answer to `call`; `None`: it could not be read.
+    pub(super) fn row(&mut self, call: AdvisoryCall, value: Option<Option<&[u8]>>) {
+        self.locks.row(call, value);
+    }
+
+    /// More rows of a call may come later, without its being said again.
+    pub(super) fn rows_suspended(&mut self) {
+        self.take(Pin::AdvisoryLock);
+    }
+
+    /// Everything that was sent is answered.
+    pub(super) fn all_answered(&mut self) {
+        self.locks.all_answered();
     }
 
     /// A text with these effects is about to be sent. Where its success ends pins, nothing may be sent behind it
@@ -118,8 +240,13 @@ impl Pins {
         for effect in effects {
             if let Some(pin) = Pin::taken_when_sent(effect) {
                 self.take(pin);
+            } else if let SessionEffect::Advisory(call) = effect {
+                if *call != AdvisoryCall::Unlock {
+                    self.keep(Pin::AdvisoryLock);
+                }
+                self.locks.sent(*call);
             } else if *effect == SessionEffect::DiscardAll {
-                self.ending = self.taken.clone();
+                self.ending = self.all().collect();
             } else {
                 self.ending.extend(Pin::given_up_when_done(effect));
             }
@@ -143,6 +270,9 @@ impl Pins {
         let ending = std::mem::take(&mut self.ending);
         if failure.is_none() {
             ending.into_iter().for_each(|pin| self.give_up(pin));
+        } else if self.locks.may_be_taken() {
+            // It failed before the lock was taken or behind it.
+            self.take(Pin::AdvisoryLock);
         }
         let doubtful = self.doubtful.take();
         if failure == Some(Failure::NoSql) {

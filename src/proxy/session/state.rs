@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::core::ServerState;
-use super::pins::{Pin, Pins};
+use super::pins::{Pin, Pins, Unqualified};
 use crate::proxy::guc::{MAX_SETTINGS, Settings};
 use crate::proxy::route::{SessionEffect, Step, TransactionEffect};
 
@@ -117,6 +117,7 @@ impl SessionState {
             | TransactionEffect::Several { .. } => {}
         }
         for effect in &step.session {
+            self.pins.done(effect);
             self.add(effect);
         }
     }
@@ -124,8 +125,8 @@ impl SessionState {
     fn add(&mut self, effect: &SessionEffect) {
         let counts =
             matches!(effect, SessionEffect::Set(..) | SessionEffect::Reset(_) | SessionEffect::ResetAll)
-                || Pin::taken_at_commit(effect).is_some()
-                || Pin::given_up_at_commit(effect).is_some();
+                || sets_path_locally(effect)
+                || Pins::heeds(effect);
         if counts && self.pending.len() < MAX_PENDING {
             self.pending.push(effect.clone());
         } else if counts {
@@ -189,13 +190,12 @@ impl SessionState {
         }
         let (mut wanted, mut present) = (Settings::clone(&self.settings), Settings::clone(&server.settings));
         let none = Settings::default();
+        let mut unqualified = unqualified(&self.settings, server);
         for effect in self.pending.drain(..) {
-            if let Some(pin) = Pin::taken_at_commit(&effect) {
-                self.pins.take(pin);
+            if sets_path_locally(&effect) {
+                unqualified = Unqualified::Unclear;
             }
-            if let Some(pin) = Pin::given_up_at_commit(&effect) {
-                self.pins.give_up(pin);
-            }
+            self.pins.committed(&effect, unqualified);
             wanted.apply(&effect, &self.defaults);
             present.apply(&effect, &none);
         }
@@ -251,4 +251,17 @@ impl SessionState {
         self.savepoints.clear();
         self.reported.clear();
     }
+}
+
+/// `search_path`, until the transaction's end.
+fn sets_path_locally(effect: &SessionEffect) -> bool {
+    matches!(effect, SessionEffect::SetLocal(name) if **name == *"search_path")
+}
+
+/// The server's own default may name `pg_temp`, too; it is known where it is reported (since PostgreSQL 18).
+fn unqualified(settings: &Settings, server: &ServerState) -> Unqualified {
+    let reported = server.parameters.iter().find(|(name, _)| name == "search_path");
+    let path = settings.value("search_path").or(reported.map(|(_, path)| path.as_str()));
+    let names_it = path.is_some_and(|path| path.to_ascii_lowercase().contains("pg_temp"));
+    if names_it { Unqualified::Unclear } else { Unqualified::Temporary }
 }

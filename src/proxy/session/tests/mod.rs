@@ -218,7 +218,7 @@ fn extended(script: &str) -> Vec<u8> {
     out
 }
 
-/// Server messages: a tag each, `Z` followed by the status; `C:tag`, `E:code`, `F:code` (fatal), `S:name=value`.
+/// Server messages: a tag each, `Z` followed by the status; `C:tag`, `D:value`, `E:code`, `F:code` (fatal), `S:name=value`.
 fn answer(script: &str) -> Vec<u8> {
     let mut out = vec![];
     for word in script.split(' ') {
@@ -227,6 +227,11 @@ fn answer(script: &str) -> Vec<u8> {
             (Some(("S", report)), _) => {
                 let (name, value) = report.split_once('=').expect("name=value");
                 put_parameter(&mut out, name, value);
+            }
+            // A row of one value.
+            (Some(("D", value)), _) => {
+                let length = u32::try_from(value.len()).expect("short").to_be_bytes();
+                put(&mut out, b'D', &[&[0, 1], &length, value.as_bytes()]);
             }
             (Some((kind, code)), _) => {
                 let severity = if kind == "F" { Severity::Fatal } else { Severity::Error };

@@ -1,6 +1,6 @@
 //! What keeps a server, and when that is over.
 
-use super::{Scene, answer, check, followed, query};
+use super::{Scene, answer, check, extended, followed, query};
 
 #[test]
 fn a_driver_that_resets_its_connection_keeps_no_server() {
@@ -15,7 +15,7 @@ fn a_driver_that_resets_its_connection_keeps_no_server() {
     ] {
         let mut scene = Scene::new();
         for sql in before {
-            scene.client(&query(sql)).server(&answer("C:OK ZI"));
+            scene.client(&query(sql)).server(&answer("D: C:OK ZI"));
         }
         scene.client(&query(reset)).server(&answer(done));
         assert_eq!(followed(&scene), (String::new(), kept), "{before:?}");
@@ -26,10 +26,10 @@ fn a_driver_that_resets_its_connection_keeps_no_server() {
     // What fails has ended nothing; what comes behind the end stays.
     for (sql, reply) in [
         ("select pg_advisory_unlock_all(); select 1/0", "C:SELECT_1 E:22012 ZI"),
-        ("select pg_advisory_unlock_all(); select pg_advisory_lock(1)", "C:SELECT_1 C:SELECT_1 ZI"),
+        ("select pg_advisory_unlock_all(); select pg_advisory_lock(1)", "D: C:SELECT_1 D: C:SELECT_1 ZI"),
     ] {
         let mut scene = Scene::new();
-        scene.client(&query("select pg_advisory_lock(1)")).server(&answer("C:SELECT_1 ZI"));
+        scene.client(&query("select pg_advisory_lock(1)")).server(&answer("D: C:SELECT_1 ZI"));
         scene.client(&query(sql)).server(&answer(reply));
         assert_eq!(scene.core.pinned(), Some("advisory_lock"), "{sql}");
     }
@@ -42,7 +42,7 @@ fn pins_of_a_transaction_that_was_rolled_back_are_none() {
     for (end, reply, expected) in [
         ("commit", "C:COMMIT ZI", Some("listen")),
         ("rollback", "C:ROLLBACK ZI", None),
-        ("select pg_advisory_lock(1); rollback", "C:SELECT_1 C:ROLLBACK ZI", Some("advisory_lock")),
+        ("select pg_advisory_lock(1); rollback", "D: C:SELECT_1 C:ROLLBACK ZI", Some("advisory_lock")),
     ] {
         let mut scene = Scene::new();
         for (sql, reply) in block.iter().chain([&(end, reply)]) {
@@ -90,4 +90,142 @@ fn what_stays_at_the_server_pins_until_discard_all() {
     scene.client(&query("select 1")).server(&answer("C:SELECT_1 ZI"));
     scene.client(&query("discard all")).server(&answer("C:DISCARD_ALL ZI"));
     check(&scene, "need(write) >Q <CZ(I) >Q <CZ(I) >Q <CZ(I) release");
+}
+
+/// Statements, each with its answer, from one session on; why it keeps its server in the end.
+#[track_caller]
+fn check_pin(conversation: &[(&str, &str)], expected: Option<&str>) {
+    let mut scene = Scene::new();
+    for (sql, reply) in conversation {
+        scene.client(&query(sql)).server(&answer(reply));
+    }
+    assert_eq!(scene.core.pinned(), expected, "{conversation:?}");
+    let idle = conversation.last().is_some_and(|(_, reply)| reply.ends_with("ZI"));
+    assert_eq!(scene.attached, expected.is_some() || !idle, "{conversation:?}");
+}
+
+const BEGIN: (&str, &str) = ("/**/begin", "C:BEGIN ZT");
+const COMMIT: (&str, &str) = ("commit", "C:COMMIT ZI");
+const ROLLBACK: (&str, &str) = ("rollback", "C:ROLLBACK ZI");
+
+#[test]
+fn the_last_temporary_table_takes_its_pin_along() {
+    let create = ("create temp table t (a int)", "C:CREATE_TABLE ZI");
+    let drop = ("drop table t", "C:DROP_TABLE ZI");
+    let pinned = Some("temporary");
+    check_pin(&[create, drop], None);
+    check_pin(&[create, ("drop table if exists public.u, pg_temp.t", "C:DROP_TABLE ZI")], None);
+    check_pin(&[("select 1 as a into temp t", "C:SELECT_1 ZI"), drop], None);
+    check_pin(&[create, ("drop table t", "E:42P01 ZI")], pinned);
+    check_pin(&[create, ("drop table public.t", "C:DROP_TABLE ZI")], pinned);
+    check_pin(&[create, ("drop view t", "C:DROP_VIEW ZI")], pinned);
+    check_pin(&[create, ("create temp table u ()", "C:CREATE_TABLE ZI"), drop], pinned);
+    check_pin(&[create, create, drop], None);
+    check_pin(&[create, drop, create], pinned);
+    // What has another name now, or never had one of its own, is there still.
+    check_pin(&[create, ("alter table t rename to u", "C:ALTER_TABLE ZI"), create, drop], pinned);
+    check_pin(&[create, ("create temp view v as select 1", "C:CREATE_VIEW ZI"), drop], pinned);
+    check_pin(&[create, ("discard temp", "C:DISCARD_TEMP ZI")], None);
+    // Where another table may be meant.
+    let path = ("set search_path = public, pg_temp", "C:SET ZI");
+    check_pin(&[create, path, drop, ("reset all", "C:RESET ZI")], Some("set"));
+    let local = ("set local search_path = public, pg_temp", "C:SET ZT");
+    check_pin(&[create, BEGIN, local, ("drop table t", "C:DROP_TABLE ZT"), COMMIT], pinned);
+    check_pin(&[create, BEGIN, local, ("drop table pg_temp.t", "C:DROP_TABLE ZT"), COMMIT], None);
+}
+
+#[test]
+fn a_temporary_table_comes_and_goes_with_its_transaction() {
+    let create = ("create temp table t (a int)", "C:CREATE_TABLE ZT");
+    let created = ("create temp table t (a int)", "C:CREATE_TABLE ZI");
+    let drop = ("drop table t", "C:DROP_TABLE ZT");
+    let savepoint = ("savepoint s", "C:SAVEPOINT ZT");
+    let back = ("rollback to s", "C:ROLLBACK ZT");
+    let pinned = Some("temporary");
+    check_pin(&[BEGIN, create, drop, COMMIT], None);
+    check_pin(&[BEGIN, create, ROLLBACK], None);
+    check_pin(&[BEGIN, create, savepoint, drop, back, COMMIT], pinned);
+    check_pin(&[BEGIN, savepoint, create, back, COMMIT], None);
+    check_pin(&[created, BEGIN, drop, ROLLBACK], pinned);
+    check_pin(&[created, BEGIN, drop, COMMIT], None);
+    check_pin(&[created, BEGIN, drop, create, COMMIT], pinned);
+    let on_commit_drop = ("create temp table t (a int) on commit drop", "C:CREATE_TABLE ZT");
+    check_pin(&[BEGIN, on_commit_drop, COMMIT], None);
+    let emptied = ("create temp table t (a int) on commit delete rows", "C:CREATE_TABLE ZT");
+    check_pin(&[BEGIN, emptied, COMMIT], pinned);
+}
+
+#[test]
+fn advisory_locks_are_counted_by_their_answers() {
+    let lock = ("select pg_advisory_lock(1)", "T D: C:SELECT_1 ZI");
+    let unlock = ("select pg_advisory_unlock($1)", "T D:t C:SELECT_1 ZI");
+    let pinned = Some("advisory_lock");
+    check_pin(&[lock], pinned);
+    check_pin(&[lock, unlock], None);
+    check_pin(&[lock, lock, unlock], pinned);
+    check_pin(&[lock, lock, unlock, unlock], None);
+    // Another key's: not held, and a warning.
+    check_pin(&[lock, ("select pg_advisory_unlock(2)", "T N D:f C:SELECT_1 ZI")], pinned);
+    check_pin(&[("select pg_try_advisory_lock(1)", "T D:f C:SELECT_1 ZI")], None);
+    let taken = ("select pg_try_advisory_lock(1)", "T D:\u{1} C:SELECT_1 ZI");
+    check_pin(&[taken], pinned);
+    check_pin(&[taken, ("select pg_advisory_unlock(1)", "T D:\u{1} C:SELECT_1 ZI")], None);
+    // In one text, and whatever becomes of the transaction.
+    check_pin(
+        &[("select pg_advisory_lock(1); select pg_advisory_unlock(1)", "D: C:SELECT_1 D:t C:SELECT_1 ZI")],
+        None,
+    );
+    let locks = ("select pg_advisory_lock(1)", "T D: C:SELECT_1 ZT");
+    check_pin(&[BEGIN, locks, ROLLBACK], pinned);
+    check_pin(&[lock, BEGIN, ("select pg_advisory_unlock(1)", "D:t C:SELECT_1 ZT"), ROLLBACK], None);
+    // Three at once.
+    let several = ("select pg_advisory_lock(generate_series(1, 3))", "D: D: D: C:SELECT_3 ZI");
+    check_pin(&[several, unlock, unlock], pinned);
+    check_pin(&[several, unlock, unlock, unlock], None);
+    // It may hold it all the same, and nobody knows how many this one takes.
+    check_pin(&[("select pg_advisory_lock(1)", "E:57014 ZI"), unlock], pinned);
+    check_pin(&[("select pg_advisory_lock(a) from t", "D: C:SELECT_1 ZI"), unlock], pinned);
+    let all = ("select pg_advisory_unlock_all()", "D: C:SELECT_1 ZI");
+    check_pin(&[("select pg_advisory_lock(1)", "E:57014 ZI"), lock, all], None);
+}
+
+#[test]
+fn advisory_locks_in_a_pipeline_and_in_pieces() {
+    let mut scene = Scene::new();
+    let mut bytes = extended("P::select pg_advisory_unlock(1)|B|E|S");
+    bytes.extend(extended("P::select pg_advisory_lock(1)|B|E|S"));
+    scene.client(&bytes).server(&answer("1 2 D:f C:SELECT_1 ZI 1 2 D: C:SELECT_1 ZI"));
+    assert_eq!(scene.core.pinned(), Some("advisory_lock"));
+    scene.client(&extended("P::select pg_advisory_unlock(1)|B|E|S"));
+    for byte in answer("1 2 D:t C:SELECT_1 ZI") {
+        scene.server(&[byte]);
+    }
+    assert_eq!((scene.core.pinned(), scene.attached), (None, false));
+    // A portal that has more of them to take.
+    let mut scene = Scene::new();
+    scene.client(&query("/**/begin")).server(&answer("C:BEGIN ZT"));
+    scene.client(&extended("P::select pg_advisory_lock(generate_series(1, 3))|B|E|S"));
+    scene.server(&answer("1 2 D: s ZT"));
+    scene.client(&query("commit")).server(&answer("C:COMMIT ZI"));
+    scene.client(&query("select pg_advisory_unlock(1)")).server(&answer("T D:t C:SELECT_1 ZI"));
+    assert_eq!(scene.core.pinned(), Some("advisory_lock"));
+}
+
+#[test]
+fn a_cursor_with_hold_is_over_when_it_is_closed() {
+    let declare = ("declare c cursor with hold for select 1", "C:DECLARE_CURSOR ZI");
+    let declared = ("declare c cursor with hold for select 1", "C:DECLARE_CURSOR ZT");
+    let close = ("close c", "C:CLOSE_CURSOR ZI");
+    let closed = ("close c", "C:CLOSE_CURSOR ZT");
+    let pinned = Some("declare_hold");
+    check_pin(&[declare], pinned);
+    check_pin(&[declare, close], None);
+    check_pin(&[declare, ("close d", "E:34000 ZI")], pinned);
+    check_pin(&[declare, ("declare d cursor with hold for select 1", "C:DECLARE_CURSOR ZI"), close], pinned);
+    check_pin(&[BEGIN, declared, ROLLBACK], None);
+    check_pin(&[BEGIN, declared, closed, COMMIT], None);
+    check_pin(&[BEGIN, declared, COMMIT, close], None);
+    // Closed is closed.
+    check_pin(&[declare, BEGIN, closed, ROLLBACK], None);
+    check_pin(&[declare, BEGIN, closed, declared, COMMIT], pinned);
 }
