@@ -16,6 +16,7 @@ mod fuzzed;
 mod harness;
 mod lag_gate;
 mod leak;
+mod listen;
 mod logical;
 mod memory;
 mod pools;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::timeouts::{Doing, Due, TICK, Timeout};
-use super::{Proxy, Shared};
+use super::{Proxy, Shared, listen};
 use crate::pg::error::{ErrorFields, SqlState};
 use crate::topology::{NodeName, ProxyStatus, Term};
 
@@ -35,6 +35,7 @@ pub(super) fn start(proxy: &Proxy, stop: &CancellationToken, end: DropGuard) -> 
             tokio::select! {
                 () = sampling => {}
                 () = obey(&shared) => {}
+                () = listen::run(&shared) => {}
                 () = watch_time(&shared) => {}
                 () = see_off(&shared, &stop) => {}
             }
@@ -247,6 +248,9 @@ impl Shared {
         let replicating = self.slots.count(Doing::Replicating);
         clients("replicating").set(gauge(replicating));
         clients("idle").set(gauge(all.saturating_sub(active_clients + waiting + replicating)));
+        let listening = self.hubs.sizes();
+        self.metrics.listeners.set(gauge(listening.listeners));
+        self.metrics.listen_channels.set(gauge(listening.channels));
     }
 }
 

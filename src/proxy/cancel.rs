@@ -202,6 +202,13 @@ impl Slot {
         watch.look(now, activity, timeouts).map(|due| (activity, due))
     }
 
+    /// For what the session finds elsewhere.
+    pub(crate) fn wake(&self) {
+        if let Some(waker) = &self.state.lock().waker {
+            waker.wake_by_ref();
+        }
+    }
+
     fn poke(&self, state: &State, what: u8) {
         self.poked.fetch_or(what, Ordering::Relaxed);
         if let Some(waker) = &state.waker {

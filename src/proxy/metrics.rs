@@ -2,7 +2,7 @@
 //! atomics only.
 
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry,
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
 #[derive(Clone, Debug)]
@@ -16,6 +16,10 @@ pub(crate) struct Metrics {
     pub(crate) pins: IntCounterVec,
     pub(crate) pins_cut: IntCounterVec,
     pub(crate) timeouts: IntCounterVec,
+    pub(crate) listeners: IntGauge,
+    pub(crate) listen_channels: IntGauge,
+    pub(crate) notifications: IntCounter,
+    pub(crate) listeners_ended: IntCounterVec,
 }
 
 /// 100 µs to 100 s.
@@ -69,6 +73,25 @@ impl Metrics {
                 ),
                 &["timeout"],
             )?,
+            listeners: IntGauge::new(
+                "bellwether_listeners",
+                "Clients that listen by way of a connection that they share",
+            )?,
+            listen_channels: IntGauge::new(
+                "bellwether_listen_channels",
+                "Channels that such connections listen to",
+            )?,
+            notifications: IntCounter::new(
+                "bellwether_notifications_total",
+                "Notifications that such clients were told",
+            )?,
+            listeners_ended: IntCounterVec::new(
+                Opts::new(
+                    "bellwether_listeners_ended_total",
+                    "Sessions that were ended because they listened: the connection was lost, or they were too slow",
+                ),
+                &["reason"],
+            )?,
         };
         registry.register(Box::new(metrics.statements.clone()))?;
         registry.register(Box::new(metrics.node_statements.clone()))?;
@@ -79,6 +102,10 @@ impl Metrics {
         registry.register(Box::new(metrics.pins.clone()))?;
         registry.register(Box::new(metrics.pins_cut.clone()))?;
         registry.register(Box::new(metrics.timeouts.clone()))?;
+        registry.register(Box::new(metrics.listeners.clone()))?;
+        registry.register(Box::new(metrics.listen_channels.clone()))?;
+        registry.register(Box::new(metrics.notifications.clone()))?;
+        registry.register(Box::new(metrics.listeners_ended.clone()))?;
         Ok(metrics)
     }
 }

@@ -11,6 +11,7 @@ mod config;
 mod evidence;
 mod guc;
 pub mod limits;
+mod listen;
 mod logical;
 mod metrics;
 pub mod operate;
@@ -51,6 +52,7 @@ use self::cancel::Slots;
 use self::clients::Clients;
 use self::evidence::NodeEvidence;
 use self::limits::Plan;
+use self::listen::Hubs;
 use self::metrics::Metrics;
 use self::pool::{Blueprint, Key, Pool, Pools};
 use self::prepared::Statements;
@@ -90,6 +92,7 @@ struct Shared {
     slots: Slots,
     statements: Statements,
     pools: Arc<Pools>,
+    hubs: Hubs,
     /// The greeting per database and user, from the first server connection.
     greetings: Mutex<HashMap<Account, Parameters>>,
     evidence: Vec<Arc<NodeEvidence>>,
@@ -137,6 +140,7 @@ impl Proxy {
             slots: Slots::default(),
             statements: Statements::default(),
             pools: Arc::default(),
+            hubs: Hubs::default(),
             greetings: Mutex::default(),
             evidence,
             sampler: Arc::default(),

@@ -55,6 +55,8 @@ pub(crate) struct Connection {
     pub(crate) backend: Arc<BackendKey>,
     /// ParameterStatus after login.
     pub(crate) parameters: Arc<[(String, String)]>,
+    /// When its last client gave it back.
+    pub(crate) unused_since: Option<Instant>,
     generation: u64,
     /// With a jitter, so that connections that were opened together do not end together.
     expires_at: Instant,
@@ -316,7 +318,8 @@ impl Lease {
         self.connection = Some(Connection {
             stream: backend.stream,
             worker,
-            state: ServerState { parameters: parameters.clone(), ..ServerState::default() },
+            state: ServerState { parameters: parameters.clone(), pid: backend.pid, ..ServerState::default() },
+            unused_since: None,
             backend: Arc::new(BackendKey {
                 address: target.address,
                 tls: target.tls,
@@ -355,7 +358,8 @@ impl Lease {
 
     /// Gives a clean connection back.
     pub(crate) fn put_back(mut self, now: Instant) {
-        let Some(connection) = self.connection.take() else { return };
+        let Some(mut connection) = self.connection.take() else { return };
+        connection.unused_since = Some(now);
         let Connection { worker, generation, expires_at, .. } = connection;
         let returned = Returned { worker, generation, expires_at };
         let next = self.pool.core.lock().put_back(connection, returned, now);

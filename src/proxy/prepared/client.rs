@@ -81,6 +81,15 @@ impl ClientStatements {
         self.forget_unnamed();
     }
 
+    /// What `name` was prepared by: text and types, and of the unnamed one the whole message.
+    pub(crate) fn text(&self, name: &[u8]) -> Option<&[u8]> {
+        if name.is_empty() {
+            self.unnamed.as_ref().map(|unnamed| &unnamed.parse[..])
+        } else {
+            self.named(name).map(|named| named.statement.rest())
+        }
+    }
+
     /// What a Bind or Describe of `name` means.
     pub(crate) fn verdict(&self, name: &[u8]) -> Option<&Arc<Verdict>> {
         if name.is_empty() {

@@ -21,6 +21,7 @@ pub mod verdict;
 
 mod cache;
 mod leftovers;
+mod listen;
 mod settings;
 mod shape;
 mod statement;
@@ -36,6 +37,7 @@ pub use choose::{Balance, Choice, OwnWrite, Policy, Request, Transaction, View};
 pub use classify::classify;
 pub use explain::explain;
 pub use knob::{Consistency, InvalidKnob, Knob, KnobCommand, MaxLag, Route, Scope, Shown};
+pub(crate) use listen::{is_stand_in, stand_in};
 pub use verdict::{
     Access, AdvisoryCall, CopyData, Isolation, MayAlter, MayWrite, NewValue, SessionEffect, Step,
     TransactionAccess, TransactionEffect, TransactionEnd, TransactionModes, Verdict, WriteReason,

@@ -10,6 +10,7 @@ use super::catalog;
 use super::classify::Literals;
 use super::knob::{self, Knob, KnobCommand, Route, Scope, Shown};
 use super::leftovers;
+use super::listen;
 use super::settings;
 use super::verdict::{
     Access, CopyData, Isolation, MayAlter, MayWrite, NewValue, SessionEffect, Step, TransactionAccess,
@@ -150,11 +151,19 @@ impl<'a> Statements<'a> {
                 DiscardMode::DiscardTemp => SessionEffect::DiscardTemporary,
                 _ => SessionEffect::Discard,
             }),
-            NodeEnum::ListenStmt(_) => findings.session(SessionEffect::Listen),
+            NodeEnum::ListenStmt(listen) => {
+                findings.session(SessionEffect::Listen(listen.conditionname.as_str().into()));
+            }
             NodeEnum::UnlistenStmt(unlisten) if unlisten.conditionname.is_empty() => {
                 findings.session(SessionEffect::UnlistenAll);
             }
-            NodeEnum::UnlistenStmt(_) => findings.session(SessionEffect::Unlisten),
+            NodeEnum::UnlistenStmt(unlisten) => {
+                let channel = unlisten.conditionname.as_str().into();
+                findings.session(match listen::stands_in(self.sql) {
+                    true => SessionEffect::Listen(channel),
+                    false => SessionEffect::Unlisten(channel),
+                });
+            }
             NodeEnum::LoadStmt(_) => findings.session(SessionEffect::Load),
             NodeEnum::DoStmt(_) => {
                 findings.write(WriteReason::Utility);

@@ -64,6 +64,14 @@ impl Verdict {
         }
     }
 
+    /// The channels that the text listens to.
+    pub fn listens_to(&self) -> impl Iterator<Item = &str> {
+        self.session.iter().filter_map(|effect| match effect {
+            SessionEffect::Listen(channel) => Some(&**channel),
+            _ => None,
+        })
+    }
+
     pub fn is_copy_in(&self) -> bool {
         self.copy == CopyData::In
     }
@@ -340,8 +348,11 @@ pub enum SessionEffect {
     /// `DISCARD PLANS | SEQUENCES`.
     Discard,
     DiscardTemporary,
-    Listen,
-    Unlisten,
+    /// Of this channel, as the server calls it: folded, and cut to 63 bytes.
+    Listen(Box<str>),
+    /// LISTEN by way of the connection that all share: noted by a session, not read from a text.
+    ListenShared(Box<str>),
+    Unlisten(Box<str>),
     UnlistenAll,
     /// A temporary object was created, or `pg_temp` named.
     Temporary,
@@ -406,8 +417,8 @@ impl SessionEffect {
             SessionEffect::DiscardAll => "discard_all",
             SessionEffect::Discard => "discard",
             SessionEffect::DiscardTemporary => "discard_temporary",
-            SessionEffect::Listen => "listen",
-            SessionEffect::Unlisten => "unlisten",
+            SessionEffect::Listen(_) | SessionEffect::ListenShared(_) => "listen",
+            SessionEffect::Unlisten(_) => "unlisten",
             SessionEffect::UnlistenAll => "unlisten_all",
             SessionEffect::Temporary | SessionEffect::TemporaryTable(_) => "temporary",
             SessionEffect::DropTable(_) | SessionEffect::DropTemporaryTable(_) => "drop_table",

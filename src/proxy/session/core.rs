@@ -11,6 +11,7 @@ use super::deferred::Deferred;
 use super::knobs::Knobs;
 use super::lane::Lane;
 use super::ledger::{Follow, Ledger, Owed, Undo};
+use super::listening::{self, Listening};
 use super::local::Cut;
 use super::message::{self, Status};
 use super::pins::Pin;
@@ -49,6 +50,8 @@ pub(crate) struct ServerState {
     pub(crate) parameters: Arc<[(String, String)]>,
     /// It must not go to another client; see [`Core::mixes_protocols`].
     pub(crate) retires: bool,
+    /// Its process.
+    pub(crate) pid: u32,
 }
 
 /// What a session needs for the client's next messages.
@@ -58,6 +61,8 @@ pub(crate) enum Ask {
     Nothing,
     /// A server for this. Call [`Core::attached`] or [`Core::refuse`], then [`Core::client`] again.
     Server(Demand),
+    /// The connection that all share is to listen to these. Call [`Core::listens`], then [`Core::client`] again.
+    Listen(Vec<Box<str>>),
     /// Terminate.
     End,
     /// The client is told this and disconnected.
@@ -79,6 +84,9 @@ pub(crate) enum Heard {
     Nothing,
     /// A ReadyForQuery for the client; see [`Core::can_release`].
     Ready,
+    /// A ReadyForQuery is held until it is known what was notified before. Call [`Core::settled`], then
+    /// [`Core::server`] again.
+    Settle,
     /// The server said farewell.
     Lost(ErrorFields),
     /// It has ended the session for what the client has sent: its words are the client's.
@@ -146,6 +154,11 @@ pub(crate) struct Core {
     pub(super) portals: Portals,
     /// ParameterStatus as the client knows it.
     pub(super) told: Told,
+    pub(super) listening: Listening,
+    /// The client's own, as it was told.
+    pub(super) pid: u32,
+    /// Notifications that went to the client; wraps.
+    pub(super) notified: u64,
     /// Since the last transaction's end something was written.
     wrote: MayWrite,
     /// The same of the schema.
@@ -192,6 +205,9 @@ impl Core {
             state: SessionState::default(),
             portals: Portals::default(),
             told: Told::default(),
+            listening: Listening::default(),
+            pid: 0,
+            notified: 0,
             wrote: MayWrite::No,
             altered: MayAlter::No,
             schema: Schema::default(),
@@ -224,6 +240,16 @@ impl Core {
     #[must_use]
     pub(crate) fn with_schema(self, schema: Schema) -> Core {
         Core { schema, ..self }
+    }
+
+    #[must_use]
+    pub(crate) fn with_pid(self, pid: u32) -> Core {
+        Core { pid, ..self }
+    }
+
+    /// What the server has told the client of `client_encoding`.
+    pub(crate) fn client_encoding(&self) -> &str {
+        self.told.value("client_encoding").unwrap_or("UTF8")
     }
 
     /// The client was told these, but for what it has asked for itself so far.
@@ -352,6 +378,7 @@ impl Core {
     pub(crate) fn detached(&mut self) {
         self.takes_all = false;
         self.state.detached();
+        self.stop_listening_at_server();
         self.portals.clear();
         self.status = Status::Idle;
     }
@@ -387,11 +414,13 @@ impl Core {
         }
     }
 
-    /// CommandComplete with this tag.
-    pub(super) fn completed(&mut self, tag: &[u8], server: &mut ServerState) {
+    /// CommandComplete with this tag; the one that the client is to hear, where it is another.
+    pub(super) fn completed(&mut self, tag: &[u8], server: &mut ServerState) -> Option<&'static str> {
+        let mut instead = None;
         if let Some((verdict, done)) = self.ledger.completed()
             && let Some(step) = verdict.steps.get(done)
         {
+            instead = listening::tag_of(&step.session, tag);
             self.state.completed(step, tag, server);
         }
         match tag {
@@ -402,6 +431,7 @@ impl Core {
             }
             _ => {}
         }
+        instead
     }
 
     /// ReadyForQuery came for the client.

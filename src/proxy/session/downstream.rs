@@ -3,6 +3,7 @@
 use super::core::{Core, Heard, ServerState, undo_client};
 use super::lane::Lane;
 use super::ledger::{For, Owed, Undo};
+use super::listening::Notified;
 use super::message::{self, Status, put};
 use super::unit::Failure;
 use crate::pg::error::{ErrorFields, Severity, SqlState};
@@ -53,12 +54,15 @@ impl Core {
                 continue;
             }
             let deal = if self.ledger.awaits_own() {
-                self.swallow(header, down.unread())
+                self.swallow(header, down.unread(), server)
             } else {
                 self.hear(header, down.unread(), server)
             };
             match deal {
                 Deal::Pass => {
+                    if header.tag == b'Z' {
+                        self.tell_heard(down);
+                    }
                     self.down_pass = header.total;
                     self.unit.answering();
                     if header.tag == b'Z' {
@@ -95,7 +99,7 @@ impl Core {
     }
 
     /// The answers to statements of our own.
-    fn swallow(&mut self, header: Header, bytes: &[u8]) -> Deal {
+    fn swallow(&mut self, header: Header, bytes: &[u8], server: &ServerState) -> Deal {
         match header.tag {
             b'C' | b'E' if header.total > MAX_ERROR => {
                 Deal::Stop(broken("an answer to settings is too long"))
@@ -116,8 +120,20 @@ impl Core {
                 })
             }
             // A pinned session may listen.
-            b'A' => Deal::Pass,
+            b'A' => self.hear_of_notification(header, bytes, server),
             _ => Deal::Swallow,
+        }
+    }
+
+    fn hear_of_notification(&self, header: Header, bytes: &[u8], server: &ServerState) -> Deal {
+        if header.total > MAX_ERROR {
+            return Deal::Pass;
+        }
+        let Some(whole) = bytes.get(..header.total) else { return Deal::Whole };
+        match self.hear_notification(whole, server.pid) {
+            Notified::AsItIs => Deal::Pass,
+            Notified::Own(message) => Deal::Replace(message),
+            Notified::Elsewhere => Deal::Swallow,
         }
     }
 
@@ -156,19 +172,21 @@ impl Core {
             }
             b'N' => hear_notice(header, bytes),
             b'D' => self.hear_row(header, bytes),
-            // CopyOutResponse, CopyDone, FunctionCallResponse; notification.
-            b'H' | b'c' | b'V' | b'A' => Deal::Pass,
+            b'A' => self.hear_of_notification(header, bytes, server),
+            // CopyOutResponse, CopyDone, FunctionCallResponse.
+            b'H' | b'c' | b'V' => Deal::Pass,
             other => Deal::Stop(broken(&format!("message of type 0x{other:02x}"))),
         }
     }
 
     fn hear_answer(&mut self, header: Header, bytes: &[u8], server: &mut ServerState) -> Deal {
+        let mut instead = None;
         if header.tag == b'C' {
             if bytes.len() < header.total.min(MAX_ERROR) {
                 return Deal::Whole;
             }
             let tag = bytes.get(HEADER_LEN..header.total).and_then(|tag| tag.strip_suffix(b"\0"));
-            self.completed(tag.unwrap_or_default(), server);
+            instead = self.completed(tag.unwrap_or_default(), server);
         }
         let answers = match (header.tag, self.ledger.head()) {
             (b'1', Some(Owed::Parse(whom, _))) => Some(*whom),
@@ -187,7 +205,15 @@ impl Core {
         if answers.is_some() {
             self.ledger.pop();
         }
-        if answers == Some(For::Nobody) { Deal::Swallow } else { Deal::Pass }
+        match instead {
+            _ if answers == Some(For::Nobody) => Deal::Swallow,
+            Some(tag) => {
+                let mut message = vec![];
+                message::put_complete(&mut message, tag);
+                Deal::Replace(message)
+            }
+            None => Deal::Pass,
+        }
     }
 
     /// Of a call about an advisory lock, among others.
@@ -209,6 +235,11 @@ impl Core {
         let Some(status) = bytes.get(5).copied().and_then(Status::from_byte) else {
             return Deal::Stop(broken("ReadyForQuery without a status"));
         };
+        if status == Status::Idle
+            && let Some(held) = self.settle()
+        {
+            return Deal::Stop(held);
+        }
         if self.is_beyond_mode(status) {
             let error = ErrorFields { severity: Severity::Fatal, ..no_blocks() };
             return Deal::Stop(Heard::Broken(error));

@@ -61,7 +61,7 @@ impl Pin {
     pub(super) fn taken_at_commit(effect: &SessionEffect) -> Option<Pin> {
         match effect {
             SessionEffect::Set(_, NewValue::Unknown) => Some(Pin::Set),
-            SessionEffect::Listen => Some(Pin::Listen),
+            SessionEffect::Listen(_) => Some(Pin::Listen),
             SessionEffect::Temporary => Some(Pin::Temporary),
             _ => None,
         }

@@ -21,6 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use super::attach::Refusal;
 use super::core::{AfterLoss, Ask, Core, Demand, Heard, Loss, ServerState, Texts};
+use super::hear::Ear;
 use super::knobs::{Defaults, Knobs};
 use super::lane::{BUFFER_MAX, Lane};
 use super::look::MAX_LOOK;
@@ -76,6 +77,7 @@ pub(super) struct Session<'a> {
     pub(super) user: Arc<str>,
     pub(super) database: Arc<str>,
     pub(super) credentials: Credentials,
+    pub(super) ear: Ear,
     /// As last told to whoever looks at the time it takes.
     activity: Activity,
     pub(super) tally: Tally,
@@ -94,7 +96,7 @@ pub(super) struct Session<'a> {
 
 /// Why a turn ended.
 #[derive(Debug)]
-enum Turn {
+pub(super) enum Turn {
     Need(Demand),
     /// The server can go back.
     Release,
@@ -180,7 +182,7 @@ impl<'a> Session<'a> {
             shared,
             worker,
             client: stream,
-            core,
+            core: core.with_pid(registered.slot.key.pid),
             up: Lane::default(),
             down: Lane::default(),
             slot: registered.slot.clone(),
@@ -189,6 +191,7 @@ impl<'a> Session<'a> {
             user,
             database,
             credentials,
+            ear: Ear::default(),
             activity: Activity::default(),
             tally: Tally::default(),
             counts: None,
@@ -235,7 +238,7 @@ impl Session<'_> {
         loop {
             match poll_fn(|cx| self.poll(cx)).await {
                 Turn::Need(demand) => match self.attach(&demand).await {
-                    Ok(()) => {}
+                    Ok(()) => self.own_server(),
                     Err(Refusal::Unit(error)) => self.core.refuse(&error, &mut self.up, &mut self.down),
                     Err(Refusal::Session(error)) => return Box::pin(self.say_farewell(&error)).await,
                     Err(Refusal::Gone) => return,
@@ -272,7 +275,10 @@ impl Session<'_> {
         }
         self.worker.lend([&mut self.up, &mut self.down]);
         loop {
-            let mut moved = false;
+            let mut moved = match self.hear_shared() {
+                Ok(moved) => moved,
+                Err(turn) => return Poll::Ready(turn),
+            };
             match self.write_client(cx) {
                 Ok(wrote) => moved |= wrote,
                 Err(_) => return Poll::Ready(Turn::End),
@@ -297,6 +303,7 @@ impl Session<'_> {
                 Ok(read) => moved |= read,
                 Err(_) => return Poll::Ready(Turn::End),
             }
+            moved |= self.ear.take_asked();
             if !moved {
                 self.tell_activity();
                 self.worker.take_back([&mut self.up, &mut self.down]);
@@ -363,24 +370,26 @@ impl Session<'_> {
 
     /// What the client's bytes ask for.
     fn decide(&mut self) -> Option<Turn> {
-        if self.up.unread().is_empty() {
-            return None;
+        loop {
+            if self.up.unread().is_empty() {
+                return None;
+            }
+            match self.ask() {
+                Ask::Nothing => return None,
+                Ask::Server(demand) => return Some(Turn::Need(demand)),
+                Ask::Listen(channels) => self.ask_to_listen(&channels),
+                Ask::End => return Some(Turn::Terminate),
+                Ask::Fatal(error) => return Some(Turn::Fatal(error)),
+            }
         }
+    }
+
+    fn ask(&mut self) -> Ask {
         let mut classifier = self.worker.classifier.borrow_mut();
         let mut texts = Texts { classifier: &mut classifier, statements: &self.shared.statements };
         let server = self.attached.as_mut().and_then(|attached| attached.lease.connection());
-        let ask = self.core.client(
-            &mut self.up,
-            &mut self.down,
-            server.map(|server| &mut server.state),
-            &mut texts,
-        );
-        match ask {
-            Ask::Nothing => None,
-            Ask::Server(demand) => Some(Turn::Need(demand)),
-            Ask::End => Some(Turn::Terminate),
-            Ask::Fatal(error) => Some(Turn::Fatal(error)),
-        }
+        let server = server.map(|server| &mut server.state);
+        self.core.client(&mut self.up, &mut self.down, server, &mut texts)
     }
 
     /// To and from the server.
@@ -390,17 +399,12 @@ impl Session<'_> {
                 return Ok(None);
             };
             write_lane(&mut server.stream, &mut self.up, cx)?;
-            if self.down.has_pending() {
+            if self.down.has_pending() || self.core.holds_server() {
                 return Ok(None);
             }
-            if !self.down.input.has_storage() {
-                self.down.input.lend(self.worker.buffer());
-            }
-            let Poll::Ready(read) = read_lane(&mut server.stream, &mut self.down, cx)? else {
+            let is_at_hand = self.ear.take_resumed() && !self.down.unread().is_empty();
+            if !is_at_hand && read_server(&mut server.stream, &mut self.down, self.worker, cx)?.is_pending() {
                 return Ok(None);
-            };
-            if read == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
             }
             let answered = self.core.has_answered();
             let heard = hear(&mut self.core, &mut self.down, &mut self.up, &mut server.state);
@@ -416,6 +420,10 @@ impl Session<'_> {
                     return Ok(Some(Turn::Fatal(shutting_down())));
                 }
                 Heard::Ready => {}
+                Heard::Settle => {
+                    self.ask_to_settle();
+                    return Ok(None);
+                }
                 Heard::Lost(error) => return Ok(Some(farewell_of_server(error, unbegun))),
                 Heard::Over => return Ok(Some(Turn::Over)),
                 Heard::Broken(error) => return Ok(Some(Turn::Fatal(error))),
@@ -488,6 +496,7 @@ impl Session<'_> {
         self.note_write(now);
         let mut attached = self.attached.take()?;
         self.core.detached();
+        self.ear.leave_server();
         self.retries = 0;
         let route = route_word(attached.role);
         let served = now.saturating_duration_since(attached.since);
@@ -517,6 +526,7 @@ impl Session<'_> {
     fn drop_server(&mut self) -> Option<Role> {
         let attached = self.attached.take()?;
         self.slot.vacate();
+        self.ear.leave_server();
         Some(attached.role)
     }
 
@@ -553,6 +563,7 @@ impl Session<'_> {
         let now = Instant::now();
         let Some(attached) = self.attached.take() else { return Ok(()) };
         self.slot.vacate();
+        self.ear.leave_server();
         if loss == Loss::Connection {
             attached.lease.pool().evidence.broken(now);
         }
@@ -664,6 +675,23 @@ fn hear(core: &mut Core, down: &mut Lane, up: &mut Lane, server: &mut ServerStat
     }
 }
 
+/// Something at least, into a buffer that the worker lends.
+fn read_server(
+    stream: &mut Stream,
+    down: &mut Lane,
+    worker: &Worker,
+    cx: &mut Context<'_>,
+) -> io::Result<Poll<()>> {
+    if !down.input.has_storage() {
+        down.input.lend(worker.buffer());
+    }
+    match read_lane(stream, down, cx)? {
+        Poll::Ready(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+        Poll::Ready(_) => Ok(Poll::Ready(())),
+        Poll::Pending => Ok(Poll::Pending),
+    }
+}
+
 pub(in crate::proxy) fn application_name(parameters: &[(String, String)]) -> Arc<str> {
     let named = parameters.iter().find(|(name, _)| name == "application_name");
     named.map_or("", |(_, value)| value.as_str()).into()
@@ -766,7 +794,7 @@ async fn clean(lease: &mut Lease) -> Option<()> {
                     let clean = discard.status() == message::Status::Idle && !discard.failed();
                     return Poll::Ready((clean && down.unread().is_empty()).then_some(()));
                 }
-                Heard::Lost(_) | Heard::Over | Heard::Broken(_) | Heard::Refused(_) => {
+                Heard::Settle | Heard::Lost(_) | Heard::Over | Heard::Broken(_) | Heard::Refused(_) => {
                     return Poll::Ready(None);
                 }
             }

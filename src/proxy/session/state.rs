@@ -8,7 +8,7 @@
 //! A setting that the server reports is taken from the report where the text did not say (a function may have
 //! set it). Others that functions set go unseen.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::core::ServerState;
@@ -27,6 +27,8 @@ pub(super) struct SessionState {
     /// While the settings at the server are not known to be these: the session's own.
     private_context: Option<Arc<[u8]>>,
     pins: Pins,
+    /// What the client listens to by way of the connection that all share, as of the last transaction's end.
+    channels: BTreeSet<Box<str>>,
     /// Of the transaction under way, in order. At most [`MAX_PENDING`].
     pending: Vec<SessionEffect>,
     /// Each with how many of `pending` come before it. At most [`MAX_PENDING`].
@@ -75,6 +77,10 @@ impl SessionState {
         }
     }
 
+    pub(super) fn channels(&self) -> &BTreeSet<Box<str>> {
+        &self.channels
+    }
+
     pub(super) fn pins(&self) -> &Pins {
         &self.pins
     }
@@ -118,15 +124,21 @@ impl SessionState {
         }
         for effect in &step.session {
             self.pins.done(effect);
-            self.add(effect);
+            match effect {
+                // The server was told to do nothing.
+                SessionEffect::Listen(channel) if tag == b"UNLISTEN" => {
+                    self.add(&SessionEffect::ListenShared(channel.clone()));
+                }
+                effect => self.add(effect),
+            }
         }
     }
 
     fn add(&mut self, effect: &SessionEffect) {
-        let counts =
-            matches!(effect, SessionEffect::Set(..) | SessionEffect::Reset(_) | SessionEffect::ResetAll)
-                || sets_path_locally(effect)
-                || Pins::heeds(effect);
+        let counts = is_setting(effect)
+            || sets_path_locally(effect)
+            || is_about_channels(effect)
+            || Pins::heeds(effect);
         if counts && self.pending.len() < MAX_PENDING {
             self.pending.push(effect.clone());
         } else if counts {
@@ -196,6 +208,12 @@ impl SessionState {
                 unqualified = Unqualified::Unclear;
             }
             self.pins.committed(&effect, unqualified);
+            match &effect {
+                SessionEffect::ListenShared(channel) => drop(self.channels.insert(channel.clone())),
+                SessionEffect::Unlisten(channel) => drop(self.channels.remove(channel)),
+                SessionEffect::UnlistenAll => self.channels.clear(),
+                _ => {}
+            }
             wanted.apply(&effect, &self.defaults);
             present.apply(&effect, &none);
         }
@@ -240,6 +258,7 @@ impl SessionState {
     pub(super) fn discarded_all(&mut self, server: &mut ServerState) {
         self.settings = self.defaults.clone();
         self.context = self.settings.parse_context();
+        self.channels.clear();
         server.settings = Arc::default();
     }
 
@@ -264,4 +283,12 @@ fn unqualified(settings: &Settings, server: &ServerState) -> Unqualified {
     let path = settings.value("search_path").or(reported.map(|(_, path)| path.as_str()));
     let names_it = path.is_some_and(|path| path.to_ascii_lowercase().contains("pg_temp"));
     if names_it { Unqualified::Unclear } else { Unqualified::Temporary }
+}
+
+fn is_setting(effect: &SessionEffect) -> bool {
+    matches!(effect, SessionEffect::Set(..) | SessionEffect::Reset(_) | SessionEffect::ResetAll)
+}
+
+fn is_about_channels(effect: &SessionEffect) -> bool {
+    matches!(effect, SessionEffect::ListenShared(_) | SessionEffect::Unlisten(_) | SessionEffect::UnlistenAll)
 }

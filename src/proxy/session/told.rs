@@ -25,14 +25,18 @@ impl Told {
         self.asked = asked;
     }
 
-    /// The client is about to be told; whether that is news.
-    pub(super) fn tell(&mut self, name: &str, value: &str) -> bool {
+    /// What the client knows.
+    pub(super) fn value(&self, name: &str) -> Option<&str> {
         let greeted = || {
             let (_, value) = self.greeting.iter().find(|(known, _)| known == name)?;
             Some(self.asked.value(&name.to_ascii_lowercase()).unwrap_or(value))
         };
-        let known = self.changed.get(name).map(AsRef::as_ref).or_else(greeted);
-        if known == Some(value) {
+        self.changed.get(name).map(AsRef::as_ref).or_else(greeted)
+    }
+
+    /// The client is about to be told; whether that is news.
+    pub(super) fn tell(&mut self, name: &str, value: &str) -> bool {
+        if self.value(name) == Some(value) {
             return false;
         }
         if self.changed.len() < MAX_CHANGED || self.changed.contains_key(name) {

@@ -12,6 +12,7 @@ use super::statements::ServerName;
 use super::unit::Pace;
 use crate::pg::protocol::frame::{HEADER_LEN, Header};
 use crate::proxy::prepared::{NOT_KNOWN, Statements};
+use crate::proxy::route::Verdict;
 
 /// Sent in place of a text that would let commits slip past the quorum. The server refuses it (22023), so that
 /// a transaction block fails as it does after any other error.
@@ -44,6 +45,9 @@ impl Core {
     ) -> Ask {
         let mut lanes = Lanes { up, down };
         self.wants = 0;
+        if self.holds_client() {
+            return Ask::Nothing;
+        }
         loop {
             if !self.go_on_with_message(lanes.up) {
                 return Ask::Nothing;
@@ -264,6 +268,14 @@ impl Core {
                 return Step::Next;
             }
         }
+        let text = lanes.up.unread().get(..header.total).and_then(query_text).unwrap_or_default();
+        let stand_in = match self.stand_in(text, &verdict) {
+            Ok(stand_in) => stand_in,
+            Err(step) => {
+                self.ahead.push_front(verdict);
+                return step;
+            }
+        };
         // exec_simple_query drops the unnamed statement, if it is not skipped.
         self.prepared.forget_unnamed();
         server.statements.unnamed = if self.unit.open { NOT_KNOWN } else { 0 };
@@ -276,7 +288,14 @@ impl Core {
             return Step::Next;
         }
         self.note(&verdict);
-        self.send(header, Some(Owed::Query(Follow::of(&verdict))), lanes.up)
+        let owed = Owed::Query(Follow::of(&verdict));
+        let Some(stand_in) = stand_in else { return self.send(header, Some(owed), lanes.up) };
+        self.unit.sent();
+        self.unit.replay.give_up();
+        lanes.up.skip(header.total);
+        message::put_query(lanes.up.out(), &stand_in);
+        self.ledger.sent(owed);
+        Step::Next
     }
 
     fn forward_execute(&mut self, header: Header, up: &mut Lane) -> Step {
@@ -329,7 +348,16 @@ impl Core {
             }
         }
         if self.refuses(&verdict) {
-            return self.parse_refused(header, lanes, server, texts);
+            return self.parse_instead(header, REFUSED, Arc::new(look::nothing()), lanes, server, texts);
+        }
+        let text = Parse::read(&lanes.up.unread()[..header.total]).map_or(&b""[..], |parse| parse.text);
+        match self.stand_in(text, &verdict) {
+            Ok(None) => {}
+            Ok(Some(text)) => return self.parse_instead(header, &text, verdict, lanes, server, texts),
+            Err(step) => {
+                self.ahead.push_front(verdict);
+                return step;
+            }
         }
         let message = &lanes.up.unread()[..header.total];
         let Some(parse) = Parse::read(message) else { return Step::Ask(Ask::Fatal(malformed(b'P'))) };
@@ -377,21 +405,26 @@ impl Core {
         Step::Next
     }
 
-    /// A statement of the client's name that fails when it is run.
-    fn parse_refused(
+    /// A statement of the client's name with another text, which means `verdict`.
+    fn parse_instead(
         &mut self,
         header: Header,
+        text: &str,
+        verdict: Arc<Verdict>,
         lanes: &mut Lanes<'_>,
         server: &mut ServerState,
         texts: &Texts<'_>,
     ) -> Step {
         let message = &lanes.up.unread()[..header.total];
         let Some(parse) = Parse::read(message) else { return Step::Ask(Ask::Fatal(malformed(b'P'))) };
-        let (name, verdict): (Box<[u8]>, _) = (parse.name.into(), Arc::new(look::nothing()));
+        let (name, types): (Box<[u8]>, _) = (parse.name.into(), &parse.rest[parse.text.len()..]);
+        let rest = [text.as_bytes(), types].concat();
+        if self.prepared.named(&name).is_some() {
+            return self.parse_duplicate(name, header, lanes, server, texts);
+        }
         lanes.up.skip(header.total);
         self.unit.sent_extended();
         self.unit.replay.give_up();
-        let rest = [REFUSED.as_bytes(), b"\0\0\0"].concat();
         if name.is_empty() {
             let out = lanes.up.out();
             let begin = out.len();
@@ -431,6 +464,9 @@ impl Core {
         let (portal, name): (Box<[u8]>, Box<[u8]>) = (portal.into(), name.into());
         let verdict = self.prepared.verdict(&name).cloned();
         if let Some(verdict) = &verdict {
+            if let Some(step) = self.listen_again(verdict, &name) {
+                return step;
+            }
             self.note(verdict);
         }
         self.portals.bound(&portal, verdict.as_ref());

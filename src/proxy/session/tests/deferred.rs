@@ -13,7 +13,8 @@ fn a_block_takes_no_server_until_it_needs_one() {
         (&["begin isolation level repeatable read", "select 1"], "<CZ(T) need(write) >PBEQ"),
         (&["begin read only", "select 1"], "<CZ(T) need(read) >PBEQ"),
         (&["begin read only", "set local work_mem = 1"], "<CZ(T) need(read) >PBEQ"),
-        (&["begin read only", "listen x"], "<CZ(T) need(write) >PBEQ"),
+        // The shared connection is asked first.
+        (&["begin read only", "listen x"], "<CZ(T) need(write) >PBE >Q"),
         // The server warns of the second.
         (&["begin", "begin"], "<CZ(T) need(write) >PBEQ"),
         (&["begin", "commit and chain"], "<CZ(T) need(write) >PBEQ"),

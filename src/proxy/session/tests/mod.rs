@@ -2,6 +2,7 @@
 
 mod copy;
 mod deferred;
+mod listen;
 mod losses;
 mod pins;
 mod quorum;
@@ -11,14 +12,17 @@ mod statements;
 mod units;
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use super::core::{AfterLoss, Ask, Core, Heard, Loss, PoolMode, ServerState, Takes, Texts};
 use super::knobs::Knobs;
 use super::lane::Lane;
+use super::listening::Listens;
 use super::message::{put, put_complete, put_error, put_parameter, put_query};
 use crate::pg::error::{ErrorFields, Severity, SqlState};
 use crate::pg::protocol::frame::Header;
 use crate::proxy::guc::Settings;
+use crate::proxy::listen::Notification;
 use crate::proxy::prepared::Statements;
 use crate::proxy::route::Classifier;
 use crate::topology::Role;
@@ -32,8 +36,14 @@ struct Scene {
     attached: bool,
     takes: Takes,
     role: Role,
+    /// What the shared connection says when it is asked to listen.
+    listens: Listens,
+    /// What it has heard when it is asked for that.
+    heard: Vec<Arc<Notification>>,
     statements: Statements,
     classifier: Classifier,
+    /// All that was written, to the server and to the client.
+    wires: [Vec<u8>; 2],
     /// What happened, in order: `>` to the server, `<` to the client.
     log: String,
 }
@@ -48,8 +58,11 @@ impl Scene {
             attached: false,
             takes: Takes::Everything,
             role: Role::Primary,
+            listens: Listens::No,
+            heard: vec![],
             statements: Statements::default(),
             classifier: Classifier::default(),
+            wires: [vec![], vec![]],
             log: String::new(),
         }
     }
@@ -80,6 +93,10 @@ impl Scene {
                     break;
                 }
                 Heard::Ready => {}
+                Heard::Settle => {
+                    self.log.push_str(" settle");
+                    self.core.settled(std::mem::take(&mut self.heard));
+                }
                 Heard::Lost(error) => {
                     let _ = write!(self.log, " lost({})", error.code);
                     let unbegun = error.code == SqlState::ADMIN_SHUTDOWN && !self.core.has_answered();
@@ -140,6 +157,13 @@ impl Scene {
                     self.attached = true;
                     self.core.attached(self.takes, &mut self.server, &mut self.up);
                 }
+                Ask::Listen(channels) => {
+                    if self.listens == Listens::Yes {
+                        let _ = write!(self.log, " listen({})", channels.join(" "));
+                    }
+                    self.core.listens(self.listens);
+                    assert!(!self.core.is_at_rest(&self.up), "the LISTEN is still to be sent");
+                }
                 Ask::End => return self.log.push_str(" end"),
                 Ask::Fatal(error) => {
                     let _ = write!(self.log, " fatal({})", error.code);
@@ -150,13 +174,15 @@ impl Scene {
     }
 
     fn flush(&mut self) {
-        for (lane, arrow) in [(&mut self.up, '>'), (&mut self.down, '<')] {
+        let lanes = [(&mut self.up, '>'), (&mut self.down, '<')];
+        for ((lane, arrow), all) in lanes.into_iter().zip(&mut self.wires) {
             let mut wire = vec![];
             while lane.has_pending() {
                 let bytes = lane.pending().to_vec();
                 lane.wrote(bytes.len());
                 wire.extend(bytes);
             }
+            all.extend_from_slice(&wire);
             if !wire.is_empty() {
                 let _ = write!(self.log, " {arrow}{}", tags(&wire, arrow));
             }
