@@ -109,6 +109,12 @@ fn rules_and_secrets() {
         said.contains("no pg_hba.conf entry for replication connection from host \"127.0.0.1\""),
         "{said}"
     );
+    let metric = |name: &str| cluster.metric(name).unwrap_or_default();
+    assert!(metric("bellwether_logins_total{method=\"md5\"}") >= 5.0);
+    assert!(metric("bellwether_logins_total{method=\"scram-sha-256\"}") >= 1.0, "followers");
+    assert!(metric("bellwether_logins_failed_total{reason=\"password\"}") >= 6.0);
+    assert!(metric("bellwether_logins_failed_total{reason=\"not_allowed\"}") >= 3.0);
+    assert_eq!(cluster.metric("bellwether_logins_failed_total{reason=\"tls\"}"), Some(0.0));
 }
 
 /// What was looked up is kept for an hour, and a changed password works nevertheless.

@@ -8,7 +8,9 @@ use bellwether::net::{self, Credentials, DialError, ForServers, ServerTlsMode, T
 use bellwether::topology::Address;
 use nix::sys::signal::Signal;
 
-use crate::harness::{Authority, Between, Cluster, Durability, Options, Psql, eventually, set_mode};
+use crate::harness::{
+    Authority, Between, Cluster, Durability, Options, Psql, bellwether, eventually, set_mode,
+};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -160,6 +162,22 @@ fn servers_with_tls() {
     turn_tls_on(&cluster, &authority);
     let ca = authority.file("ca.crt");
     configure(&mut cluster, &format!("{{servers: {{mode: verify-full, ca_file: {ca}}}}}"));
+    // `check` comes to them in the same way, and says who shows what nobody here has signed.
+    let unreached = || {
+        let mut check = bellwether();
+        check.arg("check").arg("--config").arg(cluster.data().join("bellwether.yaml"));
+        let said = String::from_utf8(check.output().expect("it runs").stdout).expect("UTF-8");
+        let unreached = said.lines().filter(|line| line.contains("cannot be reached"));
+        unreached.map(|line| line.split(" (").next().unwrap_or_default().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(unreached(), [""; 0]);
+    let stranger = Authority::new(cluster.data().join("stranger")).file("ca.crt");
+    let tls = serde_yaml::from_str(&format!("{{mode: verify-full, ca_file: {stranger}}}"));
+    let tls: serde_yaml::Value = tls.expect("YAML");
+    cluster.rewrite(|config| config["nodes"][1]["tls"] = tls);
+    assert_eq!(unreached(), ["ERROR pg2"]);
+    cluster.rewrite(|config| drop(config["nodes"][1].as_mapping_mut().expect("a node").remove("tls")));
+
     cluster.psql("CREATE TABLE t AS SELECT 1 AS n").expect("through the endpoint");
     let direct = cluster.direct_conninfo(&cluster.primary(), "postgres");
     let of_ours = "SELECT count(*) FILTER (WHERE NOT ssl), count(*) > 2, bool_or(backend_type = 'walsender') \

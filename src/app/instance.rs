@@ -33,7 +33,7 @@ use super::telemetry::LogLevel;
 use super::users;
 use crate::admin::{self, Reload, console::Console};
 use crate::failover::{self, Closed, Failover, FailoverError, LocalNode};
-use crate::net::{Acceptor, Reception};
+use crate::net::{Acceptor, LoginMetrics, Reception};
 use crate::proxy::{self, Proxy, Workers};
 use crate::relay::Relay;
 use crate::topology::{Directive, Election, Health, NodeName, ProxyStatus, WalStatus};
@@ -50,7 +50,7 @@ pub(super) struct Parts {
 
 impl Parts {
     pub(super) async fn load(config: &Config) -> Result<Parts, RunError> {
-        let certificates = Certificates::load(&config.tls)?;
+        let certificates = Certificates::load(config)?;
         Ok(Parts { certificates, local: local::servers(config).await? })
     }
 }
@@ -251,7 +251,8 @@ impl Instance {
         let (lookup, candidates) = watch::channel(Vec::new());
         let reception = Reception::by(users::authenticator(&config, candidates.clone()));
         let reception = reception.with_login_limit(config.pool.login).with_tls(certificates.for_clients);
-        let acceptor = Arc::new(Acceptor::new(reception));
+        let metrics = LoginMetrics::new(&admin.registry)?;
+        let acceptor = Arc::new(Acceptor::new(reception, metrics));
         let count = plans::workers(&config);
         let (running, followed) = watch::channel(Arc::new(config));
         let taps = Taps {

@@ -13,10 +13,14 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Semaphore;
 
+use super::authenticate::Admitted;
 use super::proxy_header::{self, Source};
 use super::tls::Negotiation;
 use super::wire::{Wire, WireError};
-use super::{Authenticator, Client, ConnectionKind, Credentials, Peer, PeerAddress, Stream, TlsForClients};
+use super::{
+    Authenticator, Client, ConnectionKind, Credentials, LoginMetrics, Peer, PeerAddress, Stream,
+    TlsForClients,
+};
 use crate::pg::protocol::Malformed;
 use crate::pg::protocol::backend;
 use crate::pg::protocol::startup::{self, CancelKey, FirstPacket, Startup, StartupError};
@@ -32,6 +36,7 @@ const DEFAULT_LOGIN_LIMIT: Duration = Duration::from_secs(15);
 pub struct Acceptor {
     reception: Mutex<Arc<Reception>>,
     logins: Semaphore,
+    metrics: LoginMetrics,
 }
 
 /// How clients are received: what they must prove, how encrypted, within which time.
@@ -64,8 +69,15 @@ impl ClientTls {
 }
 
 impl Acceptor {
-    pub fn new(reception: Reception) -> Acceptor {
-        Acceptor { reception: Mutex::new(Arc::new(reception)), logins: Semaphore::new(DEFAULT_MAX_LOGINS) }
+    pub fn new(reception: Reception, metrics: LoginMetrics) -> Acceptor {
+        let (reception, logins) = (Mutex::new(Arc::new(reception)), Semaphore::new(DEFAULT_MAX_LOGINS));
+        Acceptor { reception, logins, metrics }
+    }
+
+    /// Counts for itself.
+    #[cfg(test)]
+    pub(super) fn uncounted(reception: Reception) -> Acceptor {
+        Acceptor::new(reception, LoginMetrics::unregistered().expect("valid names"))
     }
 
     #[must_use]
@@ -167,7 +179,16 @@ pub async fn hello(stream: Stream, proxies: Option<&Proxies>, acceptor: &Accepto
     let address = peer.address;
     match outcome {
         Ok(Outcome::Cancel(key)) => Hello::Cancel(key, wire.stream),
-        Ok(Outcome::Client(startup, credentials)) => client(wire, peer, startup, credentials),
+        Ok(Outcome::Client(startup, Admitted { credentials, method })) => {
+            acceptor.metrics.succeeded(method);
+            client(wire, peer, startup, credentials)
+        }
+        Err(Refusal::Handshake(error)) => {
+            // An alert has told the client as much as it may know.
+            tracing::info!(peer = %address, %error, "TLS handshake failed");
+            acceptor.metrics.handshake_failed();
+            Hello::Closed
+        }
         Err(Refusal::Gone) => {
             tracing::debug!(peer = %address, "a client went before it had logged in");
             Hello::Closed
@@ -178,6 +199,7 @@ pub async fn hello(stream: Stream, proxies: Option<&Proxies>, acceptor: &Accepto
                 Waiting::Proof { user } => Some(user.as_str()),
             };
             tracing::info!(peer = %address, user, sqlstate = %why.code, reason = why.message, "login refused");
+            acceptor.metrics.refused(why.code);
             let mut wire = wire;
             why.encode(&mut wire.out);
             wire.farewell().await;
@@ -214,7 +236,7 @@ enum Waiting {
 }
 
 enum Outcome {
-    Client(Startup, Credentials),
+    Client(Startup, Admitted),
     Cancel(CancelKey),
 }
 
@@ -222,6 +244,8 @@ enum Outcome {
 pub(super) enum Refusal {
     /// There is nobody left to tell.
     Gone,
+    /// There was no encrypted connection on which to tell it.
+    Handshake(std::io::Error),
     Because(ErrorFields),
 }
 
@@ -272,9 +296,9 @@ impl Login<'_> {
         self.waiting_for = Waiting::Proof { user: startup.user.clone() };
         startup.negotiation(&mut self.wire.out);
         let authenticator = &self.reception.authenticator;
-        let credentials = authenticator.authenticate(&mut self.wire, &self.peer, &startup).await?;
+        let admitted = authenticator.authenticate(&mut self.wire, &self.peer, &startup).await?;
         backend::authentication_ok(&mut self.wire.out);
-        Ok(Outcome::Client(startup, credentials))
+        Ok(Outcome::Client(startup, admitted))
     }
 
     /// Not a byte more than the header is read: what is behind it may be a handshake's.
@@ -366,11 +390,7 @@ impl Login<'_> {
                 self.peer.tls = Some(facts);
                 Ok(())
             }
-            Err(error) => {
-                // An alert has told the client as much as it may know.
-                tracing::info!(peer = %self.peer.address, %error, "TLS handshake failed");
-                Err(Refusal::Gone)
-            }
+            Err(error) => Err(Refusal::Handshake(error)),
         }
     }
 

@@ -116,7 +116,7 @@ pub(super) async fn reach(
     address: &Address,
     tls: &TlsForServers,
 ) -> Result<(Stream, Option<TlsFacts>), DialFailure> {
-    let way = tls.way();
+    let way = tls.way(address);
     let mut stream = match open(address).await? {
         Stream::Tcp(stream) if way.mode() != ServerTlsMode::Disable => stream,
         plain => return Ok((plain, None)),

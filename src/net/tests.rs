@@ -25,7 +25,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// `plain` is listed with its password, `scram` with a verifier, `md5` with an md5 secret: all of them `pencil`.
 fn acceptor(method: &Method) -> Acceptor {
-    Acceptor::new(reception(method))
+    Acceptor::uncounted(reception(method))
 }
 
 fn reception(method: &Method) -> Reception {
@@ -299,7 +299,7 @@ async fn who_stops_in_the_middle_is_cut() {
     let check = async |bytes: &[u8], expected: Option<&str>| {
         // What was sent is read before the limit is looked at, however late that is.
         let hasty = reception(&Method::ScramSha256).with_login_limit(Duration::from_millis(1));
-        let acceptor = Acceptor::new(hasty);
+        let acceptor = Acceptor::uncounted(hasty);
         let (ours, mut theirs) = UnixStream::pair().expect("a pair of sockets");
         theirs.write_all(bytes).await.expect("write");
         let listening = async {
@@ -379,7 +379,7 @@ async fn keys_of_an_old_password_are_refused() {
     let changed = Verifier::from_password("eraser", [9; 16]).to_string();
     let users = Users::listed_only([("scram", changed.as_str())], [3; 32]);
     let changed = Authenticator::new(Rules::all_by(&Method::ScramSha256), Arc::new(users));
-    let changed = Acceptor::new(Reception::by(changed));
+    let changed = Acceptor::uncounted(Reception::by(changed));
     let said = refused(&changed, &target("scram", client.credentials)).await;
     assert_eq!(said.code, SqlState::INVALID_PASSWORD);
 }
@@ -391,7 +391,7 @@ async fn guesses_of_one_address_are_limited() {
     let authenticator = Authenticator::new(Rules::all_by(&Method::Md5), Arc::new(users));
     let authenticator = authenticator.with_penalty(Duration::from_secs(3600));
     let patient = Reception::by(authenticator).with_login_limit(Duration::from_secs(7200));
-    let acceptor = Arc::new(Acceptor::new(patient));
+    let acceptor = Arc::new(Acceptor::uncounted(patient));
     let (mut greeting, mut guessing) = (tokio::task::JoinSet::new(), Vec::new());
     let mut guess = BytesMut::new();
     put_startup("plain", "db", &[], &mut guess);

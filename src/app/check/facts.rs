@@ -2,14 +2,15 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::Client;
 
 use super::hba::Rule;
-use crate::app::config::{Config, NodeConfig, ServerLogin};
+use crate::app::config::Config;
+use crate::app::{cli, plans};
+use crate::net::{DialError, Target, TlsForServers, sql};
 
 /// For everything one server is asked.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -69,13 +70,13 @@ const SETTINGS: &[&str] = &[
 ];
 
 /// The answers of all nodes, in their order; asked in parallel, each within ten seconds.
-pub(super) async fn gather(config: &Config) -> Vec<Result<Facts, NoFacts>> {
-    let login = Arc::new(config.server_login.clone());
+pub(super) async fn gather(config: &Config, tls: &TlsForServers) -> Vec<Result<Facts, NoFacts>> {
     let mut asking = JoinSet::new();
     for (i, node) in config.nodes.iter().enumerate() {
-        let (node, login) = (node.clone(), Arc::clone(&login));
+        let mut target = plans::target(config, tls, &node.node);
+        target.parameters = vec![("application_name".to_owned(), "bellwether_check".to_owned())];
         asking.spawn(async move {
-            let answer = tokio::time::timeout(LIMIT, ask(&node, &login)).await;
+            let answer = tokio::time::timeout(LIMIT, ask(&target)).await;
             let silence = || NoFacts::Unreachable(format!("no answer within {LIMIT:?}"));
             (i, answer.unwrap_or_else(|_| Err(silence())))
         });
@@ -85,22 +86,9 @@ pub(super) async fn gather(config: &Config) -> Vec<Result<Facts, NoFacts>> {
     answers.into_iter().map(|(_, answer)| answer).collect()
 }
 
-async fn ask(node: &NodeConfig, login: &ServerLogin) -> Result<Facts, NoFacts> {
-    let address = &node.node.address;
-    let mut target = tokio_postgres::Config::new();
-    target.host(&address.host).port(address.port).user(&login.user).dbname(&login.database);
-    target.application_name("bellwether_check").connect_timeout(LIMIT);
-    if let Some(password) = &login.password {
-        target.password(password.reveal().as_bytes());
-    }
-    let (client, connection) = target.connect(NoTls).await.map_err(|error| no_facts(&error))?;
-    tokio::select! {
-        facts = read(&client) => facts.map_err(|error| no_facts(&error)),
-        ended = connection => Err(match ended {
-            Ok(()) => NoFacts::Unreachable("the connection ended".to_owned()),
-            Err(error) => no_facts(&error),
-        }),
-    }
+async fn ask(target: &Target) -> Result<Facts, NoFacts> {
+    let connection = sql::connect(target, LIMIT).await.map_err(unreached)?;
+    read(&connection).await.map_err(|error| no_facts(&error))
 }
 
 async fn read(client: &Client) -> Result<Facts, tokio_postgres::Error> {
@@ -188,5 +176,14 @@ fn no_facts(error: &tokio_postgres::Error) -> NoFacts {
             let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
             NoFacts::Unreachable(format!("{error}{}", cause.unwrap_or_default()))
         }
+    }
+}
+
+fn unreached(error: DialError) -> NoFacts {
+    match error {
+        DialError::Rejected { error, .. } => {
+            NoFacts::Refused { code: error.code.to_string(), message: error.message }
+        }
+        error => NoFacts::Unreachable(cli::chain(&error)),
     }
 }

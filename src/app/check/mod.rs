@@ -10,6 +10,8 @@ mod judge;
 use std::fmt;
 use std::path::Path;
 
+use super::certificates::Certificates;
+use super::cli;
 use super::config::{self, Config, LoadError, Problem};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -82,8 +84,10 @@ pub async fn check(path: &Path) -> Vec<Finding> {
 
 /// Asks every server of `config` and judges the answers.
 pub async fn servers(config: &Config) -> Vec<Finding> {
-    let facts = facts::gather(config).await;
-    judge::judge(config, &facts)
+    match Certificates::load(config) {
+        Ok(certificates) => judge::judge(config, &facts::gather(config, &certificates.for_servers).await),
+        Err(error) => vec![Finding::error("tls", cli::chain(&error))],
+    }
 }
 
 fn in_file(severity: Severity) -> impl Fn(Problem) -> Finding {

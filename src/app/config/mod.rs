@@ -26,7 +26,7 @@ pub use tls::{ClientTls, Tls};
 
 use crate::admin::console::Access;
 use crate::net::authenticate::Rules;
-use crate::net::{Lookups, Proxies};
+use crate::net::{ForServers, Lookups, Proxies};
 use crate::proxy::limits::Plan;
 use crate::topology::{Durability, Node, NodeName};
 
@@ -95,6 +95,8 @@ pub enum ListenRoute {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeConfig {
     pub node: Node,
+    /// How it is reached; `None`: as `tls.servers` says.
+    pub tls: Option<ForServers>,
     /// Where this instance is the server's agent.
     pub local: Option<Local>,
 }

@@ -10,6 +10,7 @@ use super::auth::{against_tls, auth};
 use super::listen::listener;
 use super::reader::{Findings, Problem, Section};
 use super::secret::{self, PASSWORD, Sources};
+use super::tls::for_servers;
 use super::units::{duration, duration_or_off, number, on_off, parsed, path, size, text, texts, word};
 use super::{
     Balance, Config, Consistency, Failover, FailoverMode, Local, Log, LogFormat, NodeConfig, Pool, Routing,
@@ -152,8 +153,9 @@ impl Parser<'_> {
         let address = item.required("address", parsed);
         let priority = item.or("priority", 100, number(0..=1_000_000));
         let no_failover = item.or("no_failover", false, on_off);
+        let tls = item.section("tls", |tls| (!tls.is_absent()).then(|| for_servers(tls, self.directory)));
         let local = item.section("local", |local| self.local(local));
-        Some(NodeConfig { node: Node { name: name?, address: address?, priority, no_failover }, local })
+        Some(NodeConfig { node: Node { name: name?, address: address?, priority, no_failover }, tls, local })
     }
 
     /// `None` also when there is no such section.

@@ -53,7 +53,7 @@ pub(super) fn tls(tls: &mut Section<'_>, directory: &Path) -> Tls {
     Tls { clients, servers: tls.section("servers", |servers| for_servers(servers, directory)) }
 }
 
-fn for_servers(servers: &mut Section<'_>, directory: &Path) -> ForServers {
+pub(super) fn for_servers(servers: &mut Section<'_>, directory: &Path) -> ForServers {
     let modes = [
         ("disable", ServerTlsMode::Disable),
         ("prefer", ServerTlsMode::Prefer),

@@ -73,7 +73,13 @@ pub(super) fn changes(running: &Config, next: &Config) -> Vec<(&'static str, Eff
 }
 
 fn compare_nodes(nodes: &[NodeConfig], next: &[NodeConfig]) -> Vec<Compared> {
-    vec![("nodes", nodes == next, Restart)]
+    let of = |NodeConfig { node, tls: _, local }: &NodeConfig| (node.clone(), local.clone());
+    let same = nodes.iter().map(of).eq(next.iter().map(of));
+    let reached = |node: &NodeConfig| {
+        let other = next.iter().find(|other| other.node.name == node.node.name);
+        other.is_none_or(|other| node.tls == other.tls)
+    };
+    vec![("nodes", same, Restart), ("nodes.tls", nodes.iter().all(reached), NewConnections)]
 }
 
 fn compare_auth(auth: &Auth, next: &Auth) -> Vec<Compared> {
@@ -250,6 +256,9 @@ state: {file: state}
             "admin: {address: '127.0.0.1:1', users: [joe]}",
             &[("admin.address", Restart), ("admin.users", NewConnections)],
         );
+        let node = |more: &str| format!("nodes: [{{name: pg1, address: '10.0.0.11:5432'{more}}}]");
+        check("", &node(", priority: 7"), &[("nodes", Restart)]);
+        check("", &node(", tls: {mode: require}"), &[("nodes.tls", NewConnections)]);
         check("", "server_login: {user: bellwether, password: x}", &[("server_login", Restart)]);
         check(
             "",

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 
 use self::changes::{Effect, changes};
 use super::certificates::{Certificates, Fingerprints};
-use super::config::{self, Config, Log, Problem, Wal};
+use super::config::{self, Config, Log, NodeConfig, Problem, Wal};
 use super::telemetry::LogLevel;
 use super::{cli, plans, users};
 use crate::admin::console::Access;
@@ -119,7 +119,7 @@ impl Prepared {
         let changes = changes(&running, &next);
         let effective = in_effect(&running, next);
         let certificates =
-            Certificates::load(&effective.tls).map_err(|error| format!("tls: {}", cli::chain(&error)))?;
+            Certificates::load(&effective).map_err(|error| format!("tls: {}", cli::chain(&error)))?;
         let greeting = taps.acceptor.reception();
         let authenticator =
             users::succeeding(greeting.authenticator(), &running, &effective, &taps.candidates);
@@ -168,7 +168,7 @@ fn in_effect(running: &Config, next: Config) -> Config {
         instance: running.instance,
         listen: running.listen,
         admin: running.admin,
-        nodes: running.nodes,
+        nodes: running.nodes.into_iter().map(|node| reached_as_in(&next, node)).collect(),
         server_login: running.server_login,
         wal: Wal { dir: running.wal.dir, ..next.wal },
         durability: running.durability,
@@ -179,7 +179,15 @@ fn in_effect(running: &Config, next: Config) -> Config {
     }
 }
 
-fn outcome(changes: &[(&'static str, Effect)], renewed: Vec<&'static str>, warnings: &[Problem]) -> Reloaded {
+/// How a node is reached needs no restart.
+fn reached_as_in(next: &Config, node: NodeConfig) -> NodeConfig {
+    match next.node(&node.node.name) {
+        Some(found) => NodeConfig { tls: found.tls.clone(), ..node },
+        None => node,
+    }
+}
+
+fn outcome(changes: &[(&'static str, Effect)], renewed: Vec<String>, warnings: &[Problem]) -> Reloaded {
     let of = |wanted: Effect| {
         let keys = changes.iter().filter(|(_, effect)| *effect == wanted);
         keys.map(|(key, _)| (*key).to_owned()).collect::<Vec<_>>()
@@ -208,6 +216,7 @@ mod tests {
             "listen: [{address: '0.0.0.0:6433'}]",
             "admin: {address: '127.0.0.1:1', users: [joe]}",
             "nodes: [{name: pg2, address: '10.0.0.12:5432'}]",
+            "nodes: [{name: pg1, address: '10.0.0.11:5432', tls: {mode: require}}]",
             "server_login: {user: bellwether, password: x}",
             "auth: {method: md5}",
             "pool: {size: 5, mode: session, login: 1s}",

@@ -55,6 +55,14 @@ pub struct Authenticator {
     penalties: Arc<Penalties>,
 }
 
+/// A client that has proved what its rule asks for.
+#[derive(Debug)]
+pub(super) struct Admitted {
+    pub(super) credentials: Credentials,
+    /// In the words of the rules.
+    pub(super) method: &'static str,
+}
+
 impl Authenticator {
     pub fn new(rules: Rules, users: Arc<Users>) -> Authenticator {
         let penalties = Arc::new(Penalties::new(PENALTY));
@@ -90,7 +98,7 @@ impl Authenticator {
         wire: &mut Wire,
         peer: &Peer,
         startup: &Startup,
-    ) -> Result<Credentials, Refusal> {
+    ) -> Result<Admitted, Refusal> {
         let wanted = Wanted {
             peer,
             user: &startup.user,
@@ -115,7 +123,7 @@ impl Authenticator {
                     .with_hint("List the user in auth.replication_users."),
             ));
         }
-        Ok(credentials)
+        Ok(Admitted { credentials, method: rule.method.as_str() })
     }
 
     async fn by_password(&self, mut dialogue: Dialogue<'_>, forms: &[Form]) -> Result<Credentials, Refusal> {

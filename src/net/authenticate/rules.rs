@@ -164,6 +164,19 @@ impl Rule {
     }
 }
 
+impl Method {
+    /// Its word in a rule.
+    pub(super) fn as_str(&self) -> &'static str {
+        match self {
+            Method::Trust => "trust",
+            Method::Reject => "reject",
+            Method::Md5 => "md5",
+            Method::ScramSha256 => "scram-sha-256",
+            Method::Cert { .. } => "cert",
+        }
+    }
+}
+
 impl Origin {
     /// From nowhere but this host.
     pub fn is_on_this_host(&self) -> bool {

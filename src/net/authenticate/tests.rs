@@ -46,10 +46,10 @@ async fn log_in(
                 backend::ready_for_query(TransactionStatus::Idle, &mut wire.out);
             }
             Err(Refusal::Because(why)) => why.encode(&mut wire.out),
-            Err(Refusal::Gone) => panic!("the client has gone"),
+            Err(Refusal::Gone | Refusal::Handshake(_)) => panic!("the client has gone"),
         }
         wire.stream.write_all(&wire.out).await.expect("the other end is there");
-        proven.ok()
+        proven.ok().map(|admitted| admitted.credentials)
     };
     let target = Target {
         address: Address { host: "/nowhere".into(), port: 1 },

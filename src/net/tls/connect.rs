@@ -17,6 +17,7 @@ use super::certificate::end_point;
 use super::{TlsError, TlsVersion, files, provider};
 use crate::net::stream::Carrier;
 use crate::net::{Stream, TlsFacts};
+use crate::topology::Address;
 
 /// As libpq's `sslmode`, without `allow`. Through unix sockets there is never TLS.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,7 +33,7 @@ pub enum ServerTlsMode {
     VerifyFull,
 }
 
-/// How all the servers are reached.
+/// How servers are reached.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ForServers {
     pub mode: ServerTlsMode,
@@ -45,7 +46,14 @@ pub struct ForServers {
 /// Cheap to clone; all clones change together. The default has no TLS.
 #[derive(Clone, Debug, Default)]
 pub struct TlsForServers {
-    current: Arc<Mutex<Way>>,
+    current: Arc<Mutex<Arc<Ways>>>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Ways {
+    usual: Way,
+    /// Those who are reached in another.
+    others: Vec<(Address, Way)>,
 }
 
 /// How a server is reached now.
@@ -55,25 +63,41 @@ pub(in crate::net) struct Way(Option<(ServerTlsMode, Arc<ClientConfig>)>);
 impl TlsForServers {
     /// Reads the files. Blocks.
     pub fn load(settings: &ForServers) -> Result<TlsForServers, TlsError> {
-        let way = match settings.mode {
-            ServerTlsMode::Disable => Way::default(),
-            mode => Way(Some((mode, Arc::new(load(settings)?)))),
-        };
-        Ok(TlsForServers { current: Arc::new(Mutex::new(way)) })
+        TlsForServers::load_with(settings, [])
+    }
+
+    /// With others for some servers. Reads the files. Blocks.
+    pub fn load_with<'a>(
+        usual: &ForServers,
+        others: impl IntoIterator<Item = (&'a Address, &'a ForServers)>,
+    ) -> Result<TlsForServers, TlsError> {
+        let other = |(address, settings): (&Address, _)| Ok((address.clone(), Way::load(settings)?));
+        let others = others.into_iter().map(other).collect::<Result<_, TlsError>>()?;
+        let ways = Ways { usual: Way::load(usual)?, others };
+        Ok(TlsForServers { current: Arc::new(Mutex::new(Arc::new(ways))) })
     }
 
     /// The connections that are made from now on are made as `other` says.
     pub fn become_as(&self, other: &TlsForServers) {
-        let way = other.way();
-        *self.current.lock() = way;
+        let ways = other.current.lock().clone();
+        *self.current.lock() = ways;
     }
 
-    pub(in crate::net) fn way(&self) -> Way {
-        self.current.lock().clone()
+    pub(in crate::net) fn way(&self, address: &Address) -> Way {
+        let ways = self.current.lock().clone();
+        let other = ways.others.iter().find(|(other, _)| other == address);
+        other.map_or(&ways.usual, |(_, way)| way).clone()
     }
 }
 
 impl Way {
+    fn load(settings: &ForServers) -> Result<Way, TlsError> {
+        Ok(match settings.mode {
+            ServerTlsMode::Disable => Way::default(),
+            mode => Way(Some((mode, Arc::new(load(settings)?)))),
+        })
+    }
+
     pub(in crate::net) fn mode(&self) -> ServerTlsMode {
         self.0.as_ref().map_or(ServerTlsMode::Disable, |(mode, _)| *mode)
     }

@@ -72,7 +72,7 @@ impl Authority {
 
 fn acceptor(tls: ClientTls) -> Acceptor {
     let users = Arc::new(Users::listed_only([], [0; 32]));
-    Acceptor::new(Reception::by(Authenticator::new(Rules::all_by(&Method::Trust), users)).with_tls(tls))
+    Acceptor::uncounted(Reception::by(Authenticator::new(Rules::all_by(&Method::Trust), users)).with_tls(tls))
 }
 
 fn allow(settings: &ForClients) -> ClientTls {
@@ -340,4 +340,34 @@ async fn all_who_reach_servers_change_together() {
     let next = servers(ServerTlsMode::VerifyFull, Some(authority.ca()));
     tls.become_as(&TlsForServers::load(&next).expect("good files"));
     assert_eq!(encrypted(&ours).await, Ok(true));
+}
+
+#[tokio::test]
+async fn one_server_may_be_reached_in_another_way() {
+    let (ours, others) = (Authority::new(), Authority::new());
+    let (listener, address) = listen().await;
+    let acceptor = acceptor(allow(&ours.for_clients("localhost")));
+    let (usual, other) = (
+        servers(ServerTlsMode::VerifyFull, Some(others.ca())),
+        servers(ServerTlsMode::VerifyFull, Some(ours.ca())),
+    );
+    let elsewhere = Address { host: "elsewhere".into(), port: address.port };
+    let reached = async |other: (&Address, &ForServers)| {
+        let tls = TlsForServers::load_with(&usual, [other]).expect("good files");
+        let greeting = async {
+            loop {
+                drop(greeted(&listener, &acceptor).await);
+            }
+        };
+        tokio::select! {
+            () = greeting => unreachable!("endless"),
+            reached = reach(&address, &tls) => reached.map(|(_, facts)| facts.is_some()).map_err(|_| ()),
+        }
+    };
+    assert_eq!(reached((&elsewhere, &other)).await, Err(()));
+    assert_eq!(reached((&address, &other)).await, Ok(true));
+    assert_eq!(
+        reached((&address, &ForServers { mode: ServerTlsMode::Disable, ..other.clone() })).await,
+        Ok(false)
+    );
 }
