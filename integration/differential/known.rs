@@ -21,8 +21,6 @@ const TRANSACTION: &[Mode] = &[Mode::Transaction];
 const OURS: &str = "An error of our own has no place in PostgreSQL's source.";
 const MALFORMED: &str = "Behind a message that contradicts itself we do not trust the stream.";
 
-const REPORT: &str = "BUG: what RESET brings back is not reported to the client.";
-
 /// What begins with BUG is to be mended, and its entry to go.
 pub(super) const KNOWN: &[Known] = &[
     Known {
@@ -122,34 +120,6 @@ pub(super) const KNOWN: &[Known] = &[
         direct: "RowDescription",
         endpoint: "ErrorResponse S=ERROR V=ERROR C=26000",
         because: "BUG: SQL does not see the protocol's statements.",
-    },
-    Known {
-        script: "reset all goes back to what the session began with",
-        modes: TRANSACTION,
-        direct: "ParameterStatus TimeZone",
-        endpoint: "ReadyForQuery",
-        because: REPORT,
-    },
-    Known {
-        script: "resetting what the startup packet set",
-        modes: TRANSACTION,
-        direct: "ParameterStatus application_name script",
-        endpoint: "ReadyForQuery",
-        because: REPORT,
-    },
-    Known {
-        script: "reported settings",
-        modes: TRANSACTION,
-        direct: "ParameterStatus client_encoding UTF8",
-        endpoint: "ReadyForQuery",
-        because: REPORT,
-    },
-    Known {
-        script: "transaction characteristics",
-        modes: TRANSACTION,
-        direct: "ParameterStatus default_transaction_read_only",
-        endpoint: "ReadyForQuery",
-        because: REPORT,
     },
 ];
 

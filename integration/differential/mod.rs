@@ -151,7 +151,6 @@ fn as_postgresql_answers() {
 }
 
 #[test]
-#[ignore = "what RESET brings back is not reported"]
 fn as_postgresql_18_answers() {
     differential(Some(second_major().bin()), &seeds(40));
 }

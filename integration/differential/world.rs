@@ -130,6 +130,9 @@ impl Lane {
         let [direct, endpoint] = &self.owners;
         let (one, other) = tokio::join!(direct.batch_execute(fresh), endpoint.batch_execute(fresh));
         one.and(other).expect("the fixture");
+        // The endpoint hears of a change of the schema from its clients.
+        let comment = "COMMENT ON SCHEMA public IS NULL";
+        self.beside_endpoint.other.batch_execute(comment).await.expect("a change that may be seen");
         let row = direct.query_one("SELECT pg_current_wal_lsn()::text", &[]).await.expect("a position");
         let replayed = format!("SELECT pg_last_wal_replay_lsn() >= '{}'", row.get::<_, String>(0));
         for standby in &self.standbys {

@@ -96,6 +96,12 @@ impl Settings {
         self.0.insert(name.into(), value.into());
     }
 
+    /// Those that are not set in `other`.
+    pub(crate) fn missing_in(&self, other: &Settings) -> impl Iterator<Item = (&str, &str)> {
+        let missing = self.0.iter().filter(|(name, _)| !other.0.contains_key(*name));
+        missing.map(|(name, value)| (name.as_ref(), value.as_ref()))
+    }
+
     /// What `effect` makes of these, where a reset goes back to `defaults`.
     pub(crate) fn apply(&mut self, effect: &SessionEffect, defaults: &Settings) {
         match effect {

@@ -26,6 +26,7 @@ use super::evidence::{DialEvidence, NodeEvidence};
 use super::guc::Settings;
 use super::limits::{Caps, PoolSize};
 use super::session::core::ServerState;
+use super::session::reported::Reported;
 use crate::net::{self, Credentials, DialError, Stream, Target, TlsForServers};
 use crate::pg::protocol::startup::CancelKey;
 use crate::topology::{Address, NodeName};
@@ -318,7 +319,11 @@ impl Lease {
         self.connection = Some(Connection {
             stream: backend.stream,
             worker,
-            state: ServerState { parameters: parameters.clone(), pid: backend.pid, ..ServerState::default() },
+            state: ServerState {
+                reported: Reported::first(parameters.clone()),
+                pid: backend.pid,
+                ..ServerState::default()
+            },
             unused_since: None,
             backend: Arc::new(BackendKey {
                 address: target.address,

@@ -374,11 +374,7 @@ impl Session<'_> {
             }
         };
         let out = self.down.out();
-        for (name, value) in parameters.iter() {
-            let asked = self.core.settings().value(&name.to_ascii_lowercase());
-            message::put_parameter(out, name, asked.unwrap_or(value));
-        }
-        self.core.greeted(parameters.clone());
+        self.core.greet(&parameters, out);
         let cancel = &self.slot.key;
         message::put(out, b'K', &[&cancel.pid.to_be_bytes(), &cancel.secret]);
         message::put_ready(out, message::Status::Idle);

@@ -16,8 +16,8 @@ use super::local::Cut;
 use super::message::{self, Status};
 use super::pins::Pin;
 use super::portals::Portals;
+use super::reported::Reported;
 use super::state::{End, SessionState};
-use super::told::Told;
 use super::unit::{Failure, Outcome, Pace, Progress, Unit};
 use crate::pg::error::{ErrorFields, Severity, SqlState};
 use crate::pg::protocol::frame::InvalidLength;
@@ -46,8 +46,8 @@ pub(crate) struct ServerState {
     pub(crate) statements: ServerStatements,
     /// What is set there, beyond the server's own defaults.
     pub(crate) settings: Arc<Settings>,
-    /// As it reported them after login.
-    pub(crate) parameters: Arc<[(String, String)]>,
+    /// Its parameters, as of its last ReadyForQuery.
+    pub(crate) reported: Reported,
     /// It must not go to another client; see [`Core::mixes_protocols`].
     pub(crate) retires: bool,
     /// Its process.
@@ -152,8 +152,8 @@ pub(crate) struct Core {
     pub(super) state: SessionState,
     /// What its portals run, where that changes the session.
     pub(super) portals: Portals,
-    /// ParameterStatus as the client knows it.
-    pub(super) told: Told,
+    /// Parameters as the client knows them.
+    pub(super) told: Reported,
     pub(super) listening: Listening,
     /// The client's own, as it was told.
     pub(super) pid: u32,
@@ -204,7 +204,7 @@ impl Core {
             deferred: None,
             state: SessionState::default(),
             portals: Portals::default(),
-            told: Told::default(),
+            told: Reported::default(),
             listening: Listening::default(),
             pid: 0,
             notified: 0,
@@ -252,9 +252,32 @@ impl Core {
         self.told.value("client_encoding").unwrap_or("UTF8")
     }
 
-    /// The client was told these, but for what it has asked for itself so far.
-    pub(crate) fn greeted(&mut self, parameters: Arc<[(String, String)]>) {
-        self.told.greeted(parameters, self.state.settings().clone());
+    /// ParameterStatus in the greeting: what a server has reported, but for what the client has asked for itself.
+    pub(crate) fn greet(&mut self, parameters: &Arc<[(String, String)]>, out: &mut Vec<u8>) {
+        self.told = Reported::first(parameters.clone());
+        for (name, value) in parameters.iter() {
+            let asked = self.state.settings().value(&name.to_ascii_lowercase());
+            // The server's own spelling of the same.
+            let asked = asked.filter(|asked| !asked.eq_ignore_ascii_case(value));
+            self.told.set(name, asked.unwrap_or(value));
+            message::put_parameter(out, name, asked.unwrap_or(value));
+        }
+    }
+
+    /// In front of a ReadyForQuery: what the client has been told otherwise.
+    pub(super) fn tell_changes(&mut self, server: &mut ServerState, down: &mut Lane) {
+        let instead = self.state.instead(server);
+        if instead.is_empty() && self.told.is_same(&server.reported) {
+            return;
+        }
+        for (name, value) in server.reported.of_session() {
+            let kept = instead.iter().find(|(other, _)| name.eq_ignore_ascii_case(other));
+            let value = kept.map_or(value, |(_, kept)| kept);
+            if self.told.set(name, value) {
+                message::put_parameter(down.out(), name, value);
+            }
+        }
+        server.reported.share_first(&self.told);
     }
 
     /// Why the session keeps its server.
@@ -308,7 +331,8 @@ impl Core {
             return;
         }
         let change = wanted.change_from(&server.settings);
-        server.settings = wanted.clone();
+        self.state.brought(&server.settings);
+        server.settings = self.state.settings().clone();
         let Some(change) = change else { return };
         // On a standby SERIALIZABLE, if that is the default, would fail.
         let statements = ["BEGIN ISOLATION LEVEL READ COMMITTED", &change, "COMMIT"];

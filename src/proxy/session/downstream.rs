@@ -21,6 +21,8 @@ enum Deal {
     Replace(Vec<u8>),
     /// Wait until all of it is there.
     Whole,
+    /// Pass it, behind what is to be told first.
+    Ready,
     /// Pass it, and nothing more.
     Last,
     Stop(Heard),
@@ -53,22 +55,22 @@ impl Core {
                 self.unit.answering();
                 continue;
             }
-            let deal = if self.ledger.awaits_own() {
-                self.swallow(header, down.unread(), server)
-            } else {
-                self.hear(header, down.unread(), server)
+            let deal = match header.tag {
+                b'S' => self.hear_parameter(header, down.unread(), server),
+                _ if self.ledger.awaits_own() => self.swallow(header, down.unread(), server),
+                _ => self.hear(header, down.unread(), server),
             };
             match deal {
                 Deal::Pass => {
-                    if header.tag == b'Z' {
-                        self.tell_heard(down);
-                    }
                     self.down_pass = header.total;
                     self.unit.answering();
-                    if header.tag == b'Z' {
-                        self.go_on_with_answer(down);
-                        return Heard::Ready;
-                    }
+                }
+                Deal::Ready => {
+                    // In this order (`PostgresMain` in postgres.c).
+                    self.tell_heard(down);
+                    self.tell_changes(server, down);
+                    down.pass(header.total);
+                    return Heard::Ready;
                 }
                 Deal::Swallow => self.down_skip = header.total,
                 Deal::Replace(message) => {
@@ -137,23 +139,16 @@ impl Core {
         }
     }
 
-    /// Behind a statement that changed it, or behind our own change of settings, of which the client knows.
-    fn hear_parameter(&mut self, header: Header, bytes: &[u8], server: &ServerState) -> Deal {
+    /// What the client hears of it is decided at ReadyForQuery, which follows.
+    fn hear_parameter(&mut self, header: Header, bytes: &[u8], server: &mut ServerState) -> Deal {
         if header.total > MAX_ERROR {
             return Deal::Pass;
         }
         let Some(whole) = bytes.get(..header.total) else { return Deal::Whole };
         let Some((name, value)) = message::parameter(whole) else { return Deal::Pass };
-        self.state.reported(name, value);
-        if let Some(wanted) = self.state.wanted_instead(name, server) {
-            if !self.told.tell(name, &wanted) {
-                return Deal::Swallow;
-            }
-            let mut instead = vec![];
-            message::put_parameter(&mut instead, name, &wanted);
-            return Deal::Replace(instead);
-        }
-        if self.told.tell(name, value) { Deal::Pass } else { Deal::Swallow }
+        self.state.reported(name);
+        server.reported.set(name, value);
+        Deal::Swallow
     }
 
     fn hear(&mut self, header: Header, bytes: &[u8], server: &mut ServerState) -> Deal {
@@ -162,7 +157,6 @@ impl Core {
                 self.hear_answer(header, bytes, server)
             }
             b'Z' => self.hear_ready(header, bytes, server),
-            b'S' => self.hear_parameter(header, bytes, server),
             b'E' => self.hear_error(header, bytes, server),
             b'G' => {
                 self.ledger.copy_in_began();
@@ -246,7 +240,7 @@ impl Core {
         }
         self.ledger.ready();
         self.unit_ended(status, server);
-        Deal::Pass
+        Deal::Ready
     }
 
     fn hear_error(&mut self, header: Header, bytes: &[u8], server: &mut ServerState) -> Deal {

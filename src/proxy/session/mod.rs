@@ -19,11 +19,11 @@ mod look;
 pub(crate) mod message;
 mod pins;
 mod portals;
+pub(crate) mod reported;
 pub(crate) mod run;
 mod state;
 mod statements;
 mod tally;
-mod told;
 mod unit;
 mod upstream;
 

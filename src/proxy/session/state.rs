@@ -8,13 +8,13 @@
 //! A setting that the server reports is taken from the report where the text did not say (a function may have
 //! set it). Others that functions set go unseen.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::core::ServerState;
 use super::pins::{Pin, Pins, Unqualified};
 use crate::proxy::guc::{MAX_SETTINGS, Settings};
-use crate::proxy::route::{SessionEffect, Step, TransactionEffect};
+use crate::proxy::route::{NewValue, SessionEffect, Step, TransactionEffect};
 
 #[derive(Debug, Default)]
 pub(super) struct SessionState {
@@ -33,9 +33,23 @@ pub(super) struct SessionState {
     pending: Vec<SessionEffect>,
     /// Each with how many of `pending` come before it. At most [`MAX_PENDING`].
     savepoints: Vec<(Box<str>, usize)>,
-    /// Reported by the server since the last transaction's end, by name as reported.
-    reported: BTreeMap<Box<str>, Box<str>>,
+    /// A bit for each of [`SETTABLE`] that was brought or reported since the last transaction's end: what it is at the
+    /// server is what that has reported.
+    touched: u16,
 }
+
+/// GUC_REPORT in guc_tables.c, of those that a session can set.
+const SETTABLE: [&str; 9] = [
+    "application_name",
+    "client_encoding",
+    "DateStyle",
+    "default_transaction_read_only",
+    "IntervalStyle",
+    "scram_iterations",
+    "search_path",
+    "standard_conforming_strings",
+    "TimeZone",
+];
 
 /// A transaction that changes more, or sets more savepoints, keeps its server.
 const MAX_PENDING: usize = 1000;
@@ -160,35 +174,37 @@ impl SessionState {
     }
 
     /// ParameterStatus.
-    pub(super) fn reported(&mut self, name: &str, value: &str) {
-        /// GUC_REPORT in guc_tables.c, of those that a session can set.
-        const SETTABLE: [&str; 9] = [
-            "application_name",
-            "client_encoding",
-            "DateStyle",
-            "default_transaction_read_only",
-            "IntervalStyle",
-            "scram_iterations",
-            "search_path",
-            "standard_conforming_strings",
-            "TimeZone",
-        ];
-        if SETTABLE.contains(&name) {
-            self.reported.insert(name.into(), value.into());
+    pub(super) fn reported(&mut self, name: &str) {
+        let known = SETTABLE.iter().position(|settable| *settable == name);
+        self.touched |= known.map_or(0, |at| 1 << at);
+    }
+
+    /// A server that had `before` gets the client's settings.
+    pub(super) fn brought(&mut self, before: &Settings) {
+        for (at, name) in SETTABLE.iter().enumerate() {
+            let name = name.to_ascii_lowercase();
+            self.touched |= u16::from(before.value(&name) != self.settings.value(&name)) << at;
         }
     }
 
     /// What the client has where the server has reset what the client's startup packet set: the server is told when no
     /// transaction is open.
-    pub(super) fn wanted_instead(&self, reported: &str, server: &ServerState) -> Option<String> {
-        let name = reported.to_ascii_lowercase();
-        self.defaults.value(&name)?;
+    pub(super) fn instead(&self, server: &ServerState) -> Vec<(Box<str>, Box<str>)> {
+        let resets = self.pending.iter().any(|effect| {
+            matches!(
+                effect,
+                SessionEffect::Set(_, NewValue::Default) | SessionEffect::Reset(_) | SessionEffect::ResetAll
+            )
+        });
+        if !resets && Arc::ptr_eq(&self.settings, &server.settings) {
+            return vec![];
+        }
         let (mut wanted, mut present) = (Settings::clone(&self.settings), Settings::clone(&server.settings));
         for effect in &self.pending {
             wanted.apply(effect, &self.defaults);
             present.apply(effect, &Settings::default());
         }
-        wanted.value(&name).filter(|_| present.value(&name).is_none()).map(str::to_owned)
+        wanted.missing_in(&present).map(|(name, value)| (name.into(), value.into())).collect()
     }
 
     pub(super) fn transaction_ended(&mut self, end: End, server: &mut ServerState) {
@@ -225,22 +241,23 @@ impl SessionState {
 
     /// No transaction is open: what the server has reported is what holds.
     pub(super) fn idle(&mut self, server: &mut ServerState) {
-        if self.reported.is_empty() {
+        let touched = std::mem::take(&mut self.touched);
+        if touched == 0 {
             return;
         }
         let (mut wanted, mut present) = (Settings::clone(&self.settings), Settings::clone(&server.settings));
-        for (reported, value) in std::mem::take(&mut self.reported) {
+        let touched = SETTABLE.iter().enumerate().filter(|(at, _)| touched & 1 << at != 0);
+        for (reported, value) in touched.filter_map(|(_, name)| Some((name, server.reported.value(name)?))) {
             let name = reported.to_ascii_lowercase();
-            let default = server.parameters.iter().find(|(known, _)| **known == *reported);
             let had = present.value(&name).map(str::to_owned);
-            if had.is_none() && default.is_some_and(|(_, default)| **default == *value) {
+            if had.is_none() && server.reported.default_of(reported) == Some(value) {
                 continue;
             }
             // Another spelling of what was set, or set by a function.
             if wanted.value(&name) == had.as_deref() {
-                wanted.set(&name, &value);
+                wanted.set(&name, value);
             }
-            present.set(&name, &value);
+            present.set(&name, value);
         }
         self.agree(wanted, present, server);
     }
@@ -268,7 +285,7 @@ impl SessionState {
         self.private_context = None;
         self.pending.clear();
         self.savepoints.clear();
-        self.reported.clear();
+        self.touched = 0;
     }
 }
 
@@ -279,8 +296,7 @@ fn sets_path_locally(effect: &SessionEffect) -> bool {
 
 /// The server's own default may name `pg_temp`, too; it is known where it is reported (since PostgreSQL 18).
 fn unqualified(settings: &Settings, server: &ServerState) -> Unqualified {
-    let reported = server.parameters.iter().find(|(name, _)| name == "search_path");
-    let path = settings.value("search_path").or(reported.map(|(_, path)| path.as_str()));
+    let path = settings.value("search_path").or_else(|| server.reported.default_of("search_path"));
     let names_it = path.is_some_and(|path| path.to_ascii_lowercase().contains("pg_temp"));
     if names_it { Unqualified::Unclear } else { Unqualified::Temporary }
 }

@@ -6,6 +6,7 @@ mod listen;
 mod losses;
 mod pins;
 mod quorum;
+mod reports;
 mod schema;
 mod settings;
 mod statements;
@@ -19,6 +20,7 @@ use super::knobs::Knobs;
 use super::lane::Lane;
 use super::listening::Listens;
 use super::message::{put, put_complete, put_error, put_parameter, put_query};
+use super::reported::Reported;
 use crate::pg::error::{ErrorFields, Severity, SqlState};
 use crate::pg::protocol::frame::Header;
 use crate::proxy::guc::Settings;
@@ -71,6 +73,16 @@ impl Scene {
         let mut scene = Scene::new();
         scene.core = Core::new(mode, 1, Knobs::default());
         scene
+    }
+
+    /// A server that has reported this after login, and a client that was greeted with it.
+    fn login(&mut self, parameters: &[(&str, &str)]) {
+        self.server = Scene::server_after_login(parameters);
+        self.core.greet(&owned(parameters), &mut vec![]);
+    }
+
+    fn server_after_login(parameters: &[(&str, &str)]) -> ServerState {
+        ServerState { reported: Reported::first(owned(parameters)), ..ServerState::default() }
     }
 
     fn client(&mut self, bytes: &[u8]) -> &mut Scene {
@@ -188,6 +200,10 @@ impl Scene {
             }
         }
     }
+}
+
+fn owned(parameters: &[(&str, &str)]) -> Arc<[(String, String)]> {
+    parameters.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }
 
 /// The messages by their tags; with statement names, error codes and transaction states.

@@ -118,30 +118,32 @@ fn a_reset_goes_back_to_what_the_startup_packet_asked_for() {
     let settings = "1 2 C:BEGIN 1 2 D C:SELECT_1 1 2 C:COMMIT";
     let mut scene = Scene::new();
     scene.core = scene.core.with_settings(Arc::new(Startup::read(&asked).settings));
+    scene.login(&[("application_name", "")]);
     let set = format!("{settings} C:SET S:application_name=x ZI");
     scene.client(&query("set application_name = x")).server(&answer(&set));
     assert_eq!(followed(&scene).0, "(application_name,x)");
     // The server's own default is not the client's: it hears of its own.
     scene.client(&query("reset all")).server(&answer("C:RESET S:application_name= ZI"));
     assert_eq!(followed(&scene).0, "(application_name,app)");
-    assert!(!scene.core.told.tell("application_name", "app"));
+    assert_eq!(scene.core.told.value("application_name"), Some("app"));
     check(&scene, "need(write) >PBEPBEPBEQ <CSZ(I) release need(write) >Q <CSZ(I) release");
     scene.log.clear();
     // A server that is kept gets it back as one that is taken does.
     scene.client(&query("listen x; reset all")).server(&answer(&format!("{settings} C:LISTEN C:RESET ZI")));
-    scene.client(&query("select 1")).server(&answer(&format!("{settings} C:SELECT_1 ZI")));
+    let back = format!("{settings} C:SELECT_1 S:application_name=app ZI");
+    scene.client(&query("select 1")).server(&answer(&back));
     check(&scene, "need(write) >PBEPBEPBEQ <CCZ(I) >PBEPBEPBEQ <CZ(I)");
 }
 
 #[test]
 fn what_a_function_sets_is_seen_where_the_server_reports_it() {
     let mut scene = Scene::new();
-    scene.server.parameters = Arc::new([("TimeZone".to_owned(), "UTC".to_owned())]);
+    scene.login(&[("TimeZone", "UTC")]);
     scene.client(&query("select f()")).server(&answer("T D C:SELECT_1 S:TimeZone=Asia/Tokyo ZI"));
     assert_eq!(followed(&scene).0, "(timezone,Asia/Tokyo)");
     // SET LOCAL is over when the transaction is.
     let mut scene = Scene::new();
-    scene.server.parameters = Arc::new([("TimeZone".to_owned(), "UTC".to_owned())]);
+    scene.login(&[("TimeZone", "UTC")]);
     scene.client(&query("/**/begin")).server(&answer("C:BEGIN ZT"));
     scene
         .client(&query("set local timezone = 'Asia/Tokyo'"))
