@@ -7,6 +7,7 @@ mod judge;
 mod known;
 mod message;
 mod owed;
+mod planted;
 mod script;
 mod trace;
 mod world;

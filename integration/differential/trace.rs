@@ -203,3 +203,30 @@ fn messages_as_lines() {
     check(b'C', b"cut", "CommandComplete MALFORMED [63, 75, 74]");
     check(b'D', b"\0\0x", "DataRow MALFORMED [00, 00, 78]");
 }
+
+#[test]
+fn no_changed_byte_goes_unseen() {
+    let long = [&b"\0\x01\0\0\0\xc8"[..], &[b'x'; 200]].concat();
+    for (tag, payload) in [
+        (b'Z', &b"I"[..]),
+        (b'S', b"TimeZone\0UTC\0"),
+        (b'C', b"SELECT 1\0"),
+        (b'T', b"\0\x01one\0\0\0\0\0\0\0\0\0\0\x17\0\x04\xff\xff\xff\xff\0\0"),
+        (b't', b"\0\x01\0\0\0\x19"),
+        (b'D', b"\0\x02\0\0\0\x01x\xff\xff\xff\xff"),
+        (b'D', &long),
+        (b'E', b"SERROR\0C42601\0Mno\0\0"),
+        (b'G', b"\0\0\x01\0\0"),
+        (b'd', b"1\tone\n"),
+        (b'V', b"\0\0\0\x01x"),
+    ] {
+        let line = |payload: &[u8]| Normalise::of_session(7).render(tag, payload);
+        for at in 0..payload.len() {
+            for bit in [1, 0x80] {
+                let mut changed = payload.to_vec();
+                changed[at] ^= bit;
+                assert_ne!(line(&changed), line(payload), "{} {at} {bit}", char::from(tag));
+            }
+        }
+    }
+}

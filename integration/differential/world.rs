@@ -119,6 +119,11 @@ impl Lane {
         [direct, endpoint]
     }
 
+    /// The server itself.
+    pub(super) fn server(&self) -> Target {
+        self.direct.clone()
+    }
+
     /// What the server says of itself at a session's start, and what the endpoint says.
     pub(super) async fn greetings(&self) -> [Vec<(String, String)>; 2] {
         [Client::connect(&self.direct).await.parameters, Client::connect(&self.endpoint).await.parameters]
