@@ -20,6 +20,7 @@ mod listen;
 mod logical;
 mod memory;
 mod pools;
+mod protocol_versions;
 mod proxy_protocol;
 mod relay;
 mod reload;

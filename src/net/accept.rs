@@ -209,6 +209,7 @@ pub async fn hello(stream: Stream, proxies: Option<&Proxies>, acceptor: &Accepto
 }
 
 fn client(wire: Wire, peer: Peer, startup: Startup, credentials: Credentials) -> Hello {
+    let minor = startup.spoken();
     let client = Client {
         stream: wire.stream,
         peer,
@@ -218,6 +219,7 @@ fn client(wire: Wire, peer: Peer, startup: Startup, credentials: Credentials) ->
         database: startup.database.into(),
         parameters: startup.parameters,
         credentials,
+        minor,
     };
     Hello::Client(startup.replication.into(), Box::new(client))
 }

@@ -37,7 +37,7 @@ use bytes::BytesMut;
 
 use crate::pg::auth::md5::Md5Secret;
 use crate::pg::error::ErrorFields;
-use crate::pg::protocol::startup::Replication;
+use crate::pg::protocol::startup::{Minor, Replication};
 use crate::topology::Address;
 
 /// A client that has passed startup and authentication: AuthenticationOk is already in `out`, the rest of the
@@ -57,6 +57,8 @@ pub struct Client {
     pub parameters: Vec<(String, String)>,
     /// What to log in with at a server on this client's behalf.
     pub credentials: Credentials,
+    /// Of protocol 3, as agreed upon.
+    pub minor: Minor,
 }
 
 /// What the startup packet's `replication` asked for.

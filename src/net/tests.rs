@@ -16,7 +16,7 @@ use crate::pg::auth::md5::Md5Secret;
 use crate::pg::auth::scram::{self, Verifier};
 use crate::pg::protocol::backend::{self, TransactionStatus};
 use crate::pg::protocol::frontend;
-use crate::pg::protocol::startup::put_startup;
+use crate::pg::protocol::startup::{Minor, put_startup};
 use crate::pg::{ErrorFields, SqlState};
 use crate::topology::Address;
 
@@ -288,10 +288,11 @@ async fn encryption_is_declined_once_in_each_kind() {
 async fn a_newer_protocol_is_negotiated_down() {
     let acceptor = acceptor(&Method::Trust);
     let (ours, mut theirs) = UnixStream::pair().expect("a pair of sockets");
-    theirs.write_all(b"\0\0\0\x12\0\x03\0\x02user\0joe\0\0").await.expect("write");
+    theirs.write_all(b"\0\0\0\x12\0\x03\0\x03user\0joe\0\0").await.expect("write");
     let hello = hello(Stream::Unix(ours), None, &acceptor).await;
     let Hello::Client(ConnectionKind::Sql, client) = hello else { panic!("not let in: {hello:?}") };
-    assert_eq!(&client.out[..], b"v\0\0\0\x0c\0\x03\0\0\0\0\0\0R\0\0\0\x08\0\0\0\0");
+    assert_eq!(&client.out[..], b"v\0\0\0\x0c\0\x03\0\x02\0\0\0\0R\0\0\0\x08\0\0\0\0");
+    assert_eq!(client.minor, Minor(2));
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@ use super::pool::BackendKey;
 use super::timeouts::{Activity, Doing, Due, Watch};
 use crate::net::PeerAddress;
 use crate::pg::error::ErrorFields;
-use crate::pg::protocol::startup::CancelKey;
+use crate::pg::protocol::startup::{CancelKey, Minor};
 use crate::topology::{NodeName, Term};
 
 /// What a session runs on.
@@ -224,8 +224,8 @@ pub(crate) struct Slots {
 }
 
 impl Slots {
-    /// A slot with a key that no other session has. `random` gives random numbers.
-    pub(crate) fn open(&self, about: About, mut random: impl FnMut() -> u32) -> Arc<Slot> {
+    /// A slot with a key that no other session has, as `minor` has them. `random` gives random numbers.
+    pub(crate) fn open(&self, about: About, minor: Minor, mut random: impl FnMut() -> u32) -> Arc<Slot> {
         let mut slots = self.slots.lock();
         loop {
             // A pid is a positive i32 to drivers.
@@ -233,7 +233,11 @@ impl Slots {
             if pid == 0 || slots.contains_key(&pid) {
                 continue;
             }
-            let key = CancelKey { pid, secret: random().to_be_bytes().to_vec() };
+            let mut secret = Vec::with_capacity(minor.cancel_secret_len());
+            while secret.len() < minor.cancel_secret_len() {
+                secret.extend_from_slice(&random().to_be_bytes());
+            }
+            let key = CancelKey { pid, secret };
             let slot = Arc::new(Slot {
                 key,
                 about,
@@ -248,8 +252,8 @@ impl Slots {
     }
 
     /// The same, closed with what it returns.
-    pub(crate) fn register(&self, about: About) -> Registered<'_> {
-        Registered { slots: self, slot: self.open(about, rand::random::<u32>) }
+    pub(crate) fn register(&self, about: About, minor: Minor) -> Registered<'_> {
+        Registered { slots: self, slot: self.open(about, minor, rand::random::<u32>) }
     }
 
     fn close(&self, slot: &Slot) {
@@ -280,7 +284,7 @@ impl Slots {
     /// The backend to cancel for `key`, as long as the value lives. `None`: no such session, a wrong secret, or
     /// nothing runs.
     pub(crate) fn cancelling(&self, key: &CancelKey) -> Option<Cancelling> {
-        let slot = self.slots.lock().get(&key.pid).filter(|slot| slot.key == *key)?.clone();
+        let slot = self.slots.lock().get(&key.pid).filter(|slot| slot.key.proves(key))?.clone();
         let backend = {
             let mut state = slot.state.lock();
             let backend = state.serving.as_ref()?.backend.clone();
@@ -380,7 +384,7 @@ mod tests {
 
     use super::{About, Hands, Poke, Serving, Slot, Slots};
     use crate::net::{PeerAddress, TlsForServers};
-    use crate::pg::protocol::startup::CancelKey;
+    use crate::pg::protocol::startup::{CancelKey, Minor};
     use crate::proxy::pool::BackendKey;
     use crate::topology::Term;
 
@@ -392,7 +396,7 @@ mod tests {
             peer: PeerAddress::Unix,
             connected_at: std::time::SystemTime::UNIX_EPOCH,
         };
-        slots.open(about, random)
+        slots.open(about, Minor(0), random)
     }
 
     fn serving(node: &str, primary_of: Option<u64>) -> Serving {

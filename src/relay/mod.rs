@@ -194,10 +194,19 @@ impl Relay {
     /// Hands a replication client over; it is served on the plane's own thread from here on.
     pub async fn serve(&self, client: Client) {
         let Some(arrivals) = self.open.lock().as_ref().map(|open| open.arrivals.clone()) else { return };
-        let Client { stream, peer, received, out, user, database, parameters, credentials } = client;
+        let Client { stream, peer, received, out, user, database, parameters, credentials, minor } = client;
         let Ok(stream) = stream.detach() else { return };
-        let rest =
-            move |stream| Client { stream, peer, received, out, user, database, parameters, credentials };
+        let rest = move |stream| Client {
+            stream,
+            peer,
+            received,
+            out,
+            user,
+            database,
+            parameters,
+            credentials,
+            minor,
+        };
         // The plane has ended: the connection closes with the stream.
         let _ = arrivals.send(Arrival { stream, client: Box::new(rest) }).await;
     }

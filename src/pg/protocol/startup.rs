@@ -1,10 +1,12 @@
 //! The first packet of a connection: it has no tag, only a length and a code (ProcessStartupPacket in
 //! backend_startup.c).
 //!
-//! We speak protocol 3.0. A client that asks for a newer minor version, or for an option we do not know, is told
-//! so with [`Startup::negotiation`] and goes on in 3.0, as PostgreSQL's own servers do.
+//! With clients we speak protocol 3.0 to 3.2, like PostgreSQL 18. A client that asks for a newer minor version, or
+//! for an option we do not know, is told so with [`Startup::negotiation`] and goes on in the newest that both speak.
+//! Towards servers 3.0 is enough: what 3.2 adds is the length of keys.
 
 use bytes::{BufMut, BytesMut};
+use subtle::ConstantTimeEq;
 
 use super::payload::{Malformed, Reader, put, put_counted, put_str};
 use crate::pg::error::{ErrorFields, SqlState};
@@ -21,6 +23,20 @@ pub const MAX_CANCEL_KEY_LEN: usize = 256;
 /// Protocol 3.0.
 const PROTOCOL_3_0: u32 = 3 << 16;
 
+/// A minor version of protocol 3. There never was a 3.1: who asks for it gets it, and it is 3.0 by another name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Minor(pub u16);
+
+impl Minor {
+    /// `PG_PROTOCOL_LATEST` of PostgreSQL 18 (pqcomm.h).
+    pub const LATEST: Minor = Minor(2);
+
+    /// Of the secrets that we make. PostgreSQL's are as long (InitPostgres in postinit.c of 18).
+    pub fn cancel_secret_len(self) -> usize {
+        if self >= Minor(2) { 32 } else { 4 }
+    }
+}
+
 /// Codes in place of a protocol version: major 1234, which no version ever will be.
 const CANCEL_REQUEST: u32 = 80_877_102;
 const SSL_REQUEST: u32 = 80_877_103;
@@ -35,11 +51,18 @@ pub enum FirstPacket {
 }
 
 /// Names a running backend and proves that one knows it (BackendKeyData).
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct CancelKey {
     pub pid: u32,
     /// 4 to [`MAX_CANCEL_KEY_LEN`] bytes.
     pub secret: Vec<u8>,
+}
+
+impl CancelKey {
+    /// In a time that tells nothing of how much of the secret is right.
+    pub fn proves(&self, other: &CancelKey) -> bool {
+        self.pid == other.pid && bool::from(self.secret.ct_eq(&other.secret))
+    }
 }
 
 impl std::fmt::Debug for CancelKey {
@@ -50,8 +73,8 @@ impl std::fmt::Debug for CancelKey {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Startup {
-    /// The minor protocol version that was asked for; we answer in 3.0 whatever it is.
-    pub minor: u16,
+    /// As asked for.
+    pub minor: Minor,
     /// Never empty.
     pub user: String,
     /// The user's name when the packet names none.
@@ -77,7 +100,7 @@ pub enum StartupError {
     Length,
     #[error("invalid startup packet layout: {0}")]
     Layout(#[from] Malformed),
-    #[error("unsupported frontend protocol {major}.{minor}: server supports 3.0 to 3.0")]
+    #[error("unsupported frontend protocol {major}.{minor}: server supports 3.0 to 3.2")]
     Protocol { major: u16, minor: u16 },
     #[error("no PostgreSQL user name specified in startup packet")]
     NoUser,
@@ -119,7 +142,7 @@ pub fn parse(packet: &[u8]) -> Result<FirstPacket, StartupError> {
         }
         CANCEL_REQUEST => cancel_key(reader).map(FirstPacket::Cancel),
         version => match ((version >> 16) as u16, version as u16) {
-            (3, minor) => startup(reader, minor).map(FirstPacket::Startup),
+            (3, minor) => startup(reader, Minor(minor)).map(FirstPacket::Startup),
             (major, minor) => Err(StartupError::Protocol { major, minor }),
         },
     }
@@ -132,7 +155,7 @@ fn cancel_key(mut reader: Reader<'_>) -> Result<CancelKey, StartupError> {
     if in_range { Ok(CancelKey { pid, secret }) } else { Err(StartupError::Length) }
 }
 
-fn startup(mut reader: Reader<'_>, minor: u16) -> Result<Startup, StartupError> {
+fn startup(mut reader: Reader<'_>, minor: Minor) -> Result<Startup, StartupError> {
     let (mut user, mut database, mut replication) = (String::new(), String::new(), Replication::Off);
     let (mut parameters, mut unknown_options) = (Vec::new(), Vec::new());
     loop {
@@ -180,13 +203,18 @@ fn replication_mode(value: &str) -> Option<Replication> {
 }
 
 impl Startup {
-    /// Appends NegotiateProtocolVersion when the client asked for more than 3.0 without options.
+    /// What is spoken from now on.
+    pub fn spoken(&self) -> Minor {
+        self.minor.min(Minor::LATEST)
+    }
+
+    /// Appends NegotiateProtocolVersion when the client asked for more than it gets.
     pub fn negotiation(&self, out: &mut BytesMut) {
-        if self.minor == 0 && self.unknown_options.is_empty() {
+        if self.minor <= Minor::LATEST && self.unknown_options.is_empty() {
             return;
         }
         put(out, b'v', |out| {
-            out.put_u32(PROTOCOL_3_0);
+            out.put_u32(PROTOCOL_3_0 | u32::from(self.spoken().0));
             // At most MAX_STARTUP_PACKET_LEN / 7 of them fit in a packet.
             out.put_u32(self.unknown_options.len() as u32);
             for option in &self.unknown_options {
@@ -225,7 +253,9 @@ pub fn put_ssl_request(out: &mut BytesMut) {
 mod tests {
     use bytes::BytesMut;
 
-    use super::{CancelKey, FirstPacket, Replication, Startup, StartupError, length, parse, put_startup};
+    use super::{
+        CancelKey, FirstPacket, Minor, Replication, Startup, StartupError, length, parse, put_startup,
+    };
     use crate::pg::protocol::Malformed;
 
     /// `body` behind its length.
@@ -237,7 +267,7 @@ mod tests {
 
     fn startup(user: &str) -> Startup {
         Startup {
-            minor: 0,
+            minor: Minor(0),
             user: user.into(),
             database: user.into(),
             replication: Replication::Off,
@@ -291,22 +321,44 @@ mod tests {
     }
 
     #[test]
-    fn parameters_keep_their_order_and_options_are_negotiated_away() {
+    fn parameters_keep_their_order() {
         let body = b"\0\x03\0\x02b\x001\0user\0joe\0a\x002\0_pq_.x\0on\0database\0db\0replication\0T\0\0";
         let Ok(FirstPacket::Startup(startup)) = parse(&packet(body)) else { panic!("no startup") };
         let pair = |k: &str, v: &str| (k.to_owned(), v.to_owned());
         assert_eq!(startup.parameters, [pair("b", "1"), pair("a", "2")]);
         assert_eq!((startup.database.as_str(), startup.replication), ("db", Replication::Physical));
-        let mut out = BytesMut::new();
-        startup.negotiation(&mut out);
-        assert_eq!(&out[..], b"v\0\0\0\x13\0\x03\0\0\0\0\0\x01_pq_.x\0");
+        assert_eq!((startup.minor, startup.unknown_options), (Minor(2), vec!["_pq_.x".to_owned()]));
     }
 
     #[test]
-    fn protocol_3_0_needs_no_negotiation() {
-        let mut out = BytesMut::new();
-        startup("joe").negotiation(&mut out);
-        assert!(out.is_empty());
+    fn who_asks_for_more_than_there_is_hears_what_there_is() {
+        let check = |minor, options: &[&str], expected: &[u8], spoken, secret_len| {
+            let unknown_options = options.iter().map(ToString::to_string).collect();
+            let startup = Startup { minor: Minor(minor), unknown_options, ..startup("joe") };
+            let mut out = BytesMut::new();
+            startup.negotiation(&mut out);
+            assert_eq!(&out[..], expected, "{minor} {options:?}");
+            assert_eq!(startup.spoken(), Minor(spoken));
+            assert_eq!(startup.spoken().cancel_secret_len(), secret_len);
+        };
+        check(0, &[], b"", 0, 4);
+        check(1, &[], b"", 1, 4);
+        check(2, &[], b"", 2, 32);
+        check(3, &[], b"v\0\0\0\x0c\0\x03\0\x02\0\0\0\0", 2, 32);
+        check(9999, &[], b"v\0\0\0\x0c\0\x03\0\x02\0\0\0\0", 2, 32);
+        check(0, &["_pq_.x"], b"v\0\0\0\x13\0\x03\0\0\0\0\0\x01_pq_.x\0", 0, 4);
+        check(2, &["_pq_.x", "_pq_.y"], b"v\0\0\0\x1a\0\x03\0\x02\0\0\0\x02_pq_.x\0_pq_.y\0", 2, 32);
+    }
+
+    #[test]
+    fn only_the_whole_secret_proves() {
+        let key = |pid, secret: &[u8]| CancelKey { pid, secret: secret.to_vec() };
+        let mine = key(7, &[9; 32]);
+        let nearly = [&[9; 31][..], &[8]].concat();
+        assert!(mine.proves(&key(7, &[9; 32])));
+        for other in [key(8, &[9; 32]), key(7, &nearly), key(7, &[9; 4]), key(7, &[9; 33])] {
+            assert!(!mine.proves(&other), "{other:?}");
+        }
     }
 
     #[test]

@@ -65,7 +65,7 @@ pub(super) async fn serve(shared: &Shared, entrance: Entrance, client: Client) {
         peer: client.peer.address,
         connected_at: SystemTime::now(),
     };
-    let registered = shared.slots.register(about);
+    let registered = shared.slots.register(about, client.minor);
     Replication::new(shared, registered.slot.clone(), client).run().await;
 }
 

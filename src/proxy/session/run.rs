@@ -142,7 +142,7 @@ impl<'a> Session<'a> {
         entrance: Entrance,
         client: Box<Client>,
     ) -> Result<Box<Session<'a>>, Refused> {
-        let Client { stream, peer, received, out, user, database, parameters, credentials } = *client;
+        let Client { stream, peer, received, out, user, database, parameters, credentials, minor } = *client;
         let config = shared.config();
         let counted = Entered::new(&shared.clients, &database, &user, &config.plan);
         let startup = Startup::read(&parameters);
@@ -171,7 +171,7 @@ impl<'a> Session<'a> {
             peer: peer.address,
             connected_at: SystemTime::now(),
         };
-        let registered = shared.slots.register(about);
+        let registered = shared.slots.register(about, minor);
         if shared.stop.is_cancelled() {
             // Who tells the sessions may have seen the last of them.
             let mut last_words = out.to_vec();

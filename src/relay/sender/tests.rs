@@ -13,6 +13,7 @@ use super::{Metrics, SenderConfig, Shared, serve};
 use crate::net::{Client, Credentials, Peer, PeerAddress, Stream};
 use crate::pg::protocol::frame::{HEADER_LEN, Header};
 use crate::pg::protocol::replication::{FromServer, Reply, StandbyStatus};
+use crate::pg::protocol::startup::Minor;
 use crate::pg::wal::build::{SYSTEM, WalBuilder};
 use crate::pg::{Lsn, PgTimestamp, TimelineId};
 use crate::relay::followers::Followers;
@@ -82,6 +83,7 @@ impl World {
             database: "replication".into(),
             parameters: vec![("application_name".to_owned(), name.to_owned())],
             credentials: Credentials::Trust,
+            minor: Minor::default(),
         };
         let follower = Follower { socket: theirs, inbox: BytesMut::new(), wal: Vec::new() };
         (follower, serve(client, Arc::clone(&self.shared)))
