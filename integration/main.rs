@@ -29,3 +29,4 @@ mod smoke;
 mod stranded;
 mod takeover;
 mod tls;
+mod unix_sockets;

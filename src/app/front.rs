@@ -16,7 +16,8 @@ use super::run::RunError;
 use super::takeover::Inherited;
 use crate::admin::console::{self, Console};
 use crate::net::{
-    Acceptor, CancelKey, ConnectionKind, Hello, ListenAddress, Listener, Proxies, SocketFile, Stream, hello,
+    Acceptor, CancelKey, ConnectionKind, Hello, ListenAddress, Listener, Proxies, SocketFile, SocketMode,
+    Stream, hello,
 };
 use crate::proxy::route::Route;
 use crate::proxy::{Entrance, Proxy, Seats, Served, Worker};
@@ -67,7 +68,7 @@ impl Listening {
             let address = address(&wanted.on);
             let listener = match inherited.clients(&address) {
                 Some(socket) => Listener::adopt(&address, socket),
-                None => Listener::bind(&address),
+                None => Listener::bind(&address, mode(&wanted.on)),
             };
             let listener =
                 listener.map_err(|source| RunError::Listen { address: address.to_string(), source })?;
@@ -138,7 +139,13 @@ struct Shared {
 }
 
 impl Front {
+    /// From now on the sockets are this process's.
     pub(super) fn open(&self) {
+        for Shared { address, file, .. } in &self.sockets {
+            if let Some(Err(error)) = file.as_ref().map(SocketFile::claim) {
+                tracing::warn!(listen = %address, %error, "the socket's lock file names another process");
+            }
+        }
         self.gate.send_replace(Gate::Open);
     }
 
@@ -234,9 +241,16 @@ impl Door {
 fn address(on: &ListenOn) -> ListenAddress {
     match on {
         ListenOn::Tcp(address) => ListenAddress::Tcp(*address),
-        ListenOn::Unix { directory, port } => {
+        ListenOn::Unix { directory, port, .. } => {
             ListenAddress::Unix { directory: directory.clone(), port: *port }
         }
+    }
+}
+
+fn mode(on: &ListenOn) -> SocketMode {
+    match on {
+        ListenOn::Tcp(_) => SocketMode::default(),
+        ListenOn::Unix { mode, .. } => *mode,
     }
 }
 

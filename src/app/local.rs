@@ -53,7 +53,7 @@ pub fn upstream(config: &Config, local: &Local) -> Conninfo {
             ("127.0.0.1".to_owned(), address.port())
         }
         Some(ListenOn::Tcp(address)) => (address.ip().to_string(), address.port()),
-        Some(ListenOn::Unix { directory, port }) => (directory.to_string_lossy().into_owned(), *port),
+        Some(ListenOn::Unix { directory, port, .. }) => (directory.to_string_lossy().into_owned(), *port),
         None => ("127.0.0.1".to_owned(), 6432),
     };
     let login = Conninfo::new().with("host", host).with("port", port.to_string());

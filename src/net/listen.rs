@@ -12,11 +12,12 @@ use serde::{Deserialize, Serialize};
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket, UnixListener};
 
+use super::socket_file::SocketFile;
 use super::stream::tune;
 use super::{PeerAddress, Stream};
 
 /// Connections that the kernel holds until they are accepted; beyond it they wait in SYN or are refused.
-const BACKLOG: u32 = 1024;
+const BACKLOG: i32 = 1024;
 
 /// How long accepting rests when the process or the system has no more descriptors.
 const REST: Duration = Duration::from_millis(100);
@@ -56,33 +57,24 @@ enum Socket {
     Unix(UnixListener),
 }
 
-/// The file of a unix socket, removed with this.
-#[derive(Debug)]
-pub struct SocketFile(Option<PathBuf>);
+/// Who may connect to a unix socket, as a file's mode: who writes to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SocketMode(pub u32);
 
-impl SocketFile {
-    /// It stays: the socket is another process's now.
-    pub fn leave(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if let Some(path) = &self.0 {
-            // Somebody may have removed it before us; the next start copes with one left behind.
-            let _ = std::fs::remove_file(path);
-        }
+impl Default for SocketMode {
+    /// As `unix_socket_permissions`: it is up to the directory and to authentication.
+    fn default() -> SocketMode {
+        SocketMode(0o777)
     }
 }
 
 impl Listener {
     /// Inside a runtime. A port or socket that somebody listens on is `AddrInUse`; a socket file that nobody
     /// listens on is replaced.
-    pub fn bind(address: &ListenAddress) -> io::Result<Listener> {
+    pub fn bind(address: &ListenAddress, mode: SocketMode) -> io::Result<Listener> {
         match address {
             ListenAddress::Tcp(address) => bind_tcp(*address),
-            ListenAddress::Unix { directory, port } => bind_unix(directory, *port),
+            ListenAddress::Unix { directory, port } => bind_unix(directory, *port, mode),
         }
     }
 
@@ -107,7 +99,11 @@ impl Listener {
                 }
                 socket.set_nonblocking(true)?;
                 let socket = Socket::Unix(UnixListener::from_std(socket)?);
-                Ok(Listener { socket, address: address.clone(), file: Some(SocketFile(Some(path))) })
+                Ok(Listener {
+                    socket,
+                    address: address.clone(),
+                    file: Some(SocketFile::of_another(path, *port)),
+                })
             }
         }
     }
@@ -172,34 +168,23 @@ fn bind_tcp(address: SocketAddr) -> io::Result<Listener> {
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     tune(&SockRef::from(&socket))?;
-    let listener = socket.listen(BACKLOG)?;
+    let listener = socket.listen(BACKLOG.unsigned_abs())?;
     let address = ListenAddress::Tcp(listener.local_addr()?);
     Ok(Listener { socket: Socket::Tcp(listener), address, file: None })
 }
 
-fn bind_unix(directory: &Path, port: u16) -> io::Result<Listener> {
+fn bind_unix(directory: &Path, port: u16, mode: SocketMode) -> io::Result<Listener> {
     let path = socket_path(directory, port);
-    remove_stale(&path)?;
-    let listener = UnixListener::bind(&path)?;
-    let file = SocketFile(Some(path.clone()));
-    // `unix_socket_permissions` defaults to 0777: who may connect is up to the directory and to authentication.
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o777))?;
+    let file = SocketFile::claim_name(&path, port)?;
+    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
+    socket.bind(&socket2::SockAddr::unix(&path)?)?;
+    // While nobody listens, nobody can connect.
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode.0))?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    let listener = UnixListener::from_std(socket.into())?;
     let address = ListenAddress::Unix { directory: directory.to_owned(), port };
     Ok(Listener { socket: Socket::Unix(listener), address, file: Some(file) })
-}
-
-/// Removes a socket file that nobody listens on. Anything else under that name stays.
-fn remove_stale(path: &Path) -> io::Result<()> {
-    match std::os::unix::net::UnixStream::connect(path) {
-        Ok(_) => Err(io::ErrorKind::AddrInUse.into()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            let is_socket =
-                std::os::unix::fs::FileTypeExt::is_socket(&std::fs::symlink_metadata(path)?.file_type());
-            if is_socket { std::fs::remove_file(path) } else { Err(io::ErrorKind::AddrInUse.into()) }
-        }
-        Err(error) => Err(error),
-    }
 }
 
 #[cfg(test)]
@@ -208,11 +193,12 @@ mod tests {
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-    use super::{ListenAddress, Listener, PeerAddress, Stream, socket_path};
+    use super::{ListenAddress, Listener, PeerAddress, SocketMode, Stream, socket_path};
 
     #[tokio::test]
     async fn tcp_and_the_way_to_another_runtime() {
-        let listener = Listener::bind(&ListenAddress::Tcp(([127, 0, 0, 1], 0).into())).expect("a free port");
+        let listener = Listener::bind(&ListenAddress::Tcp(([127, 0, 0, 1], 0).into()), SocketMode::default())
+            .expect("a free port");
         let ListenAddress::Tcp(address) = *listener.address() else { panic!("not TCP") };
         let mut client = tokio::net::TcpStream::connect(address).await.expect("connect");
         client.write_all(b"hello").await.expect("write");
@@ -245,8 +231,11 @@ mod tests {
         drop(std::os::unix::net::UnixListener::bind(&path).expect("bind"));
         assert!(path.exists());
 
-        let first = Listener::bind(&address).expect("the stale file goes");
-        assert_eq!(Listener::bind(&address).err().map(|e| e.kind()), Some(io::ErrorKind::AddrInUse));
+        let first = Listener::bind(&address, SocketMode::default()).expect("the stale file goes");
+        assert_eq!(
+            Listener::bind(&address, SocketMode::default()).err().map(|e| e.kind()),
+            Some(io::ErrorKind::AddrInUse)
+        );
         let _client = tokio::net::UnixStream::connect(&path).await.expect("connect");
         // The failed bind above has connected too, and gone.
         let (stream, peer) = first.accept().await;
@@ -261,7 +250,7 @@ mod tests {
         let unix = ListenAddress::Unix { directory: directory.path().to_owned(), port: 6432 };
         let path = socket_path(directory.path(), 6432);
         for address in [ListenAddress::Tcp(([127, 0, 0, 1], 0).into()), unix] {
-            let mut first = Listener::bind(&address).expect("bind");
+            let mut first = Listener::bind(&address, SocketMode::default()).expect("bind");
             let address = first.address().clone();
             let (socket, file) = (first.share().expect("share"), first.take_file());
             drop(first);
@@ -286,7 +275,7 @@ mod tests {
     #[tokio::test]
     async fn a_socket_of_another_address_is_not_adopted() {
         let any = ListenAddress::Tcp(([127, 0, 0, 1], 0).into());
-        let listener = Listener::bind(&any).expect("bind");
+        let listener = Listener::bind(&any, SocketMode::default()).expect("bind");
         let other = ListenAddress::Tcp(([127, 0, 0, 1], 1).into());
         assert!(Listener::adopt(&other, listener.share().expect("share")).is_err());
     }
@@ -297,7 +286,7 @@ mod tests {
         let path = socket_path(directory.path(), 6432);
         std::fs::write(&path, "precious").expect("write");
         let address = ListenAddress::Unix { directory: directory.path().to_owned(), port: 6432 };
-        assert!(Listener::bind(&address).is_err());
+        assert!(Listener::bind(&address, SocketMode::default()).is_err());
         assert_eq!(std::fs::read(&path).expect("still there"), b"precious");
     }
 }

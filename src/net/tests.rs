@@ -10,7 +10,8 @@ use tokio::net::UnixStream;
 use super::authenticate::{Method, Rules};
 use super::{
     Acceptor, Authenticator, Backend, CancelKey, Client, ConnectionKind, Credentials, DialError, Hello,
-    ListenAddress, Listener, Reception, Stream, Target, TlsForServers, Users, cancel, hello, log_in,
+    ListenAddress, Listener, Reception, SocketMode, Stream, Target, TlsForServers, Users, cancel, hello,
+    log_in,
 };
 use crate::pg::auth::md5::Md5Secret;
 use crate::pg::auth::scram::{self, Verifier};
@@ -234,7 +235,8 @@ async fn a_cancel_request_is_handed_over() {
 
 #[tokio::test]
 async fn a_cancel_waits_until_it_was_carried_out() {
-    let listener = Listener::bind(&ListenAddress::Tcp(([127, 0, 0, 1], 0).into())).expect("a free port");
+    let listener = Listener::bind(&ListenAddress::Tcp(([127, 0, 0, 1], 0).into()), SocketMode::default())
+        .expect("a free port");
     let ListenAddress::Tcp(at) = *listener.address() else { panic!("not TCP") };
     let address = Address { host: at.ip().to_string(), port: at.port() };
     let done = std::cell::Cell::new(false);

@@ -6,8 +6,8 @@ use std::path::Path;
 use super::reader::Section;
 use super::units::{number, parsed, path, texts, word};
 use super::{Listen, ListenOn, ListenRoute};
-use crate::net::Proxies;
 use crate::net::authenticate::network;
+use crate::net::{Proxies, SocketMode};
 
 /// Whether connections begin with a PROXY header.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -28,9 +28,11 @@ pub(super) fn listener(item: &mut Section<'_>, directory: &Path) -> Option<Liste
 fn on(item: &mut Section<'_>, directory: &Path) -> Option<ListenOn> {
     let tcp = item.optional("address", parsed::<SocketAddr>).map(ListenOn::Tcp);
     let port = item.or("port", 6432, number(1..=65535));
+    let mode = item.or("mode", SocketMode::default(), socket_mode);
     let unix = item.optional("unix", path).map(|unix| ListenOn::Unix {
         directory: directory.join(unix),
         port: u16::try_from(port).expect("within 1..=65535"),
+        mode,
     });
     match (item.has("address"), item.has("unix")) {
         (true, true) => item.problem("", "has both address and unix; make it two items"),
@@ -40,7 +42,18 @@ fn on(item: &mut Section<'_>, directory: &Path) -> Option<ListenOn> {
     if item.has("port") && !item.has("unix") {
         item.problem("port", "belongs to unix; with address it is HOST:PORT");
     }
+    if item.has("mode") && !item.has("unix") {
+        item.problem("mode", "belongs to unix");
+    }
     tcp.or(unix)
+}
+
+/// Octal digits. YAML reads some ways to write them as other numbers.
+fn socket_mode(value: &serde_yaml::Value) -> Result<SocketMode, String> {
+    let mode = value.as_str().and_then(|text| u32::from_str_radix(text, 8).ok());
+    mode.filter(|mode| *mode <= 0o777)
+        .map(SocketMode)
+        .ok_or_else(|| "octal digits in quotes are expected, such as '0770'".to_owned())
 }
 
 fn proxies(item: &mut Section<'_>) -> Option<Proxies> {

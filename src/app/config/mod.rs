@@ -26,7 +26,7 @@ pub use tls::{ClientTls, Tls};
 
 use crate::admin::console::Access;
 use crate::net::authenticate::Rules;
-use crate::net::{ForServers, Lookups, Proxies};
+use crate::net::{ForServers, Lookups, Proxies, SocketMode};
 use crate::proxy::limits::Plan;
 use crate::topology::{Durability, Node, NodeName};
 
@@ -80,6 +80,7 @@ pub enum ListenOn {
     Unix {
         directory: PathBuf,
         port: u16,
+        mode: SocketMode,
     },
 }
 

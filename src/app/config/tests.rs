@@ -4,6 +4,7 @@ use std::io;
 use std::path::Path;
 
 use super::{AuthQuery, Config, Findings, ListenOn, Problem, Secret, Sources, parse};
+use crate::net::SocketMode;
 use crate::topology::Durability;
 
 /// Two files, one variable, one command.
@@ -172,10 +173,29 @@ fn this_hosts_server_is_named_or_the_only_one() {
 }
 
 #[test]
-fn a_unix_listener_is_a_directory_and_a_port() {
-    let (config, _) = read(&with("listen", "listen: [{unix: /run/bellwether, port: 5432, route: standby}]"));
-    let listen = config.expect("it is whole").listen;
-    assert_eq!(listen[0].on, ListenOn::Unix { directory: "/run/bellwether".into(), port: 5432 });
+fn a_unix_listener_is_a_directory_a_port_and_a_mode() {
+    let check = |keys: &str, expected: Result<(u16, u32), &str>| {
+        let (config, findings) =
+            read(&with("listen", &format!("listen: [{{unix: /run/bellwether, {keys}}}]")));
+        let on = |(port, mode)| ListenOn::Unix {
+            directory: "/run/bellwether".into(),
+            port,
+            mode: SocketMode(mode),
+        };
+        let problem = findings.problems.first().map(Problem::to_string);
+        match expected {
+            Ok(expected) => assert_eq!(config.expect("it is whole").listen[0].on, on(expected), "{keys}"),
+            Err(expected) => assert_eq!(problem.as_deref(), Some(expected), "{keys}"),
+        }
+    };
+    let octal = "listen[0].mode: octal digits in quotes are expected, such as '0770'";
+    check("port: 5432, route: standby", Ok((5432, 0o777)));
+    check("mode: '0770'", Ok((6432, 0o770)));
+    check("mode: '700'", Ok((6432, 0o700)));
+    check("mode: 770", Err(octal));
+    check("mode: 0o770", Err(octal));
+    check("mode: '0778'", Err(octal));
+    check("mode: '1777'", Err(octal));
 }
 
 #[test]
