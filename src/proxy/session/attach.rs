@@ -55,6 +55,7 @@ enum Obstacle {
 }
 
 /// What came of trying to get a server.
+#[expect(clippy::large_enum_variant, reason = "it lives for a moment, and one at a time")]
 enum Attempt {
     Attached,
     /// A place in the pool: to dial, or in its queue.
