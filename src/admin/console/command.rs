@@ -2,6 +2,7 @@
 //!
 //! Keywords in any case; names as PostgreSQL reads them: folded to lower case unless they are in quotes.
 
+use super::pooler;
 use crate::pg::error::{ErrorFields, SqlState};
 use crate::topology::NodeName;
 
@@ -90,6 +91,11 @@ impl Command {
             ["reload"] => Command::Reload,
             ["switchover"] => Command::Switchover(None),
             ["switchover", "to", _] => Command::Switchover(Some(node(&tokens[2].name())?)),
+            ["set", assignment, ..] if pooler::is_config_key(name_in(assignment)) => {
+                let message = format!("\"{}\" cannot be set at the console", name_in(assignment));
+                return Err(ErrorFields::error(SqlState::FEATURE_NOT_SUPPORTED, message)
+                    .with_hint("Change the configuration file, then RELOAD."));
+            }
             ["set", ..] => Command::Courtesy("SET"),
             ["begin", ..] | ["start", "transaction", ..] => Command::Courtesy("BEGIN"),
             ["commit"] | ["end"] => Command::Courtesy("COMMIT"),
@@ -98,6 +104,11 @@ impl Command {
             _ => return Err(unknown(text)),
         })
     }
+}
+
+/// Of `name=value`, or the beginning of `name = value`.
+fn name_in(assignment: &str) -> &str {
+    assignment.split('=').next().unwrap_or_default()
 }
 
 /// One line each.
@@ -236,5 +247,16 @@ mod tests {
         }
         let error = Command::parse("KILL_CLIENT x").expect_err("no number");
         assert_eq!(error.code, SqlState::INVALID_PARAMETER_VALUE);
+    }
+
+    /// PgBouncer would change it; who is told that it was set must be able to rely on that.
+    #[test]
+    fn what_is_not_set_is_not_said_to_be() {
+        for text in ["SET default_pool_size = 50", "set QUERY_TIMEOUT='5'", "SET max_client_conn=1"] {
+            let error = Command::parse(text).expect_err(text);
+            assert_eq!(error.code, SqlState::FEATURE_NOT_SUPPORTED, "{text}");
+            assert!(error.hint.is_some_and(|hint| hint.contains("RELOAD")), "{text}");
+        }
+        assert_eq!(Command::parse("SET statement_timeout = 0"), Ok(Command::Courtesy("SET")));
     }
 }

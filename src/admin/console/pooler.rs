@@ -316,38 +316,67 @@ pub(super) fn lists(report: &Report) -> Table {
 
 const CONFIG: Columns = &[("key", Text), ("value", Text), ("default", Text), ("changeable", Text)];
 
-/// Under PgBouncer's names, times in seconds, what our own configuration says for all.
-pub(super) fn config(report: &Report) -> Table {
+/// Of one database and user, as [`limits`] has them.
+const LIMITS: [&str; 13] = [
+    "pool_mode",
+    "default_pool_size",
+    "min_pool_size",
+    "reserve_pool_size",
+    "reserve_pool_timeout",
+    "server_idle_timeout",
+    "server_lifetime",
+    "query_wait_timeout",
+    "query_wait_notify",
+    "query_timeout",
+    "transaction_timeout",
+    "idle_transaction_timeout",
+    "client_idle_timeout",
+];
+
+const MAX_CLIENT_CONN: &str = "max_client_conn";
+const MAX_DB_CONNECTIONS: &str = "max_db_connections";
+const MAX_USER_CONNECTIONS: &str = "max_user_connections";
+const MAX_SERVER_CONNECTIONS: &str = "max_server_connections";
+
+/// Whether it is one of those that `SHOW CONFIG` has.
+pub(super) fn is_config_key(name: &str) -> bool {
+    let totals = [MAX_CLIENT_CONN, MAX_DB_CONNECTIONS, MAX_USER_CONNECTIONS, MAX_SERVER_CONNECTIONS];
+    LIMITS.contains(&name) || totals.contains(&name)
+}
+
+/// Times in seconds.
+fn limits(Limits { mode: of, size, wait, notice_after, timeouts }: &Limits) -> [String; 13] {
     let seconds = |time: Duration| time.as_secs_f64().to_string();
     let limit = |time: Option<Duration>| seconds(time.unwrap_or_default());
-    let settings = |limits: &Limits| {
-        let (size, timeouts) = (limits.size, limits.timeouts);
-        [
-            ("pool_mode", mode(limits.mode).to_owned()),
-            ("default_pool_size", size.size.to_string()),
-            ("min_pool_size", size.min_size.to_string()),
-            ("reserve_pool_size", size.reserve_size.to_string()),
-            ("reserve_pool_timeout", seconds(size.reserve_after)),
-            ("server_idle_timeout", seconds(size.idle)),
-            ("server_lifetime", seconds(size.lifetime)),
-            ("query_wait_timeout", seconds(limits.wait)),
-            ("query_wait_notify", seconds(limits.notice_after)),
-            ("query_timeout", limit(timeouts.query)),
-            ("transaction_timeout", limit(timeouts.transaction)),
-            ("idle_transaction_timeout", limit(timeouts.idle_transaction)),
-            ("client_idle_timeout", limit(timeouts.client_idle)),
-        ]
-    };
+    [
+        mode(*of).to_owned(),
+        size.size.to_string(),
+        size.min_size.to_string(),
+        size.reserve_size.to_string(),
+        seconds(size.reserve_after),
+        seconds(size.idle),
+        seconds(size.lifetime),
+        seconds(*wait),
+        seconds(*notice_after),
+        limit(timeouts.query),
+        limit(timeouts.transaction),
+        limit(timeouts.idle_transaction),
+        limit(timeouts.client_idle),
+    ]
+}
+
+/// Under PgBouncer's names, what our own configuration says for all.
+pub(super) fn config(report: &Report) -> Table {
     let count = |count: Option<usize>| count.unwrap_or(0).to_string();
     let totals = [
-        ("max_client_conn", count(report.max_clients), "10000"),
-        ("max_db_connections", "0".to_owned(), "0"),
-        ("max_user_connections", "0".to_owned(), "0"),
-        ("max_server_connections", count(report.max_servers), "0"),
+        (MAX_CLIENT_CONN, count(report.max_clients), "10000"),
+        (MAX_DB_CONNECTIONS, "0".to_owned(), "0"),
+        (MAX_USER_CONNECTIONS, "0".to_owned(), "0"),
+        (MAX_SERVER_CONNECTIONS, count(report.max_servers), "0"),
     ];
     let totals = totals.into_iter().map(|(key, now, default)| (key, now, default.to_owned()));
-    let said = settings(&report.limits).into_iter().zip(settings(&Limits::default()));
-    let said = said.map(|((key, now), (_, default))| (key, now, default));
+    let said = LIMITS.into_iter().zip(limits(&report.limits)).zip(limits(&Limits::default()));
+    let said = said.map(|((key, now), default)| (key, now, default));
     let rows = said
         .chain(totals)
         .map(|(key, now, default)| vec![value(key), value(now), value(default), value("yes")]);
