@@ -184,6 +184,9 @@ async fn again_and_again_under_load() {
         assert_eq!(found.get(&(1_000_000 + round)), Some(&1), "what was open in round {round}");
     }
     assert_eq!(cluster.log().matches("sessions seen off").count(), 3);
+    assert_eq!(cluster.metric("bellwether_draining_clients"), Some(0.0));
+    let ended = cluster.metric("bellwether_drained_clients_total{how=\"ended\"}").expect("a metric");
+    assert!(ended >= 1.0, "the ledger's clients do not leave by themselves");
     cluster.await_steady();
     let primary = cluster.primary();
     assert!(crate::relay::compare_with_primary(&cluster, &primary) > 0);
@@ -237,6 +240,51 @@ async fn a_failover_while_the_old_process_drains() {
     let history = cluster.api("/api/v1/history").expect("history");
     let last = history.as_array().and_then(|all| all.last()).expect("an election").clone();
     assert_eq!((&last["outcome"], &last["lost_bytes"]), (&json!("completed"), &json!(0)), "{last}");
+}
+
+/// One of the two is not there any more, or does not answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_one_of_the_two_is_lost_nobody_writes_where_nobody_may() {
+    let mut cluster = cluster("{drain: 60s}", &["the old process did not obey and was killed"]);
+    let term_before = term(&cluster);
+    let (idle, writing) = (connect(&cluster).await, connect(&cluster).await);
+    writing
+        .batch_execute("CREATE TABLE tokens (token bigint); BEGIN; INSERT INTO tokens VALUES (1)")
+        .await
+        .expect("begun");
+    let former = cluster.run_bellwether(Some("--takeover")).expect("one was there");
+    took_over(&mut cluster, 1);
+    idle.batch_execute("SELECT 1").await.expect("it is served on");
+    cluster.kill_bellwether();
+    // Nobody rules its sessions any more: they end, and so does it, before a third process may start.
+    let ended = tokio::task::spawn_blocking(move || former.ended(LIMIT)).await.expect("no panic");
+    assert!(ended.success(), "{ended}");
+    for client in [&idle, &writing] {
+        assert!(client.batch_execute("COMMIT").await.is_err(), "there is nobody to commit");
+    }
+    cluster.run_bellwether(None);
+    cluster.await_steady();
+    assert_eq!(term(&cluster), term_before);
+    // DDL and INSERT were in one implicit transaction before BEGIN made it a block.
+    assert_eq!(cluster.psql("SELECT count(*) FROM pg_class WHERE relname = 'tokens'").as_deref(), Ok("0"));
+
+    // The old process hangs, a session of it in a transaction, when its primary is lost.
+    let hangs = connect(&cluster).await;
+    hangs.batch_execute("BEGIN; SELECT txid_current()").await.expect("begun");
+    let former = cluster.run_bellwether(Some("--takeover")).expect("one was there");
+    took_over(&mut cluster, 2);
+    former.signal(Signal::SIGSTOP);
+    cluster.signal(&cluster.primary(), Signal::SIGKILL);
+    eventually("another primary", LIMIT, || {
+        let state = cluster.api("/api/v1/cluster")?;
+        let moved =
+            state["directive"]["writes"]["state"] == "open" && state["directive"]["term"] != term_before;
+        if moved { Ok(()) } else { Err(state.to_string()) }
+    });
+    let ended = tokio::task::spawn_blocking(move || former.ended(LIMIT)).await.expect("no panic");
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&ended), Some(Signal::SIGKILL as i32));
+    assert!(hangs.batch_execute("COMMIT").await.is_err(), "its process is gone");
+    cluster.await_steady();
 }
 
 /// A new process as far as the old one can tell.

@@ -65,6 +65,10 @@ impl Former {
         self.child.try_wait().expect("wait").is_none()
     }
 
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(i32::try_from(self.child.id()).expect("a pid")), signal).expect("signal");
+    }
+
     /// How it ended.
     pub(crate) fn ended(mut self, limit: Duration) -> ExitStatus {
         let ended = eventually("the former process's end", limit, || {

@@ -6,6 +6,8 @@
 
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Limits {
     /// Sessions are served on for so long.
@@ -42,7 +44,7 @@ enum Phase {
 }
 
 /// What became of the connections that were there.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Count {
     /// By themselves.
     pub(super) left: usize,
@@ -55,7 +57,7 @@ pub(super) struct Count {
 pub(super) struct Drain {
     limits: Limits,
     phase: Phase,
-    /// At the phase's begin.
+    /// At the last look.
     connections: usize,
     count: Count,
 }
@@ -68,27 +70,25 @@ impl Drain {
 
     /// Called again and again, with how many connections there are now.
     pub(super) fn look(&mut self, now: Instant, connections: usize, ruler: Ruler) -> Order {
-        if connections == 0 {
-            self.add(0);
-            return Order::Leave;
-        }
+        self.add(connections);
         match self.phase {
+            _ if connections == 0 => Order::Leave,
             Phase::Cutting { until } if now < until => Order::Wait,
             Phase::Cutting { .. } => {
                 self.add(0);
                 Order::Leave
             }
-            _ if ruler == Ruler::Lost => self.cut(now, connections),
-            Phase::Serving { until } if now >= until => self.end(now, connections),
-            Phase::Ending { until } if now >= until => self.cut(now, connections),
+            _ if ruler == Ruler::Lost => self.cut(now),
+            Phase::Serving { until } if now >= until => self.end(now),
+            Phase::Ending { until } if now >= until => self.cut(now),
             Phase::Serving { .. } | Phase::Ending { .. } => Order::Wait,
         }
     }
 
     /// The operator does not want to wait for those who leave by themselves.
-    pub(super) fn hurry(&mut self, now: Instant, connections: usize) -> Order {
+    pub(super) fn hurry(&mut self, now: Instant) -> Order {
         match self.phase {
-            Phase::Serving { .. } => self.end(now, connections),
+            Phase::Serving { .. } => self.end(now),
             Phase::Ending { .. } | Phase::Cutting { .. } => Order::Wait,
         }
     }
@@ -97,19 +97,17 @@ impl Drain {
         self.count
     }
 
-    fn end(&mut self, now: Instant, connections: usize) -> Order {
-        self.add(connections);
+    fn end(&mut self, now: Instant) -> Order {
         self.phase = Phase::Ending { until: now + self.limits.transactions };
         Order::End
     }
 
-    fn cut(&mut self, now: Instant, connections: usize) -> Order {
-        self.add(connections);
+    fn cut(&mut self, now: Instant) -> Order {
         self.phase = Phase::Cutting { until: now + FAREWELL };
         Order::Cut
     }
 
-    /// The phase ends with so many still there.
+    /// So many are still there.
     fn add(&mut self, connections: usize) {
         let gone = self.connections.saturating_sub(connections);
         match self.phase {

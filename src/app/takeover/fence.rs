@@ -30,18 +30,44 @@ pub(super) fn both(own: &ProxyStatus, old: &Old) -> ProxyStatus {
     }
 }
 
+/// Whether a fence may be waiting for the old process alone.
+pub(super) fn is_waited_for(own: &ProxyStatus, old: &Old) -> bool {
+    match old {
+        Old::Gone => false,
+        Old::Unknown => true,
+        Old::Heard(status) => status.confirmed < own.confirmed,
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::drain::Count;
     use super::super::message::Status;
-    use super::{Old, both};
+    use super::{Old, both, is_waited_for};
     use crate::topology::{ProxyStatus, Term};
+
+    fn status(confirmed: u64) -> Status {
+        Status { confirmed: Term(confirmed), cleared: None, held: 2, connections: 3, gone: Count::default() }
+    }
+
+    #[test]
+    fn who_has_not_confirmed_what_we_have_is_waited_for() {
+        let own = ProxyStatus { confirmed: Term(2), ..ProxyStatus::default() };
+        for (old, waited_for) in [
+            (Old::Gone, false),
+            (Old::Unknown, true),
+            (Old::Heard(status(1)), true),
+            (Old::Heard(status(2)), false),
+            (Old::Heard(status(3)), false),
+        ] {
+            assert_eq!(is_waited_for(&own, &old), waited_for, "{old:?}");
+        }
+    }
 
     #[test]
     fn only_what_both_say_holds() {
         let node = |name: &str| (!name.is_empty()).then(|| name.parse().expect("a name"));
-        let heard = |term, cleared| {
-            Old::Heard(Status { confirmed: Term(term), cleared: node(cleared), held: 2, connections: 3 })
-        };
+        let heard = |term, cleared| Old::Heard(Status { cleared: node(cleared), ..status(term) });
         for ((term, cleared), old, expected) in [
             ((2, "pg2"), Old::Gone, (2, "pg2", 1)),
             ((2, "pg2"), Old::Unknown, (0, "", 1)),

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 
-use super::fence::{Old, both};
-use super::link::{Link, LinkError};
+use super::fence::{Old, both, is_waited_for};
+use super::link::{Link, LinkError, Process};
 use super::link_failed;
 use super::lock;
 use super::message::{FromIncumbent, FromSuccessor, Status};
@@ -21,6 +21,8 @@ use crate::topology::{Directive, Health, ProxyStatus, WalStatus};
 const SIGHT_INTERVAL: Duration = Duration::from_millis(25);
 /// The other end must take a message within this time, or the link is given up.
 const SEND_LIMIT: Duration = Duration::from_secs(5);
+/// A fence waits so long for the old process alone, and so long for its end behind a broken link; then it is killed.
+const OBEY_LIMIT: Duration = Duration::from_secs(5);
 /// CancelRequests on their way to the old process; more are dropped, as the network may drop them.
 const CANCELS: usize = 64;
 
@@ -28,6 +30,8 @@ const CANCELS: usize = 64;
 #[derive(Debug)]
 pub(in crate::app) struct Follow {
     link: Link,
+    /// The old process.
+    process: Option<Process>,
     /// Locked by the old process as long as it runs.
     draining: PathBuf,
     /// When the takeover began.
@@ -46,6 +50,8 @@ pub(in crate::app) struct Predecessor {
     proxy: watch::Sender<Arc<ProxyStatus>>,
     cancels: mpsc::Receiver<CancelKey>,
     gone: watch::Sender<bool>,
+    /// Since when a fence may be waiting for the old process alone.
+    waited_since: Option<Instant>,
     metrics: Metrics,
 }
 
@@ -72,11 +78,15 @@ impl Predecessor {
         let (cancel, cancels) = mpsc::channel(CANCELS);
         let (gone, is_gone) = watch::channel(false);
         let reach = Reach { proxy: seen, cancels: cancel, gone: is_gone };
-        Ok((Predecessor { directive, health, wal, own, proxy, cancels, gone, metrics }, reach))
+        let waited_since = None;
+        Ok((Predecessor { directive, health, wal, own, proxy, cancels, gone, waited_since, metrics }, reach))
     }
 
-    fn publish(&self, old: &Old) {
-        let next = both(&self.own.borrow(), old);
+    fn publish(&mut self, old: &Old) {
+        let own = self.own.borrow_and_update().clone();
+        let next = both(&own, old);
+        let waited_since = self.waited_since.take();
+        self.waited_since = is_waited_for(&own, old).then(|| waited_since.unwrap_or_else(Instant::now));
         self.proxy.send_if_modified(|last| {
             let modified = **last != next;
             if modified {
@@ -87,14 +97,25 @@ impl Predecessor {
     }
 }
 
+/// Resolves when it has been waited for long enough.
+async fn overdue(waited_since: Option<Instant>) {
+    match waited_since {
+        Some(since) => tokio::time::sleep_until((since + OBEY_LIMIT).into()).await,
+        None => std::future::pending().await,
+    }
+}
+
 impl Follow {
     pub(super) fn new(link: Link, draining: PathBuf, began: Instant) -> Follow {
-        Follow { link, draining, began }
+        Follow { process: link.process(), link, draining, began }
     }
 
     /// Goes on when the old process has ended: somebody has to publish what this one confirms. Never ends.
     pub(in crate::app) async fn run(mut self, mut old: Predecessor) {
         let mut last = Status::default();
+        // From here on, not since it was built.
+        old.waited_since = None;
+        old.publish(&Old::Unknown);
         old.metrics.settled(self.began.elapsed());
         let broken = loop {
             if let Err(error) = self.exchange(&mut old, &mut last).await {
@@ -104,6 +125,7 @@ impl Follow {
         let why = link_failed(&broken);
         // Hanging up ends the sessions that are left.
         drop(self.link);
+        old.waited_since = None;
         old.publish(&Old::Unknown);
         let freed = lock::free(&self.draining);
         let mut freed = std::pin::pin!(freed);
@@ -111,6 +133,7 @@ impl Follow {
             tokio::select! {
                 freed = &mut freed => break freed,
                 Ok(()) = old.own.changed() => old.publish(&Old::Unknown),
+                () = overdue(old.waited_since), if self.process.is_some() => kill(self.process.take()),
             }
         };
         if let Err(error) = freed {
@@ -119,8 +142,16 @@ impl Follow {
             return std::future::pending().await;
         }
         old.metrics.connections.set(0);
-        let ms = self.began.elapsed().as_millis();
-        tracing::info!(ms, why, connections = last.connections, "the old process has ended");
+        let (ms, gone, unknown) = (self.began.elapsed().as_millis(), last.gone, last.connections);
+        tracing::info!(
+            ms,
+            why,
+            left = gone.left,
+            ended = gone.ended,
+            cut = gone.cut,
+            unknown,
+            "the old process has ended"
+        );
         old.gone.send_replace(true);
         loop {
             old.publish(&Old::Gone);
@@ -139,7 +170,7 @@ impl Follow {
             tokio::select! {
                 message = self.link.receive() => match message? {
                     FromIncumbent::Status(status) => {
-                        old.metrics.connections.set(i64::try_from(status.connections).unwrap_or(i64::MAX));
+                        old.metrics.count(last, &status);
                         last.clone_from(&status);
                         old.publish(&Old::Heard(status));
                     }
@@ -153,6 +184,10 @@ impl Follow {
                     self.send(&FromSuccessor::Cancel { pid: key.pid, secret: key.secret }).await?;
                 }
                 Ok(()) = old.directive.changed() => return Ok(()),
+                () = overdue(old.waited_since) => {
+                    kill(self.process.take());
+                    return Err(LinkError::Io(std::io::ErrorKind::TimedOut.into()));
+                }
                 () = &mut pause, if !pause.is_elapsed() => {}
                 Ok(()) = old.health.changed(), if pause.is_elapsed() => return Ok(()),
                 Ok(()) = old.wal.changed(), if pause.is_elapsed() => return Ok(()),
@@ -173,5 +208,15 @@ impl Follow {
     async fn send(&self, message: &FromSuccessor) -> Result<(), LinkError> {
         let sent = tokio::time::timeout(SEND_LIMIT, self.link.send(message)).await;
         sent.map_err(|_| LinkError::Io(std::io::ErrorKind::TimedOut.into()))?
+    }
+}
+
+/// It does not obey, and may be writing where nobody may write any more.
+fn kill(process: Option<Process>) {
+    let killed = process.map(|process| process.kill());
+    match killed {
+        Some(Ok(())) => tracing::warn!(limit = ?OBEY_LIMIT, "the old process did not obey and was killed"),
+        Some(Err(error)) => tracing::error!(%error, "the old process does not obey and cannot be killed"),
+        None => tracing::error!("the old process does not obey and cannot be named to be killed"),
     }
 }

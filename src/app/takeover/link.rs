@@ -52,7 +52,14 @@ impl Link {
         Ok(Link { stream, inbox: Inbox::default(), descriptors: VecDeque::new() })
     }
 
-    /// The other process.
+    /// The other process as something that can be ended. `None`: the kernel cannot name it so (before Linux 5.3).
+    pub(super) fn process(&self) -> Option<Process> {
+        let pid = rustix::process::Pid::from_raw(self.pid()?)?;
+        let process = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty());
+        process.ok().map(Process)
+    }
+
+    /// Its pid, for people.
     pub(super) fn pid(&self) -> Option<i32> {
         self.stream.peer_cred().ok()?.pid()
     }
@@ -102,6 +109,17 @@ impl Link {
     /// What the other end writes from now on fails there. What it has written before can still be received.
     pub(super) fn stop_hearing(&self) -> io::Result<()> {
         Ok(rustix::net::shutdown(&self.stream, rustix::net::Shutdown::Read)?)
+    }
+}
+
+/// A process, and no other that gets its pid later.
+#[derive(Debug)]
+pub(super) struct Process(OwnedFd);
+
+impl Process {
+    /// At once and without a word.
+    pub(super) fn kill(&self) -> io::Result<()> {
+        Ok(rustix::process::pidfd_send_signal(&self.0, rustix::process::Signal::KILL)?)
     }
 }
 

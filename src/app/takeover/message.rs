@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::drain::Count;
 use super::sight::Sight;
 use crate::net::ListenAddress;
 use crate::topology::{NodeName, Term};
@@ -87,6 +88,8 @@ pub(super) struct Status {
     pub(super) held: usize,
     /// Connections that are still there.
     pub(super) connections: usize,
+    /// What became of the others.
+    pub(super) gone: Count,
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -64,18 +64,19 @@ impl SeeingOff {
                 () = tokio::time::sleep(LOOK_AGAIN) => {}
                 () = shutdown.cancelled(), if !hurried => {
                     hurried = true;
-                    let order = self.drain.hurry(Instant::now(), self.departing.connections());
+                    let order = self.drain.hurry(Instant::now());
                     self.carry_out(order);
                 }
                 Some(_) = self.cancels.join_next() => {}
             }
             let order = self.drain.look(Instant::now(), self.departing.connections(), self.ruler);
             self.carry_out(order);
-            if order == Order::Leave {
-                return;
-            }
+            // The last word, too.
             if let Err(error) = self.report(&link).await {
                 self.lost(&error);
+            }
+            if order == Order::Leave {
+                return;
             }
         }
     }
@@ -114,6 +115,7 @@ impl SeeingOff {
             cleared: proxy.cleared.clone(),
             held: proxy.held,
             connections: self.departing.connections(),
+            gone: self.drain.count(),
         };
         if self.told.as_ref() == Some(&status) {
             return Ok(());
