@@ -19,6 +19,7 @@ mod leak;
 mod listen;
 mod logical;
 mod memory;
+mod peers;
 mod pools;
 mod protocol_versions;
 mod proxy_protocol;

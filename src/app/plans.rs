@@ -10,6 +10,7 @@ use crate::failover::decide::Mode;
 use crate::failover::health::Detect;
 use crate::failover::{self, FailoverConfig, Tuning};
 use crate::net::{Credentials, Target, TlsForServers};
+use crate::proxy::peers::Peers;
 use crate::proxy::route::{Balance, Consistency, Policy};
 use crate::proxy::{self, ProxyConfig};
 use crate::relay::{RelayConfig, RelayInputs, RelayTuning};
@@ -142,6 +143,7 @@ pub(super) fn proxy(config: &Config) -> ProxyConfig {
             config::Consistency::Session => Consistency::Session,
             config::Consistency::Global => Consistency::Global,
         },
+        peers: Peers::new(&config.instance, &config.peers),
     }
 }
 

@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::limits::Timeouts;
+use super::peers::Mark;
 use super::pool::BackendKey;
 use super::timeouts::{Activity, Doing, Due, Watch};
 use crate::net::PeerAddress;
@@ -220,16 +221,21 @@ impl Slot {
 /// All sessions by the pid they were told.
 #[derive(Debug, Default)]
 pub(crate) struct Slots {
+    /// In every pid.
+    own: Mark,
     slots: Mutex<HashMap<u32, Arc<Slot>>>,
 }
 
 impl Slots {
+    pub(crate) fn of(own: Mark) -> Slots {
+        Slots { own, slots: Mutex::default() }
+    }
+
     /// A slot with a key that no other session has, as `minor` has them. `random` gives random numbers.
     pub(crate) fn open(&self, about: About, minor: Minor, mut random: impl FnMut() -> u32) -> Arc<Slot> {
         let mut slots = self.slots.lock();
         loop {
-            // A pid is a positive i32 to drivers.
-            let pid = random() & 0x7FFF_FFFF;
+            let pid = self.own.pid(random());
             if pid == 0 || slots.contains_key(&pid) {
                 continue;
             }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::limits::Plan;
+use super::peers::Peers;
 use super::route::{Consistency, Policy, Route};
 use crate::net::{Credentials, TlsForServers};
 
@@ -19,6 +20,8 @@ pub struct ProxyConfig {
     pub policy: Policy,
     /// Of sessions that ask for none.
     pub consistency: Consistency,
+    /// To whom a CancelRequest may be passed on. This instance's own mark stays what it was at the start.
+    pub peers: Peers,
 }
 
 impl Default for ProxyConfig {
@@ -29,6 +32,7 @@ impl Default for ProxyConfig {
             hold_clients: Duration::from_secs(30),
             policy: Policy::default(),
             consistency: Consistency::Session,
+            peers: Peers::default(),
         }
     }
 }

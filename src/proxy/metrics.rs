@@ -20,6 +20,7 @@ pub(crate) struct Metrics {
     pub(crate) listen_channels: IntGauge,
     pub(crate) notifications: IntCounter,
     pub(crate) listeners_ended: IntCounterVec,
+    pub(crate) cancels_passed_on: IntCounterVec,
 }
 
 /// 100 µs to 100 s.
@@ -66,6 +67,13 @@ impl Metrics {
                 Opts::new("bellwether_pins_total", "Sessions that had to keep their server, by reason"),
                 &["reason"],
             )?,
+            cancels_passed_on: IntCounterVec::new(
+                Opts::new(
+                    "bellwether_cancels_passed_on_total",
+                    "CancelRequests for clients of another instance",
+                ),
+                &["instance", "outcome"],
+            )?,
             timeouts: IntCounterVec::new(
                 Opts::new(
                     "bellwether_timeouts_total",
@@ -106,6 +114,7 @@ impl Metrics {
         registry.register(Box::new(metrics.listen_channels.clone()))?;
         registry.register(Box::new(metrics.notifications.clone()))?;
         registry.register(Box::new(metrics.listeners_ended.clone()))?;
+        registry.register(Box::new(metrics.cancels_passed_on.clone()))?;
         Ok(metrics)
     }
 }

@@ -15,6 +15,7 @@ mod listen;
 mod logical;
 mod metrics;
 pub mod operate;
+pub mod peers;
 mod pool;
 mod prepared;
 pub mod report;
@@ -45,7 +46,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use self::cancel::Slots;
@@ -54,6 +55,7 @@ use self::evidence::NodeEvidence;
 use self::limits::Plan;
 use self::listen::Hubs;
 use self::metrics::Metrics;
+use self::peers::Peer;
 use self::pool::{Blueprint, Key, Pool, Pools};
 use self::prepared::Statements;
 use self::sampler::Sampler;
@@ -90,6 +92,8 @@ struct Shared {
     stop: CancellationToken,
     metrics: Metrics,
     slots: Slots,
+    /// CancelRequests that may go to peers now.
+    passing: Semaphore,
     statements: Statements,
     pools: Arc<Pools>,
     hubs: Hubs,
@@ -132,12 +136,13 @@ impl Proxy {
         };
         let evidence = inputs.nodes.iter().map(evidence_of).collect();
         let shared = Shared {
-            config: watch::Sender::new(Arc::new(config)),
             login,
             inputs,
             stop,
             metrics,
-            slots: Slots::default(),
+            slots: Slots::of(config.peers.own),
+            passing: Semaphore::new(peers::MAX_UNDER_WAY),
+            config: watch::Sender::new(Arc::new(config)),
             statements: Statements::default(),
             pools: Arc::default(),
             hubs: Hubs::default(),
@@ -171,7 +176,8 @@ impl Proxy {
         logical::serve(&self.shared, entrance, client).await;
     }
 
-    /// Carries out a client's CancelRequest. `false`: nothing runs here under this key.
+    /// Carries out a client's CancelRequest, or passes it on to the peer whose it is. `false`: nothing runs here
+    /// under this key.
     pub async fn cancel(&self, key: &CancelKey) -> bool {
         self.shared.cancel(key).await
     }
@@ -179,6 +185,34 @@ impl Proxy {
 
 impl Shared {
     async fn cancel(&self, key: &CancelKey) -> bool {
+        let (key, via) = peers::unwrapped(key);
+        if self.cancel_here(&key).await {
+            return true;
+        }
+        let config = self.config();
+        let Some(peer) = config.peers.of(key.pid, via) else { return false };
+        self.pass_on(peer, &key).await;
+        true
+    }
+
+    async fn pass_on(&self, peer: &Peer, key: &CancelKey) {
+        let outcome = match self.passing.try_acquire() {
+            Err(_) => "too_many",
+            Ok(_permit) => {
+                let key = peers::wrapped(key);
+                match net::cancel(&peer.address, &self.login.tls, &key, CANCEL_LIMIT).await {
+                    Ok(()) => "delivered",
+                    Err(error) => {
+                        tracing::info!(instance = peer.instance, %error, "cancel request not passed on");
+                        "failed"
+                    }
+                }
+            }
+        };
+        self.metrics.cancels_passed_on.with_label_values(&[peer.instance.as_str(), outcome]).inc();
+    }
+
+    async fn cancel_here(&self, key: &CancelKey) -> bool {
         let Some(cancelling) = self.slots.cancelling(key) else { return false };
         let backend = cancelling.backend.clone();
         let sent = net::cancel(&backend.address, &backend.tls, &backend.key, CANCEL_LIMIT).await;

@@ -28,6 +28,7 @@ use crate::admin::console::Access;
 use crate::net::authenticate::Rules;
 use crate::net::{ForServers, Lookups, Proxies, SocketMode};
 use crate::proxy::limits::Plan;
+use crate::proxy::peers::Peer;
 use crate::topology::{Durability, Node, NodeName};
 
 #[derive(Clone, Debug)]
@@ -38,6 +39,8 @@ pub struct Config {
     pub cluster: String,
     /// This process's name among the instances of the cluster, part of its `application_name` at the servers.
     pub instance: String,
+    /// Other instances that clients may reach in the place of this one; marks distinct.
+    pub peers: Vec<Peer>,
     pub listen: Vec<Listen>,
     pub admin: Option<SocketAddr>,
     pub console: Access,

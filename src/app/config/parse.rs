@@ -19,6 +19,7 @@ use super::{
 use crate::admin::console::Access;
 use crate::proxy::PoolMode;
 use crate::proxy::limits::{Plan, Settings, Totals};
+use crate::proxy::peers::{Mark, Peer};
 use crate::topology::{Durability, Node, NodeName};
 
 /// Client connections unless the file says otherwise.
@@ -61,6 +62,7 @@ impl Parser<'_> {
     fn config(&self, root: &mut Section<'_>) -> Option<Config> {
         let cluster = root.required("cluster", text);
         let instance = root.required("instance", instance);
+        let peers = peers(root, instance.as_deref());
         let listen = root.list("listen", |item| listener(item, self.directory));
         if !root.has("listen") {
             root.problem("listen", "is missing");
@@ -89,6 +91,7 @@ impl Parser<'_> {
             file: None,
             cluster: cluster?,
             instance: instance?,
+            peers,
             listen,
             admin,
             console,
@@ -195,6 +198,26 @@ fn instance(value: &serde_yaml::Value) -> Result<String, String> {
     } else {
         Err("may have 1 to 32 lower case letters, digits and '_' only".to_owned())
     }
+}
+
+/// A pid has room for a hash of the instance's name only: two with the same one could not be told apart.
+fn peers(root: &mut Section<'_>, own: Option<&str>) -> Vec<Peer> {
+    let mut known: Vec<String> = own.into_iter().map(str::to_owned).collect();
+    root.list("peers", |item| {
+        let name = item.required("instance", instance);
+        let address = item.required("address", parsed);
+        let name = name?;
+        if let Some(other) = known.iter().find(|other| Mark::of(other) == Mark::of(&name)) {
+            let why = if *other == name {
+                format!("{name} is here already, or this instance itself")
+            } else {
+                format!("{name} and {other} look the same in the keys for cancel requests; rename one")
+            };
+            item.problem("instance", why);
+        }
+        known.push(name.clone());
+        Some(Peer { instance: name, address: address? })
+    })
 }
 
 fn admin(admin: &mut Section<'_>) -> (Option<SocketAddr>, Access) {

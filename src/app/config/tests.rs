@@ -72,6 +72,27 @@ fn the_smallest_document_has_safe_defaults() {
 }
 
 #[test]
+fn peers_are_told_apart_by_the_keys_they_give_out() {
+    let peers = |items: &[&str]| {
+        let item = |name: &&str| format!("{{instance: {name}, address: '10.0.0.2:6432'}}");
+        let items: Vec<String> = items.iter().map(item).collect();
+        problems(&with("peers", &format!("peers: [{}]", items.join(", "))))
+    };
+    assert_eq!(peers(&["bw2", "bw3"]), [""; 0]);
+    assert_eq!(
+        peers(&["bw1", "bw2", "bw2", "bw673"]),
+        [
+            "peers[0].instance: bw1 is here already, or this instance itself",
+            "peers[2].instance: bw2 is here already, or this instance itself",
+            "peers[3].instance: bw673 and bw1 look the same in the keys for cancel requests; rename one",
+        ]
+    );
+    let missing = problems(&with("peers", "peers: [{instance: BW2}]"));
+    let letters = "may have 1 to 32 lower case letters, digits and '_' only";
+    assert_eq!(missing, [format!("peers[0].instance: {letters}"), "peers[0].address: is missing".to_owned()]);
+}
+
+#[test]
 fn every_problem_of_a_bad_document_at_once() {
     let found = problems(
         "

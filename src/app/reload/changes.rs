@@ -26,6 +26,7 @@ pub(super) fn changes(running: &Config, next: &Config) -> Vec<(&'static str, Eff
         file: _,
         cluster,
         instance,
+        peers,
         listen,
         admin,
         console,
@@ -47,6 +48,7 @@ pub(super) fn changes(running: &Config, next: &Config) -> Vec<(&'static str, Eff
         vec![
             ("cluster", *cluster == next.cluster, Restart),
             ("instance", *instance == next.instance, Restart),
+            ("peers", *peers == next.peers, AtOnce),
             ("listen", *listen == next.listen, Restart),
             ("admin.address", *admin == next.admin, Restart),
             ("admin.users", console.users == next.console.users, NewConnections),
@@ -250,6 +252,7 @@ state: {file: state}
     #[test]
     fn each_key_by_what_it_holds_for() {
         check("cluster: others", "", &[("cluster", Restart)]);
+        check("", "peers: [{instance: bw2, address: '10.0.0.2:6432'}]", &[("peers", AtOnce)]);
         check("", "listen: [{address: '0.0.0.0:6433'}]", &[("listen", Restart)]);
         check(
             "",
