@@ -33,7 +33,8 @@ use super::route::{Route, classify};
 use super::session::REFUSED;
 use super::session::lane::Lane;
 use super::session::message::{self, Status};
-use super::session::run::{application_name, farewell, read_lane, shutting_down, write_lane};
+use super::session::run::{application_name, shutting_down};
+use super::session::wire::{farewell, read_lane, write_lane};
 use super::timeouts::{Activity, Doing};
 use super::{Shared, session};
 use crate::net::{self, Client, DialError, Stream, Target};
@@ -404,7 +405,7 @@ impl<'a> Replication<'a> {
                 self.shared.pressing.notify_one();
                 let mut directive = self.shared.inputs.directive.clone();
                 let replaced = directive.wait_for(|order| order.writable() != Some(node));
-                match tokio::time::timeout(session::run::VERDICT_LIMIT, replaced).await {
+                match tokio::time::timeout(session::detach::VERDICT_LIMIT, replaced).await {
                     Ok(Ok(_)) => End::Cut,
                     Ok(Err(_)) | Err(_) => End::ServerLost(error),
                 }

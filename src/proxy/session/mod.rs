@@ -1,12 +1,13 @@
 //! One client's conversation.
 //!
 //! [`core::Core`] decides, over bytes in memory: what of them is forwarded as it is, what is replaced, what is
-//! answered by us, when a server is needed and when it can go back. [`run`] does it: one task owns the client's
+//! answered by us, when a server is needed and when it can go back. [`run`] does it, with [`attach`] and [`detach`]: one task owns the client's
 //! socket and, while one is attached, the server's, so that a message goes from one to the other without a hop.
 
 mod attach;
 pub(crate) mod core;
 mod deferred;
+pub(crate) mod detach;
 mod downstream;
 mod hear;
 mod knobs;
@@ -26,6 +27,7 @@ mod statements;
 mod tally;
 mod unit;
 mod upstream;
+pub(crate) mod wire;
 
 pub(in crate::proxy) use upstream::REFUSED;
 

@@ -3,33 +3,28 @@
 //! Every turn moves what can be moved and then waits for both sockets at once. A slow client is not read for
 //! by its server's side: while answers are pending the server's socket is left alone, so the server waits and
 //! nothing piles up here.
-#![expect(
-    clippy::disallowed_methods,
-    reason = "shell: reads the clock once when a server comes and once when it goes"
-)]
+#![expect(clippy::disallowed_methods, reason = "shell: reads the clock")]
 
 use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant, SystemTime};
-
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use std::time::{Instant, SystemTime};
 
 use super::attach::Refusal;
-use super::core::{AfterLoss, Ask, Core, Demand, Heard, Loss, ServerState, Texts};
+use super::core::{Ask, Core, Demand, Heard, Loss, ServerState, Texts};
 use super::hear::Ear;
 use super::knobs::{Defaults, Knobs};
-use super::lane::{BUFFER_MAX, Lane};
+use super::lane::Lane;
 use super::look::MAX_LOOK;
 use super::message;
 use super::tally::Tally;
+use super::wire::{farewell, read_lane, write_lane};
 use crate::net::{Client, Credentials, Stream};
 use crate::pg::error::{ErrorFields, SqlState};
-use crate::proxy::cancel::{About, Hands, Poke, Registered, Slot};
+use crate::proxy::cancel::{About, Poke, Registered, Slot};
 use crate::proxy::clients::Entered;
 use crate::proxy::config::Entrance;
 use crate::proxy::guc::{Settings, Startup};
@@ -39,17 +34,6 @@ use crate::proxy::stats::Counts;
 use crate::proxy::timeouts::{Activity, Doing};
 use crate::proxy::{Shared, Worker};
 use crate::topology::{Durability, NodeName, Role};
-
-/// A last word to the client must be taken within this time.
-const FAREWELL_LIMIT: Duration = Duration::from_secs(2);
-/// For the DISCARD ALL behind a session that kept its server.
-const CLEAN_LIMIT: Duration = Duration::from_secs(5);
-/// How long a client whose primary broke waits for the word whether a failover has begun.
-pub(in crate::proxy) const VERDICT_LIMIT: Duration = Duration::from_secs(1);
-/// Room for one read at least.
-const LEAST_READ: usize = 4096;
-/// A read that only needs another server is run again this often.
-const MAX_RETRIES: u32 = 3;
 
 /// A server at the session's disposal.
 #[derive(Debug)]
@@ -88,7 +72,7 @@ pub(super) struct Session<'a> {
     pub(super) retries: u32,
     /// Its reason has been counted.
     pin_counted: bool,
-    ending: bool,
+    pub(super) ending: bool,
     // Last, so that they are dropped when nothing of the session is left.
     _registered: Registered<'a>,
     _entered: Entered<'a>,
@@ -364,7 +348,7 @@ impl Session<'_> {
     }
 
     /// Between two transactions, with nothing under way.
-    fn is_between(&self) -> bool {
+    pub(super) fn is_between(&self) -> bool {
         !self.core.is_busy() && self.core.status() == message::Status::Idle
     }
 
@@ -478,58 +462,6 @@ impl Session<'_> {
         .await
     }
 
-    /// Gives the server back.
-    async fn release(&mut self) {
-        if let Some(attached) = self.try_release() {
-            // On the heap, as whatever is rare.
-            Box::pin(self.release_later(*attached)).await;
-        }
-        if self.ending {
-            // The answer first.
-            Box::pin(self.say_farewell(&shutting_down())).await;
-        }
-    }
-
-    /// The server, where a cancel is on its way to it: nobody else may have it before that has arrived.
-    fn try_release(&mut self) -> Option<Box<Attached>> {
-        let now = Instant::now();
-        self.note_write(now);
-        let mut attached = self.attached.take()?;
-        self.core.detached();
-        self.ear.leave_server();
-        self.retries = 0;
-        let route = route_word(attached.role);
-        let served = now.saturating_duration_since(attached.since);
-        self.tally.served(served);
-        self.worker.counters.borrow().served(route, served.as_secs_f64());
-        attached.lease.pool().evidence.answered(now);
-        // Clean hands: whatever was not asked for does not go to the next client, nor does what may fail it.
-        let retires = attached.lease.connection().is_none_or(|server| server.state.retires);
-        let unread = self.down.unread().len();
-        self.down.skip(unread);
-        let clean = unread == 0 && !retires;
-        match self.slot.try_release() {
-            None if clean => return Some(Box::new(attached)),
-            Some(Hands::Clean) if clean => attached.lease.put_back(now),
-            Some(_) | None => {}
-        }
-        None
-    }
-
-    async fn release_later(&self, attached: Attached) {
-        if self.slot.release().await == Hands::Clean {
-            attached.lease.put_back(Instant::now());
-        }
-    }
-
-    /// The server is not used any more.
-    fn drop_server(&mut self) -> Option<Role> {
-        let attached = self.attached.take()?;
-        self.slot.vacate();
-        self.ear.leave_server();
-        Some(attached.role)
-    }
-
     /// Remembers that the session has written.
     pub(super) fn note_write(&mut self, now: Instant) {
         let on_primary = self.attached.as_ref().is_some_and(|attached| attached.role == Role::Primary);
@@ -550,74 +482,7 @@ impl Session<'_> {
         }
     }
 
-    /// A session that keeps its server ends with it.
-    fn count_cut(&self) {
-        let session = self.core.keeps_server().then_some("session_pooling");
-        if let Some(reason) = self.core.pinned().or(session) {
-            self.shared.metrics.pins_cut.with_label_values(&[reason]).inc();
-        }
-    }
-
-    /// The server at hand is gone. `Err`: the session ends, with or without a last word.
-    async fn lost(&mut self, loss: Loss, what: &str) -> Result<(), Option<ErrorFields>> {
-        let now = Instant::now();
-        let Some(attached) = self.attached.take() else { return Ok(()) };
-        self.slot.vacate();
-        self.ear.leave_server();
-        if loss == Loss::Connection {
-            attached.lease.pool().evidence.broken(now);
-        }
-        tracing::info!(node = %attached.node, loss = ?loss, what, "server connection lost");
-        let (node, role) = (attached.node.clone(), attached.role);
-        // Not ours any more before anything is waited for: the fence counts it.
-        drop(attached);
-        self.shared.pressing.notify_one();
-        let loss = if role == Role::Primary { self.cause_of_loss(loss, &node).await } else { loss };
-        if self.core.may_be_committing() {
-            self.written_at = Some(now);
-        }
-        self.count_cut();
-        match self.core.lost(loss, what, &mut self.up, &mut self.down) {
-            AfterLoss::GoOn => Ok(()),
-            AfterLoss::Retry if self.retries < MAX_RETRIES => {
-                self.retries += 1;
-                Ok(())
-            }
-            AfterLoss::Retry => {
-                let error =
-                    ErrorFields::error(SqlState::CONNECTION_FAILURE, "the connection to the server was lost");
-                self.core.refuse(&error, &mut self.up, &mut self.down);
-                Ok(())
-            }
-            AfterLoss::Fatal(error) => Err(Some(error)),
-            AfterLoss::Close => Err(None),
-        }
-    }
-
-    /// The server at hand leaves out what follows, up to a Sync: it is not used any more.
-    fn settings_refused(&mut self, error: ErrorFields) -> Result<(), ErrorFields> {
-        let Some(role) = self.drop_server() else { return Ok(()) };
-        match self.core.settings_refused(error, role, &mut self.up, &mut self.down) {
-            AfterLoss::Fatal(error) => Err(error),
-            AfterLoss::GoOn | AfterLoss::Retry | AfterLoss::Close => Ok(()),
-        }
-    }
-
-    /// A primary that breaks is on its way to be replaced more often than not, and then the client may safely
-    /// try again (40001). The control plane knows a moment later than the socket does.
-    async fn cause_of_loss(&self, loss: Loss, node: &NodeName) -> Loss {
-        if self.is_between() || self.core.runs_again(loss) {
-            return loss;
-        }
-        let mut directive = self.shared.inputs.directive.clone();
-        let replaced = directive.wait_for(|order| order.writable() != Some(node));
-        match tokio::time::timeout(VERDICT_LIMIT, replaced).await {
-            Ok(Ok(_)) => Loss::Failover,
-            Ok(Err(_)) | Err(_) => loss,
-        }
-    }
-
-    async fn say_farewell(&mut self, error: &ErrorFields) {
+    pub(super) async fn say_farewell(&mut self, error: &ErrorFields) {
         if !self.core.is_amid_an_answer() {
             message::put_error(self.down.out(), error);
         }
@@ -633,34 +498,6 @@ impl Session<'_> {
             self.down.wrote(written);
         }
         farewell(&mut self.client, &bytes).await;
-    }
-
-    /// The client is gone: what happens to its server.
-    async fn finish(&mut self) {
-        for lane in [&mut self.up, &mut self.down] {
-            lane.discard_pending();
-            let unread = lane.unread().len();
-            lane.skip(unread);
-        }
-        self.worker.take_back([&mut self.up, &mut self.down]);
-        let Some(mut attached) = self.attached.take() else { return };
-        if self.core.is_busy() {
-            self.slot.vacate();
-            // Nobody waits for this any more; the server would only notice when it wants to write. Not a commit:
-            // cancelled while it waits for the quorum, others would see it before it is durable.
-            if let Some(server) = attached.lease.connection().filter(|_| !self.core.may_be_committing()) {
-                let backend = server.backend.clone();
-                let sent =
-                    crate::net::cancel(&backend.address, &backend.tls, &backend.key, CLEAN_LIMIT).await;
-                drop(sent);
-            }
-            return;
-        }
-        let reusable =
-            self.slot.release().await == Hands::Clean && self.core.status() == message::Status::Idle;
-        if reusable && clean(&mut attached.lease).await.is_some() {
-            attached.lease.put_back(Instant::now());
-        }
     }
 }
 
@@ -719,86 +556,4 @@ pub(in crate::proxy) fn weaker_than_quorum() -> ErrorFields {
         SqlState::INVALID_PARAMETER_VALUE,
         "synchronous_commit must not be weaker than the cluster's durability, which is quorum",
     )
-}
-
-/// Whether anything was written.
-pub(in crate::proxy) fn write_lane(
-    stream: &mut Stream,
-    lane: &mut Lane,
-    cx: &mut Context<'_>,
-) -> io::Result<bool> {
-    let mut wrote = false;
-    while lane.has_pending() {
-        match Pin::new(&mut *stream).poll_write(cx, lane.pending())? {
-            Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Poll::Ready(count) => {
-                lane.wrote(count);
-                wrote = true;
-            }
-            Poll::Pending => return Ok(wrote),
-        }
-    }
-    // TLS takes more than its socket does. Pending: the task is woken to come back here.
-    if let Poll::Ready(Err(error)) = Pin::new(stream).poll_flush(cx) {
-        return Err(error);
-    }
-    Ok(wrote)
-}
-
-pub(in crate::proxy) fn read_lane(
-    stream: &mut Stream,
-    lane: &mut Lane,
-    cx: &mut Context<'_>,
-) -> io::Result<Poll<usize>> {
-    let space = lane.input.space(LEAST_READ);
-    let most = space.len().min(BUFFER_MAX);
-    let mut into = ReadBuf::new(&mut space[..most]);
-    match Pin::new(stream).poll_read(cx, &mut into)? {
-        Poll::Pending => Ok(Poll::Pending),
-        Poll::Ready(()) => {
-            let read = into.filled().len();
-            lane.input.filled(read);
-            lane.received += read as u64;
-            lane.input.grow_if_full();
-            Ok(Poll::Ready(read))
-        }
-    }
-}
-
-pub(in crate::proxy) async fn farewell(stream: &mut Stream, bytes: &[u8]) {
-    let said = async {
-        stream.write_all(bytes).await?;
-        stream.shutdown().await
-    };
-    // Whoever does not take it does not get it.
-    drop(tokio::time::timeout(FAREWELL_LIMIT, said).await);
-}
-
-/// Removes what a client left on the connection; `None` when that did not work.
-async fn clean(lease: &mut Lease) -> Option<()> {
-    let server = lease.connection()?;
-    let mut discard = Core::cleaning();
-    let (mut up, mut down) = (Lane::default(), Lane::default());
-    message::put_query(up.out(), "DISCARD ALL");
-    let work = poll_fn(|cx| -> Poll<Option<()>> {
-        loop {
-            let Ok(_) = write_lane(&mut server.stream, &mut up, cx) else { return Poll::Ready(None) };
-            match read_lane(&mut server.stream, &mut down, cx) {
-                Ok(Poll::Pending) => return Poll::Pending,
-                Err(_) | Ok(Poll::Ready(0)) => return Poll::Ready(None),
-                Ok(Poll::Ready(_)) => {}
-            }
-            match discard.server(&mut down, &mut server.state) {
-                Heard::Nothing => down.discard_pending(),
-                Heard::Ready => {
-                    let clean = discard.status() == message::Status::Idle && !discard.failed();
-                    return Poll::Ready((clean && down.unread().is_empty()).then_some(()));
-                }
-                Heard::Settle | Heard::Lost(_) | Heard::Over | Heard::Broken(_) | Heard::Refused(_) => {
-                    return Poll::Ready(None);
-                }
-            }
-        }
-    });
-    tokio::time::timeout(CLEAN_LIMIT, work).await.ok()?
 }
