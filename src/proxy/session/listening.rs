@@ -66,9 +66,18 @@ impl Core {
         matches!(self.listening.wait, Wait::Listen(_) | Wait::Clear | Wait::Settle)
     }
 
-    /// A text is about to be sent: what goes in its place. `Err`: not yet.
-    pub(super) fn stand_in(&mut self, text: &[u8], verdict: &Verdict) -> Result<Option<String>, Step> {
-        let Some(text) = self.stands_in(text, verdict) else { return Ok(None) };
+    /// A text that means `verdict` is about to be sent: what goes in its place. `Err`: not yet.
+    pub(super) fn stand_in<'a>(
+        &mut self,
+        verdict: &Verdict,
+        text: impl FnOnce() -> Option<&'a [u8]>,
+    ) -> Result<Option<String>, Step> {
+        if verdict.session.is_empty() || self.mode == PoolMode::Session {
+            return Ok(None);
+        }
+        // Bytes of another encoding may mean another name.
+        let text = text().and_then(|text| str::from_utf8(text).ok());
+        let Some(text) = text.and_then(|text| route::stand_in(text, verdict)) else { return Ok(None) };
         match self.listen_to(verdict) {
             Some(_) if self.listening.wait == Wait::Refused => {
                 self.listening.wait = Wait::Nothing;
@@ -77,13 +86,6 @@ impl Core {
             Some(step) => Err(step),
             None => Ok(Some(text)),
         }
-    }
-
-    fn stands_in(&self, text: &[u8], verdict: &Verdict) -> Option<String> {
-        if verdict.session.is_empty() || self.mode == PoolMode::Session {
-            return None;
-        }
-        route::stand_in(str::from_utf8(text).ok()?, verdict)
     }
 
     /// What the client has prepared as `name` is about to be run: what has to come first.

@@ -268,8 +268,8 @@ impl Core {
                 return Step::Next;
             }
         }
-        let text = lanes.up.unread().get(..header.total).and_then(query_text).unwrap_or_default();
-        let stand_in = match self.stand_in(text, &verdict) {
+        let text = || lanes.up.unread().get(..header.total).and_then(query_text);
+        let stand_in = match self.stand_in(&verdict, text) {
             Ok(stand_in) => stand_in,
             Err(step) => {
                 self.ahead.push_front(verdict);
@@ -350,8 +350,8 @@ impl Core {
         if self.refuses(&verdict) {
             return self.parse_instead(header, REFUSED, Arc::new(look::nothing()), lanes, server, texts);
         }
-        let text = Parse::read(&lanes.up.unread()[..header.total]).map_or(&b""[..], |parse| parse.text);
-        match self.stand_in(text, &verdict) {
+        let text = || Parse::read(&lanes.up.unread()[..header.total]).map(|parse| parse.text);
+        match self.stand_in(&verdict, text) {
             Ok(None) => {}
             Ok(Some(text)) => return self.parse_instead(header, &text, verdict, lanes, server, texts),
             Err(step) => {
