@@ -11,7 +11,7 @@ use postgres_protocol::message::frontend;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 
-use crate::harness::{Authority, Cluster, Durability, Options};
+use crate::harness::{Authority, Cluster, Durability, Options, eventually_async};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -104,4 +104,129 @@ async fn ten_thousand_idle_clients_take_little_memory() {
     let encrypted = cost_of_idle_clients(&cluster, &TlsForServers::load(&settings).expect("TLS")).await;
     println!("{CLIENTS} idle clients: {}, with TLS {}", megabytes(plain), megabytes(encrypted));
     assert!(plain <= AT_MOST, "{CLIENTS} idle clients take {}", megabytes(plain));
+}
+
+/// Of a large value, in bytes.
+const LARGE: usize = 200 << 20;
+/// What the instance may need more while it passes.
+const FOR_LARGE: u64 = 32 << 20;
+/// What it may need for one client that does not take its answer: two buffers of a session, of 128 KB each.
+const FOR_SLOW: u64 = 1 << 20;
+
+/// From here on `VmHWM` is the most that was resident.
+fn forget_peak(cluster: &Cluster) {
+    fs::write(format!("/proc/{}/clear_refs", cluster.bellwether_pid()), "5").expect("clear_refs");
+}
+
+async fn connect(cluster: &Cluster) -> tokio_postgres::Client {
+    let (client, connection) =
+        tokio_postgres::connect(&cluster.conninfo(), tokio_postgres::NoTls).await.expect("a login");
+    tokio::spawn(connection);
+    client
+}
+
+/// Runs `passage` and sees to it that little of what passes is held.
+async fn costs_little(cluster: &Cluster, what: &str, passage: impl Future<Output = ()>) {
+    forget_peak(cluster);
+    let before = memory(cluster, "VmRSS");
+    passage.await;
+    let more = memory(cluster, "VmHWM").saturating_sub(before);
+    println!("{what}: {} more", megabytes(more));
+    assert!(more <= FOR_LARGE, "{what}: {} more", megabytes(more));
+}
+
+/// The length of the only value of a simple query's answer.
+async fn length_of(client: &tokio_postgres::Client, sql: &str) -> usize {
+    let answer = client.simple_query(sql).await.expect("an answer");
+    let row = answer.iter().find_map(|message| match message {
+        tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0).map(str::len),
+        _ => None,
+    });
+    row.expect("a row")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_values_pass_in_pieces() {
+    let cluster = Cluster::start(Options { nodes: 1, durability: Durability::Async, ..Options::default() });
+    let client = connect(&cluster).await;
+    client.batch_execute("CREATE TABLE large (v text)").await.expect("a table");
+    let large = "x".repeat(LARGE);
+
+    costs_little(&cluster, "up, simple", async {
+        let client = connect(&cluster).await;
+        assert_eq!(
+            length_of(&client, &format!("SELECT repeat('y', length('{large}') / 1024)")).await,
+            LARGE / 1024
+        );
+    })
+    .await;
+    costs_little(&cluster, "down, simple", async {
+        assert_eq!(length_of(&client, &format!("SELECT repeat('x', {LARGE})")).await, LARGE);
+    })
+    .await;
+    costs_little(&cluster, "up, extended", async {
+        let row = client.query_one("SELECT length($1::text)", &[&large]).await.expect("an answer");
+        assert_eq!(usize::try_from(row.get::<_, i32>(0)), Ok(LARGE));
+    })
+    .await;
+    costs_little(&cluster, "down, extended", async {
+        let count = i32::try_from(LARGE).expect("below 2 GB");
+        let row = client.query_one("SELECT repeat('x', $1)", &[&count]).await.expect("an answer");
+        assert_eq!(row.get::<_, &str>(0).len(), LARGE);
+    })
+    .await;
+    let file = cluster.data().join("large");
+    fs::write(&file, &large).expect("a file");
+    costs_little(&cluster, "COPY in", async {
+        let copy = format!("\\copy large FROM '{}'", file.display());
+        cluster.psql(&copy).expect("COPY");
+    })
+    .await;
+    costs_little(&cluster, "COPY out", async {
+        assert_eq!(cluster.psql("COPY large TO STDOUT").expect("COPY").len(), LARGE);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_does_not_read_costs_buffers_only() {
+    const SLOW: u64 = 4;
+    let cluster = Cluster::start(Options { nodes: 1, durability: Durability::Async, ..Options::default() });
+    let target = target(&cluster, &TlsForServers::default());
+    let client = connect(&cluster).await;
+    // The pool's connections and everything else that is needed once.
+    let mut slow = vec![];
+    for _ in 0..SLOW {
+        slow.push(self::client(&target).await);
+    }
+    forget_peak(&cluster);
+    let before = memory(&cluster, "VmRSS");
+    let mut query = BytesMut::new();
+    frontend::query(&format!("SELECT repeat('x', {LARGE}), pg_backend_pid()"), &mut query).expect("a Query");
+    for client in &mut slow {
+        client.stream.write_all(&query).await.expect("a statement");
+    }
+    eventually_async("servers that wait for their clients", LIMIT, async || {
+        let waiting =
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'ClientWrite' AND usename = 'app'";
+        let row = client.query_one(waiting, &[]).await.map_err(|error| error.to_string())?;
+        let count: i64 = row.get(0);
+        if count == 4 { Ok(()) } else { Err(format!("{count} of {SLOW}")) }
+    })
+    .await;
+    let more = memory(&cluster, "VmHWM").saturating_sub(before);
+    println!("{SLOW} clients that do not read: {} more", megabytes(more));
+    assert!(more <= SLOW * FOR_SLOW, "{} more", megabytes(more));
+    // And they get all of it once they do.
+    let mut reader = slow.pop().expect("a client");
+    let (mut read, mut piece) = (0, vec![0; 1 << 16]);
+    while !piece.starts_with(b"end") {
+        let count = reader.stream.read(&mut piece).await.expect("more");
+        assert_ne!(count, 0, "the end after {read} bytes");
+        read += count;
+        if piece[..count].ends_with(b"Z\0\0\0\x05I") {
+            piece[..3].copy_from_slice(b"end");
+        }
+    }
+    assert!(read > LARGE, "{read} bytes");
 }
