@@ -66,6 +66,22 @@ async fn what_is_shown() {
     let clients = table(&cluster, "SHOW CLIENTS");
     assert_eq!(clients[1][..5], ["C", "app", "app", "none", "idle"]);
     assert_eq!(table(&cluster, "SHOW SERVERS")[1][..5], ["S", "app", "app", "none", "idle"]);
+    app.batch_execute("CREATE TEMP TABLE kept (n int)").await.expect("a table");
+    for show in ["SHOW CLIENTS", "SHOW SERVERS"] {
+        let shown = table(&cluster, show);
+        assert_eq!(shown[0].last().map(String::as_str), Some("pinned"), "{shown:?}");
+        let kept = shown.iter().filter(|row| row.last().is_some_and(|why| why == "temporary"));
+        assert_eq!(kept.count(), 1, "{shown:?}");
+    }
+    app.batch_execute("DROP TABLE kept").await.expect("a table");
+    // A write's position is there as soon as its answer is.
+    let answer = app.simple_query("SHOW bellwether.lsn").await.expect("a position");
+    let position = answer.iter().find_map(|message| match message {
+        tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0),
+        _ => None,
+    });
+    assert!(position.is_some_and(|lsn| lsn.contains('/')), "{position:?}");
+    assert!(!table(&cluster, "SHOW CLIENTS").iter().flatten().any(|value| value == "temporary"));
     let databases = table(&cluster, "SHOW DATABASES");
     assert!(databases.iter().any(|row| row[0] == "app" && row[5] == "20"), "{databases:?}");
     let stats = table(&cluster, "SHOW STATS_TOTALS");
@@ -163,7 +179,8 @@ async fn what_is_ordered() {
     tokio::time::timeout(LIMIT, waits).await.expect("in time").expect("no panic").expect("served");
 
     let clients = table(&cluster, "SHOW CLIENTS");
-    let id = clients[1].last().expect("an id").clone();
+    let column = clients[0].iter().position(|name| name == "id").expect("an id");
+    let id = &clients[1][column];
     order(&cluster, &format!("KILL_CLIENT {id}")).expect("ended");
     eventually("its end", LIMIT, || if app.is_closed() { Ok(()) } else { Err("it is there".to_owned()) });
 

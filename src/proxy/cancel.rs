@@ -42,6 +42,8 @@ struct State {
     waker: Option<Waker>,
     /// For a server.
     waiting_since: Option<Instant>,
+    /// Why it keeps its server.
+    pinned: Option<&'static str>,
     /// Rare enough to be elsewhere: there may be thousands of idle sessions.
     limits: Option<Box<Limited>>,
     end: Option<Box<End>>,
@@ -141,6 +143,11 @@ impl Slot {
         self.vacate()
     }
 
+    /// Whether [`Slot::poked`] would say something.
+    pub(crate) fn is_poked(&self) -> bool {
+        self.poked.load(Ordering::Relaxed) != 0
+    }
+
     /// Checked at every turn of the session.
     pub(crate) fn poked(&self) -> Option<Poke> {
         if self.poked.load(Ordering::Relaxed) == 0 {
@@ -174,6 +181,14 @@ impl Slot {
 
     pub(crate) fn set_waiting(&self, since: Option<Instant>) {
         self.state.lock().waiting_since = since;
+    }
+
+    pub(crate) fn set_pinned(&self, reason: Option<&'static str>) {
+        self.state.lock().pinned = reason;
+    }
+
+    pub(crate) fn pinned(&self) -> Option<&'static str> {
+        self.state.lock().pinned
     }
 
     pub(crate) fn waiting_since(&self) -> Option<Instant> {

@@ -57,6 +57,8 @@ pub struct ClientReport {
     pub waiting: Option<Duration>,
     /// `none` or `logical`.
     pub replication: &'static str,
+    /// Why it keeps its server between transactions.
+    pub pinned: Option<&'static str>,
     /// `idle`, `waiting`, `active` or `idle in transaction`.
     pub state: &'static str,
     /// The server's process that is with it.
@@ -75,6 +77,8 @@ pub struct ServerReport {
     pub client: Option<u32>,
     /// `none` or `logical`.
     pub replication: &'static str,
+    /// Why its client keeps it.
+    pub pinned: Option<&'static str>,
 }
 
 impl Proxy {
@@ -92,6 +96,7 @@ impl Proxy {
                 pid: backend.key.pid,
                 client: None,
                 replication: "none",
+                pinned: None,
             }));
             PoolReport {
                 node: key.node.clone(),
@@ -121,6 +126,7 @@ impl Proxy {
                 pid: serving.backend.key.pid,
                 client: Some(slot.key.pid),
                 replication,
+                pinned: slot.pinned(),
             }));
             ClientReport {
                 id: slot.key.pid,
@@ -131,6 +137,7 @@ impl Proxy {
                 connected_at: slot.about.connected_at,
                 waiting: slot.waiting_since().map(|since| now.saturating_duration_since(since)),
                 replication,
+                pinned: slot.pinned(),
                 state: match doing {
                     Doing::Idle => "idle",
                     Doing::Waiting => "waiting",

@@ -94,6 +94,8 @@ const SOCKETS: Columns = &[
     ("application_name", Text),
     ("prepared_statements", Int4),
     ("id", Int8),
+    // Ours: why a session keeps its server between transactions.
+    ("pinned", Text),
 ];
 
 pub(super) fn clients(report: &Report) -> Table {
@@ -128,6 +130,7 @@ fn client(client: &ClientReport) -> Vec<Option<String>> {
         value(&client.application_name),
         None,
         value(client.id),
+        client.pinned.map(str::to_owned),
     ]
 }
 
@@ -158,6 +161,7 @@ fn server(server: &ServerReport) -> Vec<Option<String>> {
         value(format!("{}", server.node)),
         None,
         value(server.pid),
+        server.pinned.map(str::to_owned),
     ]
 }
 

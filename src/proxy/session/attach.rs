@@ -207,7 +207,7 @@ impl Session<'_> {
     }
 
     /// Where the session's last write is, if that has become known.
-    fn learn_position(&mut self) {
+    pub(super) fn learn_position(&mut self) {
         let Some(written_at) = self.written_at else { return };
         match self.shared.sampler.since(written_at) {
             Some(lsn) => {

@@ -63,6 +63,8 @@ pub(crate) enum Ask {
     Server(Demand),
     /// The connection that all share is to listen to these. Call [`Core::listens`], then [`Core::client`] again.
     Listen(Vec<Box<str>>),
+    /// Where the session's last write is; then [`Core::client`] again, whether that is known or not.
+    Position,
     /// Terminate.
     End,
     /// The client is told this and disconnected.
@@ -172,6 +174,10 @@ pub(crate) struct Core {
     /// The last unnamed statement's id; the session's own range.
     pub(super) last_unnamed: u64,
     pub(crate) knobs: Knobs,
+    /// The unit that was looked at shows the session's last position.
+    pub(super) shows_position: bool,
+    /// That has been asked for, for its sake.
+    position_asked: bool,
     /// The length of the client's message that must be there wholly before anything can be decided.
     pub(super) wants: usize,
     /// Verdicts of texts that [`Core::client`] has looked ahead at, in their order.
@@ -216,6 +222,8 @@ impl Core {
             prepared: ClientStatements::default(),
             last_unnamed: u64::from(session) << 32,
             knobs,
+            shows_position: false,
+            position_asked: false,
             wants: 0,
             ahead: VecDeque::new(),
             answered: (0, 0),
@@ -278,6 +286,13 @@ impl Core {
             }
         }
         server.reported.share_first(&self.told);
+    }
+
+    /// Whether the unit that was looked at has to wait until it is known where the last write is. Once for each.
+    pub(super) fn awaits_position(&mut self) -> bool {
+        let unknown = self.shows_position && self.knobs.write == OwnWrite::Unknown;
+        self.position_asked = unknown && !self.position_asked;
+        self.position_asked
     }
 
     /// Why the session keeps its server.

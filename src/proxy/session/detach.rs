@@ -42,6 +42,7 @@ impl Session<'_> {
         self.note_write(now);
         let mut attached = self.attached.take()?;
         self.core.detached();
+        self.tell_pin();
         self.ear.leave_server();
         self.retries = 0;
         let route = route_word(attached.role);

@@ -6,6 +6,7 @@ use super::ledger::{For, Owed, Undo};
 use super::listening::Notified;
 use super::message::{self, Status, put};
 use super::unit::Failure;
+use super::upstream::{REFUSED_VALUE, WEAKER_THAN_QUORUM};
 use crate::pg::error::{ErrorFields, Severity, SqlState};
 use crate::pg::protocol::frame::{HEADER_LEN, Header};
 use crate::proxy::prepared::NOT_KNOWN;
@@ -285,6 +286,10 @@ impl Core {
                 let message =
                     format!("prepared statement \"{}\" already exists", String::from_utf8_lossy(name));
                 return message::with_text(whole, &message);
+            }
+            // Ours. The values that the server would accept are not those that the client may have.
+            (SqlState::INVALID_PARAMETER_VALUE, _) if error.message.contains(REFUSED_VALUE) => {
+                return message::with_text(whole, WEAKER_THAN_QUORUM);
             }
             // "cached plan must not change result type": for everybody who has it prepared there.
             (SqlState::FEATURE_NOT_SUPPORTED, _)

@@ -10,7 +10,9 @@ use super::message::{Parse, bind_names, target};
 use crate::pg::error::{ErrorFields, SqlState};
 use crate::pg::protocol::frame::{HEADER_LEN, Header};
 use crate::pg::protocol::frontend::decode_execute;
-use crate::proxy::route::{Access, CopyData, MayAlter, MayWrite, TransactionEffect, Verdict, WriteReason};
+use crate::proxy::route::{
+    Access, CopyData, KnobCommand, MayAlter, MayWrite, Shown, TransactionEffect, Verdict, WriteReason,
+};
 
 /// A unit longer than this is not waited for: it is the primary's.
 pub(super) const MAX_LOOK: usize = 64 * 1024;
@@ -44,10 +46,12 @@ struct Seen<'a> {
     writing: Option<Arc<Verdict>>,
     /// Something that needs a server.
     foreign: bool,
+    shows_position: bool,
 }
 
 impl Seen<'_> {
     fn add(&mut self, verdict: &Arc<Verdict>) {
+        self.shows_position |= verdict.knobs.contains(&KnobCommand::Show(Shown::Lsn));
         if self.writing.is_none() && !verdict.is_read() {
             self.writing = Some(verdict.clone());
         }
@@ -112,6 +116,7 @@ impl Core {
         let Some(text) = query_text(message) else { return Look::Fatal(malformed(b'Q')) };
         let verdict = texts.verdict(text);
         self.ahead.push_back(verdict.clone());
+        self.shows_position = verdict.knobs.contains(&KnobCommand::Show(Shown::Lsn));
         if self.is_own(&verdict) {
             return Look::Own(header.total);
         }
@@ -130,8 +135,14 @@ impl Core {
                 Ok(Some(header)) => header,
             };
             match header.tag {
+                // Its length was not what a Sync has: nothing of it is used before it is there.
+                b'S' if header.total > MAX_LOOK => return Look::Fatal(malformed(b'S')),
+                b'S' if rest.len() < header.total => return Look::More(at + header.total),
                 b'S' if seen.foreign => return Look::Serve(seen.demand(None), Some(at + header.total)),
-                b'S' => return Look::Own(at + header.total),
+                b'S' => {
+                    self.shows_position = seen.shows_position;
+                    return Look::Own(at + header.total);
+                }
                 // More will come after the answers so far, and may write.
                 b'H' => return Look::Serve(seen.demand(Some("flush")), None),
                 b'P' | b'B' | b'D' | b'E' | b'C' => {}

@@ -165,16 +165,19 @@ pub(crate) fn routine(message: &[u8]) -> Option<&[u8]> {
     None
 }
 
-/// A whole ErrorResponse with another text, and everything else as it was.
+/// A whole ErrorResponse with another text, without the hint to the old one, and with everything else as it was.
 pub(crate) fn with_text(message: &[u8], text: &str) -> Option<Vec<u8>> {
     let mut fields = vec![];
     let mut rest = message.get(HEADER_LEN..)?;
     while let Some((kind, tail)) = rest.split_first().filter(|(kind, _)| **kind != 0) {
         let (value, next) = cstr(tail)?;
+        rest = next;
+        if *kind == b'H' {
+            continue;
+        }
         fields.push(*kind);
         fields.extend_from_slice(if *kind == b'M' { text.as_bytes() } else { value });
         fields.push(0);
-        rest = next;
     }
     let mut out = vec![];
     put(&mut out, b'E', &[&fields, b"\0"]);

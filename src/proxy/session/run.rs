@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::attach::Refusal;
 use super::core::{Ask, Core, Demand, Heard, Loss, ServerState, Texts};
@@ -21,6 +21,7 @@ use super::lane::Lane;
 use super::look::MAX_LOOK;
 use super::message;
 use super::tally::Tally;
+use super::upstream::WEAKER_THAN_QUORUM;
 use super::wire::{farewell, read_lane, write_lane};
 use crate::net::{Client, Credentials, Stream};
 use crate::pg::error::{ErrorFields, SqlState};
@@ -34,6 +35,11 @@ use crate::proxy::stats::Counts;
 use crate::proxy::timeouts::{Activity, Doing};
 use crate::proxy::{Shared, Worker};
 use crate::topology::{Durability, NodeName, Role};
+
+/// How long SHOW bellwether.lsn waits for the position of the write before it; then it is empty.
+const POSITION_LIMIT: Duration = Duration::from_secs(1);
+/// From one look whether it is known to the next.
+const POSITION_PAUSE: Duration = Duration::from_millis(5);
 
 /// A server at the session's disposal.
 #[derive(Debug)]
@@ -70,8 +76,8 @@ pub(super) struct Session<'a> {
     /// When the last write's answer came, while its position is not known.
     pub(super) written_at: Option<Instant>,
     pub(super) retries: u32,
-    /// Its reason has been counted.
-    pin_counted: bool,
+    /// Why it keeps its server, as it was last told and counted.
+    pinned: Option<&'static str>,
     pub(super) ending: bool,
     // Last, so that they are dropped when nothing of the session is left.
     _registered: Registered<'a>,
@@ -82,6 +88,8 @@ pub(super) struct Session<'a> {
 #[derive(Debug)]
 pub(super) enum Turn {
     Need(Demand),
+    /// The client asks where its last write is.
+    Position,
     /// The server can go back.
     Release,
     ServerLost {
@@ -181,7 +189,7 @@ impl<'a> Session<'a> {
             counts: None,
             written_at: None,
             retries: 0,
-            pin_counted: false,
+            pinned: None,
             ending: false,
             _registered: registered,
             _entered: entered,
@@ -227,6 +235,7 @@ impl Session<'_> {
                     Err(Refusal::Session(error)) => return Box::pin(self.say_farewell(&error)).await,
                     Err(Refusal::Gone) => return,
                 },
+                Turn::Position => Box::pin(self.await_position()).await,
                 Turn::Release => self.release().await,
                 Turn::ServerLost { loss, what } => {
                     if let Err(error) = Box::pin(self.lost(loss, &what)).await {
@@ -362,6 +371,7 @@ impl Session<'_> {
                 Ask::Nothing => return None,
                 Ask::Server(demand) => return Some(Turn::Need(demand)),
                 Ask::Listen(channels) => self.ask_to_listen(&channels),
+                Ask::Position => return Some(Turn::Position),
                 Ask::End => return Some(Turn::Terminate),
                 Ask::Fatal(error) => return Some(Turn::Fatal(error)),
             }
@@ -413,7 +423,7 @@ impl Session<'_> {
                 Heard::Broken(error) => return Ok(Some(Turn::Fatal(error))),
                 Heard::Refused(error) => return Ok(Some(Turn::Refused(error))),
             }
-            self.count_pin();
+            self.tell_pin();
             // What was heard may let the client's next unit go.
             if let Some(turn) = self.decide() {
                 return Ok(Some(turn));
@@ -472,14 +482,32 @@ impl Session<'_> {
         }
     }
 
-    fn count_pin(&mut self) {
-        let Some(reason) = self.core.pinned() else {
-            self.pin_counted = false;
-            return;
+    /// Until the position of the last write is known, the session is to do something else, or the limit is over.
+    async fn await_position(&mut self) {
+        let known = async {
+            loop {
+                self.learn_position();
+                if self.written_at.is_none() || self.slot.is_poked() {
+                    return;
+                }
+                tokio::time::sleep(POSITION_PAUSE).await;
+            }
         };
-        if !std::mem::replace(&mut self.pin_counted, true) {
+        // Whoever hears nothing then knows as little as before.
+        drop(tokio::time::timeout(POSITION_LIMIT, known).await);
+    }
+
+    /// For whoever asks why servers are kept.
+    pub(super) fn tell_pin(&mut self) {
+        let pinned = self.core.pinned();
+        if pinned == self.pinned {
+            return;
+        }
+        if let (None, Some(reason)) = (self.pinned, pinned) {
             self.shared.metrics.pins.with_label_values(&[reason]).inc();
         }
+        self.pinned = pinned;
+        self.slot.set_pinned(pinned);
     }
 
     pub(super) async fn say_farewell(&mut self, error: &ErrorFields) {
@@ -552,8 +580,5 @@ pub(in crate::proxy) fn shutting_down() -> ErrorFields {
 }
 
 pub(in crate::proxy) fn weaker_than_quorum() -> ErrorFields {
-    ErrorFields::fatal(
-        SqlState::INVALID_PARAMETER_VALUE,
-        "synchronous_commit must not be weaker than the cluster's durability, which is quorum",
-    )
+    ErrorFields::fatal(SqlState::INVALID_PARAMETER_VALUE, WEAKER_THAN_QUORUM)
 }

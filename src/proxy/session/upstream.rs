@@ -12,11 +12,17 @@ use super::statements::ServerName;
 use super::unit::Pace;
 use crate::pg::protocol::frame::{HEADER_LEN, Header};
 use crate::proxy::prepared::{NOT_KNOWN, Statements};
-use crate::proxy::route::Verdict;
+use crate::proxy::route::{KnobCommand, Shown, Verdict};
+
+/// What a client is told that wants commits to slip past the quorum.
+pub(super) const WEAKER_THAN_QUORUM: &str =
+    "synchronous_commit must not be weaker than the cluster's durability, which is quorum";
 
 /// Sent in place of a text that would let commits slip past the quorum. The server refuses it (22023), so that
 /// a transaction block fails as it does after any other error.
 pub(in crate::proxy) const REFUSED: &str = "SET synchronous_commit TO 'weaker than quorum durability'";
+/// By this the server's error about it is known, in whatever language.
+pub(super) const REFUSED_VALUE: &str = "weaker than quorum durability";
 
 /// Between two messages.
 #[derive(Debug)]
@@ -126,6 +132,7 @@ impl Core {
             Look::Fatal(error) => Step::Ask(Ask::Fatal(error)),
             Look::Serve(demand, total) if self.cut.is_some() => self.answer_cut(&demand, total, lanes),
             Look::Own(total) if self.cut.is_some() => self.answer_cut_own(total, lanes),
+            Look::Own(_) if self.awaits_position() => Step::Ask(Ask::Position),
             Look::Own(total) => {
                 self.answer_own(total, lanes, texts);
                 Step::Next
@@ -177,7 +184,8 @@ impl Core {
             b'D' | b'C' => self.forward_target(header, lanes, server, texts.statements),
             b'E' => self.forward_execute(header, lanes.up),
             b'H' => {
-                while let Some(tag) = self.ledger.pop_own() {
+                // Amid an answer they come behind it.
+                while let Some(tag) = (!self.is_amid_an_answer()).then(|| self.ledger.pop_own()).flatten() {
                     put(lanes.down.out(), tag, &[]);
                 }
                 self.send(header, None, lanes.up)
@@ -260,10 +268,14 @@ impl Core {
             }
         };
         if verdict.is_own() || self.deallocates(&verdict) {
-            if self.is_busy() {
+            if self.is_busy() || self.is_amid_an_answer() {
                 return Step::Wait(0);
             }
             if self.is_own(&verdict) {
+                self.shows_position = verdict.knobs.contains(&KnobCommand::Show(Shown::Lsn));
+                if self.awaits_position() {
+                    return Step::Ask(Ask::Position);
+                }
                 self.answer_own(header.total, lanes, texts);
                 return Step::Next;
             }
@@ -334,8 +346,13 @@ impl Core {
             return Step::Wait(0);
         }
         if self.is_own(&verdict) && !self.is_busy() {
+            if self.is_amid_an_answer() {
+                self.ahead.push_front(verdict);
+                return Step::Wait(0);
+            }
             match self.look(header, lanes.up.unread(), texts) {
                 Look::More(total) => return Step::Wait(total),
+                Look::Own(_) if self.awaits_position() => return Step::Ask(Ask::Position),
                 Look::Own(total) => {
                     self.answer_own(total, lanes, texts);
                     return Step::Next;

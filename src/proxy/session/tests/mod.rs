@@ -1,5 +1,6 @@
 //! Whole conversations as data: what the client and the server say, and what of it the other one gets.
 
+mod amid;
 mod copy;
 mod deferred;
 mod listen;
@@ -176,6 +177,8 @@ impl Scene {
                     self.core.listens(self.listens);
                     assert!(!self.core.is_at_rest(&self.up), "the LISTEN is still to be sent");
                 }
+                // Known, or not to be had: the same command again.
+                Ask::Position => self.log.push_str(" position"),
                 Ask::End => return self.log.push_str(" end"),
                 Ask::Fatal(error) => {
                     let _ = write!(self.log, " fatal({})", error.code);

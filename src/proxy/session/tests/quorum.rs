@@ -1,10 +1,10 @@
 //! Commits under quorum durability.
 
 use super::{Scene, answer, check, extended, query};
-use crate::pg::error::SqlState;
+use crate::pg::error::{ErrorFields, SqlState};
 use crate::proxy::session::core::{Core, Heard, PoolMode, Takes, Texts};
 use crate::proxy::session::knobs::Knobs;
-use crate::proxy::session::message::put;
+use crate::proxy::session::message::{put, put_error, read_error};
 
 #[test]
 fn under_quorum_no_client_chooses_weaker_commits() {
@@ -67,4 +67,27 @@ fn a_commit_that_stopped_waiting_for_the_quorum_is_no_success() {
     let mut scene = Scene::new();
     scene.client(&query("insert into t values (1)")).server(&answer("N C:INSERT_0_1 ZI"));
     check(&scene, "need(write) >Q <NCZ(I) release");
+}
+
+#[test]
+fn what_is_refused_is_refused_in_words_of_ours() {
+    let mut scene = Scene::new();
+    scene.client(&query("insert into t values (1)"));
+    let servers = ErrorFields::error(
+        SqlState::INVALID_PARAMETER_VALUE,
+        "valor no v\u{e1}lido para \"synchronous_commit\": \"weaker than quorum durability\"",
+    );
+    let mut bytes = vec![];
+    put_error(
+        &mut bytes,
+        &servers.with_hint("Available values: local, remote_write, remote_apply, on, off."),
+    );
+    scene.down.input.push(&bytes);
+    let _ = scene.core.server(&mut scene.down, &mut scene.server);
+    let told = read_error(scene.down.pending()).expect("an error");
+    assert_eq!(
+        told.message,
+        "synchronous_commit must not be weaker than the cluster's durability, which is quorum"
+    );
+    assert_eq!((told.code, told.hint), (SqlState::INVALID_PARAMETER_VALUE, None));
 }

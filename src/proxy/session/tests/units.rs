@@ -1,6 +1,7 @@
 //! How a statement, a pipeline and a block take a server and give it back; what breaks the protocol.
 
 use super::{Scene, answer, check, extended, query};
+use crate::proxy::route::OwnWrite;
 use crate::proxy::session::core::{PoolMode, Takes};
 use crate::proxy::session::message::{Status, put_ready};
 
@@ -151,5 +152,26 @@ fn a_server_that_was_asked_in_both_protocols_at_once_retires() {
         check(&scene, &format!("need(write) {expected}"));
         // A function keeps its server for other reasons.
         assert_eq!(scene.server.retires, !expected.ends_with("release"));
+    }
+}
+
+#[test]
+fn the_last_position_is_waited_for_once() {
+    let show = ["show bellwether.lsn", "show bellwether.route"].map(query);
+    let extended = extended("P::show bellwether.lsn|B|E|S");
+    for (write, bytes, expected) in [
+        (OwnWrite::None, &show[0], "<TDCZ(I)"),
+        (OwnWrite::Unknown, &show[0], "position <TDCZ(I)"),
+        (OwnWrite::Unknown, &extended, "position <12DCZ(I)"),
+        (OwnWrite::Unknown, &show[1], "<TDCZ(I)"),
+        (OwnWrite::At(crate::pg::Lsn(7)), &show[0], "<TDCZ(I)"),
+    ] {
+        let mut scene = Scene::new();
+        scene.core.knobs.write = write;
+        scene.client(bytes);
+        check(&scene, expected);
+        scene.log.clear();
+        scene.client(bytes);
+        check(&scene, expected);
     }
 }
