@@ -114,13 +114,6 @@ pub(super) const KNOWN: &[Known] = &[
         endpoint: "CommandComplete SELECT 0",
         because: "Another connection listens for the session; the server at hand knows nothing of it.",
     },
-    Known {
-        script: "prepared by Parse, executed by SQL",
-        modes: BOTH,
-        direct: "RowDescription",
-        endpoint: "ErrorResponse S=ERROR V=ERROR C=26000",
-        because: "BUG: SQL does not see the protocol's statements.",
-    },
 ];
 
 /// These differ or not, by the server that the transaction gets.

@@ -92,7 +92,11 @@ impl Lane {
             Mode::Session => Vec::new(),
             Mode::Transaction => {
                 let conninfo = login(cluster.port, &endpoint);
-                vec![connect(&conninfo).await, connect(&conninfo).await]
+                let rivals = vec![connect(&conninfo).await, connect(&conninfo).await];
+                for rival in &rivals {
+                    rival.batch_execute(RIVALS_OWN).await.expect("a rival's statement");
+                }
+                rivals
             }
         };
         Lane {
@@ -170,8 +174,10 @@ const HOLD: &str = "/* bellwether: primary */ BEGIN; SELECT concat_ws('|', curre
     current_setting('client_encoding'), current_setting('extra_float_digits'), \
     (SELECT count(*) FROM pg_cursors), (SELECT count(*) FROM pg_listening_channels()), \
     (SELECT count(*) FROM pg_class WHERE relnamespace = pg_my_temp_schema()), \
-    (SELECT count(*) FROM pg_prepared_statements WHERE name ~ '^(s|q|)[0-9]?$'), \
-    (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()))";
+    (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid())); EXECUTE q1";
+
+/// By a name that scripts give, too.
+const RIVALS_OWN: &str = "PREPARE q1 AS SELECT 'a rival''s'";
 
 impl Beside {
     fn new(other: tokio_postgres::Client, rivals: Vec<tokio_postgres::Client>) -> Beside {
@@ -188,11 +194,12 @@ impl Between for Beside {
         let found = self.rivals[next].simple_query(HOLD).await.expect("a rival's turn");
         self.rivals[self.holds].batch_execute("ROLLBACK").await.expect("a rival's end");
         self.holds = next;
-        let row = found.into_iter().find_map(|message| match message {
+        let mut rows = found.into_iter().filter_map(|message| match message {
             SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
             _ => None,
         });
-        let row = row.expect("a row");
+        let row = rows.next().expect("a row");
+        assert_eq!(rows.next().as_deref(), Some("a rival's"), "a name means another client's statement");
         let usual = self.usual.get_or_insert_with(|| row.clone());
         assert_eq!(*usual, row, "a script's state is at a server that another client has");
     }

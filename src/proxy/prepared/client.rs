@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{Edition, MAX_PER_CLIENT, MAX_UNNAMED, Statement};
+use super::{Edition, MAX_PER_CLIENT, MAX_UNNAMED, Statement, Text};
 use crate::proxy::route::Verdict;
 
 #[derive(Debug, Default)]
@@ -22,6 +22,10 @@ pub(crate) struct Named {
     pub(crate) since: Edition,
 }
 
+/// All names of a client.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Names(HashMap<Box<[u8]>, Named>);
+
 #[derive(Debug)]
 pub(crate) struct Unnamed {
     /// Unique among all sessions: what a server remembers of it. Never 0.
@@ -33,7 +37,7 @@ pub(crate) struct Unnamed {
 
 impl ClientStatements {
     pub(crate) fn named(&self, name: &[u8]) -> Option<&Named> {
-        self.named.get(name)
+        self.named.get(key(name))
     }
 
     /// Whether `statement` has a name that it got before `now`.
@@ -48,14 +52,14 @@ impl ClientStatements {
     }
 
     pub(crate) fn insert(&mut self, name: &[u8], named: Named) {
-        self.named.insert(name.into(), named);
+        self.named.insert(key(name).into(), named);
     }
 
     pub(crate) fn remove(&mut self, name: &[u8]) {
         if name.is_empty() {
             self.forget_unnamed();
         } else {
-            self.named.remove(name);
+            self.named.remove(key(name));
         }
     }
 
@@ -75,10 +79,18 @@ impl ClientStatements {
         }
     }
 
-    /// DISCARD ALL and DEALLOCATE ALL.
-    pub(crate) fn clear(&mut self) {
-        self.named.clear();
-        self.forget_unnamed();
+    pub(crate) fn take(&mut self, name: &[u8]) -> Option<Named> {
+        self.named.remove(key(name))
+    }
+
+    /// DISCARD ALL and DEALLOCATE ALL. The unnamed statement stays (`DropAllPreparedStatements` in prepare.c).
+    pub(crate) fn take_all(&mut self) -> Names {
+        Names(std::mem::take(&mut self.named))
+    }
+
+    /// They were not deallocated.
+    pub(crate) fn put_back(&mut self, names: Names) {
+        self.named = names.0;
     }
 
     /// What `name` was prepared by: text and types, and of the unnamed one the whole message.
@@ -86,7 +98,10 @@ impl ClientStatements {
         if name.is_empty() {
             self.unnamed.as_ref().map(|unnamed| &unnamed.parse[..])
         } else {
-            self.named(name).map(|named| named.statement.rest())
+            self.named(name).map(|named| match named.statement.text() {
+                Text::Parse(rest) => rest,
+                Text::Sql(prepare) => prepare.text.as_bytes(),
+            })
         }
     }
 
@@ -98,4 +113,10 @@ impl ClientStatements {
             self.named(name).map(|named| &named.statement.verdict)
         }
     }
+}
+
+/// Of a longer name a server sees this much (`NAMEDATALEN - 1`).
+pub(super) fn key(name: &[u8]) -> &[u8] {
+    const MAX_NAME: usize = 63;
+    &name[..name.len().min(MAX_NAME)]
 }

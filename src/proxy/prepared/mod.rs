@@ -9,7 +9,9 @@
 //! What a text comes to also depends on the schema: a server's copy from before the last change of it is of no use to
 //! a client that prepares the text now, and is prepared anew; see [`Schema`].
 //!
-//! SQL's PREPARE is not seen here: it pins the session.
+//! SQL's names are the same as the protocol's (`FetchPreparedStatement` in prepare.c). What the text of a client
+//! executes by name is brought along under the client's own name, whichever way it was prepared; another client's of
+//! that name is closed before. A server keeps what it has until somebody else wants the name.
 
 mod client;
 mod server;
@@ -20,15 +22,18 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
-pub(crate) use self::client::{ClientStatements, Named};
-pub(crate) use self::server::{Copy, ServerStatements};
-use super::route::Verdict;
+pub(crate) use self::client::{ClientStatements, Named, Names};
+pub(crate) use self::server::{Closed, ServerStatements};
+use super::route::{SqlPrepare, Verdict};
 use super::session::message::put;
 use crate::pg::protocol::frame::HEADER_LEN;
 
 /// Statements that one server connection keeps prepared. Beyond it the one unused for longest is closed.
 pub(crate) const MAX_PER_SERVER: usize = 500;
-/// Named statements of one client. Beyond it a Parse is refused (54000 in PostgreSQL's words: 53200 memory).
+/// The same of statements under clients' own names.
+pub(crate) const MAX_NAMES_PER_SERVER: usize = 500;
+/// Named statements of one client. Beyond it a Parse is refused (54000 in PostgreSQL's words: 53200 memory), and a
+/// PREPARE keeps its server.
 pub(crate) const MAX_PER_CLIENT: usize = 10_000;
 /// In place of an unnamed statement's id: there may be one, of ours or of somebody else's.
 pub(crate) const NOT_KNOWN: u64 = u64::MAX;
@@ -41,7 +46,7 @@ pub(crate) const MAX_UNNAMED: usize = 256 * 1024;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Schema(Arc<AtomicU64>);
 
-/// A moment in the life of the schema. Later is greater.
+/// A moment in the life of the schema. Later is greater; the default is before all that are counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Edition(u64);
 
@@ -51,18 +56,16 @@ impl Schema {
     }
 
     pub(crate) fn now(&self) -> Edition {
-        Edition(self.0.load(Ordering::SeqCst))
+        Edition(self.0.load(Ordering::SeqCst) + 1)
     }
 }
 
 /// One distinct statement of all clients.
 #[derive(Debug)]
 pub(crate) struct Statement {
+    /// Never 0.
     pub(crate) id: u64,
-    /// `bw_<id>`.
-    pub(crate) name: Box<str>,
-    /// The Parse message that prepares it under that name.
-    pub(crate) parse: Vec<u8>,
+    source: Source,
     /// The settings that say what its text means; see [`super::guc::Settings::parse_context`].
     context: Arc<[u8]>,
     pub(crate) verdict: Arc<Verdict>,
@@ -72,10 +75,69 @@ pub(crate) struct Statement {
     outdated: AtomicBool,
 }
 
+#[derive(Debug)]
+enum Source {
+    Parse {
+        /// `bw_<id>`.
+        name: Box<str>,
+        /// The Parse message that prepares it under that name.
+        message: Vec<u8>,
+    },
+    Sql(Arc<SqlPrepare>),
+}
+
+/// What prepares a statement, but for the name of a Parse.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Text<'a> {
+    /// Text, NUL and parameter types: a Parse message without the name.
+    Parse(&'a [u8]),
+    Sql(&'a Arc<SqlPrepare>),
+}
+
+/// What our own PREPARE in front of a client's message is called while it runs.
+const OURS: &[u8] = b"bw_\0";
+
 impl Statement {
+    /// What servers call it, and the Parse message that prepares it there; `None`: it goes by its client's name.
+    pub(crate) fn shared(&self) -> Option<(&str, &[u8])> {
+        match &self.source {
+            Source::Parse { name, message } => Some((name, message)),
+            Source::Sql(_) => None,
+        }
+    }
+
+    pub(crate) fn text(&self) -> Text<'_> {
+        match &self.source {
+            Source::Parse { name, message } => Text::Parse(&message[HEADER_LEN + name.len() + 1..]),
+            Source::Sql(prepare) => Text::Sql(prepare),
+        }
+    }
+
+    /// Appends the messages that prepare it as the client calls it. The tag of their last answer.
+    pub(crate) fn put_named(&self, name: &[u8], out: &mut Vec<u8>) -> u8 {
+        match self.text() {
+            Text::Parse(rest) => {
+                put(out, b'P', &[name, b"\0", rest]);
+                b'1'
+            }
+            Text::Sql(prepare) => {
+                // The client's unnamed statement and portal stay as they are. What failed the last time may have left
+                // ours behind.
+                put(out, b'C', &[b"S", OURS]);
+                put(out, b'C', &[b"P", OURS]);
+                put(out, b'P', &[OURS, prepare.text.as_bytes(), b"\0\0\0"]);
+                put(out, b'B', &[OURS, OURS, b"\0\0\0\0\0\0"]);
+                put(out, b'E', &[OURS, b"\0\0\0\0"]);
+                b'C'
+            }
+        }
+    }
+
     /// Whether it may be prepared under the settings of `context`.
     pub(crate) fn suits(&self, context: &Arc<[u8]>) -> bool {
-        !self.is_outdated() && (Arc::ptr_eq(&self.context, context) || self.context == *context)
+        let is_same = || Arc::ptr_eq(&self.context, context) || self.context == *context;
+        // What executes by name is one client's own, see [`private`].
+        !self.is_outdated() && (self.verdict.executes_by_name() || is_same())
     }
 
     pub(crate) fn is_outdated(&self) -> bool {
@@ -85,11 +147,11 @@ impl Statement {
     pub(crate) fn outdate(&self) {
         self.outdated.store(true, Ordering::Relaxed);
     }
+}
 
-    /// Text, NUL and parameter types.
-    pub(crate) fn rest(&self) -> &[u8] {
-        &self.parse[HEADER_LEN + self.name.len() + 1..]
-    }
+/// The context of a statement that is nobody else's. No list of settings begins so.
+pub(crate) fn private(unique: u64) -> Arc<[u8]> {
+    [&[0][..], &unique.to_be_bytes()].concat().into()
 }
 
 impl PartialEq for Statement {
@@ -111,8 +173,7 @@ pub(crate) struct Statements {
 /// What makes a statement what it is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Wanted<'a> {
-    /// A Parse message without the name.
-    pub(crate) rest: &'a [u8],
+    pub(crate) text: Text<'a>,
     pub(crate) context: &'a Arc<[u8]>,
     pub(crate) verdict: &'a Arc<Verdict>,
     pub(crate) now: Edition,
@@ -152,13 +213,18 @@ impl Statements {
             known.retain(|_, statement| statement.strong_count() > 0);
         }
         let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
-        let name = format!("bw_{id}").into_boxed_str();
-        let mut parse = Vec::with_capacity(wanted.rest.len() + name.len() + 6);
-        put(&mut parse, b'P', &[name.as_bytes(), b"\0", wanted.rest]);
+        let source = match wanted.text {
+            Text::Parse(rest) => {
+                let name = format!("bw_{id}").into_boxed_str();
+                let mut message = Vec::with_capacity(rest.len() + name.len() + 6);
+                put(&mut message, b'P', &[name.as_bytes(), b"\0", rest]);
+                Source::Parse { name, message }
+            }
+            Text::Sql(prepare) => Source::Sql(prepare.clone()),
+        };
         let statement = Arc::new(Statement {
             id,
-            name,
-            parse,
+            source,
             context: wanted.context.clone(),
             verdict: wanted.verdict.clone(),
             since: wanted.now,
@@ -170,9 +236,14 @@ impl Statements {
 }
 
 impl Wanted<'_> {
-    /// `rest` says itself where it ends.
     fn key(&self) -> Box<[u8]> {
-        [self.rest, self.context].concat().into_boxed_slice()
+        let key = match self.text {
+            // It says itself where it ends.
+            Text::Parse(rest) => [rest, self.context].concat(),
+            // Behind an empty text of the protocol stands a count, whose first byte no SQL begins with.
+            Text::Sql(prepare) => [b"\0", prepare.text.as_bytes(), b"\0", self.context].concat(),
+        };
+        key.into_boxed_slice()
     }
 }
 
@@ -180,12 +251,14 @@ impl Wanted<'_> {
 mod tests {
     use std::sync::Arc;
 
-    use super::{Edition, MAX_PER_SERVER, Schema, ServerStatements, Statement, Statements, Wanted};
+    use super::{
+        Closed, Edition, MAX_PER_SERVER, Schema, ServerStatements, Statement, Statements, Text, Wanted,
+    };
     use crate::proxy::route::classify;
 
     fn intern(statements: &Statements, rest: &[u8], context: &Arc<[u8]>, now: Edition) -> Arc<Statement> {
         let verdict = Arc::new(classify("select 1"));
-        statements.intern(Wanted { rest, context, verdict: &verdict, now })
+        statements.intern(Wanted { text: Text::Parse(rest), context, verdict: &verdict, now })
     }
 
     #[test]
@@ -199,8 +272,10 @@ mod tests {
         let elsewhere = intern(&statements, b"select 1\0\0\0", &tokyo, now);
         assert!(Arc::ptr_eq(&first, &same));
         assert_eq!([first.id, typed.id, elsewhere.id], [1, 2, 3]);
-        assert_eq!(&first.parse[..10], b"P\0\0\0\x14bw_1\0");
-        assert_eq!(first.rest(), b"select 1\0\0\0");
+        let (shared, mut named) = (b"P\0\0\0\x14bw_1\0select 1\0\0\0", vec![]);
+        assert_eq!(first.shared(), Some(("bw_1", &shared[..])));
+        assert_eq!(first.put_named(b"s", &mut named), b'1');
+        assert_eq!(named, b"P\0\0\0\x11s\0select 1\0\0\0");
         assert!(first.suits(&plain) && !first.suits(&tokyo));
         first.outdate();
         assert_eq!(intern(&statements, b"select 1\0\0\0", &plain, now).id, 4);
@@ -211,12 +286,8 @@ mod tests {
         let (statements, schema, context) = (Statements::default(), Schema::default(), Arc::default());
         let verdict = Arc::new(classify("table t"));
         let anew = |now| {
-            statements.intern_anew(Wanted {
-                rest: b"table t\0\0\0",
-                context: &context,
-                verdict: &verdict,
-                now,
-            })
+            let text = Text::Parse(b"table t\0\0\0");
+            statements.intern_anew(Wanted { text, context: &context, verdict: &verdict, now })
         };
         let old = intern(&statements, b"table t\0\0\0", &context, schema.now());
         assert_eq!(anew(schema.now()).id, old.id);
@@ -241,7 +312,7 @@ mod tests {
         assert_eq!(closed.statement.id, all[1].id);
         assert!(!server.touch(&all[1], now));
         // It was not closed after all.
-        server.put_back(closed);
+        server.put_back(Closed::Copy(closed));
         assert!(server.touch(&all[1], now));
     }
 
@@ -254,7 +325,7 @@ mod tests {
         assert!(server.insert(&statement, before).is_none());
         schema.changed();
         assert!(server.touch(&statement, before) && !server.touch(&statement, schema.now()));
-        assert!(server.take(statement.id).is_some());
+        assert!(server.take_name(b"bw_1").is_some());
         assert!(server.insert(&statement, schema.now()).is_none());
         assert!(server.touch(&statement, before) && server.touch(&statement, schema.now()));
     }

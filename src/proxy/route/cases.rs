@@ -1,8 +1,10 @@
 //! The table of statements and where they go: every row that other routers are known to get wrong, and more.
 
+use std::sync::Arc;
+
 use super::{
     Access, AdvisoryCall, Classifier, CopyData, Isolation, Knob, KnobCommand, MayWrite, NewValue, Route,
-    Scope, SessionEffect, Shown, Step, TransactionAccess, TransactionEffect, TransactionEnd,
+    Scope, SessionEffect, Shown, SqlPrepare, Step, TransactionAccess, TransactionEffect, TransactionEnd,
     TransactionModes, WriteReason, classify,
 };
 
@@ -377,6 +379,10 @@ fn effects_on_the_session() {
     let set = |name: &str, value: &str| S::Set(name.into(), NewValue::Value(value.into()));
     let default = |name: &str| S::Set(name.into(), NewValue::Default);
     let unknown = |name: &str| S::Set(name.into(), NewValue::Unknown);
+    let prepare = |name: &str, text: &str, prepared: &str| {
+        let verdict = Arc::new(classify(prepared));
+        S::Prepare(Arc::new(SqlPrepare { name: name.into(), text: text.into(), verdict }))
+    };
     for (sql, expected) in [
         ("SELECT 1", vec![]),
         ("SET search_path = a, \"B\", \"$user\"", vec![set("search_path", "a, \"B\", \"$user\"")]),
@@ -447,7 +453,18 @@ fn effects_on_the_session() {
         ("ALTER TABLE t RENAME COLUMN a TO b", vec![]),
         ("CREATE FUNCTION PG_TEMP.f() RETURNS int LANGUAGE sql AS 'SELECT 1'", vec![S::Temporary]),
         ("SELECT 1 INTO TEMP t", vec![S::TemporaryTable("t".into())]),
-        ("PREPARE p AS SELECT 1", vec![S::Prepare("p".into())]),
+        ("PREPARE p AS SELECT 1", vec![prepare("p", "PREPARE p AS SELECT 1", "SELECT 1")]),
+        (
+            " SELECT 1; PREPARE \"Q é\" (int) AS DELETE FROM t WHERE id = $1 ;EXECUTE x",
+            vec![
+                prepare(
+                    "Q é",
+                    "PREPARE \"Q é\" (int) AS DELETE FROM t WHERE id = $1",
+                    "DELETE FROM t WHERE id = $1",
+                ),
+                S::Execute("x".into()),
+            ],
+        ),
         ("EXECUTE p(1)", vec![S::Execute("p".into())]),
         ("DEALLOCATE p", vec![S::Deallocate("p".into())]),
         ("DEALLOCATE ALL", vec![S::DeallocateAll]),

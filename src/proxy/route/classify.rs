@@ -8,7 +8,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use pg_query::protobuf::ParseResult;
+use pg_query::protobuf::{ParseResult, RawStmt};
 
 use super::knob::Route;
 use super::statement::Statements;
@@ -37,9 +37,21 @@ pub(super) fn classify_with_literals(sql: &str) -> (Verdict, Literals) {
     };
     let mut statements = Statements::new(sql);
     for statement in &tree.stmts {
-        statements.add(statement.stmt.as_ref().and_then(|statement| statement.node.as_ref()));
+        let node = statement.stmt.as_ref().and_then(|statement| statement.node.as_ref());
+        statements.add(node, text_of(sql, statement));
     }
     statements.verdict(hint)
+}
+
+/// One statement of several. A length of 0: the rest (`RawStmt` in parsenodes.h).
+fn text_of<'a>(sql: &'a str, statement: &RawStmt) -> &'a str {
+    let bound = |bytes: i32| usize::try_from(bytes).unwrap_or_default();
+    let rest = sql.get(bound(statement.stmt_location)..).unwrap_or(sql);
+    let text = match bound(statement.stmt_len) {
+        0 => rest,
+        length => rest.get(..length).unwrap_or(rest),
+    };
+    text.trim_ascii()
 }
 
 /// `None`: not SQL as this grammar knows it, a zero byte, too long, or nested beyond what the C stack or the

@@ -137,10 +137,10 @@ fn session(effect: &SessionEffect) -> String {
         SessionEffect::Set(name, _)
         | SessionEffect::SetLocal(name)
         | SessionEffect::Reset(name)
-        | SessionEffect::Prepare(name)
         | SessionEffect::Execute(name)
         | SessionEffect::Deallocate(name)
         | SessionEffect::Function(name) => format!("{} {name}", effect.as_str()),
+        SessionEffect::Prepare(prepare) => format!("{} {}", effect.as_str(), prepare.name),
         other => other.as_str().to_owned(),
     }
 }

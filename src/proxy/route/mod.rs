@@ -39,6 +39,7 @@ pub use explain::explain;
 pub use knob::{Consistency, InvalidKnob, Knob, KnobCommand, MaxLag, Route, Scope, Shown};
 pub(crate) use listen::{is_stand_in, stand_in};
 pub use verdict::{
-    Access, AdvisoryCall, CopyData, Isolation, MayAlter, MayWrite, NewValue, SessionEffect, Step,
-    TransactionAccess, TransactionEffect, TransactionEnd, TransactionModes, Verdict, WriteReason,
+    Access, AdvisoryCall, CopyData, Deallocated, Isolation, MayAlter, MayWrite, NewValue, SessionEffect,
+    SqlPrepare, Step, TransactionAccess, TransactionEffect, TransactionEnd, TransactionModes, Verdict,
+    WriteReason,
 };

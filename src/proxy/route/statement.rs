@@ -1,9 +1,11 @@
 //! What each kind of statement does. Queries are left to [`Findings`]; a kind that is not named here is DDL.
 
+use std::sync::Arc;
+
 use pg_query::NodeEnum;
 use pg_query::protobuf::{
     self as pg, CopyStmt, CreateTableAsStmt, DeclareCursorStmt, DiscardMode, ExplainStmt, Node,
-    OnCommitAction, TransactionStmt, TransactionStmtKind, VariableSetKind, VariableSetStmt,
+    OnCommitAction, PrepareStmt, TransactionStmt, TransactionStmtKind, VariableSetKind, VariableSetStmt,
 };
 
 use super::catalog;
@@ -13,8 +15,8 @@ use super::leftovers;
 use super::listen;
 use super::settings;
 use super::verdict::{
-    Access, CopyData, Isolation, MayAlter, MayWrite, NewValue, SessionEffect, Step, TransactionAccess,
-    TransactionEffect, TransactionEnd, TransactionModes, Verdict, WriteReason,
+    Access, CopyData, Isolation, MayAlter, MayWrite, NewValue, SessionEffect, SqlPrepare, Step,
+    TransactionAccess, TransactionEffect, TransactionEnd, TransactionModes, Verdict, WriteReason, union,
 };
 use super::walk::{Findings, constant};
 
@@ -22,6 +24,8 @@ use super::walk::{Findings, constant};
 #[derive(Debug)]
 pub(super) struct Statements<'a> {
     sql: &'a str,
+    /// The statement being added, of `sql`.
+    text: &'a str,
     count: usize,
     findings: Findings,
     steps: Vec<Step>,
@@ -33,6 +37,7 @@ impl<'a> Statements<'a> {
     pub(super) fn new(sql: &'a str) -> Statements<'a> {
         Statements {
             sql,
+            text: "",
             count: 0,
             findings: Findings::default(),
             steps: Vec::new(),
@@ -41,8 +46,10 @@ impl<'a> Statements<'a> {
         }
     }
 
-    pub(super) fn add(&mut self, statement: Option<&NodeEnum>) {
+    /// The next statement; `text` is it alone.
+    pub(super) fn add(&mut self, statement: Option<&NodeEnum>, text: &'a str) {
         self.count += 1;
+        self.text = text;
         self.steps.push(Step::default());
         match statement {
             Some(statement) => self.statement(statement),
@@ -96,7 +103,7 @@ impl<'a> Statements<'a> {
                 | NodeEnum::DeleteStmt(_)
                 | NodeEnum::MergeStmt(_)
         );
-        if !is_query {
+        if !is_query && !matches!(statement, NodeEnum::ExecuteStmt(_)) {
             // Names, values of settings, file names: what a command says of itself.
             self.findings.literals = Literals::Matter;
         }
@@ -134,9 +141,11 @@ impl<'a> Statements<'a> {
         let findings = &mut self.findings;
         match statement {
             NodeEnum::PrepareStmt(prepare) => {
-                findings.session(SessionEffect::Prepare(prepare.name.as_str().into()));
+                let prepare = self.prepare(prepare);
+                self.findings.session(SessionEffect::Prepare(Arc::new(prepare)));
             }
             NodeEnum::ExecuteStmt(execute) => {
+                findings.nodes(&execute.params);
                 findings.session(SessionEffect::Execute(execute.name.as_str().into()));
                 findings.may_write = MayWrite::Yes;
             }
@@ -201,6 +210,14 @@ impl<'a> Statements<'a> {
     fn create_table(&mut self, relation: Option<&pg::RangeVar>, on_commit: OnCommitAction) {
         self.create(None);
         relation.into_iter().for_each(|relation| self.findings.created_table(relation, on_commit));
+    }
+
+    fn prepare(&self, prepare: &PrepareStmt) -> SqlPrepare {
+        let PrepareStmt { name, argtypes: _, query } = prepare;
+        let mut prepared = Statements::new(self.sql);
+        prepared.add(query.as_ref().and_then(|query| query.node.as_ref()), "");
+        let (verdict, _) = prepared.verdict(None);
+        SqlPrepare { name: name.as_str().into(), text: self.text.into(), verdict: Arc::new(verdict) }
     }
 
     fn create(&mut self, relation: Option<&pg::RangeVar>) {
@@ -434,16 +451,6 @@ fn united(steps: &[Step]) -> TransactionEffect {
     let ends = effects.clone().rev().find_map(end).unwrap_or(TransactionEnd::Unchanged);
     let commits = if effects.any(TransactionEffect::ends_with_commit) { MayWrite::Yes } else { MayWrite::No };
     TransactionEffect::Several { ends, commits }
-}
-
-fn union(steps: &[Step]) -> Vec<SessionEffect> {
-    let mut union = Vec::new();
-    for effect in steps.iter().flat_map(|step| &step.session) {
-        if !union.contains(effect) {
-            union.push(effect.clone());
-        }
-    }
-    union
 }
 
 fn end(effect: &TransactionEffect) -> Option<TransactionEnd> {

@@ -2,6 +2,7 @@
 //! and to the session. Values only; [`super::classify()`] makes them, the session reads them.
 
 use std::fmt;
+use std::sync::Arc;
 
 use super::knob::{KnobCommand, Route};
 
@@ -56,10 +57,11 @@ impl Verdict {
         self.statements > 0 && self.knobs.len() == self.statements
     }
 
-    /// The name in a text that holds nothing but one DEALLOCATE of it.
-    pub fn deallocates(&self) -> Option<&str> {
+    /// What a text deallocates that holds nothing but one DEALLOCATE.
+    pub fn deallocates(&self) -> Option<Deallocated<'_>> {
         match (self.statements, self.session.as_slice()) {
-            (1, [SessionEffect::Deallocate(name)]) => Some(name),
+            (1, [SessionEffect::Deallocate(name)]) => Some(Deallocated::One(name)),
+            (1, [SessionEffect::DeallocateAll]) => Some(Deallocated::All),
             _ => None,
         }
     }
@@ -70,6 +72,33 @@ impl Verdict {
             SessionEffect::Listen(channel) => Some(&**channel),
             _ => None,
         })
+    }
+
+    /// What it means depends on what prepared statements are called.
+    pub fn executes_by_name(&self) -> bool {
+        self.session.iter().any(|effect| matches!(effect, SessionEffect::Execute(_)))
+    }
+
+    /// Together with what the statements do that it executes by name, where that is more. `known`: those that are
+    /// prepared before it.
+    pub fn with_executed(&self, known: impl Fn(&str) -> Option<Arc<Verdict>>) -> Option<Verdict> {
+        let mut prepared_here: Vec<&SqlPrepare> = Vec::new();
+        let mut steps = self.steps.clone();
+        for (step, more) in self.steps.iter().zip(&mut steps) {
+            for effect in &step.session {
+                match effect {
+                    SessionEffect::Prepare(prepare) => prepared_here.push(prepare),
+                    SessionEffect::Execute(name) => {
+                        let here = prepared_here.iter().find(|prepare| prepare.name == *name);
+                        let executed = here.map(|prepare| prepare.verdict.clone()).or_else(|| known(name));
+                        let effects = executed.iter().flat_map(|verdict| &verdict.session);
+                        more.session.extend(effects.map(by_name));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        (steps != self.steps).then(|| Verdict { session: union(&steps), steps, ..self.clone() })
     }
 
     pub fn is_copy_in(&self) -> bool {
@@ -87,6 +116,25 @@ impl Verdict {
     pub fn weakens_commits(&self) -> bool {
         self.session.contains(&SessionEffect::WeakCommit)
     }
+}
+
+/// Executed by name, a lock's answer may be told in other rows (EXPLAIN) or none (CREATE TABLE AS).
+fn by_name(effect: &SessionEffect) -> SessionEffect {
+    match effect {
+        SessionEffect::Advisory(_) => SessionEffect::AdvisoryLock,
+        other => other.clone(),
+    }
+}
+
+/// Of the session, in the order of the text, without repetitions.
+pub(super) fn union(steps: &[Step]) -> Vec<SessionEffect> {
+    let mut union = Vec::new();
+    for effect in steps.iter().flat_map(|step| &step.session) {
+        if !union.contains(effect) {
+            union.push(effect.clone());
+        }
+    }
+    union
 }
 
 /// What one statement of a text does beyond its answer.
@@ -365,8 +413,8 @@ pub enum SessionEffect {
     /// A table may be called otherwise from here on.
     RenameRelation,
     /// `PREPARE name AS ...`.
-    Prepare(Box<str>),
-    /// `EXECUTE name`: needs the server where it was prepared.
+    Prepare(Arc<SqlPrepare>),
+    /// `EXECUTE name`, also behind EXPLAIN and CREATE TABLE AS.
     Execute(Box<str>),
     Deallocate(Box<str>),
     DeallocateAll,
@@ -406,7 +454,39 @@ pub enum AdvisoryCall {
     Unlock,
 }
 
+/// A PREPARE of SQL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SqlPrepare {
+    pub name: Box<str>,
+    /// It alone, of a text with several statements.
+    pub text: Box<str>,
+    /// On the statement that it prepares.
+    pub verdict: Arc<Verdict>,
+}
+
+/// What a DEALLOCATE is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deallocated<'a> {
+    One(&'a str),
+    All,
+}
+
 impl SessionEffect {
+    pub fn is_prepare(&self) -> bool {
+        matches!(self, SessionEffect::Prepare(_))
+    }
+
+    /// It concerns nothing but the names of prepared statements.
+    pub fn is_of_names(&self) -> bool {
+        matches!(
+            self,
+            SessionEffect::Prepare(_)
+                | SessionEffect::Execute(_)
+                | SessionEffect::Deallocate(_)
+                | SessionEffect::DeallocateAll
+        )
+    }
+
     /// The label of a pin's reason.
     pub fn as_str(&self) -> &'static str {
         match self {

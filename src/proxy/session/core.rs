@@ -10,21 +10,24 @@ use std::sync::Arc;
 use super::deferred::Deferred;
 use super::knobs::Knobs;
 use super::lane::Lane;
-use super::ledger::{Follow, Ledger, Owed, Undo};
+use super::ledger::{Follow, Ledger, Owed};
 use super::listening::{self, Listening};
 use super::local::Cut;
 use super::message::{self, Status};
+use super::names::undo;
 use super::pins::Pin;
 use super::portals::Portals;
 use super::reported::Reported;
 use super::state::{End, SessionState};
 use super::unit::{Failure, Outcome, Pace, Progress, Unit};
+use super::upstream::Lanes;
 use crate::pg::error::{ErrorFields, Severity, SqlState};
 use crate::pg::protocol::frame::InvalidLength;
 use crate::proxy::guc::Settings;
 use crate::proxy::prepared::{ClientStatements, NOT_KNOWN, Schema, ServerStatements, Statements};
 use crate::proxy::route::{
-    Access, Classifier, MayAlter, MayWrite, OwnWrite, TransactionEffect, TransactionEnd, Verdict, WriteReason,
+    Access, Classifier, MayAlter, MayWrite, OwnWrite, SessionEffect, TransactionEffect, TransactionEnd,
+    Verdict, WriteReason,
 };
 use crate::topology::{Durability, Role};
 
@@ -447,7 +450,10 @@ impl Core {
         if unparsed {
             self.state.pins_mut().sent_unparsed();
         }
-        if unparsed || !verdict.session.is_empty() {
+        if self.prepared.is_full() && verdict.session.iter().any(SessionEffect::is_prepare) {
+            self.state.pins_mut().take(Pin::Prepare);
+        }
+        if unparsed || !verdict.session.iter().all(SessionEffect::is_of_names) {
             self.last_unnamed += 1;
             self.state.unsettled(self.last_unnamed);
         }
@@ -456,19 +462,24 @@ impl Core {
     /// CommandComplete with this tag; the one that the client is to hear, where it is another.
     pub(super) fn completed(&mut self, tag: &[u8], server: &mut ServerState) -> Option<&'static str> {
         let mut instead = None;
-        if let Some((verdict, done)) = self.ledger.completed()
-            && let Some(step) = verdict.steps.get(done)
+        let by_query = matches!(self.ledger.head(), Some(Owed::Query(_)));
+        let followed = self.ledger.completed();
+        if let Some((verdict, done)) = &followed
+            && let Some(step) = verdict.steps.get(*done)
         {
             instead = listening::tag_of(&step.session, tag);
             self.state.completed(step, tag, server);
-        }
-        match tag {
-            b"DISCARD ALL" => self.discarded_all(server),
-            b"DEALLOCATE ALL" => {
-                server.statements.clear();
-                self.prepared.clear();
+            if by_query {
+                self.names_completed(step, server);
             }
-            _ => {}
+        }
+        // Of an Execute that is followed, this was noted when it was sent.
+        if matches!(tag, b"DISCARD ALL" | b"DEALLOCATE ALL") && (by_query || followed.is_none()) {
+            server.statements.take_all();
+            self.prepared.take_all();
+        }
+        if tag == b"DISCARD ALL" {
+            self.state.discarded_all(server);
         }
         instead
     }
@@ -534,13 +545,6 @@ impl Core {
         self.mode == PoolMode::Statement && status != Status::Idle
     }
 
-    /// The server ran DISCARD ALL.
-    pub(super) fn discarded_all(&mut self, server: &mut ServerState) {
-        server.statements.clear();
-        self.prepared.clear();
-        self.state.discarded_all(server);
-    }
-
     /// Whether the unit under way runs again after `loss`, whatever it was that ended the server.
     pub(super) fn runs_again(&self, loss: Loss) -> bool {
         self.unit.replay.fits(loss)
@@ -581,7 +585,7 @@ impl Core {
                 AfterLoss::Retry
             }
             () => {
-                self.tell_loss(&error, status, units, open, down);
+                self.tell_loss(&error, status, units, open, &mut Lanes { up, down });
                 AfterLoss::GoOn
             }
         }
@@ -604,14 +608,14 @@ impl Core {
             return AfterLoss::Fatal(ErrorFields { severity: Severity::Fatal, ..error });
         }
         let open = std::mem::take(&mut self.unit.open);
-        self.tell_loss(&error, status, units, open, down);
+        self.tell_loss(&error, status, units, open, &mut Lanes { up, down });
         AfterLoss::GoOn
     }
 
     /// What was under way with a server that is gone is no more.
     fn forget_server(&mut self, up: &mut Lane, down: &mut Lane) {
         let prepared = &mut self.prepared;
-        self.ledger.clear(|undo| undo_client(prepared, &undo));
+        self.ledger.clear(|left_out| undo(prepared, None, left_out));
         self.up_skip += std::mem::take(&mut self.up_pass);
         (self.down_pass, self.down_skip) = (0, 0);
         up.discard_pending();
@@ -622,16 +626,26 @@ impl Core {
         self.detached();
     }
 
-    fn tell_loss(&mut self, error: &ErrorFields, status: Status, units: usize, open: bool, down: &mut Lane) {
+    fn tell_loss(
+        &mut self,
+        error: &ErrorFields,
+        status: Status,
+        units: usize,
+        open: bool,
+        lanes: &mut Lanes<'_>,
+    ) {
         let doubt = error.code == SqlState::TRANSACTION_RESOLUTION_UNKNOWN;
         let after = if status == Status::Idle || doubt { Status::Idle } else { Status::Failed };
         for _ in 0..units {
-            message::put_error(down.out(), error);
-            message::put_ready(down.out(), after);
+            message::put_error(lanes.down.out(), error);
+            message::put_ready(lanes.down.out(), after);
         }
-        if open || units == 0 {
-            message::put_error(down.out(), error);
+        if open {
+            message::put_error(lanes.down.out(), error);
             self.skip_to_sync = Some(after);
+        } else if units == 0 {
+            // What the server was for has not been sent.
+            self.fail_unit(error, after, lanes);
         }
         if after == Status::Failed {
             self.cut = Some(Box::new(Cut::Told));
@@ -649,15 +663,6 @@ impl Core {
 pub(crate) enum Takes {
     Everything,
     ReadsOnly,
-}
-
-pub(super) fn undo_client(prepared: &mut ClientStatements, undo: &Undo) {
-    let unnamed = prepared.unnamed.as_ref().map(|unnamed| unnamed.id);
-    match undo {
-        Undo::Client { name, .. } => prepared.remove(name),
-        Undo::Unnamed(id) if unnamed == Some(*id) => prepared.forget_unnamed(),
-        _ => {}
-    }
 }
 
 fn loss_error(loss: Loss, in_doubt: bool, what: &str) -> ErrorFields {

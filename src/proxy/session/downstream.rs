@@ -1,15 +1,16 @@
 //! From the server to the client.
 
-use super::core::{Core, Heard, ServerState, undo_client};
+use super::core::{Core, Heard, ServerState};
 use super::lane::Lane;
-use super::ledger::{For, Owed, Undo};
+use super::ledger::{For, Owed};
 use super::listening::Notified;
 use super::message::{self, Status, put};
+use super::names::undo;
 use super::unit::Failure;
 use super::upstream::{REFUSED_VALUE, WEAKER_THAN_QUORUM};
 use crate::pg::error::{ErrorFields, Severity, SqlState};
 use crate::pg::protocol::frame::{HEADER_LEN, Header};
-use crate::proxy::prepared::NOT_KNOWN;
+use crate::proxy::route::SessionEffect;
 
 /// An ErrorResponse up to this long is read before it is forwarded; longer ones are only forwarded.
 const MAX_ERROR: usize = 64 * 1024;
@@ -102,15 +103,14 @@ impl Core {
     }
 
     /// The answers to statements of our own.
-    fn swallow(&mut self, header: Header, bytes: &[u8], server: &ServerState) -> Deal {
+    fn swallow(&mut self, header: Header, bytes: &[u8], server: &mut ServerState) -> Deal {
         match header.tag {
             b'C' | b'E' if header.total > MAX_ERROR => {
                 Deal::Stop(broken("an answer to settings is too long"))
             }
             b'C' | b'E' if bytes.len() < header.total => Deal::Whole,
-            b'C' => {
-                self.ledger.own_completed();
-                Deal::Swallow
+            b'E' if !matches!(self.ledger.head(), Some(Owed::Ahead { .. })) => {
+                self.hear_bring_failed(header, bytes, server)
             }
             b'E' => {
                 let error = message::read_error(&bytes[..header.total]);
@@ -124,7 +124,10 @@ impl Core {
             }
             // A pinned session may listen.
             b'A' => self.hear_of_notification(header, bytes, server),
-            _ => Deal::Swallow,
+            tag => {
+                self.ledger.own_answered(tag);
+                Deal::Swallow
+            }
         }
     }
 
@@ -138,6 +141,26 @@ impl Core {
             Notified::Own(message) => Deal::Replace(message),
             Notified::Elsewhere => Deal::Swallow,
         }
+    }
+
+    /// A statement could not be brought along: in front of a simple query, that is told where the query misses it.
+    fn hear_bring_failed(&mut self, header: Header, bytes: &[u8], server: &mut ServerState) -> Deal {
+        if !self.ledger.is_own_unit() {
+            return self.hear_error(header, bytes, server);
+        }
+        let whole = &bytes[..header.total];
+        if let Some(error) = message::read_error(whole).filter(|error| error.severity == Severity::Fatal) {
+            return Deal::Stop(Heard::Lost(error));
+        }
+        self.unit.not_brought.get_or_insert_with(|| whole.to_vec());
+        self.leave_out(server);
+        Deal::Swallow
+    }
+
+    /// The server skips what it was sent, up to a Sync.
+    fn leave_out(&mut self, server: &mut ServerState) {
+        let prepared = &mut self.prepared;
+        self.ledger.failed(|left_out| undo(prepared, Some(&mut server.statements), left_out));
     }
 
     /// What the client hears of it is decided at ReadyForQuery, which follows.
@@ -261,19 +284,7 @@ impl Core {
         self.unit.failure = Some(if no_sql { Failure::NoSql } else { Failure::Other });
         let instead = bytes.get(..header.total).and_then(|whole| self.hear_of_statements(whole, server));
         if !matches!(self.ledger.head(), Some(Owed::Query(_) | Owed::Function | Owed::Sync)) {
-            let prepared = &mut self.prepared;
-            self.ledger.failed(|undo| {
-                undo_client(prepared, &undo);
-                match undo {
-                    Undo::Unnamed(id) | Undo::UnnamedAgain(id) if server.statements.unnamed == id => {
-                        server.statements.unnamed = NOT_KNOWN;
-                    }
-                    Undo::Unnamed(_) | Undo::UnnamedAgain(_) => {}
-                    Undo::Server(id) | Undo::Client { server: Some(id), .. } => server.statements.remove(id),
-                    Undo::Closed(copy) => server.statements.put_back(copy),
-                    Undo::Client { server: None, .. } | Undo::Duplicate(_) | Undo::Nothing => {}
-                }
-            });
+            self.leave_out(server);
         }
         instead.map_or(Deal::Pass, Deal::Replace)
     }
@@ -282,15 +293,15 @@ impl Core {
     fn hear_of_statements(&mut self, whole: &[u8], server: &mut ServerState) -> Option<Vec<u8>> {
         let error = message::read_error(whole)?;
         match (error.code, self.ledger.head()) {
-            (SqlState::DUPLICATE_PREPARED_STATEMENT, Some(Owed::Parse(_, Undo::Duplicate(name)))) => {
-                let message =
-                    format!("prepared statement \"{}\" already exists", String::from_utf8_lossy(name));
-                return message::with_text(whole, &message);
-            }
             // Ours. The values that the server would accept are not those that the client may have.
             (SqlState::INVALID_PARAMETER_VALUE, _) if error.message.contains(REFUSED_VALUE) => {
                 return message::with_text(whole, WEAKER_THAN_QUORUM);
             }
+            // In a failed block nothing can be brought, either.
+            (
+                SqlState::INVALID_SQL_STATEMENT_NAME | SqlState::IN_FAILED_SQL_TRANSACTION,
+                Some(Owed::Query(_)),
+            ) if self.unit.not_brought.is_some() => return self.unit.not_brought.take(),
             // "cached plan must not change result type": for everybody who has it prepared there.
             (SqlState::FEATURE_NOT_SUPPORTED, _)
                 if message::routine(whole) == Some(b"RevalidateCachedQuery") =>
@@ -299,9 +310,17 @@ impl Core {
                 // Not seen here, or it would not have been used.
                 self.schema.changed();
             }
-            // Something has deallocated it behind our back.
-            (SqlState::INVALID_SQL_STATEMENT_NAME, _) => {
-                self.unit.uses.iter().for_each(|statement| server.statements.remove(statement.id));
+            // Something may have deallocated it behind our back.
+            (SqlState::INVALID_SQL_STATEMENT_NAME, Some(Owed::Bind | Owed::Describe)) => {
+                self.unit.uses.iter().for_each(|statement| server.statements.doubt(statement.id));
+            }
+            (SqlState::INVALID_SQL_STATEMENT_NAME, Some(Owed::Query(follow) | Owed::Execute(follow))) => {
+                let verdict = follow.verdict();
+                for effect in verdict.iter().flat_map(|verdict| &verdict.session) {
+                    if let SessionEffect::Execute(name) = effect {
+                        server.statements.doubt_name(name.as_bytes());
+                    }
+                }
             }
             _ => {}
         }

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::proxy::prepared::Copy;
+use crate::proxy::prepared::{Closed, Named, Names, ServerStatements};
 use crate::proxy::route::{AdvisoryCall, SessionEffect, Verdict};
 
 /// For whom an answer is.
@@ -27,6 +27,13 @@ pub(crate) enum Owed {
     Ahead {
         statements: usize,
     },
+    /// A prepared statement in front of the message that needs it, up to an answer of this tag.
+    Bring {
+        until: u8,
+        undo: Undo,
+    },
+    /// Behind such statements, in front of a simple query; its ReadyForQuery is ours.
+    OwnSync,
     /// FunctionCall; ends with ReadyForQuery.
     Function,
     Sync,
@@ -46,11 +53,21 @@ pub(crate) struct Follow {
     verdict: Option<Arc<Verdict>>,
     /// How many of its steps are completed.
     done: usize,
+    /// What a simple query prepares, in its order.
+    pub(crate) prepares: VecDeque<Named>,
+    /// What an Execute does to the client's names.
+    pub(crate) undo: Vec<Undo>,
 }
 
 impl Follow {
     pub(crate) fn of(verdict: &Arc<Verdict>) -> Follow {
-        Follow { verdict: (!verdict.steps.is_empty()).then(|| verdict.clone()), done: 0 }
+        Follow { verdict: (!verdict.steps.is_empty()).then(|| verdict.clone()), ..Follow::default() }
+    }
+}
+
+impl Follow {
+    pub(crate) fn verdict(&self) -> Option<Arc<Verdict>> {
+        self.verdict.clone()
     }
 }
 
@@ -60,7 +77,7 @@ impl Owed {
     }
 }
 
-/// What was noted when a Parse or Close was sent, and does not hold if it fails or is left out.
+/// What was noted when a message was sent, and does not hold if it fails or is left out.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Undo {
     Nothing,
@@ -71,9 +88,13 @@ pub(crate) enum Undo {
     /// The server does not have this statement.
     Server(u64),
     /// The server has this statement still.
-    Closed(Copy),
-    /// It is sure to fail: the client has a statement of this name.
-    Duplicate(Box<[u8]>),
+    Closed(Closed),
+    /// The server has nothing under this name.
+    Named(Box<[u8]>),
+    /// The client has this statement still.
+    Deallocated(Box<[u8]>, Named),
+    /// It has all of them, and so has the server.
+    All(Box<(Names, ServerStatements)>),
     /// The client does not have a statement of this name, nor the server, if we sent it there.
     Client {
         name: Box<[u8]>,
@@ -133,15 +154,43 @@ impl Ledger {
 
     /// Whether the next answers are to statements of our own.
     pub(crate) fn awaits_own(&self) -> bool {
-        matches!(self.head(), Some(Owed::Ahead { .. }))
+        matches!(self.head(), Some(Owed::Ahead { .. } | Owed::Bring { .. } | Owed::OwnSync))
     }
 
-    /// One of them is completed.
-    pub(crate) fn own_completed(&mut self) {
-        match self.owed.front_mut() {
-            Some(Owed::Ahead { statements }) if *statements > 1 => *statements -= 1,
-            Some(Owed::Ahead { .. }) => drop(self.owed.pop_front()),
+    /// Such an answer came.
+    pub(crate) fn own_answered(&mut self, tag: u8) {
+        match (self.owed.front_mut(), tag) {
+            (Some(Owed::Ahead { statements }), b'C') if *statements > 1 => *statements -= 1,
+            (Some(Owed::Ahead { .. }), b'C') | (Some(Owed::OwnSync), b'Z') => drop(self.pop()),
+            (Some(Owed::Bring { until, .. }), tag) if *until == tag => drop(self.pop()),
             _ => {}
+        }
+    }
+
+    /// Statements of our own are still to be completed that nothing of the client's may run without.
+    pub(crate) fn awaits_settings(&self) -> bool {
+        self.owed.iter().any(|owed| matches!(owed, Owed::Ahead { .. }))
+    }
+
+    pub(crate) fn ends_with_own_sync(&self) -> bool {
+        matches!(self.owed.back(), Some(Owed::OwnSync))
+    }
+
+    /// What is under way is not the client's: it ends with a Sync of ours.
+    pub(crate) fn is_own_unit(&self) -> bool {
+        let mut ends = self.owed.iter().filter(|owed| owed.ends_a_unit() || **owed == Owed::OwnSync);
+        ends.next() == Some(&Owed::OwnSync)
+    }
+
+    pub(crate) fn takes_copy(&self) -> bool {
+        self.copy_in
+    }
+
+    /// What the simple query that is being answered has prepared now.
+    pub(crate) fn next_prepared(&mut self) -> Option<Named> {
+        match self.owed.front_mut() {
+            Some(Owed::Query(follow)) => follow.prepares.pop_front(),
+            _ => None,
         }
     }
 
@@ -216,10 +265,10 @@ impl Ledger {
     }
 
     /// ErrorResponse in the extended protocol: everything up to the next Sync is skipped. `undone` hears of
-    /// every Parse and Close that did not happen, the last one first.
+    /// what did not happen, the last of it first.
     pub(crate) fn failed(&mut self, undone: impl FnMut(Undo)) {
         self.copy_in = false;
-        let next = self.owed.iter().position(|owed| matches!(owed, Owed::Sync));
+        let next = self.owed.iter().position(|owed| matches!(owed, Owed::Sync | Owed::OwnSync));
         self.leave_out(next.unwrap_or(self.owed.len()), undone);
         self.skipping = self.owed.is_empty();
     }
@@ -227,8 +276,10 @@ impl Ledger {
     fn leave_out(&mut self, count: usize, mut undone: impl FnMut(Undo)) {
         for owed in self.owed.drain(..count).rev() {
             self.units -= usize::from(owed.ends_a_unit());
-            if let Owed::Parse(_, undo) | Owed::Close(_, undo) = owed {
-                undone(undo);
+            match owed {
+                Owed::Parse(_, undo) | Owed::Close(_, undo) | Owed::Bring { undo, .. } => undone(undo),
+                Owed::Execute(follow) => follow.undo.into_iter().rev().for_each(&mut undone),
+                _ => {}
             }
         }
     }

@@ -1,7 +1,9 @@
 //! What the session answers by itself: `bellwether.*` commands, DEALLOCATE of the client's own statements, units that
 //! got no server, and the rest of a transaction block whose server is gone.
 
-use super::core::{Core, Demand, Texts};
+use std::sync::Arc;
+
+use super::core::{Core, Demand, PoolMode, Texts};
 use super::knobs::Rows;
 use super::lane::Lane;
 use super::look::query_text;
@@ -11,7 +13,7 @@ use super::message::{
 use super::upstream::{Lanes, Step};
 use crate::pg::error::{ErrorFields, SqlState};
 use crate::pg::protocol::frame::Header;
-use crate::proxy::route::{KnobCommand, Shown, TransactionEffect, Verdict};
+use crate::proxy::route::{Deallocated, KnobCommand, Shown, TransactionEffect, Verdict};
 
 /// A transaction block without a server.
 #[derive(Debug)]
@@ -25,7 +27,6 @@ pub(super) enum Cut {
 impl Core {
     /// No server for the unit in front: it fails with `error`, the connection goes on.
     pub(crate) fn refuse(&mut self, error: &ErrorFields, up: &mut Lane, down: &mut Lane) {
-        let simple = matches!(Header::peek(up.unread()), Ok(Some(Header { tag: b'Q' | b'F', .. })));
         let status = match self.deferred.take() {
             // The block has failed before it began.
             Some(_) => {
@@ -35,10 +36,12 @@ impl Core {
             None => Status::Idle,
         };
         self.status = Status::Idle;
-        self.fail_unit(error, status, simple, &mut Lanes { up, down });
+        self.fail_unit(error, status, &mut Lanes { up, down });
     }
 
-    fn fail_unit(&mut self, error: &ErrorFields, status: Status, simple: bool, lanes: &mut Lanes<'_>) {
+    /// The unit in front fails.
+    pub(super) fn fail_unit(&mut self, error: &ErrorFields, status: Status, lanes: &mut Lanes<'_>) {
+        let simple = matches!(Header::peek(lanes.up.unread()), Ok(Some(Header { tag: b'Q' | b'F', .. })));
         put_error(lanes.down.out(), error);
         self.ahead.clear();
         if simple {
@@ -66,7 +69,7 @@ impl Core {
         };
         match (self.cut.take().map(|cut| *cut), ending, total) {
             (Some(Cut::Untold(error)), Some(Ending::Commit), _) => {
-                self.fail_unit(&error, Status::Idle, simple, lanes);
+                self.fail_unit(&error, Status::Idle, lanes);
             }
             (Some(_), Some(_), Some(total)) if simple => {
                 lanes.up.skip(total);
@@ -78,20 +81,19 @@ impl Core {
             }
             (Some(Cut::Untold(error)), _, _) => {
                 self.cut = Some(Box::new(Cut::Told));
-                self.fail_unit(&error, Status::Failed, simple, lanes);
+                self.fail_unit(&error, Status::Failed, lanes);
             }
             _ => {
                 self.cut = Some(Box::new(Cut::Told));
-                self.fail_unit(&aborted(), Status::Failed, simple, lanes);
+                self.fail_unit(&aborted(), Status::Failed, lanes);
             }
         }
         Step::Next
     }
 
     pub(super) fn answer_cut_own(&mut self, _total: usize, lanes: &mut Lanes<'_>) -> Step {
-        let simple = lanes.up.unread().first() == Some(&b'Q');
         self.cut = Some(Box::new(Cut::Told));
-        self.fail_unit(&aborted(), Status::Failed, simple, lanes);
+        self.fail_unit(&aborted(), Status::Failed, lanes);
         Step::Next
     }
 
@@ -103,7 +105,19 @@ impl Core {
     /// Whether it is SQL's DEALLOCATE of a statement of the protocol's. Drivers do this with what they keep no longer
     /// (pgx, PDO, DBD::Pg, psycopg with an older libpq); the server knows the statement by another name, if at all.
     pub(super) fn deallocates(&self, verdict: &Verdict) -> bool {
-        verdict.deallocates().is_some_and(|name| self.prepared.named(name.as_bytes()).is_some())
+        match verdict.deallocates() {
+            Some(Deallocated::One(name)) => self.prepared.named(name.as_bytes()).is_some(),
+            // A server that is kept may have more than was seen.
+            Some(Deallocated::All) => self.mode != PoolMode::Session && self.pinned().is_none(),
+            None => false,
+        }
+    }
+
+    fn deallocate(&mut self, what: Deallocated<'_>) {
+        match what {
+            Deallocated::One(name) => self.prepared.remove(name.as_bytes()),
+            Deallocated::All => drop(self.prepared.take_all()),
+        }
     }
 
     /// A unit of `total` bytes that holds nothing but commands of ours.
@@ -113,9 +127,9 @@ impl Core {
         if lanes.up.unread().first() == Some(&b'Q') {
             let verdict = query_text(&lanes.up.unread()[..total]).map(|text| texts.verdict(text));
             lanes.up.skip(total);
-            if let Some(name) = verdict.as_ref().and_then(|verdict| verdict.deallocates()) {
-                self.prepared.remove(name.as_bytes());
-                put_complete(lanes.down.out(), "DEALLOCATE");
+            if let Some(what) = verdict.as_ref().and_then(|verdict| verdict.deallocates()) {
+                self.deallocate(what);
+                put_complete(lanes.down.out(), tag_of(what));
             }
             let commands = verdict.iter().flat_map(|verdict| &verdict.knobs);
             for command in commands {
@@ -129,18 +143,19 @@ impl Core {
         }
         self.prepare_own(total, lanes, texts);
         let mut knobs = self.knobs;
-        let mut deallocated: Vec<Box<str>> = Vec::new();
+        let mut deallocates: Vec<Arc<Verdict>> = Vec::new();
         self.answer_extended(total, lanes, &mut |verdict, out| {
-            if let Some(name) = verdict.and_then(Verdict::deallocates) {
-                deallocated.push(name.into());
-                put_complete(out, "DEALLOCATE");
+            if let Some((verdict, what)) = verdict.and_then(|verdict| Some((verdict, verdict.deallocates()?)))
+            {
+                deallocates.push(verdict.clone());
+                put_complete(out, tag_of(what));
             }
             for command in verdict.iter().flat_map(|verdict| &verdict.knobs) {
                 knobs.run(command, Rows::Bare, out);
             }
         });
         self.knobs = knobs;
-        deallocated.iter().for_each(|name| self.prepared.remove(name.as_bytes()));
+        deallocates.iter().filter_map(|verdict| verdict.deallocates()).for_each(|what| self.deallocate(what));
     }
 
     /// Remembers the statements that a unit of ours prepares.
@@ -162,12 +177,7 @@ impl Core {
     }
 
     /// Answers the extended messages of a whole unit; `execute` writes what an Execute answers.
-    fn answer_extended(
-        &mut self,
-        total: usize,
-        lanes: &mut Lanes<'_>,
-        execute: &mut dyn FnMut(Option<&Verdict>, &mut Vec<u8>),
-    ) {
+    fn answer_extended(&mut self, total: usize, lanes: &mut Lanes<'_>, execute: &mut Execute<'_>) {
         let unit = lanes.up.unread()[..total].to_vec();
         lanes.up.skip(total);
         let status = self.status;
@@ -196,7 +206,7 @@ impl Core {
                         None => put(out, b'n', &[]),
                     }
                 }
-                b'E' => execute(bound.as_deref(), out),
+                b'E' => execute(bound.as_ref(), out),
                 b'C' => {
                     if let Some((b'S', name)) = target(message) {
                         self.prepared.remove(name);
@@ -210,10 +220,20 @@ impl Core {
     }
 }
 
+/// Writes what an Execute of a portal answers.
+type Execute<'a> = dyn FnMut(Option<&Arc<Verdict>>, &mut Vec<u8>) + 'a;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ending {
     Commit,
     Rollback,
+}
+
+fn tag_of(what: Deallocated<'_>) -> &'static str {
+    match what {
+        Deallocated::One(_) => "DEALLOCATE",
+        Deallocated::All => "DEALLOCATE ALL",
+    }
 }
 
 fn aborted() -> ErrorFields {

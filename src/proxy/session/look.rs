@@ -11,7 +11,8 @@ use crate::pg::error::{ErrorFields, SqlState};
 use crate::pg::protocol::frame::{HEADER_LEN, Header};
 use crate::pg::protocol::frontend::decode_execute;
 use crate::proxy::route::{
-    Access, CopyData, KnobCommand, MayAlter, MayWrite, Shown, TransactionEffect, Verdict, WriteReason,
+    Access, CopyData, KnobCommand, MayAlter, MayWrite, SessionEffect, Shown, TransactionEffect, Verdict,
+    WriteReason,
 };
 
 /// A unit longer than this is not waited for: it is the primary's.
@@ -234,7 +235,12 @@ impl Texts<'_> {
     pub(super) fn verdict(&mut self, text: &[u8]) -> Arc<Verdict> {
         match std::str::from_utf8(text) {
             Ok(text) => self.classifier.verdict(text),
-            Err(_) => self.classifier.verdict(&String::from_utf8_lossy(text)),
+            Err(_) => {
+                let verdict = self.classifier.verdict(&String::from_utf8_lossy(text));
+                // What it prepares could not be prepared again.
+                let prepares = verdict.session.iter().any(SessionEffect::is_prepare);
+                if prepares { Arc::new(unread()) } else { verdict }
+            }
         }
     }
 }

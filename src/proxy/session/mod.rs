@@ -18,6 +18,7 @@ mod local;
 mod locks;
 mod look;
 pub(crate) mod message;
+mod names;
 mod pins;
 mod portals;
 pub(crate) mod reported;

@@ -48,7 +48,6 @@ impl Pin {
     /// What a rollback does not undo: taken when the statement is sent, since it may also fail half way.
     fn taken_when_sent(effect: &SessionEffect) -> Option<Pin> {
         match effect {
-            SessionEffect::Prepare(_) => Some(Pin::Prepare),
             SessionEffect::AdvisoryLock => Some(Pin::AdvisoryLock),
             SessionEffect::Load => Some(Pin::Load),
             SessionEffect::Do => Some(Pin::Do),
@@ -251,11 +250,17 @@ impl Pins {
                 self.ending.extend(Pin::given_up_when_done(effect));
             }
         }
-        // These also empty the server's list of prepared statements.
-        let empties = |effect: &SessionEffect| {
-            matches!(effect, SessionEffect::DiscardAll | SessionEffect::DeallocateAll)
+        // What is sent behind these needs to know what became of the client's names.
+        let names = |effect: &SessionEffect| {
+            matches!(
+                effect,
+                SessionEffect::Prepare(_)
+                    | SessionEffect::Deallocate(_)
+                    | SessionEffect::DeallocateAll
+                    | SessionEffect::DiscardAll
+            )
         };
-        if self.ending.is_empty() && !effects.iter().any(empties) { Pace::Pipelined } else { Pace::OneByOne }
+        if self.ending.is_empty() && !effects.iter().any(names) { Pace::Pipelined } else { Pace::OneByOne }
     }
 
     /// The same for a text that could not be parsed here.

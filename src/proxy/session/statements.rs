@@ -8,19 +8,25 @@ use super::lane::Lane;
 use super::ledger::{For, Owed, Undo};
 use super::message::{Status, put};
 use crate::pg::protocol::frame::Header;
-use crate::proxy::prepared::{Copy, Named, Statement, Statements, Wanted};
+use crate::proxy::prepared::{Closed, Named, Statement, Statements, Text, Wanted, private};
 use crate::proxy::route::Verdict;
 
 impl Core {
     /// What a Parse with `rest` behind its name prepares for the client.
     pub(super) fn new_statement(
-        &self,
+        &mut self,
         rest: &[u8],
         verdict: &Arc<Verdict>,
         statements: &Statements,
     ) -> Named {
         let since = self.schema.now();
-        let wanted = Wanted { rest, context: self.state.parse_context(), verdict, now: since };
+        // What it is depends on what the client's names mean.
+        let own = verdict.executes_by_name().then(|| {
+            self.last_unnamed += 1;
+            private(self.last_unnamed)
+        });
+        let context = own.as_ref().unwrap_or(self.state.parse_context());
+        let wanted = Wanted { text: Text::Parse(rest), context, verdict, now: since };
         let statement = statements.intern(wanted);
         // Another name of the client's keeps what it means.
         let is_older = self.prepared.has_since_before(&statement, since);
@@ -60,19 +66,15 @@ impl Core {
         up: &mut Lane,
         server: &mut ServerState,
     ) {
-        if let Some(older) = server.statements.take(statement.id) {
-            self.close(older, up);
+        let Some((name, message)) = statement.shared() else { return };
+        if let Some(closed) = server.statements.take_name(name.as_bytes()) {
+            self.close(closed, up);
         }
         if let Some(oldest) = server.statements.insert(statement, self.schema.now()) {
-            self.close(oldest, up);
+            self.close(Closed::Copy(oldest), up);
         }
-        up.out().extend_from_slice(&statement.parse);
+        up.out().extend_from_slice(message);
         self.ledger.sent(Owed::Parse(whom, undo));
-    }
-
-    fn close(&mut self, copy: Copy, up: &mut Lane) {
-        put(up.out(), b'C', &[b"S", copy.statement.name.as_bytes(), b"\0"]);
-        self.ledger.sent(Owed::Close(For::Nobody, Undo::Closed(copy)));
     }
 
     /// Makes sure that the server has what the client calls `name`; what the server calls it, when that is
@@ -89,6 +91,10 @@ impl Core {
             return None;
         }
         match self.prepared.named(name).cloned() {
+            Some(Named { statement, .. }) if statement.shared().is_none() => {
+                self.provide_own_name(name, up, server, statements);
+                None
+            }
             Some(Named { statement, since })
                 if !statement.is_outdated() && server.statements.touch(&statement, since) =>
             {
@@ -102,7 +108,11 @@ impl Core {
                 Some(ServerName::Ours(statement))
             }
             // Ours are not to be had by guessing their names.
-            None => name.starts_with(b"bw_").then_some(ServerName::Missing),
+            None if name.starts_with(b"bw_") => Some(ServerName::Missing),
+            None => {
+                self.provide_own_name(name, up, server, statements);
+                None
+            }
         }
     }
 
@@ -126,13 +136,13 @@ impl Core {
     }
 
     /// What the client calls `name`, as it can be prepared under the settings of now for whoever has them.
-    fn suiting(&mut self, name: &[u8], known: Named, statements: &Statements) -> Named {
+    pub(super) fn suiting(&mut self, name: &[u8], known: Named, statements: &Statements) -> Named {
         let context = self.state.parse_context();
         let Named { statement, since } = &known;
         if statement.suits(context) {
             return known;
         }
-        let wanted = Wanted { rest: statement.rest(), context, verdict: &statement.verdict, now: *since };
+        let wanted = Wanted { text: statement.text(), context, verdict: &statement.verdict, now: *since };
         let suiting = Named { statement: statements.intern(wanted), since: *since };
         self.prepared.insert(name, suiting.clone());
         suiting
@@ -174,7 +184,7 @@ pub(super) enum ServerName {
 impl ServerName {
     pub(super) fn as_bytes(&self) -> &[u8] {
         match self {
-            ServerName::Ours(statement) => statement.name.as_bytes(),
+            ServerName::Ours(statement) => statement.shared().map_or(b"", |(name, _)| name.as_bytes()),
             ServerName::Missing => b"no such statement",
         }
     }

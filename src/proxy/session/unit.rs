@@ -25,6 +25,8 @@ pub(super) struct Unit {
     pub(super) begun: Option<Deferred>,
     /// The named statements that it binds or describes.
     pub(super) uses: Vec<Arc<Statement>>,
+    /// Why a statement that it executes by name could not be prepared.
+    pub(super) not_brought: Option<Vec<u8>>,
 }
 
 /// How far it has come with the server at hand.
@@ -142,6 +144,7 @@ impl Unit {
         self.outcome = Outcome::Nothing;
         self.pace = Pace::Pipelined;
         self.uses.clear();
+        self.not_brought = None;
         self.replay.give_up();
     }
 }

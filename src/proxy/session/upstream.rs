@@ -8,7 +8,7 @@ use super::lane::Lane;
 use super::ledger::{Follow, For, Owed, Undo};
 use super::look::{self, Look, MAX_QUERY, malformed, query_text, unexpected};
 use super::message::{self, Parse, Status, bind_names, put, put_head, target};
-use super::statements::ServerName;
+use super::names::Readiness;
 use super::unit::Pace;
 use crate::pg::protocol::frame::{HEADER_LEN, Header};
 use crate::proxy::prepared::{NOT_KNOWN, Statements};
@@ -182,7 +182,7 @@ impl Core {
             b'P' => self.forward_parse(header, lanes, server, texts),
             b'B' => self.forward_bind(header, lanes, server, texts.statements),
             b'D' | b'C' => self.forward_target(header, lanes, server, texts.statements),
-            b'E' => self.forward_execute(header, lanes.up),
+            b'E' => self.forward_execute(header, lanes.up, server, texts.statements),
             b'H' => {
                 // Amid an answer they come behind it.
                 while let Some(tag) = (!self.is_amid_an_answer()).then(|| self.ledger.pop_own()).flatten() {
@@ -268,7 +268,8 @@ impl Core {
             }
         };
         if verdict.is_own() || self.deallocates(&verdict) {
-            if self.is_busy() || self.is_amid_an_answer() {
+            // What is ours to answer has its turn. (Our own statements ahead are not answered before a Sync.)
+            if self.ledger.units() > 0 || self.unit.open || self.is_amid_an_answer() {
                 return Step::Wait(0);
             }
             if self.is_own(&verdict) {
@@ -288,6 +289,12 @@ impl Core {
                 return step;
             }
         };
+        let verdict = self.resolved(verdict);
+        if !self.refuses(&verdict)
+            && self.bring_names(&verdict, lanes.up, server, texts.statements) == Readiness::Waits
+        {
+            return Step::Wait(0);
+        }
         // exec_simple_query drops the unnamed statement, if it is not skipped.
         self.prepared.forget_unnamed();
         server.statements.unnamed = if self.unit.open { NOT_KNOWN } else { 0 };
@@ -300,7 +307,7 @@ impl Core {
             return Step::Next;
         }
         self.note(&verdict);
-        let owed = Owed::Query(Follow::of(&verdict));
+        let owed = Owed::Query(self.follow(&verdict, texts.statements));
         let Some(stand_in) = stand_in else { return self.send(header, Some(owed), lanes.up) };
         self.unit.sent();
         self.unit.replay.give_up();
@@ -310,7 +317,13 @@ impl Core {
         Step::Next
     }
 
-    fn forward_execute(&mut self, header: Header, up: &mut Lane) -> Step {
+    fn forward_execute(
+        &mut self,
+        header: Header,
+        up: &mut Lane,
+        server: &mut ServerState,
+        statements: &Statements,
+    ) -> Step {
         if self.portals.is_empty() {
             return self.forward_extended(header, Some(Owed::Execute(Follow::default())), up);
         }
@@ -321,7 +334,10 @@ impl Core {
         let Some((portal, _)) = message::cstr(&message[HEADER_LEN..]) else {
             return Step::Ask(Ask::Fatal(malformed(b'E')));
         };
-        let follow = self.portals.executed(portal);
+        let mut follow = self.portals.executed(portal);
+        if let Some(verdict) = follow.verdict() {
+            follow.undo = self.names_executed(&verdict, server, statements);
+        }
         self.forward_extended(header, Some(Owed::Execute(follow)), up)
     }
 
@@ -341,7 +357,7 @@ impl Core {
             Some(verdict) => verdict,
             None => texts.verdict(parse.text),
         };
-        if self.is_busy() && !self.unit.open && self.deallocates(&verdict) {
+        if self.ledger.units() > 0 && !self.unit.open && self.deallocates(&verdict) {
             self.ahead.push_front(verdict);
             return Step::Wait(0);
         }
@@ -376,6 +392,7 @@ impl Core {
                 return step;
             }
         }
+        self.bring_names_in_unit(&verdict, lanes.up, server, texts.statements);
         let message = &lanes.up.unread()[..header.total];
         let Some(parse) = Parse::read(message) else { return Step::Ask(Ask::Fatal(malformed(b'P'))) };
         if parse.name.is_empty() {
@@ -393,7 +410,7 @@ impl Core {
         }
         let name: Box<[u8]> = parse.name.into();
         if self.prepared.named(&name).is_some() {
-            return self.parse_duplicate(name, header, lanes, server, texts);
+            return self.parse_duplicate(&name, header, lanes.up, server, texts.statements);
         }
         let named = self.new_statement(parse.rest, &verdict, texts.statements);
         self.keep(header, lanes.up);
@@ -402,24 +419,18 @@ impl Core {
         Step::Next
     }
 
-    /// Names are not given twice (`StorePreparedStatement` in prepare.c). The server says so when it is asked twice for
-    /// what it calls by a name of ours.
+    /// Names are not given twice (`StorePreparedStatement` in prepare.c), says the server.
     fn parse_duplicate(
         &mut self,
-        name: Box<[u8]>,
+        name: &[u8],
         header: Header,
-        lanes: &mut Lanes<'_>,
+        up: &mut Lane,
         server: &mut ServerState,
-        texts: &Texts<'_>,
+        statements: &Statements,
     ) -> Step {
-        lanes.up.skip(header.total);
-        self.unit.sent_extended();
         self.unit.replay.give_up();
-        if let Some(ServerName::Ours(statement)) = self.provide(&name, lanes.up, server, texts.statements) {
-            lanes.up.out().extend_from_slice(&statement.parse);
-            self.ledger.sent(Owed::Parse(For::Client, Undo::Duplicate(name)));
-        }
-        Step::Next
+        self.provide_stand_in(name, up, server, statements);
+        self.forward_extended(header, Some(Owed::Parse(For::Client, Undo::Nothing)), up)
     }
 
     /// A statement of the client's name with another text, which means `verdict`.
@@ -437,7 +448,7 @@ impl Core {
         let (name, types): (Box<[u8]>, _) = (parse.name.into(), &parse.rest[parse.text.len()..]);
         let rest = [text.as_bytes(), types].concat();
         if self.prepared.named(&name).is_some() {
-            return self.parse_duplicate(name, header, lanes, server, texts);
+            return self.parse_duplicate(&name, header, lanes.up, server, texts.statements);
         }
         lanes.up.skip(header.total);
         self.unit.sent_extended();
@@ -479,11 +490,12 @@ impl Core {
         };
         // The usual unnamed one has no allocation.
         let (portal, name): (Box<[u8]>, Box<[u8]>) = (portal.into(), name.into());
-        let verdict = self.prepared.verdict(&name).cloned();
+        let verdict = self.prepared.verdict(&name).cloned().map(|verdict| self.resolved(verdict));
         if let Some(verdict) = &verdict {
             if let Some(step) = self.listen_again(verdict, &name) {
                 return step;
             }
+            self.bring_names_in_unit(verdict, lanes.up, server, statements);
             self.note(verdict);
         }
         self.portals.bound(&portal, verdict.as_ref());
@@ -518,6 +530,9 @@ impl Core {
         let name: Box<[u8]> = name.into();
         match (header.tag, kind) {
             (b'D', b'S') => {
+                if let Some(verdict) = self.prepared.verdict(&name).cloned() {
+                    self.bring_names_in_unit(&verdict, lanes.up, server, statements);
+                }
                 let Some(ours) =
                     self.name_at_server(&name, header, Owed::Describe, lanes.up, server, statements)
                 else {
@@ -532,16 +547,21 @@ impl Core {
                 if !name.is_empty() && (self.prepared.named(&name).is_some() || self.pinned().is_none()) =>
             {
                 self.keep(header, lanes.up);
-                self.prepared.remove(&name);
+                let was = self.prepared.take(&name);
+                let undo = was.map_or(Undo::Nothing, |was| Undo::Deallocated(name, was));
                 lanes.up.skip(header.total);
                 self.unit.sent_extended();
-                self.ledger.sent(Owed::Close(For::Own, Undo::Nothing));
+                self.ledger.sent(Owed::Close(For::Own, undo));
                 Step::Next
             }
             (_, b'S') if name.is_empty() => {
                 self.prepared.forget_unnamed();
                 server.statements.unnamed = NOT_KNOWN;
                 self.forward_extended(header, Some(Owed::Close(For::Client, Undo::Nothing)), lanes.up)
+            }
+            (_, b'S') => {
+                let undo = server.statements.take_name(&name).map_or(Undo::Nothing, Undo::Closed);
+                self.forward_extended(header, Some(Owed::Close(For::Client, undo)), lanes.up)
             }
             _ => self.forward_extended(header, Some(Owed::Close(For::Client, Undo::Nothing)), lanes.up),
         }

@@ -5,6 +5,7 @@ mod copy;
 mod deferred;
 mod listen;
 mod losses;
+mod names;
 mod pins;
 mod quorum;
 mod reports;

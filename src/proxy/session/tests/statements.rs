@@ -27,16 +27,16 @@ fn a_named_statement_is_prepared_where_it_is_missing() {
 fn a_name_is_not_given_twice() {
     let mut scene = Scene::new();
     scene.client(&extended("P:s1:select 1|S")).server(&answer("1 ZI"));
-    scene.client(&extended("P:s1:select 2|S")).server(&answer("E:42P05 ZI"));
+    // A stand-in is there to be in the way.
+    scene.client(&extended("P:s1:select 2|S")).server(&answer("1 E:42P05 ZI"));
     scene.client(&extended("B:s1|E|S")).server(&answer("2 C:SELECT_1 ZI"));
-    // Elsewhere it is prepared first, so that there is something to be refused.
     scene.server = ServerState::default();
     scene.client(&extended("P:s1:select 2|S")).server(&answer("1 E:42P05 ZI"));
     scene.client(&extended("C:s1|P:s1:select 2|S")).server(&answer("1 ZI"));
     check(
         &scene,
-        "need(read) >P(bw_1)S <1Z(I) release need(read) >P(bw_1)S <E(42P05)Z(I) release \
-         need(read) >B(bw_1)ES <2CZ(I) release need(read) >P(bw_1)P(bw_1)S <E(42P05)Z(I) release \
+        "need(read) >P(bw_1)S <1Z(I) release need(read) >P(s1)P(s1)S <E(42P05)Z(I) release \
+         need(read) >B(bw_1)ES <2CZ(I) release need(read) >P(s1)P(s1)S <E(42P05)Z(I) release \
          need(read) >P(bw_2)S <31Z(I) release",
     );
 }
@@ -78,12 +78,6 @@ fn a_statement_of_the_protocol_is_deallocated_by_sql() {
         .server(&answer("E:42601 ZE"));
     scene.client(&query("DEALLOCATE s")).server(&answer("E:25P02 ZE"));
     check(&scene, "need(read) >P(bw_1)D(bw_1)S <1tnZ(I) >Q <CZ(T) >Q <E(42601)Z(E) >Q <E(25P02)Z(E)");
-
-    // What SQL has prepared is the server's.
-    let mut scene = Scene::new();
-    scene.client(&query("PREPARE p AS SELECT 1")).server(&answer("C:PREPARE ZI"));
-    scene.client(&query("DEALLOCATE p")).server(&answer("C:DEALLOCATE ZI"));
-    check(&scene, "need(write) >Q <CZ(I) >Q <CZ(I)");
 }
 
 #[test]
@@ -120,7 +114,7 @@ fn a_statement_that_is_of_no_use_any_more_is_prepared_again() {
         out
     };
     let deallocated = answer("E:26000");
-    for (error, again) in [(outdated, "P(bw_2)B(bw_2)ES"), (deallocated, "P(bw_1)B(bw_1)ES")] {
+    for (error, again) in [(outdated, "P(bw_2)B(bw_2)ES"), (deallocated, "C(bw_1)P(bw_1)B(bw_1)ES")] {
         let mut scene = Scene::new();
         scene.client(&extended("P:s:select * from t|B:s|E|S")).server(&answer("1 2 C:SELECT_1 ZI"));
         scene.client(&extended("B:s|E|S")).server(&error).server(&answer("ZI"));

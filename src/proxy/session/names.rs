@@ -1,0 +1,330 @@
+//! The names of prepared statements, which are SQL's and the protocol's alike.
+//!
+//! A text that executes by name finds at its server what its client calls so: what is missing there is brought along
+//! in front of the client's own message, without waiting. In front of a simple query a Sync stands behind it, so that
+//! the query is run whatever becomes of it; when it fails (its table is gone), the query fails where it executes the
+//! statement, and is told why. In the extended protocol it is a part of the client's unit, and fails with it.
+//!
+//! Preparing and deallocating is not transactional. By a simple query it counts when the server has completed it; in
+//! the extended protocol, where more may be sent behind it, when it is sent, and not if it fails or is left out.
+//!
+//! What functions prepare, or execute by name, goes unseen.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use super::core::{Core, ServerState};
+use super::lane::Lane;
+use super::ledger::{Follow, For, Owed, Undo};
+use super::message::{Status, put};
+use crate::proxy::prepared::{ClientStatements, Closed, Named, ServerStatements, Statements, Text, Wanted};
+use crate::proxy::route::{SessionEffect, SqlPrepare, Step, Verdict};
+
+/// What must be done about a name before the text that mentions it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Need {
+    /// It must mean what it means to the client.
+    Statement,
+    /// It must mean something: it is deallocated, or given a second time.
+    StandIn,
+    /// It must mean nothing.
+    Absence,
+}
+
+/// Whether the client's message can be sent now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Readiness {
+    Ready,
+    /// Answers must come before.
+    Waits,
+}
+
+impl Core {
+    /// `verdict` with what the statements do that it executes by name.
+    pub(super) fn resolved(&self, verdict: Arc<Verdict>) -> Arc<Verdict> {
+        if !verdict.executes_by_name() {
+            return verdict;
+        }
+        match verdict.with_executed(|name| self.prepared.verdict(name.as_bytes()).cloned()) {
+            Some(more) => Arc::new(more),
+            None => verdict,
+        }
+    }
+
+    /// What a simple query needs in front of it.
+    pub(super) fn bring_names(
+        &mut self,
+        verdict: &Verdict,
+        up: &mut Lane,
+        server: &mut ServerState,
+        statements: &Statements,
+    ) -> Readiness {
+        let lacking = self.lacking(verdict, server);
+        if lacking.iter().all(|(_, need)| *need == Need::Absence) {
+            self.bring_all(&lacking, up, server, statements);
+            return Readiness::Ready;
+        }
+        if self.unit.open {
+            self.bring_all(&lacking, up, server, statements);
+            return Readiness::Ready;
+        }
+        if self.ledger.awaits_settings() {
+            // If they fail, the server must not be told to go on behind them.
+            if !self.ledger.ends_with_own_sync() {
+                self.own_sync(up);
+            }
+            return Readiness::Waits;
+        }
+        self.bring_all(&lacking, up, server, statements);
+        self.own_sync(up);
+        Readiness::Ready
+    }
+
+    /// The same for a message of the extended protocol.
+    pub(super) fn bring_names_in_unit(
+        &mut self,
+        verdict: &Verdict,
+        up: &mut Lane,
+        server: &mut ServerState,
+        statements: &Statements,
+    ) {
+        let lacking = self.lacking(verdict, server);
+        if !lacking.is_empty() {
+            self.unit.sent_extended();
+            self.bring_all(&lacking, up, server, statements);
+        }
+    }
+
+    fn own_sync(&mut self, up: &mut Lane) {
+        put(up.out(), b'S', &[]);
+        self.ledger.sent(Owed::OwnSync);
+    }
+
+    /// The names whose meaning at the server is not what `verdict` needs, by their first mention.
+    fn lacking<'a>(&self, verdict: &'a Verdict, server: &mut ServerState) -> Vec<(&'a [u8], Need)> {
+        // Where nothing can be prepared, nothing needs to be.
+        if self.status == Status::Failed || self.ledger.takes_copy() {
+            return Vec::new();
+        }
+        let (mut mentioned, mut lacking) = (HashSet::new(), Vec::new());
+        for effect in &verdict.session {
+            let (name, executes) = match effect {
+                SessionEffect::Execute(name) => (name.as_bytes(), true),
+                SessionEffect::Deallocate(name) => (name.as_bytes(), false),
+                SessionEffect::Prepare(prepare) => (prepare.name.as_bytes(), false),
+                SessionEffect::DeallocateAll | SessionEffect::DiscardAll => break,
+                _ => continue,
+            };
+            if mentioned.insert(name) {
+                lacking.extend(self.need(name, executes, server).map(|need| (name, need)));
+            }
+        }
+        lacking
+    }
+
+    fn need(&self, name: &[u8], executes: bool, server: &mut ServerState) -> Option<Need> {
+        let at_server = &mut server.statements;
+        match self.prepared.named(name) {
+            // It may be another client's.
+            None => at_server.has_name(name).then_some(Need::Absence),
+            Some(Named { statement, since }) if executes => {
+                (!at_server.touch_name(name, statement, *since)).then_some(Need::Statement)
+            }
+            Some(_) => (!at_server.has_name(name)).then_some(Need::StandIn),
+        }
+    }
+
+    fn bring_all(
+        &mut self,
+        lacking: &[(&[u8], Need)],
+        up: &mut Lane,
+        server: &mut ServerState,
+        statements: &Statements,
+    ) {
+        while let Some(surplus) = server.statements.take_surplus() {
+            self.close(surplus, up);
+        }
+        for (name, need) in lacking {
+            self.bring(name, *need, up, server, statements);
+        }
+    }
+
+    fn bring(
+        &mut self,
+        name: &[u8],
+        need: Need,
+        up: &mut Lane,
+        server: &mut ServerState,
+        statements: &Statements,
+    ) {
+        if let Some(closed) = server.statements.take_name(name) {
+            self.close(closed, up);
+        }
+        let statement = match need {
+            Need::Absence => return,
+            Need::StandIn => None,
+            Need::Statement => self.prepared.named(name).cloned(),
+        };
+        let statement = statement.map(|named| self.suiting(name, named, statements).statement);
+        let until = match &statement {
+            Some(statement) => statement.put_named(name, up.out()),
+            None => {
+                put(up.out(), b'P', &[name, b"\0\0\0\0"]);
+                b'1'
+            }
+        };
+        server.statements.name(name, statement.as_deref(), self.schema.now());
+        self.ledger.sent(Owed::Bring { until, undo: Undo::Named(name.into()) });
+    }
+
+    /// For a Bind or Describe of a name that the protocol has not prepared: SQL has, or nobody has.
+    pub(super) fn provide_own_name(
+        &mut self,
+        name: &[u8],
+        up: &mut Lane,
+        server: &mut ServerState,
+        statements: &Statements,
+    ) {
+        let need = match self.prepared.named(name).cloned() {
+            None => server.statements.has_name(name).then_some(Need::Absence),
+            // Nothing can be prepared but what is empty, and nothing of it is run.
+            Some(_) if self.status == Status::Failed => {
+                (!server.statements.has_name(name)).then_some(Need::StandIn)
+            }
+            Some(named) => {
+                let outdated = named.statement.is_outdated();
+                let named = if outdated { self.suiting(name, named, statements) } else { named };
+                let is_there = server.statements.touch_name(name, &named.statement, named.since);
+                self.unit.uses.push(named.statement);
+                (!is_there).then_some(Need::Statement)
+            }
+        };
+        if let Some(need) = need {
+            self.bring(name, need, up, server, statements);
+        }
+    }
+
+    /// For a second Parse of a name: the server must have something to refuse it for.
+    pub(super) fn provide_stand_in(
+        &mut self,
+        name: &[u8],
+        up: &mut Lane,
+        server: &mut ServerState,
+        statements: &Statements,
+    ) {
+        if !server.statements.has_name(name) {
+            self.bring(name, Need::StandIn, up, server, statements);
+        }
+    }
+
+    pub(super) fn close(&mut self, closed: Closed, up: &mut Lane) {
+        put(up.out(), b'C', &[b"S", closed.name(), b"\0"]);
+        self.ledger.sent(Owed::Close(For::Nobody, Undo::Closed(closed)));
+    }
+
+    /// A simple query, with what it will prepare.
+    pub(super) fn follow(&self, verdict: &Arc<Verdict>, statements: &Statements) -> Follow {
+        let effects = verdict.steps.iter().flat_map(|step| &step.session);
+        let prepares = effects.filter_map(|effect| match effect {
+            SessionEffect::Prepare(prepare) => Some(self.sql_statement(prepare, statements)),
+            _ => None,
+        });
+        let mut follow = Follow::of(verdict);
+        follow.prepares.extend(prepares);
+        follow
+    }
+
+    fn sql_statement(&self, prepare: &Arc<SqlPrepare>, statements: &Statements) -> Named {
+        let (text, context, now) = (Text::Sql(prepare), self.state.parse_context(), self.schema.now());
+        let wanted = Wanted { text, context, verdict: &prepare.verdict, now };
+        Named { statement: statements.intern(wanted), since: now }
+    }
+
+    /// The server has completed a statement of a simple query.
+    pub(super) fn names_completed(&mut self, step: &Step, server: &mut ServerState) {
+        for effect in &step.session {
+            match effect {
+                SessionEffect::Prepare(prepare) => {
+                    let Some(named) = self.ledger.next_prepared() else { continue };
+                    // With too many, the session is pinned.
+                    if !self.prepared.is_full() {
+                        let name = prepare.name.as_bytes();
+                        server.statements.name(name, Some(&named.statement), named.since);
+                        self.prepared.insert(name, named);
+                    }
+                }
+                SessionEffect::Deallocate(name) => {
+                    self.prepared.take(name.as_bytes());
+                    server.statements.take_name(name.as_bytes());
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// An Execute of a portal with this `verdict` is about to be sent. What does not hold if it fails.
+    pub(super) fn names_executed(
+        &mut self,
+        verdict: &Verdict,
+        server: &mut ServerState,
+        statements: &Statements,
+    ) -> Vec<Undo> {
+        let mut undo = Vec::new();
+        for effect in &verdict.session {
+            match effect {
+                SessionEffect::Prepare(prepare) => {
+                    let name = prepare.name.as_bytes();
+                    if self.prepared.named(name).is_none() && !self.prepared.is_full() {
+                        let named = self.sql_statement(prepare, statements);
+                        server.statements.name(name, Some(&named.statement), named.since);
+                        self.prepared.insert(name, named);
+                        undo.extend([
+                            Undo::Named(name.into()),
+                            Undo::Client { name: name.into(), server: None },
+                        ]);
+                    }
+                }
+                SessionEffect::Deallocate(name) => {
+                    let name = name.as_bytes();
+                    let Some(was) = self.prepared.take(name) else { continue };
+                    undo.push(Undo::Deallocated(name.into(), was));
+                    undo.extend(server.statements.take_name(name).map(Undo::Closed));
+                }
+                SessionEffect::DeallocateAll | SessionEffect::DiscardAll => {
+                    let all = (self.prepared.take_all(), server.statements.take_all());
+                    undo.push(Undo::All(Box::new(all)));
+                }
+                _ => {}
+            }
+        }
+        undo
+    }
+}
+
+/// What was noted does not hold; `server`: unless it is gone.
+pub(super) fn undo(prepared: &mut ClientStatements, server: Option<&mut ServerStatements>, undo: Undo) {
+    match (undo, server) {
+        (Undo::Client { name, server: sent }, server) => {
+            prepared.remove(&name);
+            let _ = server.zip(sent).map(|(server, id)| server.remove(id));
+        }
+        (Undo::Unnamed(id), server) => {
+            if prepared.unnamed.as_ref().is_some_and(|unnamed| unnamed.id == id) {
+                prepared.forget_unnamed();
+            }
+            let _ = server.map(|server| server.forget_unnamed(id));
+        }
+        (Undo::UnnamedAgain(id), Some(server)) => server.forget_unnamed(id),
+        (Undo::Deallocated(name, was), _) => prepared.insert(&name, was),
+        (Undo::All(all), server) => {
+            let (names, statements) = *all;
+            prepared.put_back(names);
+            let _ = server.map(|server| *server = statements);
+        }
+        (Undo::Server(id), Some(server)) => server.remove(id),
+        (Undo::Closed(closed), Some(server)) => server.put_back(closed),
+        (Undo::Named(name), Some(server)) => drop(server.take_name(&name)),
+        (Undo::UnnamedAgain(_) | Undo::Server(_) | Undo::Closed(_) | Undo::Named(_), None)
+        | (Undo::Nothing, _) => {}
+    }
+}

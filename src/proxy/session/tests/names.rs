@@ -1,0 +1,223 @@
+//! SQL's PREPARE, EXECUTE and DEALLOCATE, whose names are the protocol's.
+
+use super::{Scene, answer, check, extended, query};
+use crate::proxy::guc::Settings;
+use crate::proxy::session::core::ServerState;
+
+/// What brings along what SQL has prepared, and what the server says to it.
+const BROUGHT: &str = "C(bw_)CP(bw_)B(bw_)E";
+const DONE: &str = "3 3 1 2 C:PREPARE";
+
+/// Somebody else with the same server.
+fn next_client(first: &mut Scene) -> Scene {
+    let mut next = Scene::new();
+    next.server = std::mem::take(&mut first.server);
+    next.statements = std::mem::take(&mut first.statements);
+    next
+}
+
+fn elsewhere(scene: &mut Scene) {
+    scene.server = ServerState::default();
+    scene.log.clear();
+}
+
+#[test]
+fn what_sql_prepares_goes_with_its_client() {
+    let mut scene = Scene::new();
+    scene.client(&query("prepare q as select 1")).server(&answer("C:PREPARE ZI"));
+    scene.client(&query("execute q")).server(&answer("T D C:SELECT_1 ZI"));
+    check(&scene, "need(write) >Q <CZ(I) release need(write) >Q <TDCZ(I) release");
+    elsewhere(&mut scene);
+    scene.client(&query("explain execute q")).server(&answer(&format!("{DONE} ZI T D C:EXPLAIN ZI")));
+    scene.client(&query("create table t as execute q")).server(&answer("C:SELECT_1 ZI"));
+    check(&scene, &format!("need(write) >{BROUGHT}SQ <TDCZ(I) release need(write) >Q <CZ(I) release"));
+    // A rollback takes nothing back.
+    elsewhere(&mut scene);
+    scene.client(&query("begin; prepare r as select 2; rollback"));
+    scene.server(&answer("C:BEGIN C:PREPARE C:ROLLBACK ZI"));
+    scene.client(&query("execute r")).server(&answer("T D C:SELECT_1 ZI"));
+    check(&scene, "need(write) >Q <CCCZ(I) release need(write) >Q <TDCZ(I) release");
+}
+
+#[test]
+fn a_name_is_each_clients_own() {
+    let mut one = Scene::new();
+    one.client(&query("prepare q as select 1")).server(&answer("C:PREPARE ZI"));
+    let mut other = next_client(&mut one);
+    other.client(&query("execute q")).server(&answer("3 E:26000 ZI"));
+    check(&other, "need(write) >C(q)Q <E(26000)Z(I) release");
+    one = {
+        one.server = std::mem::take(&mut other.server);
+        one.statements = std::mem::take(&mut other.statements);
+        one
+    };
+    one.log.clear();
+    one.client(&query("execute q")).server(&answer(&format!("{DONE} ZI T D C:SELECT_1 ZI")));
+    check(&one, &format!("need(write) >{BROUGHT}SQ <TDCZ(I) release"));
+    // Whoever prepares the same has the same.
+    other = next_client(&mut one);
+    other.client(&query("prepare q as select 1")).server(&answer("3 C:PREPARE ZI"));
+    one.server = std::mem::take(&mut other.server);
+    one.log.clear();
+    one.client(&query("execute q")).server(&answer("T D C:SELECT_1 ZI"));
+    check(&one, "need(write) >Q <TDCZ(I) release");
+}
+
+#[test]
+fn a_name_of_ours_may_be_a_clients() {
+    let mut one = Scene::new();
+    one.client(&extended("P:s:select 1|S")).server(&answer("1 ZI"));
+    let mut other = next_client(&mut one);
+    other.client(&query("execute bw_1")).server(&answer("3 E:26000 ZI"));
+    other.client(&query("prepare bw_1 as select 2")).server(&answer("C:PREPARE ZI"));
+    check(&other, "need(write) >C(bw_1)Q <E(26000)Z(I) release need(write) >Q <CZ(I) release");
+    one.server = std::mem::take(&mut other.server);
+    one.log.clear();
+    one.client(&extended("B:s|E|S")).server(&answer("3 1 2 C:SELECT_1 ZI"));
+    check(&one, "need(read) >C(bw_1)P(bw_1)B(bw_1)ES <2CZ(I) release");
+}
+
+#[test]
+fn names_are_those_of_both_protocols() {
+    let mut scene = Scene::new();
+    scene.client(&extended("P:s:select 1|S")).server(&answer("1 ZI"));
+    scene.client(&query("execute s")).server(&answer("1 ZI T D C:SELECT_1 ZI"));
+    check(&scene, "need(read) >P(bw_1)S <1Z(I) release need(write) >P(s)SQ <TDCZ(I) release");
+    scene.log.clear();
+    scene.client(&query("prepare s as select 2")).server(&answer("E:42P05 ZI"));
+    scene.client(&query("prepare q as select 2")).server(&answer("C:PREPARE ZI"));
+    scene.client(&extended("P:q:select 3|S")).server(&answer("E:42P05 ZI"));
+    scene.client(&extended("D:q|B:q|E|S")).server(&answer("t T 2 D C:SELECT_1 ZI"));
+    check(
+        &scene,
+        "need(write) >Q <E(42P05)Z(I) release need(write) >Q <CZ(I) release \
+         need(read) >P(q)S <E(42P05)Z(I) release need(read) >D(q)B(q)ES <tT2DCZ(I) release",
+    );
+    elsewhere(&mut scene);
+    scene.client(&extended("B:q|E|S")).server(&answer(&format!("{DONE} 2 D C:SELECT_1 ZI")));
+    scene.client(&extended("C:q|S"));
+    scene.client(&extended("B:q|E|S")).server(&answer("3 E:26000 ZI"));
+    check(
+        &scene,
+        &format!(
+            "need(read) >{BROUGHT}B(q)ES <2DCZ(I) release <3Z(I) need(read) >C(q)B(q)ES <E(26000)Z(I) release"
+        ),
+    );
+}
+
+#[test]
+fn what_cannot_be_brought_is_told_where_it_is_missed() {
+    for (reply, expected) in [
+        ("3 3 1 2 E:42P01 ZI T D C:SELECT_1 E:26000 ZI", "<TDCE(42P01)Z(I) release"),
+        // The text fails before.
+        ("3 3 1 2 E:42P01 ZI E:22012 ZI", "<E(22012)Z(I) release"),
+    ] {
+        let mut scene = Scene::new();
+        scene.client(&query("prepare q as table t")).server(&answer("C:PREPARE ZI"));
+        elsewhere(&mut scene);
+        scene.client(&query("select 1/0; execute q")).server(&answer(reply));
+        check(&scene, &format!("need(write) >{BROUGHT}SQ {expected}"));
+        // It is not there, and not taken to be.
+        scene.log.clear();
+        scene.client(&query("execute q"));
+        check(&scene, &format!("need(write) >{BROUGHT}SQ"));
+    }
+    // In the extended protocol it fails the unit.
+    let mut scene = Scene::new();
+    scene.client(&query("prepare q as table t")).server(&answer("C:PREPARE ZI"));
+    elsewhere(&mut scene);
+    scene.client(&extended("P::execute q|B|E|S")).server(&answer("3 3 1 2 E:42P01 ZI"));
+    check(&scene, &format!("need(write) >{BROUGHT}PBES <E(42P01)Z(I) release"));
+}
+
+#[test]
+fn a_block_begins_before_anything_is_brought() {
+    let mut scene = Scene::new();
+    scene.client(&query("prepare q as select 1")).server(&answer("C:PREPARE ZI"));
+    elsewhere(&mut scene);
+    scene.client(&query("begin")).client(&query("execute q")).server(&answer("1 2 C:BEGIN ZT"));
+    scene.server(&answer(&format!("{DONE} ZT T D C:SELECT_1 ZT")));
+    check(&scene, &format!("<CZ(T) need(write) >PBES >{BROUGHT}SQ <TDCZ(T)"));
+    // Where it does not begin, nothing is run.
+    let mut scene = Scene::new();
+    scene.client(&query("prepare q as select 1")).server(&answer("C:PREPARE ZI"));
+    elsewhere(&mut scene);
+    scene.client(&query("begin")).client(&query("execute q")).server(&answer("1 2 E:57014"));
+    scene.client(&query("rollback"));
+    check(&scene, "<CZ(T) need(write) >PBES refused(57014) <E(57014)Z(E) <CZ(I)");
+}
+
+#[test]
+fn names_are_deallocated_among_other_statements() {
+    let prepare = extended("P:s:select 1|S");
+    let mut scene = Scene::new();
+    scene.client(&prepare).server(&answer("1 ZI"));
+    scene.client(&query("select 1; deallocate s"));
+    scene.server(&answer("1 ZI T D C:SELECT_1 C:DEALLOCATE ZI"));
+    scene.client(&extended("B:s|E|S")).server(&answer("E:26000 ZI"));
+    check(
+        &scene,
+        "need(read) >P(bw_1)S <1Z(I) release need(write) >P(s)SQ <TDCCZ(I) release \
+         need(read) >B(s)ES <E(26000)Z(I) release",
+    );
+    // In one unit with what comes behind it.
+    let unit = extended("P::deallocate s|B|E|P:s:select 2|B:s|E|S");
+    for (reply, expected, then) in [
+        ("1 1 2 C:DEALLOCATE 1 2 C:SELECT_1 ZI", "<12C12CZ(I) release", "B(bw_2)ES"),
+        ("1 1 2 E:22012 ZI", "<12E(22012)Z(I) release", "B(bw_1)ES"),
+    ] {
+        let mut scene = Scene::new();
+        scene.client(&prepare).server(&answer("1 ZI"));
+        scene.log.clear();
+        scene.client(&unit).server(&answer(reply)).client(&extended("B:s|E|S"));
+        check(&scene, &format!("need(write) >P(s)PBEP(bw_2)B(bw_2)ES {expected} need(read) >{then}"));
+    }
+    // And all of them, of a client that keeps no server, without one; the server keeps its own.
+    let mut scene = Scene::new();
+    scene.client(&prepare).server(&answer("1 ZI"));
+    scene.client(&query("DEALLOCATE ALL")).client(&extended("P:s:select 1|S")).server(&answer("ZI"));
+    check(&scene, "need(read) >P(bw_1)S <1Z(I) release <CZ(I) need(read) >S <1Z(I) release");
+    let mut scene = Scene::new();
+    scene.client(&prepare).server(&answer("1 ZI"));
+    scene.log.clear();
+    scene.client(&extended("P::select 1|P:d:deallocate all|B:d|E|P:s:select 1|S"));
+    scene.server(&answer("1 1 2 C:DEALLOCATE_ALL 1 ZI")).client(&extended("B:s|S"));
+    check(&scene, "need(write) >PP(bw_2)B(bw_2)EP(bw_1)S <112C1Z(I) release need(read) >B(bw_1)S");
+}
+
+#[test]
+fn what_is_executed_by_name_does_what_it_does() {
+    for (prepare, pinned) in [
+        (query("prepare q as select pg_advisory_lock(1)"), Some("advisory_lock")),
+        (query("prepare q as select 1"), None),
+    ] {
+        let mut scene = Scene::new();
+        scene.client(&prepare).server(&answer("C:PREPARE ZI"));
+        scene.client(&query("execute q"));
+        assert_eq!(scene.core.pinned(), pinned);
+    }
+    let mut scene = Scene::new();
+    scene.client(&extended("P:s:set work_mem = '5MB'|S")).server(&answer("1 ZI"));
+    scene.client(&query("execute s")).server(&answer("1 ZI C:SET ZI"));
+    assert_eq!(scene.core.settings().value("work_mem"), Some("5MB"));
+}
+
+#[test]
+fn an_error_takes_back_what_was_not_run() {
+    let mut scene = Scene::new();
+    scene.client(&extended("P:s:select 1|S")).server(&answer("1 ZI"));
+    scene.client(&extended("P::select 1/0|B|E|P::deallocate s|B|E|C:s|S")).server(&answer("1 E:22012 ZI"));
+    scene.client(&extended("B:s|E|S")).server(&answer("2 C:SELECT_1 ZI"));
+    scene.log.clear();
+    // Also behind settings, which are not answered before the Sync.
+    let mut others = Settings::default();
+    others.set("work_mem", "5MB");
+    scene.server.settings = others.into();
+    scene.client(&extended("P::deallocate s|B|E|P::select 1/0|B|E|S"));
+    scene.server(&answer("1 2 C:BEGIN 1 2 D C:SELECT_1 1 2 C:COMMIT 1 1 2 C:DEALLOCATE 1 E:22012 ZI"));
+    scene.client(&extended("B:s|E|S")).server(&answer("E:26000 ZI"));
+    check(
+        &scene,
+        "need(write) >PBEPBEPBEP(s)PBEPBES <12C1E(22012)Z(I) release need(read) >B(s)ES <E(26000)Z(I) release",
+    );
+}
