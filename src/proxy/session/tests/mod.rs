@@ -3,6 +3,7 @@
 mod amid;
 mod copy;
 mod deferred;
+mod fuzz;
 mod listen;
 mod losses;
 mod names;

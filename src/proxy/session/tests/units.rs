@@ -81,6 +81,17 @@ fn what_was_sent_before_a_terminate_is_answered_first() {
 }
 
 #[test]
+fn a_sync_is_believed_its_length_when_it_is_there() {
+    for (sync, expected) in [(&b"S\0\x20\0\0"[..], "fatal(08P01)"), (b"S\0\0\0\x05", "")] {
+        let mut scene = Scene::new();
+        let mut bytes = extended("P::show bellwether.route|B|E");
+        bytes.extend(sync);
+        scene.client(&bytes);
+        check(&scene, expected);
+    }
+}
+
+#[test]
 fn violations_end_the_session() {
     for bytes in
         [b"Q\x7f\xff\xff\xff".as_slice(), b"Q\0\0\0\x03", b"p\0\0\0\x05\0", b"Q\0\0\0\x06ab", b"z\0\0\0\x04"]
