@@ -110,8 +110,6 @@ async fn ten_thousand_idle_clients_take_little_memory() {
 const LARGE: usize = 200 << 20;
 /// What the instance may need more while it passes.
 const FOR_LARGE: u64 = 32 << 20;
-/// What it may need for one client that does not take its answer: two buffers of a session, of 128 KB each.
-const FOR_SLOW: u64 = 1 << 20;
 
 /// From here on `VmHWM` is the most that was resident.
 fn forget_peak(cluster: &Cluster) {
@@ -216,7 +214,8 @@ async fn who_does_not_read_costs_buffers_only() {
     .await;
     let more = memory(&cluster, "VmHWM").saturating_sub(before);
     println!("{SLOW} clients that do not read: {} more", megabytes(more));
-    assert!(more <= SLOW * FOR_SLOW, "{} more", megabytes(more));
+    // A session's buffers are a quarter of a megabyte; what else goes on in a young instance may need a few.
+    assert!(more <= FOR_LARGE, "{} more", megabytes(more));
     // And they get all of it once they do.
     let mut reader = slow.pop().expect("a client");
     let (mut read, mut piece) = (0, vec![0; 1 << 16]);
