@@ -1,6 +1,6 @@
 //! Reading the configuration again, on SIGHUP, on the console's RELOAD, and on `POST /api/v1/reload`.
 //!
-//! [`changes`] tells what differs and what a key's new value holds for. First everything is made that the new values
+//! [`mod@changes`] tells what differs and what a key's new value holds for. First everything is made that the new values
 //! need, certificates and secrets included; what is wrong is told, and nothing has changed. Only then are they given to
 //! those who use them, which cannot fail. Sessions go on. What needs a restart stays as it was and is told again by the
 //! next reload.
