@@ -127,6 +127,16 @@ const STATE: &[&str] = &[
     "EXECUTE q1 (1)",
     "EXECUTE q1 (2)",
     "DEALLOCATE q1",
+    "PREPARE q2 AS UPDATE items SET price = price + 1 WHERE id = 1 RETURNING price",
+    "EXECUTE q2",
+    "DEALLOCATE q2",
+    "EXPLAIN (COSTS OFF) EXECUTE q1 (1)",
+    "PREPARE q3 AS SELECT set_config('work_mem', '3MB', false)",
+    "EXECUTE q3",
+    "PREPARE s1 AS SELECT 'by SQL', $1",
+    "DEALLOCATE s1",
+    "DEALLOCATE s2",
+    "ALTER TABLE items ALTER price TYPE numeric(12,2)",
     "DECLARE c CURSOR FOR SELECT id FROM items ORDER BY id",
     "DECLARE h CURSOR WITH HOLD FOR SELECT id FROM items ORDER BY id",
     "FETCH 1 FROM c",
@@ -228,11 +238,31 @@ impl Generator {
             self.bind_and_execute("-", &name, values);
         }
         if self.random.random_bool(0.2) {
+            self.say("sync");
+            self.named_by_sql();
+        }
+        if self.random.random_bool(0.2) {
             let (name, _) = self.statements.choose(&mut self.random).expect("one is there").clone();
             self.say(&format!("close statement {name}"));
             self.statements.retain(|(other, _)| *other != name);
         }
         self.say("sync");
+    }
+
+    fn named_by_sql(&mut self) {
+        let (name, values) = self.statements.choose(&mut self.random).expect("one is there").clone();
+        let values: Vec<String> = values.split_ascii_whitespace().map(|value| format!("'{value}'")).collect();
+        let values = if values.is_empty() { String::new() } else { format!(" ({})", values.join(", ")) };
+        let text = self.one_of(&["EXECUTE", "EXECUTE", "SELECT 1; EXECUTE", "EXPLAIN (COSTS OFF) EXECUTE"]);
+        if self.random.random_bool(0.5) {
+            self.say(&format!("query {text} {name}{values}"));
+        } else {
+            self.say(&format!("parse - EXECUTE {name}{values}"));
+            self.bind_and_execute("-", "-", "");
+            let sql = self.one_of(&["q1 1", "q2", "q3"]);
+            self.maybe(&format!("bind - {sql}"));
+            self.say("sync");
+        }
     }
 
     /// One that may be gone on with, later.

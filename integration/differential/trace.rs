@@ -94,13 +94,20 @@ fn values(fields: &mut Fields<'_>, line: &mut String) -> Option<()> {
     Some(())
 }
 
+/// In a failed block a statement that is brought along is denied in place of the message that needs it: the place in
+/// PostgreSQL's source is another then.
 fn error(fields: &mut Fields<'_>, line: &mut String) -> Option<()> {
+    const IN_FAILED_SQL_TRANSACTION: &str = "25P02";
+    let mut anywhere = false;
     loop {
-        match fields.u8()? {
-            0 => return Some(()),
-            kind => {
-                let _ = write!(line, " {}={}", char::from(kind), fields.text()?);
-            }
+        let kind = fields.u8()?;
+        if kind == 0 {
+            return Some(());
+        }
+        let text = fields.text()?;
+        anywhere |= kind == b'C' && text == IN_FAILED_SQL_TRANSACTION;
+        if !(anywhere && matches!(kind, b'F' | b'L' | b'R')) {
+            let _ = write!(line, " {}={text}", char::from(kind));
         }
     }
 }

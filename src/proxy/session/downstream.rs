@@ -152,7 +152,10 @@ impl Core {
         if let Some(error) = message::read_error(whole).filter(|error| error.severity == Severity::Fatal) {
             return Deal::Stop(Heard::Lost(error));
         }
-        self.unit.not_brought.get_or_insert_with(|| whole.to_vec());
+        // In a failed block the query says so by itself.
+        if message::read_error(whole).is_some_and(|error| error.code != SqlState::IN_FAILED_SQL_TRANSACTION) {
+            self.unit.not_brought.get_or_insert_with(|| whole.to_vec());
+        }
         self.leave_out(server);
         Deal::Swallow
     }

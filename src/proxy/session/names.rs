@@ -187,10 +187,6 @@ impl Core {
     ) {
         let need = match self.prepared.named(name).cloned() {
             None => server.statements.has_name(name).then_some(Need::Absence),
-            // Nothing can be prepared but what is empty, and nothing of it is run.
-            Some(_) if self.status == Status::Failed => {
-                (!server.statements.has_name(name)).then_some(Need::StandIn)
-            }
             Some(named) => {
                 let outdated = named.statement.is_outdated();
                 let named = if outdated { self.suiting(name, named, statements) } else { named };

@@ -221,3 +221,13 @@ fn an_error_takes_back_what_was_not_run() {
         "need(write) >PBEPBEPBEP(s)PBEPBES <12C1E(22012)Z(I) release need(read) >B(s)ES <E(26000)Z(I) release",
     );
 }
+
+#[test]
+fn what_a_failed_block_denies_is_told_in_the_querys_own_words() {
+    let mut scene = Scene::new();
+    scene.client(&query("prepare q as select 1")).server(&answer("C:PREPARE ZI"));
+    elsewhere(&mut scene);
+    scene.client(&[query("/**/begin; select 1/0"), query("execute q")].concat());
+    scene.server(&answer("C:BEGIN E:22012 ZE 3 3 E:25P02 ZE E:25P02 ZE"));
+    check(&scene, &format!("need(write) >Q{BROUGHT}SQ <CE(22012)Z(E) <E(25P02)Z(E)"));
+}
