@@ -307,10 +307,18 @@ fn run(
         let store_failed = store_failed(plane.store.failed());
         spawn(&mut tasks, plane, arriving, status);
         tokio::select! {
+            // At shutdown the tasks end one after another: the upstream is taken leave of, whichever is first.
+            biased;
             () = shutdown.cancelled() => { goodbye(&mut tasks).await; None }
             why = store_failed => Some(why),
             Some(ended) = tasks.join_next() => match ended {
-                Ok(Ok(task)) if shutdown.is_cancelled() => { tracing::debug!(task, "ended"); None }
+                Ok(Ok(task)) if shutdown.is_cancelled() => {
+                    tracing::debug!(task, "ended");
+                    if task != RECEIVER {
+                        goodbye(&mut tasks).await;
+                    }
+                    None
+                }
                 Ok(Ok(task)) => Some(format!("the task {task} of the WAL plane has ended")),
                 Ok(Err(why)) => Some(why),
                 Err(panic) => Some(format!("a task of the WAL plane: {panic}")),
