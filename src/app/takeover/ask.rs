@@ -9,7 +9,7 @@ use tokio::net::UnixStream;
 
 use super::follow::Follow;
 use super::link::{Link, LinkError};
-use super::lock::{self, Lock};
+use super::lock::{self, Lock, Theirs};
 use super::message::{Again, FromIncumbent, FromSuccessor, Refusal, Socket};
 use super::successor::{Input, Outcome, Step, Successor};
 use super::{Limits, Place, TakeoverError, identity, link_failed, patience};
@@ -131,11 +131,15 @@ impl Asked {
         opened: Result<(), String>,
     ) -> Result<(Place, Follow), TakeoverError> {
         let opened_at = Instant::now();
-        let input = opened.map_or_else(Input::Failed, |()| Input::Done);
+        let path = self.place.draining();
+        // Before the point of no return: without it the end of the old process could not be seen.
+        let draining = opened
+            .and_then(|()| Theirs::open(&path).map_err(|error| format!("open {}: {error}", path.display())));
+        let input = draining.as_ref().map_or_else(|why| Input::Failed(why.clone()), |_| Input::Done);
         self.core.handle(opened_at, input);
-        loop {
+        let draining = loop {
             match self.core.step() {
-                Step::Over(Outcome::Ours) => break,
+                Step::Over(Outcome::Ours) => break draining.map_err(TakeoverError::Failed)?,
                 Step::Over(Outcome::Failed { why }) => return Err(TakeoverError::Failed(why)),
                 Step::Over(Outcome::Refused(refusal)) => return Err(TakeoverError::Refused(refusal.why)),
                 step => {
@@ -143,7 +147,7 @@ impl Asked {
                     self.core.handle(Instant::now(), input);
                 }
             }
-        }
+        };
         let millis = |from: Instant, to: Instant| to.saturating_duration_since(from).as_millis();
         tracing::info!(
             from_pid = self.link.pid(),
@@ -152,7 +156,7 @@ impl Asked {
             settled_ms = millis(opened_at, Instant::now()),
             "took over"
         );
-        let follow = Follow::new(self.link, self.place.draining(), self.asked_at);
+        let follow = Follow::new(self.link, draining, self.asked_at);
         Ok((self.place, follow))
     }
 }

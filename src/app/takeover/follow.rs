@@ -1,7 +1,6 @@
 //! The new process rules the sessions of the old one until they are gone.
 #![expect(clippy::disallowed_methods, reason = "shell: reads the clock")]
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,7 +9,7 @@ use tokio::sync::{mpsc, watch};
 use super::fence::{Old, both, is_waited_for};
 use super::link::{Link, LinkError, Process};
 use super::link_failed;
-use super::lock;
+use super::lock::Theirs;
 use super::message::{FromIncumbent, FromSuccessor, Status};
 use super::metrics::Metrics;
 use super::sight::Sight;
@@ -33,7 +32,7 @@ pub(in crate::app) struct Follow {
     /// The old process.
     process: Option<Process>,
     /// Locked by the old process as long as it runs.
-    draining: PathBuf,
+    draining: Theirs,
     /// When the takeover began.
     began: Instant,
 }
@@ -106,8 +105,8 @@ async fn overdue(waited_since: Option<Instant>) {
 }
 
 impl Follow {
-    pub(super) fn new(link: Link, draining: PathBuf, began: Instant) -> Follow {
-        Follow { process: link.process(), link, draining, began }
+    pub(super) fn new(link: Link, draining: Theirs, began: Instant) -> Follow {
+        Follow { process: named(&link), link, draining, began }
     }
 
     /// Goes on when the old process has ended: somebody has to publish what this one confirms. Never ends.
@@ -127,19 +126,16 @@ impl Follow {
         drop(self.link);
         old.waited_since = None;
         old.publish(&Old::Unknown);
-        let freed = lock::free(&self.draining);
+        let freed = self.draining.free();
         let mut freed = std::pin::pin!(freed);
-        let freed = loop {
+        loop {
             tokio::select! {
-                freed = &mut freed => break freed,
+                // Who has ended is not killed.
+                biased;
+                () = &mut freed => break,
                 Ok(()) = old.own.changed() => old.publish(&Old::Unknown),
                 () = overdue(old.waited_since), if self.process.is_some() => kill(self.process.take()),
             }
-        };
-        if let Err(error) = freed {
-            // Not known to be gone is not gone.
-            tracing::error!(%error, "whether the old process has ended cannot be seen: no failover is possible");
-            return std::future::pending().await;
         }
         old.metrics.connections.set(0);
         let (ms, gone, unknown) = (self.began.elapsed().as_millis(), last.gone, last.connections);
@@ -168,6 +164,8 @@ impl Follow {
         let mut pause = std::pin::pin!(pause);
         loop {
             tokio::select! {
+                // Who has obeyed in time is not killed, though it is heard late.
+                biased;
                 message = self.link.receive() => match message? {
                     FromIncumbent::Status(status) => {
                         old.metrics.count(last, &status);
@@ -208,6 +206,17 @@ impl Follow {
     async fn send(&self, message: &FromSuccessor) -> Result<(), LinkError> {
         let sent = tokio::time::timeout(SEND_LIMIT, self.link.send(message)).await;
         sent.map_err(|_| LinkError::Io(std::io::ErrorKind::TimedOut.into()))?
+    }
+}
+
+/// The old process as something that can be killed.
+fn named(link: &Link) -> Option<Process> {
+    match link.process() {
+        Ok(process) => Some(process),
+        Err(error) => {
+            tracing::warn!(%error, "the old process cannot be named: it is not killed if it does not obey");
+            None
+        }
     }
 }
 

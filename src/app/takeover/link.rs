@@ -52,11 +52,10 @@ impl Link {
         Ok(Link { stream, inbox: Inbox::default(), descriptors: VecDeque::new() })
     }
 
-    /// The other process as something that can be ended. `None`: the kernel cannot name it so (before Linux 5.3).
-    pub(super) fn process(&self) -> Option<Process> {
-        let pid = rustix::process::Pid::from_raw(self.pid()?)?;
-        let process = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty());
-        process.ok().map(Process)
+    /// The other process as something that can be ended. The kernel cannot name it so before Linux 5.3.
+    pub(super) fn process(&self) -> io::Result<Process> {
+        let pid = self.pid().and_then(rustix::process::Pid::from_raw).ok_or(io::ErrorKind::NotFound)?;
+        Ok(Process(rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?))
     }
 
     /// Its pid, for people.

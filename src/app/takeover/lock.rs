@@ -29,8 +29,7 @@ pub(super) struct Lock(File);
 impl Lock {
     /// `None`: somebody else has it.
     pub(super) fn try_take(path: &Path) -> io::Result<Option<Lock>> {
-        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
-        Lock::hold(file)
+        Lock::hold(open(path)?)
     }
 
     /// Waits for a process that is just ending. `None`: it goes on.
@@ -54,20 +53,48 @@ impl Lock {
     }
 
     fn hold(file: File) -> io::Result<Option<Lock>> {
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(Lock(file))),
-            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-            Err(error) => Err(error.into()),
+        Ok(try_lock(&file)?.then_some(Lock(file)))
+    }
+}
+
+/// A lock that another process has. The file is open before it is needed: when there are no descriptors left, the end of
+/// that process is still seen.
+#[derive(Debug)]
+pub(super) struct Theirs(File);
+
+impl Theirs {
+    pub(super) fn open(path: &Path) -> io::Result<Theirs> {
+        open(path).map(Theirs)
+    }
+
+    /// Until nobody holds it. Not known to be free is not free: an error is told once, and it is tried again.
+    pub(super) async fn free(self) {
+        let mut told = false;
+        loop {
+            match try_lock(&self.0) {
+                Ok(true) => return,
+                Ok(false) => {}
+                Err(error) if !told => {
+                    told = true;
+                    tracing::error!(%error, "whether the old process has ended cannot be seen: no failover is possible");
+                }
+                Err(_) => {}
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
 }
 
-/// Until nobody holds the lock at `path`.
-pub(super) async fn free(path: &Path) -> io::Result<()> {
-    while Lock::try_take(path)?.is_none() {
-        tokio::time::sleep(LOOK_AGAIN).await;
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)
+}
+
+fn try_lock(file: &File) -> io::Result<bool> {
+    match flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+        Err(error) => Err(error.into()),
     }
-    Ok(())
 }
 
 /// The state file's name with a suffix.
@@ -79,7 +106,7 @@ pub(super) fn beside(state: &Path, suffix: &str) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use super::Lock;
+    use super::{Lock, Theirs};
 
     #[test]
     fn a_lock_is_handed_over_without_ever_being_free() {
@@ -93,6 +120,30 @@ mod tests {
         assert!(Lock::try_take(&path).expect("a file").is_none(), "it is the next one's");
         drop(next);
         assert!(Lock::try_take(&path).expect("a file").is_some());
+    }
+
+    #[tokio::test]
+    async fn what_another_has_is_free_when_it_has_gone_and_is_not_kept() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("state.draining");
+        let held = Lock::try_take(&path).expect("a file").expect("nobody has it");
+        let theirs = Theirs::open(&path).expect("a file");
+        // Where it is has no part in it any more.
+        std::fs::rename(&path, directory.path().join("elsewhere")).expect("renamed");
+        let mut free = std::pin::pin!(theirs.free());
+        assert!(at_once(free.as_mut()).await.is_none(), "it is held");
+        drop(held);
+        free.await;
+        assert!(Lock::try_take(&directory.path().join("elsewhere")).expect("a file").is_some());
+    }
+
+    /// What is there already.
+    async fn at_once<T>(future: std::pin::Pin<&mut impl Future<Output = T>>) -> Option<T> {
+        tokio::select! {
+            biased;
+            value = future => Some(value),
+            () = std::future::ready(()) => None,
+        }
     }
 
     #[test]
