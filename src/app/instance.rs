@@ -361,6 +361,11 @@ impl Instance {
         self.open(None)
     }
 
+    /// Whether the control plane has failed: nothing takes that back.
+    pub(super) fn is_ruined(&self) -> bool {
+        matches!(self.ruling, Ruling::Failed)
+    }
+
     fn rule(&mut self) -> Result<(), RunError> {
         let failover = match std::mem::replace(&mut self.ruling, Ruling::Failed) {
             Ruling::Ready(failover) => *failover,

@@ -11,9 +11,12 @@ use super::message::{FromIncumbent, FromSuccessor, Socket};
 use super::{Place, Question, link_failed};
 use crate::app::cli::chain;
 use crate::app::instance::Instance;
+use crate::app::run::RunError;
 
 /// A message must be taken within this time.
 const SEND_LIMIT: Duration = Duration::from_secs(2);
+/// Between two attempts to reopen.
+const REST: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
 pub(in crate::app) enum HandedOver {
@@ -123,7 +126,7 @@ impl Shell<'_> {
         }
         match self.instance.close().await {
             Ok(()) => Input::Done,
-            Err(error) => Input::Failed(chain(&error)),
+            Err(error) => self.failed(&error),
         }
     }
 
@@ -144,8 +147,20 @@ impl Shell<'_> {
         self.draining = None;
         match self.instance.reopen().await {
             Ok(()) => Input::Done,
-            Err(error) => Input::Failed(chain(&error)),
+            Err(error) => {
+                let input = self.failed(&error);
+                if matches!(input, Input::Failed(_)) {
+                    // What fails at once would fill the minute with attempts.
+                    tokio::time::sleep(REST).await;
+                }
+                input
+            }
         }
+    }
+
+    fn failed(&self, error: &RunError) -> Input {
+        let why = chain(error);
+        if self.instance.is_ruined() { Input::Ruined(why) } else { Input::Failed(why) }
     }
 }
 

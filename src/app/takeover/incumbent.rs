@@ -51,6 +51,8 @@ pub(super) enum Input {
     Broken(String),
     Done,
     Failed(String),
+    /// It failed, and so will every further attempt.
+    Ruined(String),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,14 +103,13 @@ impl Incumbent {
             (Phase::Passing, Input::Done) => Phase::Opening { until: now + OPEN_LIMIT },
             (Phase::Opening { .. }, Input::Heard(FromSuccessor::Ready)) => Phase::HandingOver,
             (Phase::HandingOver, Input::Done) => Phase::Over(Outcome::Yielded),
+            (Phase::Closing, Input::Ruined(why)) => Phase::Over(Outcome::Lost { why }),
             (Phase::Closing | Phase::Passing | Phase::Opening { .. } | Phase::HandingOver, other) => {
                 back(unexpected(&other))
             }
             (Phase::Reopening { why, .. }, Input::Done) => stayed(why.clone()),
-            (Phase::Reopening { why, until }, Input::Failed(error)) if now >= *until => {
-                let why = format!("{why}; and it could not be taken back: {error}");
-                Phase::Over(Outcome::Lost { why })
-            }
+            (Phase::Reopening { why, until }, Input::Failed(error)) if now >= *until => lost(why, &error),
+            (Phase::Reopening { why, .. }, Input::Ruined(error)) => lost(why, &error),
             (again @ Phase::Reopening { .. }, _) => again.clone(),
             (over @ Phase::Over(_), _) => over.clone(),
         };
@@ -129,12 +130,17 @@ fn stayed(why: String) -> Phase {
     Phase::Over(Outcome::Stayed { why })
 }
 
+fn lost(why: &str, error: &str) -> Phase {
+    let why = format!("{why}; and it could not be taken back: {error}");
+    Phase::Over(Outcome::Lost { why })
+}
+
 fn unexpected(input: &Input) -> String {
     match input {
         Input::Heard(_) => "it said something that was not expected".to_owned(),
         Input::Overdue => "it did not answer in time".to_owned(),
         Input::Done => "done out of order".to_owned(),
-        Input::Broken(why) | Input::Failed(why) => why.clone(),
+        Input::Broken(why) | Input::Failed(why) | Input::Ruined(why) => why.clone(),
     }
 }
 
@@ -180,6 +186,7 @@ mod tests {
                 "ready" => Input::Heard(FromSuccessor::Ready),
                 "done" => Input::Done,
                 "fail" => Input::Failed("failed".to_owned()),
+                "ruin" => Input::Ruined("failed for good".to_owned()),
                 "gone" => Input::Broken("gone".to_owned()),
                 "late" => Input::Overdue,
                 "minute" => {
@@ -232,6 +239,13 @@ mod tests {
     fn what_is_not_taken_back_within_a_minute_is_lost() {
         check(None, "ask fail fail fail done", "hear close reopen reopen reopen stayed");
         check(None, "ask fail fail minute fail", "hear close reopen reopen lost");
+    }
+
+    #[test]
+    fn what_cannot_be_taken_back_is_lost_at_once() {
+        check(None, "ask ruin done", "hear close lost lost");
+        check(None, "ask fail ruin", "hear close reopen lost");
+        check(None, "ask done fail fail ruin", "hear close pass reopen reopen lost");
     }
 
     #[test]

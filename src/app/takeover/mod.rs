@@ -53,11 +53,15 @@ pub(super) use see_off::see_off;
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use self::link::{Door, Link, LinkError};
 use self::lock::Lock;
 use self::message::{Identity, VERSION};
 use super::config::Config;
+
+/// When no question can be taken, for want of descriptors for example, the next look is so much later.
+const REST: Duration = Duration::from_millis(100);
 
 /// How an instance comes and goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,7 +147,12 @@ impl Offer {
         loop {
             match door.accept().await {
                 Ok(link) => return Question(link),
-                Err(error) => tracing::info!(%error, "nobody who may take over"),
+                Err(error) => {
+                    tracing::info!(%error, "nobody who may take over");
+                    if matches!(error, LinkError::Io(_)) {
+                        tokio::time::sleep(REST).await;
+                    }
+                }
             }
         }
     }
@@ -169,8 +178,8 @@ fn identity(config: &Config) -> Identity {
 }
 
 /// How long somebody with a process before the last waits for it to be seen off, at most.
-fn patience(limits: Limits) -> std::time::Duration {
-    limits.drain + limits.transactions + std::time::Duration::from_secs(10)
+fn patience(limits: Limits) -> Duration {
+    limits.drain + limits.transactions + Duration::from_secs(10)
 }
 
 fn link_failed(error: &LinkError) -> String {
