@@ -28,7 +28,13 @@ pub struct ControlFile {
     pub state: DbState,
     /// Of the last checkpoint.
     pub timeline: TimelineId,
+    /// Of `minRecoveryPoint`, to which a standby has replayed at least; 0 when there is none, or where the layout is
+    /// not known.
+    pub min_recovery_timeline: TimelineId,
 }
+
+/// `pg_control_version` of the layouts in which `minRecoveryPointTLI` is at the same place: PostgreSQL 12 to 18.
+const KNOWN_LAYOUTS: std::ops::RangeInclusive<u32> = 1201..=1800;
 
 impl ControlFile {
     /// `None`: cut short, or of a layout we do not know.
@@ -46,7 +52,11 @@ impl ControlFile {
             _ => return None,
         };
         // checkPointCopy begins at 40: redo (8 bytes), ThisTimeLineID.
-        Some(ControlFile { system: SystemIdentifier(system), state, timeline: TimelineId(u32_at(48)?) })
+        let timeline = TimelineId(u32_at(48)?);
+        // checkPointCopy ends at 128; unloggedLSN and minRecoveryPoint (8 bytes each) follow it.
+        let known = KNOWN_LAYOUTS.contains(&u32_at(8)?);
+        let min_recovery_timeline = TimelineId(if known { u32_at(144)? } else { 0 });
+        Some(ControlFile { system: SystemIdentifier(system), state, timeline, min_recovery_timeline })
     }
 }
 
@@ -75,11 +85,14 @@ mod tests {
         let mut bytes = [0u8; 512];
         bytes[..8].copy_from_slice(&7_000_000_000_000_000_001u64.to_ne_bytes());
         bytes[16..20].copy_from_slice(&6u32.to_ne_bytes());
+        bytes[8..12].copy_from_slice(&1700u32.to_ne_bytes());
         bytes[48..52].copy_from_slice(&3u32.to_ne_bytes());
+        bytes[144..148].copy_from_slice(&4u32.to_ne_bytes());
         let expected = ControlFile {
             system: SystemIdentifier(7_000_000_000_000_000_001),
             state: DbState::InProduction,
             timeline: TimelineId(3),
+            min_recovery_timeline: TimelineId(4),
         };
         assert_eq!(ControlFile::parse(&bytes), Some(expected));
         assert_eq!(ControlFile::parse(&bytes[..50]), None);

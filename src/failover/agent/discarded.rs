@@ -12,18 +12,21 @@
 //!
 //! Not here: what is in it. Whoever wants the rows back reads them out of the WAL, or of an older copy.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::base_backup::BaseBackupError;
+use super::control::ControlFile;
 use super::conversation::{Conversation, ConversationError};
 use super::error::{AgentError, FileError};
-use super::{LocalServer, files};
+use super::{DirectoryLock, LocalServer, files};
 use crate::net::{self, Target};
 use crate::pg::wal::{
     Expected, History, PageHeader, SegmentFile, Verifier, WalSegmentSize, history_file_name,
+    parse_history_file_name,
 };
 use crate::pg::{Lsn, TimelineId};
 
@@ -47,21 +50,35 @@ pub struct Discarded {
 
 impl LocalServer {
     /// Of the stopped server. `None`: its WAL is a part of the source's history.
-    pub(super) async fn save_discarded(&self, source: &Target) -> Result<Option<Discarded>, AgentError> {
-        if self.control_file().is_none() {
-            return Ok(None);
-        }
+    ///
+    /// The copying goes on when whoever waits for it gives up, and holds `lock` as long: nobody else may change
+    /// the directory under it.
+    pub(super) async fn save_discarded(
+        &self,
+        source: &Target,
+        lock: &DirectoryLock,
+    ) -> Result<Option<Discarded>, AgentError> {
+        let Some(control) = read_if_there(&self.control_path())? else { return Ok(None) };
         let theirs = history_of(source).await?;
-        let server = self.clone();
-        let saved = tokio::task::spawn_blocking(move || server.save_beyond(&theirs)).await;
-        saved.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+        let (server, lock) = (self.clone(), lock.clone());
+        let saved = tokio::task::spawn_blocking(move || {
+            let saved = server.save_beyond(ControlFile::parse(&control), &theirs);
+            drop(lock);
+            saved
+        });
+        saved.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
     }
 
-    fn save_beyond(&self, theirs: &History) -> Result<Option<Discarded>, AgentError> {
+    fn save_beyond(
+        &self,
+        control: Option<ControlFile>,
+        theirs: &History,
+    ) -> Result<Option<Discarded>, AgentError> {
         let wal = self.data_dir.join("pg_wal");
-        let ours = own_history(&wal, self.latest_timeline());
-        let Some(from) = ours.leaves(theirs) else { return Ok(None) };
-        let Some(tail) = Tail::find(&wal, &ours, from)? else { return Ok(None) };
+        let names = names_in(&wal)?;
+        let ours = Ours::read(&wal, &names, control)?;
+        let Some(from) = ours.last_common_point(theirs) else { return Ok(None) };
+        let Some(tail) = Tail::find(&wal, &names, &ours, from)? else { return Ok(None) };
         let all = self.beside(".discarded");
         files::create_private_dir(&all, self.run_as.as_ref())?;
         let directory = all.join(tail.name());
@@ -69,17 +86,80 @@ impl LocalServer {
             let making = files::beside(&directory, ".tmp");
             files::remove_tree(&making)?;
             files::create_private_dir(&making, self.run_as.as_ref())?;
-            let names = tail.segments.iter().map(|segment| segment.name(tail.size));
-            for name in names.chain([history_file_name(tail.timeline)]) {
-                copy_if_there(&wal.join(&name), &making.join(&name))?;
+            for segment in &tail.segments {
+                let name = segment.name(tail.size);
+                copy(&wal.join(&name), &making.join(&name))?;
+            }
+            let history = history_file_name(tail.timeline);
+            if names.contains(&history) {
+                copy(&wal.join(&history), &making.join(&history))?;
             }
             files::give_tree(&making, self.run_as.as_ref())?;
             files::sync_file_system(&making)?;
             files::rename(&making, &directory)?;
             forget_oldest(&all)?;
         }
-        Ok(Some(Discarded { timeline: tail.timeline, from, to: tail.to, directory }))
+        Ok(Some(Discarded { timeline: tail.timeline, from: tail.from, to: tail.to, directory }))
     }
+}
+
+/// What the server's own files say of where its WAL came from.
+#[derive(Debug)]
+struct Ours {
+    timeline: TimelineId,
+    /// `None`: its file is missing or damaged.
+    history: Option<History>,
+    /// It last ran as a standby, and wrote no WAL of its own.
+    in_recovery: bool,
+}
+
+impl Ours {
+    fn read(wal: &Path, names: &[String], control: Option<ControlFile>) -> Result<Ours, FileError> {
+        let in_recovery = control.is_some_and(|control| control.state.is_recovery());
+        let timeline = own_timeline(names, control);
+        let history = if timeline <= TimelineId(1) {
+            Some(History::without_ancestors(timeline))
+        } else {
+            let content = read_if_there(&wal.join(history_file_name(timeline)))?;
+            content.and_then(|content| History::parse(timeline, &content).ok())
+        };
+        Ok(Ours { timeline, history, in_recovery })
+    }
+
+    /// What is behind it is saved; where that cannot be told, more is saved, not less. `None`: nothing is.
+    fn last_common_point(&self, theirs: &History) -> Option<Lsn> {
+        let Some(ours) = &self.history else { return Some(Lsn(0)) };
+        let alike = ours == theirs;
+        ours.leaves(theirs).or_else(|| match (alike, self.in_recovery) {
+            (true, true) => None,
+            // Both were promoted at the same place, and took the same number.
+            (true, false) => Some(ours.begin().unwrap_or(Lsn(0))),
+            (false, _) => Some(Lsn(0)),
+        })
+    }
+
+    /// The one of a segment's files that the server has read or written: that of the newest timeline that has
+    /// begun before the segment ends (`XLogFileReadAnyTLI`).
+    fn is_mine(&self, file: SegmentFile, size: WalSegmentSize) -> bool {
+        match &self.history {
+            Some(history) => file.timeline == timeline_of(history, size.end(file.number)),
+            None => file.timeline <= self.timeline,
+        }
+    }
+}
+
+/// A standby fetches the history files of its upstream's timelines before it streams from it (`WalReceiverMain`),
+/// also of one that it then cannot follow. So they do not say where it is; its control file does, and so do its
+/// segments, which are ahead of it after a crash. A primary's history file is its own, and is there before the
+/// control file names the timeline.
+fn own_timeline(names: &[String], control: Option<ControlFile>) -> TimelineId {
+    let in_recovery = control.is_some_and(|control| control.state.is_recovery());
+    let segments = names.iter().filter(|name| name.len() == 24);
+    let histories = names.iter().filter(|name| !in_recovery && parse_history_file_name(name).is_some());
+    let named = segments.chain(histories).filter_map(|name| u32::from_str_radix(name.get(..8)?, 16).ok());
+    let controlled =
+        control.map_or(TimelineId(0), |control| control.timeline.max(control.min_recovery_timeline));
+    named.map(TimelineId).fold(controlled, TimelineId::max)
 }
 
 /// WAL from a fork on.
@@ -93,26 +173,39 @@ struct Tail {
 }
 
 impl Tail {
-    /// Whole records only: recycled segments have the names of future ones, and old content.
-    fn find(wal: &Path, ours: &History, from: Lsn) -> Result<Option<Tail>, FileError> {
-        let Some(size) = segment_size(wal)? else { return Ok(None) };
-        let expected = Expected { segment_size: size, timeline: ours.timeline(), system: None };
+    /// Whole records only: recycled segments have the names of future ones, and old content. What is missing at
+    /// the beginning was removed, and keeps nobody from saving the rest.
+    fn find(wal: &Path, names: &[String], ours: &Ours, from: Lsn) -> Result<Option<Tail>, FileError> {
+        let Some(size) = segment_size(wal, names)? else { return Ok(None) };
+        let all = names.iter().filter(|name| name.len() == 24);
+        let all = all.filter_map(|name| SegmentFile::parse(name, size));
+        let behind = all.filter(|file| file.number >= size.segment(from) && ours.is_mine(*file, size));
+        // Of several with one number the newest.
+        let mut present = BTreeMap::new();
+        for file in behind {
+            let newest = present.entry(file.number).or_insert(file.timeline);
+            *newest = file.timeline.max(*newest);
+        }
+        let Some(first) = present.keys().next() else { return Ok(None) };
+        let from = from.max(size.start(*first));
+        let expected = Expected { segment_size: size, timeline: ours.timeline, system: None };
         let mut verifier = Verifier::new(size.segment_start(from), expected);
         let mut segments = Vec::new();
-        let mut number = size.segment(from);
-        while size.bytes() * segments.len() as u64 <= MAX_BYTES {
-            let timeline = timeline_of(ours, size.end(number));
-            let file = SegmentFile { timeline, number };
-            let Some(opened) = open_if_there(&wal.join(file.name(size)))? else { break };
-            segments.push(file);
-            if !feed(opened, &mut verifier) {
+        let mut next = *first;
+        for (&number, &timeline) in &present {
+            if number != next || size.bytes() * segments.len() as u64 > MAX_BYTES {
                 break;
             }
-            number = number.next();
+            let file = SegmentFile { timeline, number };
+            segments.push(file);
+            if !feed(&wal.join(file.name(size)), &mut verifier)? {
+                break;
+            }
+            next = number.next();
         }
         let to = verifier.verified().unwrap_or(from);
         segments.retain(|segment| size.start(segment.number) < to);
-        Ok((to > from).then_some(Tail { timeline: ours.timeline(), from, to, size, segments }))
+        Ok((to > from).then_some(Tail { timeline: ours.timeline, from, to, size, segments }))
     }
 
     fn name(&self) -> String {
@@ -127,27 +220,31 @@ fn timeline_of(history: &History, end: Lsn) -> TimelineId {
     earlier.map_or(history.timeline(), |ancestor| ancestor.timeline)
 }
 
-/// Whether all of it is WAL.
-fn feed(mut file: File, verifier: &mut Verifier) -> bool {
+/// Whether all of it is WAL. What cannot be read is an error: the end would be taken to be here.
+fn feed(path: &Path, verifier: &mut Verifier) -> Result<bool, FileError> {
+    let mut file = File::open(path).map_err(FileError::of("open", path))?;
     let mut buffer = vec![0; READ_SIZE];
     loop {
-        match file.read(&mut buffer) {
-            Ok(0) => return true,
-            Ok(length) if verifier.feed(&buffer[..length]).is_ok() => {}
-            _ => return false,
+        let length = file.read(&mut buffer).map_err(FileError::of("read", path))?;
+        if length == 0 {
+            return Ok(true);
+        }
+        if verifier.feed(&buffer[..length]).is_err() {
+            return Ok(false);
         }
     }
 }
 
-fn segment_size(wal: &Path) -> Result<Option<WalSegmentSize>, FileError> {
-    for entry in fs::read_dir(wal).map_err(FileError::of("list", wal))? {
-        let entry = entry.map_err(FileError::of("list", wal))?;
-        if entry.file_name().len() != 24 {
-            continue;
-        }
-        let Some(mut file) = open_if_there(&entry.path())? else { continue };
+fn segment_size(wal: &Path, names: &[String]) -> Result<Option<WalSegmentSize>, FileError> {
+    for name in names.iter().filter(|name| name.len() == 24) {
+        let path = wal.join(name);
+        let mut file = File::open(&path).map_err(FileError::of("open", &path))?;
         let mut header = [0; 64];
-        let long = file.read_exact(&mut header).ok().and_then(|()| PageHeader::parse(&header)?.long);
+        match file.read_exact(&mut header) {
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => continue,
+            read => read.map_err(FileError::of("read", &path))?,
+        }
+        let long = PageHeader::parse(&header).and_then(|header| header.long);
         let size = long.and_then(|long| WalSegmentSize::new(u64::from(long.segment_size)).ok());
         if size.is_some() {
             return Ok(size);
@@ -156,11 +253,15 @@ fn segment_size(wal: &Path) -> Result<Option<WalSegmentSize>, FileError> {
     Ok(None)
 }
 
-/// One that cannot be read counts as none: then more is saved, not less.
-fn own_history(wal: &Path, timeline: TimelineId) -> History {
-    let read = fs::read(wal.join(history_file_name(timeline))).ok();
-    let parsed = read.and_then(|content| History::parse(timeline, &content).ok());
-    parsed.unwrap_or_else(|| History::without_ancestors(timeline))
+/// None without a directory.
+fn names_in(wal: &Path) -> Result<Vec<String>, FileError> {
+    let entries = match fs::read_dir(wal) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        listed => listed.map_err(FileError::of("list", wal))?,
+    };
+    let name = |entry: std::io::Result<fs::DirEntry>| entry.map(|entry| entry.file_name().into_string().ok());
+    let names = entries.map(name).filter_map(Result::transpose);
+    names.collect::<Result<_, _>>().map_err(FileError::of("list", wal))
 }
 
 /// Of the source's present timeline; by the replication protocol, which needs no right to read files.
@@ -194,18 +295,15 @@ async fn ask(conversation: &mut Conversation, command: &str) -> Result<Vec<Strin
     Ok(rows.into_iter().next().unwrap_or_default().into_iter().map(Option::unwrap_or_default).collect())
 }
 
-fn open_if_there(path: &Path) -> Result<Option<File>, FileError> {
-    match File::open(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        opened => opened.map(Some).map_err(FileError::of("open", path)),
+fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
+    match fs::read(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        read => read.map(Some).map_err(FileError::of("read", path)),
     }
 }
 
-fn copy_if_there(from: &Path, to: &Path) -> Result<(), FileError> {
-    match fs::copy(from, to) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        copied => copied.map(drop).map_err(FileError::of("copy to", to)),
-    }
+fn copy(from: &Path, to: &Path) -> Result<(), FileError> {
+    fs::copy(from, to).map(drop).map_err(FileError::of("copy to", to))
 }
 
 fn forget_oldest(all: &Path) -> Result<(), FileError> {
@@ -225,10 +323,11 @@ mod tests {
     use std::fs;
     use std::path::Path;
 
-    use super::{MAX_TAILS, Tail, forget_oldest, timeline_of};
+    use super::{MAX_TAILS, Ours, Tail, forget_oldest, names_in, own_timeline, timeline_of};
+    use crate::failover::agent::control::{ControlFile, DbState};
     use crate::pg::wal::build::WalBuilder;
     use crate::pg::wal::{History, SegmentFile, SegmentNumber};
-    use crate::pg::{Lsn, TimelineId};
+    use crate::pg::{Lsn, SystemIdentifier, TimelineId};
 
     /// Records on timeline 1, as a server's `pg_wal` has them: the last segment is full of old bytes, and more
     /// segments are ready.
@@ -250,12 +349,12 @@ mod tests {
     fn a_tail_is_the_whole_records_behind_the_fork() {
         let wal = tempfile::tempdir().unwrap();
         let log = write(wal.path(), 2500);
-        let ours = History::without_ancestors(TimelineId(1));
+        let ours = standby(Some(History::without_ancestors(TimelineId(1))));
         let end_of = |record: usize| {
             let (_, end) = log.record_range(record);
             Lsn(log.start().advanced(end as u64).0.next_multiple_of(8))
         };
-        let find = |from| Tail::find(wal.path(), &ours, from).unwrap();
+        let find = |from| Tail::find(wal.path(), &names_in(wal.path()).unwrap(), &ours, from).unwrap();
         let whole = end_of(2499);
         for (record, segments) in [(10, vec![3, 4, 5]), (1500, vec![4, 5]), (2498, vec![5])] {
             let tail = find(end_of(record)).expect("there is more");
@@ -264,6 +363,53 @@ mod tests {
         }
         assert_eq!(find(whole), None, "nothing behind it");
         assert_eq!(find(Lsn(0x70_0000)), None, "no such segment");
+
+        let third = wal.path().join("000000010000000000000003");
+        fs::remove_file(&third).unwrap();
+        let rest = find(end_of(10)).expect("there is more");
+        assert_eq!((rest.from, rest.to, rest.segments.len()), (Lsn(0x40_0000), whole, 2), "what is left");
+        // Opened, but not read.
+        fs::create_dir(&third).unwrap();
+        let names = names_in(wal.path()).unwrap();
+        assert!(Tail::find(wal.path(), &names, &ours, end_of(10)).is_err(), "not the end");
+    }
+
+    fn standby(history: Option<History>) -> Ours {
+        Ours { timeline: TimelineId(1), history, in_recovery: true }
+    }
+
+    #[test]
+    fn a_fetched_history_is_not_a_standbys_own() {
+        let check = |state, timelines: (u32, u32), names: &[&str], expected| {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            let (timeline, min_recovery_timeline) = (TimelineId(timelines.0), TimelineId(timelines.1));
+            let control = ControlFile { system: SystemIdentifier(7), state, timeline, min_recovery_timeline };
+            assert_eq!(own_timeline(&names, Some(control)), TimelineId(expected), "{control:?} {names:?}");
+        };
+        let (first, second) = ("000000010000000000000003", "000000020000000000000003");
+        for state in [DbState::InArchiveRecovery, DbState::ShutDownInRecovery] {
+            check(state, (1, 1), &[first, "00000002.history"], 1);
+            check(state, (1, 2), &[first, "00000002.history", "00000003.history"], 2);
+            check(state, (1, 1), &[first, second, "00000002.history", "00000003.history"], 2);
+        }
+        check(DbState::InProduction, (1, 0), &[first, "00000002.history"], 2);
+    }
+
+    #[test]
+    fn without_a_known_fork_more_is_saved() {
+        let parse =
+            |timeline, content: &str| History::parse(TimelineId(timeline), content.as_bytes()).unwrap();
+        let check = |history: Option<(u32, &str)>, in_recovery, expected: Option<u64>| {
+            let history = history.map(|(timeline, content)| parse(timeline, content));
+            let ours = Ours { timeline: TimelineId(2), history, in_recovery };
+            let point = ours.last_common_point(&parse(2, "1 0/200"));
+            assert_eq!(point, expected.map(Lsn), "{ours:?}");
+        };
+        check(None, true, Some(0));
+        check(Some((5, "")), true, Some(0));
+        check(Some((1, "")), true, Some(0x200));
+        check(Some((2, "1 0/200")), true, None);
+        check(Some((2, "1 0/200")), false, Some(0x200));
     }
 
     #[test]

@@ -27,8 +27,9 @@ mod settings;
 mod unpack;
 mod user;
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use base_backup::{BaseBackup, BaseBackupError};
@@ -43,6 +44,8 @@ pub use program::ProgramError;
 pub use rejoin::{RejoinOutcome, Rejoined};
 pub use unpack::UnpackError;
 pub use user::{RunAs, RunAsError};
+
+use nix::fcntl::Flock;
 
 use self::control::PidFile;
 use self::program::Program;
@@ -68,6 +71,9 @@ const RETRY_PAUSE: Duration = Duration::from_millis(250);
 const LOG_EXCERPT: usize = 2000;
 const STANDBY_SIGNAL: &str = "standby.signal";
 const AUTO_CONF: &str = "postgresql.auto.conf";
+
+/// Held by all that works on a data directory, also by what outlives the future that began it.
+type DirectoryLock = Arc<Flock<File>>;
 
 /// One PostgreSQL server on this host.
 #[derive(Clone, Debug)]
@@ -117,7 +123,11 @@ impl LocalServer {
 
     /// What the control file says; `None` when there is no cluster, or none that we can read.
     pub fn control_file(&self) -> Option<ControlFile> {
-        ControlFile::parse(&fs::read(self.data_dir.join("global/pg_control")).ok()?)
+        ControlFile::parse(&fs::read(self.control_path()).ok()?)
+    }
+
+    fn control_path(&self) -> PathBuf {
+        self.data_dir.join("global/pg_control")
     }
 
     /// The latest that the server knows of: the control file names a new one only after the checkpoint that
@@ -257,12 +267,13 @@ impl LocalServer {
         String::from_utf8_lossy(&new[new.len().saturating_sub(LOG_EXCERPT)..]).trim().to_owned()
     }
 
-    fn lock(&self) -> Result<impl Sized + use<>, AgentError> {
+    fn lock(&self) -> Result<DirectoryLock, AgentError> {
         let path = self.beside(".lock");
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).map_err(FileError::of("create directory", parent))?;
         }
-        files::try_lock(&path)?.ok_or_else(|| AgentError::Busy { data_dir: self.data_dir.clone() })
+        let lock = files::try_lock(&path)?;
+        lock.map(Arc::new).ok_or_else(|| AgentError::Busy { data_dir: self.data_dir.clone() })
     }
 
     /// Exists from before pg_rewind begins until its result is a standby, and keeps the node's own

@@ -15,7 +15,7 @@ use super::conversation::{Conversation, ConversationError};
 use super::discarded::Discarded;
 use super::error::{AgentError, FileError};
 use super::settings::{self, Change};
-use super::{AUTO_CONF, LocalServer, STANDBY_SIGNAL, ServerStatus, StopMode, files};
+use super::{AUTO_CONF, DirectoryLock, LocalServer, STANDBY_SIGNAL, ServerStatus, StopMode, files};
 use crate::net::{self, Credentials, Target};
 use crate::pg::{SlotName, TimelineId};
 use crate::topology::Role;
@@ -104,7 +104,7 @@ impl LocalServer {
         primary_conninfo: &str,
         slot: &SlotName,
     ) -> Result<Rejoined, AgentError> {
-        let _lock = self.lock()?;
+        let lock = self.lock()?;
         let upstream = self.upstream(primary_conninfo)?;
         if self.runs_as_standby() {
             self.repoint_running(&upstream, slot).await?;
@@ -117,11 +117,11 @@ impl LocalServer {
                 (RejoinOutcome::Started, None)
             }
             Plan::Rewind => {
-                let discarded = self.save_discarded(source).await?;
-                (self.rewind_or_rebuild(source, &upstream, slot).await?, discarded)
+                let discarded = self.save_discarded(source, &lock).await?;
+                (self.rewind_or_rebuild(source, &upstream, slot, &lock).await?, discarded)
             }
             Plan::Rebuild => {
-                let discarded = self.rebuild_locked(source, &upstream, slot).await?;
+                let discarded = self.rebuild_locked(source, &upstream, slot, &lock).await?;
                 (RejoinOutcome::Rebuilt, discarded)
             }
         };
@@ -135,12 +135,13 @@ impl LocalServer {
         source: &Target,
         upstream: &str,
         slot: &SlotName,
+        lock: &DirectoryLock,
     ) -> Result<RejoinOutcome, AgentError> {
         let Err(error) = self.rewind_locked(source, upstream, slot).await else {
             return Ok(RejoinOutcome::Rewound);
         };
         tracing::info!(node = %self.node, error = %chain(&error), "cannot rewind, rebuilding");
-        self.rebuild_locked(source, upstream, slot).await?;
+        self.rebuild_locked(source, upstream, slot, lock).await?;
         Ok(RejoinOutcome::Rebuilt)
     }
 
@@ -151,10 +152,10 @@ impl LocalServer {
         primary_conninfo: &str,
         slot: &SlotName,
     ) -> Result<Rejoined, AgentError> {
-        let _lock = self.lock()?;
+        let lock = self.lock()?;
         let upstream = self.upstream(primary_conninfo)?;
         self.stop_for_good().await?;
-        let discarded = self.rebuild_locked(source, &upstream, slot).await?;
+        let discarded = self.rebuild_locked(source, &upstream, slot, &lock).await?;
         self.start_locked(Role::Standby).await?;
         self.remove_leftovers().await?;
         Ok(Rejoined { outcome: RejoinOutcome::Rebuilt, discarded })
@@ -296,9 +297,11 @@ impl LocalServer {
         source: &Target,
         upstream: &str,
         slot: &SlotName,
+        lock: &DirectoryLock,
     ) -> Result<Option<Discarded>, AgentError> {
         // Half rewound, it is no history of its own any more, and was saved before.
-        let discarded = if self.half_rewound().exists() { None } else { self.save_discarded(source).await? };
+        let discarded =
+            if self.half_rewound().exists() { None } else { self.save_discarded(source, lock).await? };
         let making = self.beside(".new");
         files::remove_tree(&making)?;
         files::create_private_dir(&making, self.run_as.as_ref())?;
@@ -393,7 +396,12 @@ mod tests {
     #[test]
     fn what_pg_rewind_left_alone_is_no_standby_of_its_own_timeline() {
         let check = |state, timeline, expected| {
-            let control = ControlFile { system: SystemIdentifier(7), state, timeline: TimelineId(timeline) };
+            let control = ControlFile {
+                system: SystemIdentifier(7),
+                state,
+                timeline: TimelineId(timeline),
+                min_recovery_timeline: TimelineId(0),
+            };
             assert_eq!(is_other_branch(Some(control), TimelineId(3)), expected, "{control:?}");
         };
         check(DbState::InArchiveRecovery, 3, false);
