@@ -81,7 +81,6 @@ fn usual(cluster: &Cluster) -> String {
 const FINDS: &str = "SELECT concat_ws('|', current_setting('work_mem'), current_setting('TimeZone'), \
     nullif(current_setting('a.token', true), ''), to_regclass('pg_temp.scratch')::text, \
     (SELECT count(*) FROM pg_cursors), \
-    (SELECT count(*) FROM pg_prepared_statements WHERE name = 'mine'), \
     (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()), \
     current_setting('transaction_read_only'), current_user)";
 
@@ -228,8 +227,13 @@ impl Person {
             let seen = text(client, "SELECT string_agg(who, ',') FROM scratch").await?;
             self.expect(seen, Some(token.clone()));
         }
-        if let Some(token) = &kept.prepared {
-            self.expect(text(client, "EXECUTE mine").await?, Some(token.clone()));
+        // Others have one of the same name, perhaps at this very server.
+        match &kept.prepared {
+            Some(token) => self.expect(text(client, "EXECUTE mine").await?, Some(token.clone())),
+            None => {
+                let unknown = client.batch_execute("EXECUTE mine").await;
+                self.expect(code(&unknown), Some("26000".to_owned()));
+            }
         }
         Ok(())
     }

@@ -139,10 +139,10 @@ impl Settings {
     /// Those of these settings that may say what a text means when it is parsed, as a key: all but the ones that are
     /// known not to.
     pub(crate) fn parse_context(&self) -> Arc<[u8]> {
-        const IRRELEVANT: [&str; 12] = [
+        // Not client_encoding: the same bytes are another text in another encoding.
+        const IRRELEVANT: [&str; 11] = [
             "application_name",
             "bytea_output",
-            "client_encoding",
             "client_min_messages",
             "extra_float_digits",
             "idle_in_transaction_session_timeout",
@@ -244,6 +244,15 @@ mod tests {
             None => panic!("{call}"),
         });
         short.collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn the_same_bytes_are_another_text_in_another_encoding() {
+        let context = |name: &str, value: &str| {
+            Startup::read(&[(name.to_owned(), value.to_owned())]).settings.parse_context()
+        };
+        assert_ne!(context("client_encoding", "LATIN1"), context("client_encoding", "WIN1251"));
+        assert_eq!(context("application_name", "a"), context("application_name", "b"));
     }
 
     #[test]

@@ -75,10 +75,9 @@ impl ServerStatements {
         }
     }
 
-    /// It is not there.
+    /// It is not there under our own name. What names clients gave it at the server is another matter.
     pub(crate) fn remove(&mut self, id: u64) {
         self.known.remove(&id);
-        self.names.retain(|_, holder| holder.id != id);
     }
 
     /// It may not be there any more: it is closed and prepared again before its next use.

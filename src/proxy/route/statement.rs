@@ -354,6 +354,11 @@ impl<'a> Statements<'a> {
             }
             // Of the current transaction, whatever the spelling (guc_tables.c: GUC_NO_RESET_ALL, reset at its end).
             _ if *is_local || lower.starts_with("transaction_") => {
+                // What is created without a schema is then temporary, and stays.
+                let names_temporary = |value: &Node| settings::text(value).eq_ignore_ascii_case("pg_temp");
+                if lower == "search_path" && args.first().is_some_and(names_temporary) {
+                    self.findings.pin(SessionEffect::Temporary);
+                }
                 self.findings.session(SessionEffect::SetLocal(lower.into()));
             }
             VariableSetKind::VarSetValue => self.findings.session(settings::set(&lower, args)),

@@ -112,9 +112,14 @@ impl Verdict {
         self.may_write == MayWrite::Yes || self.transaction.ends_with_commit()
     }
 
-    /// Commits would be told before they are durable on the quorum.
+    /// Commits would be told before they are durable on the quorum: by this text, or by what it prepares, which
+    /// could be executed where its text is not at hand.
     pub fn weakens_commits(&self) -> bool {
-        self.session.contains(&SessionEffect::WeakCommit)
+        self.session.iter().any(|effect| match effect {
+            SessionEffect::WeakCommit => true,
+            SessionEffect::Prepare(prepare) => prepare.verdict.weakens_commits(),
+            _ => false,
+        })
     }
 }
 

@@ -443,7 +443,7 @@ impl Core {
             self.schema.changed();
         }
         self.unit.add(verdict, self.status, self.wrote);
-        if self.state.pins_mut().sent(&verdict.session) == Pace::OneByOne {
+        if self.state.pins_mut().sent(verdict.steps.iter().flat_map(|step| &step.session)) == Pace::OneByOne {
             self.unit.pace = Pace::OneByOne;
         }
         let unparsed = verdict.access == Access::Write { reason: WriteReason::Unparsable };

@@ -75,7 +75,7 @@ impl Ear {
 impl Session<'_> {
     /// `Ask::Listen`.
     pub(super) fn ask_to_listen(&mut self, channels: &[Box<str>]) {
-        let usable = |subscription: &Subscription| self.core.is_listening() || !subscription.is_lost();
+        let usable = |subscription: &Subscription| self.core.wants_to_hear() || !subscription.is_lost();
         if self.ear.subscription.take_if(|subscription| !usable(subscription)).is_some()
             || self.ear.subscription.is_none()
         {

@@ -210,6 +210,12 @@ impl Core {
         !self.state.channels().is_empty()
     }
 
+    /// The same, or it will when its transaction commits: a shared connection that is lost meanwhile cannot be
+    /// replaced without a word.
+    pub(crate) fn wants_to_hear(&self) -> bool {
+        self.is_listening() || !self.listening.asked.is_empty()
+    }
+
     /// What the shared connection is still to listen to, where that is less than what it was asked. Asked by who
     /// [`Core::is_at_rest`].
     pub(crate) fn gives_up(&mut self) -> Option<&BTreeSet<Box<str>>> {

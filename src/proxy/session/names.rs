@@ -191,7 +191,7 @@ impl Core {
                 let outdated = named.statement.is_outdated();
                 let named = if outdated { self.suiting(name, named, statements) } else { named };
                 let is_there = server.statements.touch_name(name, &named.statement, named.since);
-                self.unit.uses.push(named.statement);
+                self.unit.uses(&named.statement);
                 (!is_there).then_some(Need::Statement)
             }
         };

@@ -233,10 +233,10 @@ impl Pins {
         self.locks.all_answered();
     }
 
-    /// A text with these effects is about to be sent. Where its success ends pins, nothing may be sent behind it
+    /// A text with these effects, in their order, is about to be sent. Where its success ends pins, nothing may be sent behind it
     /// before it is answered.
-    pub(super) fn sent(&mut self, effects: &[SessionEffect]) -> Pace {
-        for effect in effects {
+    pub(super) fn sent<'a>(&mut self, effects: impl Iterator<Item = &'a SessionEffect> + Clone) -> Pace {
+        for effect in effects.clone() {
             if let Some(pin) = Pin::taken_when_sent(effect) {
                 self.take(pin);
             } else if let SessionEffect::Advisory(call) = effect {
@@ -260,7 +260,11 @@ impl Pins {
                     | SessionEffect::DiscardAll
             )
         };
-        if self.ending.is_empty() && !effects.iter().any(names) { Pace::Pipelined } else { Pace::OneByOne }
+        if self.ending.is_empty() && !effects.into_iter().any(names) {
+            Pace::Pipelined
+        } else {
+            Pace::OneByOne
+        }
     }
 
     /// The same for a text that could not be parsed here.

@@ -14,20 +14,31 @@ pub(super) struct Portals {
     named: HashMap<Box<[u8]>, Arc<Verdict>>,
 }
 
+/// What the statement of a followed portal does is noted when it is executed: that may be units after its Bind, or never.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Followed {
+    No,
+    Yes,
+}
+
 /// Beyond it what portals do to the session is not followed; nobody binds as many that change it.
 const MAX_NAMED: usize = 1000;
 
 impl Portals {
-    pub(super) fn bound(&mut self, portal: &[u8], verdict: Option<&Arc<Verdict>>) {
+    pub(super) fn bound(&mut self, portal: &[u8], verdict: Option<&Arc<Verdict>>) -> Followed {
         let followed = verdict.filter(|verdict| !verdict.steps.is_empty());
         match followed {
             followed if portal.is_empty() => self.unnamed = followed.cloned(),
             Some(verdict) if self.named.len() < MAX_NAMED => {
                 self.named.insert(portal.into(), verdict.clone());
             }
-            _ if self.named.is_empty() => {}
-            _ => drop(self.named.remove(portal)),
+            _ if self.named.is_empty() => return Followed::No,
+            _ => {
+                self.named.remove(portal);
+                return Followed::No;
+            }
         }
+        if followed.is_some() { Followed::Yes } else { Followed::No }
     }
 
     /// None of them changes the session: what is executed need not be known.

@@ -162,7 +162,7 @@ impl Core {
         self.keep(header, up);
         let ours = self.provide(name, up, server, statements);
         if let Some(ServerName::Ours(statement)) = &ours {
-            self.unit.uses.push(statement.clone());
+            self.unit.uses(statement);
         }
         self.unit.sent_extended();
         self.ledger.sent(owed);

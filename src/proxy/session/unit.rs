@@ -23,11 +23,14 @@ pub(super) struct Unit {
     pub(super) replay: Replay,
     /// The block that began in front of it.
     pub(super) begun: Option<Deferred>,
-    /// The named statements that it binds or describes.
+    /// The named statements that it binds or describes, each once; at most [`MAX_USES`].
     pub(super) uses: Vec<Arc<Statement>>,
     /// Why a statement that it executes by name could not be prepared.
     pub(super) not_brought: Option<Vec<u8>>,
 }
+
+/// Of what is used beyond it, an outdated one is found at its next use in a shorter pipeline.
+const MAX_USES: usize = 64;
 
 /// How far it has come with the server at hand.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -136,6 +139,12 @@ impl Unit {
             self.replay.writes();
         } else if !verdict.is_read() || *effect != TransactionEffect::None {
             self.replay.give_up();
+        }
+    }
+
+    pub(super) fn uses(&mut self, statement: &Arc<Statement>) {
+        if self.uses.len() < MAX_USES && !self.uses.iter().any(|used| Arc::ptr_eq(used, statement)) {
+            self.uses.push(statement.clone());
         }
     }
 

@@ -9,6 +9,7 @@ use super::ledger::{Follow, For, Owed, Undo};
 use super::look::{self, Look, MAX_QUERY, malformed, query_text, unexpected};
 use super::message::{self, Parse, Status, bind_names, put, put_head, target};
 use super::names::Readiness;
+use super::portals::Followed;
 use super::unit::Pace;
 use crate::pg::protocol::frame::{HEADER_LEN, Header};
 use crate::proxy::prepared::{NOT_KNOWN, Statements};
@@ -267,9 +268,10 @@ impl Core {
                 None => texts.verdict(text),
             }
         };
-        if verdict.is_own() || self.deallocates(&verdict) {
-            // What is ours to answer has its turn. (Our own statements ahead are not answered before a Sync.)
-            if self.ledger.units() > 0 || self.unit.open || self.is_amid_an_answer() {
+        // Amid an extended unit it is the server's to answer: the Sync that we would wait for comes behind it.
+        if !self.unit.open && (verdict.is_own() || self.deallocates(&verdict)) {
+            // What is ours to answer has its turn.
+            if self.ledger.units() > 0 || self.is_amid_an_answer() {
                 return Step::Wait(0);
             }
             if self.is_own(&verdict) {
@@ -336,6 +338,7 @@ impl Core {
         };
         let mut follow = self.portals.executed(portal);
         if let Some(verdict) = follow.verdict() {
+            self.note(&verdict);
             follow.undo = self.names_executed(&verdict, server, statements);
         }
         self.forward_extended(header, Some(Owed::Execute(follow)), up)
@@ -496,9 +499,11 @@ impl Core {
                 return step;
             }
             self.bring_names_in_unit(verdict, lanes.up, server, statements);
-            self.note(verdict);
         }
-        self.portals.bound(&portal, verdict.as_ref());
+        let followed = self.portals.bound(&portal, verdict.as_ref());
+        if let Some(verdict) = verdict.filter(|_| followed == Followed::No) {
+            self.note(&verdict);
+        }
         let Some(ours) = self.name_at_server(&name, header, Owed::Bind, lanes.up, server, statements) else {
             return Step::Next;
         };

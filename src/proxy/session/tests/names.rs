@@ -231,3 +231,15 @@ fn what_a_failed_block_denies_is_told_in_the_querys_own_words() {
     scene.server(&answer("C:BEGIN E:22012 ZE 3 3 E:25P02 ZE E:25P02 ZE"));
     check(&scene, &format!("need(write) >Q{BROUGHT}SQ <CE(22012)Z(E) <E(25P02)Z(E)"));
 }
+
+/// The Sync that would end the unit comes behind what is ours to answer.
+#[test]
+fn amid_an_extended_unit_nothing_is_answered_here() {
+    for text in ["deallocate s", "show bellwether.lsn"] {
+        let mut scene = Scene::new();
+        scene.client(&extended("P:s:select 1|S")).server(&answer("1 ZI"));
+        let bytes = [extended("P::select 2|B|E"), query(text), extended("S")].concat();
+        scene.client(&bytes).server(&answer("1 2 C:SELECT_1 E:42704 ZI ZI"));
+        assert!(!scene.attached, "{text}: {}", scene.log);
+    }
+}

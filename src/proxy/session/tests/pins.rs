@@ -229,3 +229,37 @@ fn a_cursor_with_hold_is_over_when_it_is_closed() {
     check_pin(&[declare, BEGIN, closed, ROLLBACK], None);
     check_pin(&[declare, BEGIN, closed, declared, COMMIT], pinned);
 }
+
+/// A portal lives until its transaction ends: drivers bind in one unit and fetch in the next.
+#[test]
+fn what_a_statement_does_is_noted_when_it_is_executed() {
+    let mut scene = Scene::new();
+    scene.client(&query("/**/begin")).server(&answer("C:BEGIN ZT"));
+    scene.client(&extended("P::select pg_advisory_lock(1)|B|S")).server(&answer("1 2 ZT"));
+    scene.client(&extended("E|S")).server(&answer("D: C:SELECT_1 ZT"));
+    scene.client(&query("commit")).server(&answer("C:COMMIT ZI"));
+    assert_eq!(scene.core.pinned(), Some("advisory_lock"));
+    // Bound only, it has ended nothing.
+    for ends in ["discard all", "select pg_advisory_unlock_all()"] {
+        scene.client(&extended(&format!("P::{ends}|B|S"))).server(&answer("1 2 ZI"));
+        assert_eq!(scene.core.pinned(), Some("advisory_lock"), "{ends}");
+    }
+    scene.client(&extended("P::discard all|B|E|S")).server(&answer("1 2 C:DISCARD_ALL ZI"));
+    assert_eq!(scene.core.pinned(), None);
+}
+
+#[test]
+fn the_same_effect_again_behind_its_end() {
+    let text = "select pg_advisory_lock(1); select pg_advisory_unlock_all(); select pg_advisory_lock(2)";
+    check_pin(&[(text, "D: C:SELECT_1 D: C:SELECT_1 D: C:SELECT_1 ZI")], Some("advisory_lock"));
+}
+
+#[test]
+fn a_table_is_temporary_where_the_path_says_so() {
+    let commit = ("commit", "C:COMMIT ZI");
+    for (path, pinned) in [("pg_temp", Some("temporary")), ("a, b", None)] {
+        let set = format!("set local search_path = {path}");
+        let create = ("create table t (a int)", "C:CREATE_TABLE ZT");
+        check_pin(&[BEGIN, (set.as_str(), "C:SET ZT"), create, commit], pinned);
+    }
+}

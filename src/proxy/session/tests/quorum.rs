@@ -15,6 +15,7 @@ fn under_quorum_no_client_chooses_weaker_commits() {
         (Durability::Quorum, "begin; set local synchronous_commit = 'LOCAL'; insert into t values (1)", true),
         (Durability::Quorum, "select set_config('synchronous_commit', 'remote_write', true)", true),
         (Durability::Quorum, "select set_config('synchronous_commit', $1, true)", true),
+        (Durability::Quorum, "prepare p as select set_config('synchronous_commit', 'off', false)", true),
         (Durability::Quorum, "set synchronous_commit = on", false),
         (Durability::Quorum, "set synchronous_commit to default", false),
         (Durability::Async, weak, false),
