@@ -4,7 +4,7 @@ mod world;
 
 use self::world::SYSTEM;
 use self::world::{Life, World};
-use super::{Agent, EstablishStep, Phase, Primary, Request, RuleId, State, Step};
+use super::{Agent, EstablishStep, Phase, Primary, RuleId, State, Step};
 use crate::pg::{Lsn, TimelineId};
 use crate::topology::{Durability, NodeName, Outcome, Term};
 
@@ -54,11 +54,13 @@ fn a_killed_primary_is_replaced_by_the_book() {
 fn the_operators_choice_and_priority_are_heard() {
     let mut world = World::steady(Durability::Quorum);
     world.server("pg3").node.priority = 200;
+    world.restart();
+    world.run_until("open with it", World::is_open);
     world.kill("pg1");
     world.run_until("open again", |w| w.is_open() && w.primary() == Some("pg3"));
     world.run_until("whole again", |w| w.state.deposed.is_empty());
 
-    world.request = Some(Request::Failover { to: Some(name("pg2")) });
+    world.order_failover(Some(name("pg2")));
     world.run_until("open again", |w| w.is_open() && w.primary() == Some("pg2"));
     assert!(world.rules.contains(&RuleId::F6));
     // The primary was alive: it is stopped and comes back as a standby.
@@ -98,8 +100,7 @@ fn nobody_to_promote_means_the_old_primary_is_restored() {
 
 #[test]
 fn half_a_record_that_the_relay_forgets_is_not_waited_for() {
-    let mut world = World::steady(Durability::Quorum);
-    world.agent = Agent::None;
+    let mut world = World::unattended(Durability::Quorum);
     world.kill("pg1");
     for standby in ["pg2", "pg3"] {
         world.server(standby).flush = Lsn(0x1000);
@@ -113,8 +114,7 @@ fn half_a_record_that_the_relay_forgets_is_not_waited_for() {
 
 #[test]
 fn without_an_agent_a_dead_primary_stays_out_until_it_is_a_standby() {
-    let mut world = World::steady(Durability::Quorum);
-    world.agent = Agent::None;
+    let mut world = World::unattended(Durability::Quorum);
     world.kill("pg1");
     world.run_until("open again", |w| w.is_open() && w.primary() != Some("pg1"));
     let term = world.state.term;
@@ -125,8 +125,7 @@ fn without_an_agent_a_dead_primary_stays_out_until_it_is_a_standby() {
 
 #[test]
 fn more_than_may_be_lost_is_not_lost() {
-    let mut world = World::steady(Durability::Async);
-    world.agent = Agent::None;
+    let mut world = World::unattended(Durability::Async);
     world.kill("pg1");
     world.wal.upstream_end = world.wal.upstream_end.advanced(1);
     world.run(200);
@@ -149,8 +148,7 @@ fn a_restarted_primary_takes_a_new_term_under_quorum() {
 fn a_primary_that_comes_back_with_less_is_not_opened() {
     let cases = [(Durability::Quorum, false), (Durability::Quorum, true), (Durability::Async, true)];
     for (durability, restart) in cases {
-        let mut world = World::steady(durability);
-        world.agent = Agent::None;
+        let mut world = World::unattended(durability);
         world.kill("pg1");
         let server = world.server("pg1");
         server.flush = Lsn(server.flush.0 - 0x500);
@@ -216,7 +214,7 @@ fn random_faults_and_then_peace() {
         let mut random = Xorshift(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15));
         let durability = if random.below(2) == 0 { Durability::Quorum } else { Durability::Async };
         let mut world = World::new(durability);
-        world.policy.max_lost_bytes = u64::MAX;
+        world.allow_loss(u64::MAX);
         world.run(usize::try_from(random.below(40)).unwrap());
         for _ in 0..60 {
             disturb(&mut world, &mut random);
@@ -283,7 +281,7 @@ fn a_relay_that_has_promised_a_later_term_is_obeyed() {
 fn what_nobody_was_told_of_is_not_lost() {
     for (durability, lost, unacknowledged) in [(Durability::Quorum, 0, 0x40), (Durability::Async, 0x40, 0)] {
         let mut world = World::steady(durability);
-        world.policy.max_lost_bytes = 0x40;
+        world.allow_loss(0x40);
         world.kill("pg1");
         world.wal.upstream_end = world.wal.upstream_end.advanced(0x40);
         world.run_until("open again", |w| w.is_open() && w.primary() == Some("pg2"));
@@ -295,8 +293,7 @@ fn what_nobody_was_told_of_is_not_lost() {
 #[test]
 fn a_standby_beyond_the_fork_is_rebuilt() {
     for agent in [Agent::Local, Agent::None] {
-        let mut world = World::steady(Durability::Quorum);
-        world.agent = agent;
+        let mut world = World::steady_with(Durability::Quorum, agent);
         // As if it had been rewound to pg1 a moment ago: it has what the relay has not.
         let server = world.server("pg3");
         server.flush = server.flush.advanced(0x200);
@@ -367,7 +364,7 @@ fn a_candidate_that_is_never_cleared_is_passed_over() {
         let mut world = World::steady(Durability::Quorum);
         world.clinging = vec!["pg2"];
         match &to {
-            Some(_) => world.request = Some(Request::Failover { to }),
+            Some(_) => world.order_failover(to),
             None => world.kill("pg1"),
         }
         world.run_until("open again", |w| w.is_open() && w.primary() == Some("pg3"));
@@ -378,29 +375,27 @@ fn a_candidate_that_is_never_cleared_is_passed_over() {
 
 #[test]
 fn a_proxy_that_clears_nobody_holds_the_election_and_is_named() {
-    let mut world = World::steady(Durability::Quorum);
-    world.agent = Agent::None;
+    let mut world = World::unattended(Durability::Quorum);
     world.clinging = vec!["pg2", "pg3"];
     world.kill("pg1");
-    world.run_until("a person is asked", |w| w.obstacle().is_some());
-    let said = world.obstacle().unwrap();
+    world.run_until("a person is asked", |w| !w.alarms.is_empty());
+    let said = world.alarms.last().unwrap();
     assert!(said.contains("pg3") && said.contains("proxy of bw"), "{said}");
     world.run(1000);
     assert_eq!((step_name(&world.state), world.is_open()), ("prepare", false));
     assert!(world.servers.iter().all(|s| s.timeline == TimelineId(1)), "nobody was promoted");
 
-    let mut restored = World::steady(Durability::Quorum);
+    let mut restored = World::unattended(Durability::Quorum);
     restored.clinging = vec!["pg2", "pg3"];
-    restored.agent = Agent::None;
     restored.kill("pg1");
-    restored.run_until("a person is asked", |w| w.obstacle().is_some());
+    restored.run_until("a person is asked", |w| !w.alarms.is_empty());
     restored.revive("pg1");
     restored.run_until("open again", World::is_open);
     assert_eq!(restored.primary(), Some("pg1"));
 
     world.clinging.clear();
     world.run_until("open again", World::is_open);
-    assert_eq!((world.primary(), world.obstacle()), (Some("pg3"), None));
+    assert_eq!((world.primary(), world.alarms.len()), (Some("pg3"), 1), "told once: {:?}", world.alarms);
 
     let mut started = World::steady(Durability::Quorum);
     started.clinging = vec!["pg2", "pg3"];
@@ -413,8 +408,8 @@ fn who_does_not_confirm_a_term_is_named() {
     let mut world = World::steady(Durability::Quorum);
     world.deaf = true;
     world.kill("pg1");
-    world.run_until("a person is asked", |w| w.obstacle().is_some());
-    let said = world.obstacle().unwrap();
+    world.run_until("a person is asked", |w| !w.alarms.is_empty());
+    let said = world.alarms.last().unwrap();
     assert!(said.contains("the proxy of bw") && !said.contains("relay"), "{said}");
     world.deaf = false;
     world.run_until("open again", World::is_open);

@@ -1,20 +1,22 @@
 #![expect(clippy::disallowed_methods, reason = "an arbitrary instant to count from")]
-//! A small cluster of values: servers that write, stream, die and promote, a relay, a proxy, and the control
-//! circle around the real `Watch` and `decide`. Time goes in steps of 100 ms; nothing sleeps.
+//! A small cluster of values: servers that write, stream, die and promote, a relay, a proxy, and a shell that does what
+//! the real `Core` wants. Time goes in steps of 100 ms; nothing sleeps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::failover::Tuning;
+use crate::failover::command::Command;
+use crate::failover::core::{Core, Effect};
 use crate::failover::decide::{
-    self, Action, Agent, Finding, Ledger, Mode, NodeView, Now, Phase, Policy, Process, Promoted, Request,
-    RuleId, State, View, What,
+    Action, Agent, Finding, Mode, Now, Phase, Policy, Promoted, RuleId, State, What,
 };
 use crate::failover::health::{Detect, Facts, ProbeResult, SlotState, Watch};
 use crate::pg::{Lsn, SystemIdentifier, TimelineId};
 use crate::topology::{
-    Durability, Election, Follower, FollowerState, Lag, Node, NodeName, ProxyStatus, Role, StreamEnd, Term,
-    Upstream, WalStatus, Writes,
+    Directive, Durability, Election, Follower, FollowerState, Lag, Node, NodeName, ProxyStatus, Role,
+    StreamEnd, Term, Upstream, WalStatus, Writes,
 };
 
 pub(super) const SYSTEM: SystemIdentifier = SystemIdentifier(7);
@@ -47,21 +49,22 @@ pub(super) struct Server {
 pub(super) struct World {
     pub(super) now: Now,
     pub(super) servers: Vec<Server>,
-    pub(super) policy: Policy,
+    policy: Policy,
     pub(super) wal: WalStatus,
     relay_forks: Vec<(TimelineId, Lsn)>,
-    confirmed: Term,
-    cleared: Option<NodeName>,
+    proxy: ProxyStatus,
     /// Nodes that a session does not let go of.
     pub(super) clinging: Vec<&'static str>,
     /// The proxy confirms nothing.
     pub(super) deaf: bool,
+    core: Core,
+    /// What is journaled; after a restart, what was made of it.
     pub(super) state: State,
-    journal: State,
-    watch: Watch,
-    ledger: Ledger,
-    pub(super) request: Option<Request>,
-    pub(super) agent: Agent,
+    /// What went out last.
+    directive: Directive,
+    /// What a person was told.
+    pub(super) alarms: Vec<String>,
+    agent: Agent,
     /// Nothing reaches us, whatever the servers do.
     pub(super) blind: bool,
     /// The next action fails instead of being done.
@@ -76,6 +79,10 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(durability: Durability) -> World {
+        World::with(durability, Agent::Local)
+    }
+
+    fn with(durability: Durability, agent: Agent) -> World {
         let nodes: Vec<Node> = ["pg1", "pg2", "pg3"].into_iter().map(node).collect();
         let policy = Policy {
             bootstrap_timeout: Duration::from_secs(10),
@@ -94,23 +101,22 @@ impl World {
             slot: SlotState::Absent,
             starts: 1,
         };
+        let servers: Vec<Server> = nodes.iter().map(server).collect();
         let state = State::bootstrapping(durability, 1_000_000);
         World {
             now: Now { instant: Instant::now(), unix_ms: 1_000_000 },
-            servers: nodes.iter().map(server).collect(),
-            watch: Watch::new(&nodes, Detect::default()),
+            core: core(&servers, agent, &policy, state.clone()),
+            servers,
             policy,
             wal: WalStatus::starting(),
             relay_forks: Vec::new(),
-            confirmed: Term(0),
-            cleared: None,
+            proxy: ProxyStatus::default(),
             clinging: Vec::new(),
             deaf: false,
-            journal: state.clone(),
+            directive: state.directive(),
             state,
-            ledger: Ledger::default(),
-            request: None,
-            agent: Agent::Local,
+            alarms: Vec::new(),
+            agent,
             blind: false,
             fail_next: false,
             rules: Vec::new(),
@@ -122,7 +128,16 @@ impl World {
 
     /// A world in its first steady term.
     pub(super) fn steady(durability: Durability) -> World {
-        let mut world = World::new(durability);
+        World::steady_with(durability, Agent::Local)
+    }
+
+    /// The same without anybody who starts servers.
+    pub(super) fn unattended(durability: Durability) -> World {
+        World::steady_with(durability, Agent::None)
+    }
+
+    pub(super) fn steady_with(durability: Durability, agent: Agent) -> World {
+        let mut world = World::with(durability, agent);
         world.run_until("steady", |w| matches!(w.state.phase, Phase::Steady) && w.state.deposed.is_empty());
         world.run(20);
         world.rules.clear();
@@ -155,15 +170,22 @@ impl World {
 
     /// Bellwether dies and starts again: only the journal is left of what it knew.
     pub(super) fn restart(&mut self) {
-        self.state = self.journal.clone().resumed(self.policy.durability, self.now.unix_ms);
-        self.ledger = Ledger::default();
-        let nodes: Vec<Node> = self.servers.iter().map(|s| s.node.clone()).collect();
-        self.watch = Watch::new(&nodes, Detect::default());
-        self.request = None;
-        self.confirmed = Term(0);
-        self.cleared = None;
+        let state = self.state.clone().resumed(self.policy.durability, self.now.unix_ms);
+        self.core = core(&self.servers, self.agent, &self.policy, state.clone());
+        self.state = state;
+        self.direct(self.core.directive().clone());
+        self.proxy = ProxyStatus::default();
         self.wal.upstream = Upstream::Idle;
         self.wal.followers.clear();
+    }
+
+    pub(super) fn order_failover(&mut self, to: Option<NodeName>) {
+        self.core.command(&Command::Failover { to }).expect("it is steady");
+    }
+
+    pub(super) fn allow_loss(&mut self, max_lost_bytes: u64) {
+        self.policy.max_lost_bytes = max_lost_bytes;
+        self.core.tune(Tuning { mode: self.policy.mode, max_lost_bytes, detect: Detect::default() });
     }
 
     pub(super) fn run(&mut self, steps: usize) {
@@ -186,108 +208,65 @@ impl World {
         self.now.instant += STEP;
         self.now.unix_ms += 100;
         self.servers_write_and_stream();
-        self.watch.tick(self.now.instant);
+        self.core.tick(self.now.instant);
         for index in 0..self.servers.len() {
             let result = self.probe(index);
-            let name = self.servers[index].node.name.clone();
-            self.watch.observe(self.now.instant, &name, result);
+            self.core.probed(self.now.instant, &self.servers[index].node.name, result);
         }
-        let actions = self.turn();
+        let mut actions = Vec::new();
+        for effect in self.core.turn(self.now, &Arc::new(self.wal.clone()), &self.proxy) {
+            match effect {
+                Effect::Fired { rule, .. } => self.rules.push(rule),
+                Effect::Alarm { why, .. } => self.alarms.push(why),
+                Effect::Journal(next) => {
+                    assert!(next.term >= self.state.term, "terms only grow");
+                    self.state = next;
+                }
+                Effect::Direct(directive) => self.direct(directive),
+                Effect::Concluded(election) => self.history.push(election),
+                Effect::Start(action) => actions.push(action),
+                Effect::GiveUpBefore(_) | Effect::LeftBehind(_) | Effect::Probe(_) | Effect::Remember(_) => {}
+            }
+        }
+        self.obey();
         for action in actions {
             self.execute(&action);
         }
     }
 
-    fn turn(&mut self) -> Vec<Action> {
-        let mut wanted = Vec::new();
-        for chain in 0.. {
-            assert!(chain < 16, "rules fire in a circle: {:?}", self.rules);
-            self.watch.expect_primary(self.state.primary.as_ref().map(|p| &p.node));
-            let decision = self.decide();
-            self.check(&decision.next);
-            wanted = decision.actions;
-            self.history.extend(decision.concluded);
-            let Some(rule) = decision.rule else { break };
-            self.rules.push(rule);
-            if decision.next.term > self.state.term {
-                self.ledger.forget_before(decision.next.term);
-                self.request = None;
+    /// The promises, looked at for every directive.
+    fn direct(&mut self, directive: Directive) {
+        assert_eq!(directive.term, self.state.term, "a term that is not journaled");
+        if let Some(primary) = &directive.primary {
+            let known = self.primaries.entry(directive.term).or_insert_with(|| primary.clone());
+            assert_eq!(known, primary, "two primaries in term {}", directive.term);
+            if directive.writes == Writes::Open && directive.durability == Durability::Quorum {
+                let server = self.servers.iter().find(|s| s.node.name == *primary).expect("a node of ours");
+                assert!(server.flush >= self.acknowledged, "{primary} opened without what was acknowledged");
             }
-            self.state = decision.next;
         }
-        self.journal = self.state.clone();
-        self.obey();
-        wanted.retain(|action| self.ledger.is_due(action, self.now.instant));
-        wanted
+        self.directive = directive;
     }
 
-    fn decide(&self) -> decide::Decision {
-        self.look(|view| decide::decide(view, &self.state, &self.policy, self.now))
-    }
-
-    pub(super) fn obstacle(&self) -> Option<String> {
-        self.look(|view| decide::obstacle(view, &self.state, &self.policy, self.now))
-    }
-
-    fn look<T>(&self, at: impl FnOnce(&View<'_>) -> T) -> T {
-        let health = self.watch.health(self.now.instant);
-        let proxy = ProxyStatus { confirmed: self.confirmed, ..ProxyStatus::default() };
-        let nodes = self.servers.iter().zip(&health.nodes);
-        let view = View {
-            nodes: nodes
-                .map(|(server, health)| NodeView {
-                    node: &server.node,
-                    health,
-                    facts: self.watch.facts(&server.node.name),
-                    process: match self.watch.is_refused(&server.node.name) {
-                        true => Process::Absent,
-                        false => Process::PresentOrUnknown,
-                    },
-                    agent: self.agent,
-                })
-                .collect(),
-            verdict: self.watch.verdict(self.now.instant, &self.wal, &proxy),
-            wal: Arc::new(self.wal.clone()),
-            confirmed: self.confirmed,
-            cleared: self.cleared.clone(),
-            ledger: &self.ledger,
-            request: self.request.clone(),
-        };
-        at(&view)
-    }
-
-    /// The promises, looked at for every state that is decided.
-    fn check(&mut self, next: &State) {
-        assert!(next.term >= self.state.term, "terms only grow");
-        let directive = next.directive();
-        assert_eq!(directive.term, next.term);
-        let Some(primary) = directive.primary else { return };
-        let known = self.primaries.entry(next.term).or_insert_with(|| primary.clone());
-        assert_eq!(*known, primary, "two primaries in term {}", next.term);
-        if directive.writes == Writes::Open && next.durability == Durability::Quorum {
-            let server = self.servers.iter().find(|s| s.node.name == primary).expect("a node of ours");
-            assert!(server.flush >= self.acknowledged, "{primary} opened without what was acknowledged");
-        }
-    }
-
-    /// Relay and proxy act on the directive of the journaled state.
+    /// Relay and proxy act on the directive.
     fn obey(&mut self) {
-        let directive = self.state.directive();
+        let directive = &self.directive;
         if directive.term > self.wal.promised {
             self.wal.promised = directive.term;
             self.wal.upstream = Upstream::Idle;
         }
         if !self.deaf {
-            self.confirmed = directive.term;
+            self.proxy.confirmed = directive.term;
         }
-        self.cleared = directive.candidate.clone().filter(|node| !self.clinging.contains(&node.as_str()));
+        let candidate = directive.candidate.clone();
+        self.proxy.cleared = candidate.filter(|node| !self.clinging.contains(&node.as_str()));
         if directive.upstream.is_none() {
             self.wal.upstream = Upstream::Idle;
         }
     }
 
     fn servers_write_and_stream(&mut self) {
-        let directive = self.state.directive();
+        let directive = self.directive.clone();
         if let Some(writable) = directive.writable().cloned() {
             let up = self.servers.iter_mut().find(|s| s.node.name == writable);
             if let Some(server) = up.filter(|s| s.life == Life::Runs && s.role == Role::Primary) {
@@ -383,19 +362,15 @@ impl World {
     }
 
     fn execute(&mut self, action: &Action) {
-        assert_eq!(action.term, self.journal.term, "an action of a term that is not journaled");
-        self.ledger.started(action);
+        assert_eq!(action.term, self.state.term, "an action of a term that is not journaled");
         let result = if std::mem::take(&mut self.fail_next) { None } else { self.done(action) };
-        match result {
-            Some(finding) => self.ledger.succeeded(action, finding, self.now.instant),
-            None => self.ledger.failed(action, self.now.instant),
-        }
+        self.core.acted(action, result, self.now.instant);
     }
 
     fn done(&mut self, action: &Action) -> Option<Finding> {
         let durability = self.policy.durability;
         let relay_durable = self.wal.durable;
-        let journaled = self.journal.clone();
+        let journaled = self.state.clone();
         let source =
             self.servers.iter().find(|s| Some(&s.node.name) == journaled.primary.as_ref().map(|p| &p.node));
         let source = source.cloned();
@@ -450,6 +425,16 @@ impl World {
         }
         Some(Finding::Done)
     }
+}
+
+fn core(servers: &[Server], agent: Agent, policy: &Policy, state: State) -> Core {
+    let nodes: Vec<Node> = servers.iter().map(|server| server.node.clone()).collect();
+    let local = match agent {
+        Agent::Local => nodes.iter().map(|node| node.name.clone()).collect(),
+        Agent::None => BTreeSet::new(),
+    };
+    let watch = Watch::new(&nodes, Detect::default());
+    Core::new(nodes, local, policy.clone(), watch, state, Vec::new())
 }
 
 fn promote(server: &mut Server, action: &Action, journaled: &State) -> Finding {
