@@ -260,6 +260,9 @@ impl Core {
                 self.ledger.forget_before(decision.next.term);
                 self.request = None;
             }
+            if let (RuleId::E3, Phase::Election(election)) = (rule, &decision.next.phase) {
+                election.step.candidate().into_iter().for_each(|node| self.ledger.forget_results(node));
+            }
             self.state = decision.next;
         }
     }

@@ -13,7 +13,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::timeouts::{Doing, Due, TICK, Timeout};
 use super::{Proxy, Shared, listen};
 use crate::pg::error::{ErrorFields, SqlState};
-use crate::topology::{NodeName, ProxyStatus, Term};
+use crate::topology::{Candidate, NodeName, ProxyStatus, Term};
 
 /// How often evidence is published while nothing presses.
 const STATUS_INTERVAL: Duration = Duration::from_millis(50);
@@ -136,7 +136,7 @@ struct Fence {
     former: Option<NodeName>,
     /// confirmed <= term.
     confirmed: Term,
-    candidate: Option<NodeName>,
+    candidate: Option<Candidate>,
     /// Of `candidate`.
     cleared: Cleared,
 }
@@ -174,14 +174,14 @@ impl Fence {
     }
 
     /// In this order: a session that checks out after the bar sees it; one that did so before is in its slot.
-    fn clear(&mut self, shared: &Shared, candidate: Option<&NodeName>) {
+    fn clear(&mut self, shared: &Shared, candidate: Option<&Candidate>) {
         if self.candidate.as_ref() != candidate {
-            shared.bar(candidate);
+            shared.bar(candidate.map(|candidate| &candidate.node));
             self.candidate = candidate.cloned();
             self.cleared = Cleared::No;
         }
         let Some(candidate) = candidate.filter(|_| self.cleared == Cleared::No) else { return };
-        if shared.slots.clear(candidate) == 0 {
+        if shared.slots.clear(&candidate.node) == 0 {
             self.cleared = Cleared::Yes;
         }
     }

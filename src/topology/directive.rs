@@ -55,12 +55,21 @@ pub struct Directive {
     pub primary: Option<NodeName>,
     /// The standby that is being made primary: before it is promoted the proxy takes it from every session, and
     /// gives it to none until writes open. Else one could write there before anything is verified.
-    pub candidate: Option<NodeName>,
+    pub candidate: Option<Candidate>,
     pub writes: Writes,
     /// Whom the relay streams from; `None`: from nobody (the relay closes the stream and then promises the
     /// term).
     pub upstream: Option<NodeName>,
     pub durability: Durability,
+}
+
+/// A standby whose turn it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Candidate {
+    pub node: NodeName,
+    /// Counts the turns of a term. A node may have several; in between sessions may use it, so a word that it is clear
+    /// counts for its own turn only.
+    pub round: u32,
 }
 
 impl Directive {

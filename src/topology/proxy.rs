@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{NodeName, Term};
+use super::{Candidate, NodeName, Term};
 
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct ProxyStatus {
@@ -10,7 +10,7 @@ pub struct ProxyStatus {
     /// of a client goes to a node that is not this term's primary as if it were. The proxy's half of the fence.
     pub confirmed: Term,
     /// The directive's candidate, once no session has a server connection there.
-    pub cleared: Option<NodeName>,
+    pub cleared: Option<Candidate>,
     /// Transactions that wait for writes to open.
     pub held: usize,
     pub evidence: Vec<ClientEvidence>,

@@ -4,7 +4,7 @@
 //! of the old process, it has confirmed nothing.
 
 use super::message::Status;
-use crate::topology::{NodeName, ProxyStatus, Term};
+use crate::topology::{Candidate, ProxyStatus, Term};
 
 /// What is known of the old process's sessions.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,14 +17,14 @@ pub(super) enum Old {
 }
 
 pub(super) fn both(own: &ProxyStatus, old: &Old) -> ProxyStatus {
-    let (confirmed, cleared, held): (Term, Option<&NodeName>, usize) = match old {
+    let (confirmed, cleared, held): (Term, Option<&Candidate>, usize) = match old {
         Old::Gone => return own.clone(),
         Old::Unknown => (Term(0), None, 0),
         Old::Heard(status) => (status.confirmed, status.cleared.as_ref(), status.held),
     };
     ProxyStatus {
         confirmed: own.confirmed.min(confirmed),
-        cleared: own.cleared.clone().filter(|node| cleared == Some(node)),
+        cleared: own.cleared.clone().filter(|candidate| cleared == Some(candidate)),
         held: own.held + held,
         evidence: own.evidence.clone(),
     }
@@ -44,7 +44,7 @@ mod tests {
     use super::super::drain::Count;
     use super::super::message::Status;
     use super::{Old, both, is_waited_for};
-    use crate::topology::{ProxyStatus, Term};
+    use crate::topology::{Candidate, ProxyStatus, Term};
 
     fn status(confirmed: u64) -> Status {
         Status { confirmed: Term(confirmed), cleared: None, held: 2, connections: 3, gone: Count::default() }
@@ -66,23 +66,29 @@ mod tests {
 
     #[test]
     fn only_what_both_say_holds() {
-        let node = |name: &str| (!name.is_empty()).then(|| name.parse().expect("a name"));
-        let heard = |term, cleared| Old::Heard(Status { cleared: node(cleared), ..status(term) });
+        // A node's name and its round.
+        let candidate = |text: &str| {
+            let (node, round) = text.split_once(' ')?;
+            Some(Candidate { node: node.parse().ok()?, round: round.parse().ok()? })
+        };
+        let heard = |term, cleared| Old::Heard(Status { cleared: candidate(cleared), ..status(term) });
         for ((term, cleared), old, expected) in [
-            ((2, "pg2"), Old::Gone, (2, "pg2", 1)),
-            ((2, "pg2"), Old::Unknown, (0, "", 1)),
-            ((2, "pg2"), heard(1, "pg2"), (1, "pg2", 3)),
-            ((1, ""), heard(2, "pg2"), (1, "", 3)),
-            ((2, "pg2"), heard(2, "pg2"), (2, "pg2", 3)),
-            ((2, "pg2"), heard(2, "pg3"), (2, "", 3)),
+            ((2, "pg2 1"), Old::Gone, (2, "pg2 1", 1)),
+            ((2, "pg2 1"), Old::Unknown, (0, "", 1)),
+            ((2, "pg2 1"), heard(1, "pg2 1"), (1, "pg2 1", 3)),
+            ((1, ""), heard(2, "pg2 1"), (1, "", 3)),
+            ((2, "pg2 1"), heard(2, "pg2 1"), (2, "pg2 1", 3)),
+            ((2, "pg2 1"), heard(2, "pg3 1"), (2, "", 3)),
+            // What it said before another one's turn says nothing of now.
+            ((2, "pg2 3"), heard(2, "pg2 1"), (2, "", 3)),
         ] {
             let own =
-                ProxyStatus { confirmed: Term(term), cleared: node(cleared), held: 1, evidence: vec![] };
+                ProxyStatus { confirmed: Term(term), cleared: candidate(cleared), held: 1, evidence: vec![] };
             let seen = both(&own, &old);
             let (term, cleared, held) = expected;
             assert_eq!(
                 (seen.confirmed, seen.cleared, seen.held),
-                (Term(term), node(cleared), held),
+                (Term(term), candidate(cleared), held),
                 "{old:?}"
             );
         }

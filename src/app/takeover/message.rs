@@ -11,10 +11,10 @@ use serde::{Deserialize, Serialize};
 use super::drain::Count;
 use super::sight::Sight;
 use crate::net::ListenAddress;
-use crate::topology::{NodeName, Term};
+use crate::topology::{Candidate, Term};
 
 /// Of these messages. Another one is refused: there is no half understanding of who may write.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 /// Of one message, in bytes; the largest carries a follower for each standby. A longer one breaks the link.
 const MAX_MESSAGE: usize = 1 << 20;
@@ -84,7 +84,7 @@ pub(in crate::app) enum Socket {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Status {
     pub(super) confirmed: Term,
-    pub(super) cleared: Option<NodeName>,
+    pub(super) cleared: Option<Candidate>,
     pub(super) held: usize,
     /// Connections that are still there.
     pub(super) connections: usize,

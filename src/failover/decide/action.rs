@@ -196,6 +196,11 @@ impl Ledger {
         self.entries.retain(|e| e.action.term >= term || matches!(e.progress, Progress::Running));
     }
 
+    /// A node that is tried anew: what it has done or failed before does not count. What runs is kept.
+    pub fn forget_results(&mut self, node: &NodeName) {
+        self.entries.retain(|e| e.action.node != *node || matches!(e.progress, Progress::Running));
+    }
+
     /// Whether any action that touches the node's server process runs, whatever its term: two of them at once
     /// would fight over one data directory.
     pub fn is_server_busy(&self, node: &NodeName) -> bool {

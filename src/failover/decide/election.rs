@@ -54,35 +54,51 @@ impl Case<'_> {
         Fired::new(RuleId::E1, at(self.state, election, Step::Elect, self.now))
     }
 
-    /// E3, or E2 when there is nobody and the old primary is back.
+    /// E3; E2 when there is nobody new and the old primary is back; without either, E3 for who has failed before.
     fn elect(&self) -> Option<Fired> {
         let fenced = self.election.fenced?;
         let waited = self.has_waited(self.policy.candidate_wait);
-        if self.known_loss(fenced) <= self.policy.max_lost_bytes
-            && let Some(candidate) = self.candidate(waited)
-        {
-            let candidate = candidate.clone();
-            return self.enter(RuleId::E3, Step::CatchUp { candidate });
+        let bearable = self.known_loss(fenced) <= self.policy.max_lost_bytes;
+        if let Some(candidate) = self.candidate(waited).filter(|_| bearable) {
+            return self.try_candidate(candidate);
         }
-        if waited { self.restore(fenced) } else { None }
+        if !waited {
+            return None;
+        }
+        let failed = self.election.excluded.iter().find(|name| self.is_eligible(name));
+        self.restore(fenced).or_else(|| self.try_candidate(failed.filter(|_| bearable)?))
+    }
+
+    fn try_candidate(&self, candidate: &NodeName) -> Option<Fired> {
+        let election = Election { round: self.election.round.saturating_add(1), ..self.election.clone() };
+        let step = Step::CatchUp { candidate: candidate.clone() };
+        Fired::new(RuleId::E3, at(self.state, election, step, self.now))
     }
 
     /// The most advanced first: it is ready soonest. Then the operator's priority, then the name, so that two
     /// observers of the same world choose the same.
     fn candidate(&self, waited: bool) -> Option<&NodeName> {
-        let eligible = |n: &&NodeView<'_>| {
-            let preferred =
-                self.election.preferred.as_ref().is_none_or(|wish| *wish == n.node.name || waited);
-            let excluded = self.election.excluded.contains(&n.node.name) && !waited;
-            preferred && !excluded && self.follower(n).is_some()
-        };
+        let wished = |name: &NodeName| self.election.preferred.as_ref() == Some(name);
+        let any = self.election.preferred.is_none() || waited;
+        let eligible = |n: &&NodeView<'_>| self.is_fresh(n) && (any || wished(&n.node.name));
         let rank = |n: &&NodeView<'_>| {
             let flush = self.follower(n).map_or(Lsn::INVALID, |f| f.flush);
-            let wished = self.election.preferred.as_ref() == Some(&n.node.name);
-            let fresh = !self.election.excluded.contains(&n.node.name);
-            (wished, fresh, flush, n.node.priority, std::cmp::Reverse(n.node.name.clone()))
+            (wished(&n.node.name), flush, n.node.priority, std::cmp::Reverse(n.node.name.clone()))
         };
         self.view.nodes.iter().filter(eligible).max_by_key(rank).map(|n| &n.node.name)
+    }
+
+    fn is_eligible(&self, name: &NodeName) -> bool {
+        self.view.node(name).is_some_and(|n| self.follower(n).is_some())
+    }
+
+    /// It has not failed in this term.
+    fn is_fresh(&self, node: &NodeView<'_>) -> bool {
+        !self.has_failed(&node.node.name) && self.follower(node).is_some()
+    }
+
+    fn has_failed(&self, name: &NodeName) -> bool {
+        self.election.excluded.contains(name)
     }
 
     /// The node as the relay sees it, when it may be promoted: a live standby of this cluster that streams from the
@@ -145,12 +161,8 @@ impl Case<'_> {
             return self.next_candidate(candidate);
         }
         self.view.ledger.finding(&action)?;
-        if self.view.cleared.as_ref() != Some(candidate) {
-            return if self.has_waited(self.policy.clear_timeout) {
-                self.not_cleared(candidate)
-            } else {
-                None
-            };
+        if !self.is_cleared(candidate) {
+            return self.not_cleared(candidate);
         }
         let mut next = self.state.clone();
         // From now on it may be a primary, and if it is lost now it must not come back as one.
@@ -159,18 +171,33 @@ impl Case<'_> {
         Fired::new(RuleId::E5, at(&next, self.election.clone(), step, self.now))
     }
 
+    fn is_cleared(&self, candidate: &NodeName) -> bool {
+        let cleared = self.view.cleared.as_ref();
+        cleared.is_some_and(|c| c.node == *candidate && c.round == self.election.round)
+    }
+
     /// E12, or E2. A session that the proxy cannot take from the candidate could write there once it is promoted. So
-    /// another is tried. Without one the election waits (see [`Case::obstacle`]): held writes are better than two
-    /// histories.
+    /// another is tried, a new one or, when the old primary is not back, whoever failed longest ago. Without any the
+    /// election waits (see [`Case::obstacle`]): held writes are better than two histories.
     fn not_cleared(&self, candidate: &NodeName) -> Option<Fired> {
-        // An operator's wish is not tried again and again.
-        let election = Election { preferred: None, ..self.excluding(candidate) };
-        let fresh =
-            |n: &NodeView<'_>| !election.excluded.contains(&n.node.name) && self.follower(n).is_some();
-        if self.view.nodes.iter().any(fresh) {
-            return Fired::new(RuleId::E12, at(self.state, election, Step::Elect, self.now));
+        let waited = self.has_waited(self.policy.clear_timeout);
+        let other = |n: &&NodeView<'_>| n.node.name != *candidate && self.follower(n).is_some();
+        let mut others = self.view.nodes.iter().filter(other);
+        let next = || {
+            // An operator's wish is not tried again and again.
+            let mut election = Election { preferred: None, ..self.excluding(candidate) };
+            if !election.not_cleared.contains(candidate) {
+                election.not_cleared.push(candidate.clone());
+            }
+            Fired::new(RuleId::E12, at(self.state, election, Step::Elect, self.now))
+        };
+        if waited && others.clone().any(|n| self.is_fresh(n)) {
+            return next();
         }
-        self.restore(self.election.fenced?)
+        if !waited && !self.has_failed(candidate) {
+            return None;
+        }
+        self.restore(self.election.fenced?).or_else(|| others.next().filter(|_| waited).and_then(|_| next()))
     }
 
     /// E6, or E11: a candidate that was asked to promote may have done so unseen, with a timeline of its own. Only a
@@ -291,9 +318,8 @@ impl Case<'_> {
 
     fn excluding(&self, failed: &NodeName) -> Election {
         let mut election = self.election.clone();
-        if !election.excluded.contains(failed) {
-            election.excluded.push(failed.clone());
-        }
+        election.excluded.retain(|name| name != failed);
+        election.excluded.push(failed.clone());
         election
     }
 
@@ -301,24 +327,42 @@ impl Case<'_> {
     pub(super) fn obstacle(&self) -> Option<String> {
         match &self.election.step {
             Step::Fence => self.not_confirmed(),
-            Step::Elect => self.nobody(),
+            Step::Elect => self.nobody().or_else(|| self.all_have_failed()),
+            Step::CatchUp { .. } => self.all_have_failed(),
             Step::Prepare { candidate } => {
-                let cleared = self.view.cleared.as_ref() == Some(candidate);
                 let prepared = self.view.ledger.finding(&self.policy.prepare(self.state.term, candidate));
-                let waits = !cleared && prepared.is_some() && self.has_waited(self.policy.clear_timeout);
-                waits.then(|| {
-                    format!(
-                        "{candidate} is not promoted: the proxy of {} does not say that no session uses it any \
-                         more; a restart of that instance ends its sessions",
-                        self.policy.instance
-                    )
-                })
+                let waits = !self.is_cleared(candidate) && prepared.is_some();
+                let waits = waits && self.has_waited(self.policy.clear_timeout);
+                if waits { Some(self.in_use(candidate.as_str())) } else { self.all_have_failed() }
             }
             Step::Verify { candidate, found } => {
                 self.mismatch(*found).map(|why| format!("{candidate} must not be opened: {why}"))
             }
-            Step::CatchUp { .. } | Step::Promote { .. } | Step::Follow | Step::Marker => None,
+            Step::Promote { .. } | Step::Follow | Step::Marker => None,
         }
+    }
+
+    fn in_use(&self, candidates: &str) -> String {
+        format!(
+            "nobody is promoted: the proxy of {} does not say that no session uses {candidates} any more; a \
+             restart of that instance ends its sessions",
+            self.policy.instance
+        )
+    }
+
+    /// Whoever can be tried was, and is again: the same words all the time.
+    fn all_have_failed(&self) -> Option<String> {
+        let age = self.now.unix_ms.saturating_sub(self.election.record.started_at_ms);
+        let young = u128::from(age) < self.policy.clear_timeout.as_millis();
+        if young || self.election.excluded.is_empty() || self.view.nodes.iter().any(|n| self.is_fresh(n)) {
+            return None;
+        }
+        let names = |nodes: &[NodeName]| nodes.iter().map(NodeName::as_str).collect::<Vec<_>>().join(", ");
+        Some(if self.election.not_cleared.is_empty() {
+            format!("no standby can be promoted: {} failed", names(&self.election.excluded))
+        } else {
+            self.in_use(&names(&self.election.not_cleared))
+        })
     }
 
     fn not_confirmed(&self) -> Option<String> {
@@ -348,10 +392,17 @@ impl Case<'_> {
 
     pub(super) fn wanted(&self) -> Vec<Action> {
         match &self.election.step {
-            Step::Fence | Step::CatchUp { .. } | Step::Verify { .. } | Step::Follow => Vec::new(),
-            Step::Elect => self.old_primary_start(self.policy.candidate_wait).into_iter().collect(),
+            Step::Fence | Step::Verify { .. } | Step::Follow => Vec::new(),
+            Step::Elect => {
+                let waited = self.has_waited(self.policy.candidate_wait);
+                self.old_primary_start().filter(|_| waited).into_iter().collect()
+            }
+            Step::CatchUp { candidate } => {
+                self.old_primary_start().filter(|_| self.has_failed(candidate)).into_iter().collect()
+            }
             Step::Prepare { candidate } => {
-                let old = self.old_primary_start(self.policy.clear_timeout);
+                let due = self.has_failed(candidate) || self.has_waited(self.policy.clear_timeout);
+                let old = self.old_primary_start().filter(|_| due);
                 [self.policy.prepare(self.state.term, candidate)].into_iter().chain(old).collect()
             }
             Step::Promote { candidate } => {
@@ -362,11 +413,12 @@ impl Case<'_> {
         }
     }
 
-    /// With nobody to promote for so long, the old primary is the only hope: our agent starts it, for E2.
-    fn old_primary_start(&self, patience: Duration) -> Option<Action> {
+    /// With nobody to promote, or nobody who has not failed before, the old primary is the only hope: our agent
+    /// starts it, for E2.
+    fn old_primary_start(&self) -> Option<Action> {
         let node = self.view.node(&self.state.primary.as_ref()?.node)?;
         let startable = node.agent == Agent::Local && node.process == Process::Absent;
-        (startable && self.has_waited(patience)).then(|| Action {
+        startable.then(|| Action {
             term: self.state.term,
             node: node.node.name.clone(),
             what: What::Start { role: StartAs::ItIs },

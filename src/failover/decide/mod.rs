@@ -43,7 +43,8 @@ use std::time::{Duration, Instant};
 use self::election::Case;
 use super::health::{Cause, Facts, PrimaryVerdict};
 use crate::topology::{
-    Durability, Health, Node, NodeHealth, NodeName, NodeState, Role, Term, WalStatus, relay_application_name,
+    Candidate, Durability, Health, Node, NodeHealth, NodeName, NodeState, Role, Term, WalStatus,
+    relay_application_name,
 };
 
 /// What is configured; the same for every call.
@@ -98,7 +99,7 @@ pub struct View<'a> {
     /// `ProxyStatus::confirmed`.
     pub confirmed: Term,
     /// `ProxyStatus::cleared`.
-    pub cleared: Option<NodeName>,
+    pub cleared: Option<Candidate>,
     pub ledger: &'a Ledger,
     /// An operator's wish not yet taken up.
     pub request: Option<Request>,

@@ -83,7 +83,7 @@ pub const RULES: &[Rule] = &[
     rule(
         RuleId::E3,
         "candidate",
-        "a standby that may be promoted streams from the relay on its timeline, and no more WAL than max_lost_bytes would be lost",
+        "a standby that may be promoted streams from the relay on its timeline, and no more WAL than max_lost_bytes would be lost; one that failed before only without another, and without the old primary (E2)",
     ),
     rule(RuleId::E4, "caught up", "the candidate has flushed everything the relay held when it promised"),
     rule(

@@ -3,7 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::pg::{Lsn, SystemIdentifier, TimelineId};
-use crate::topology::{Directive, Durability, Election as Record, NodeName, Phase as Timing, Term, Writes};
+use crate::topology::{
+    Candidate, Directive, Durability, Election as Record, NodeName, Phase as Timing, Term, Writes,
+};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct State {
@@ -124,8 +126,14 @@ pub struct Election {
     pub since_ms: u64,
     /// Where the relay stood when it had promised the term; `None` before.
     pub fenced: Option<Fenced>,
-    /// Candidates that failed in this term: chosen again only when there is nobody else.
+    /// Counts the candidates of this term.
+    #[serde(default)]
+    pub round: u32,
+    /// Candidates that failed in this term, the last one last: tried again, in this order, when there is nobody else.
     pub excluded: Vec<NodeName>,
+    /// Those whose sessions the proxy did not end in time.
+    #[serde(default)]
+    pub not_cleared: Vec<NodeName>,
     /// The operator's choice.
     pub preferred: Option<NodeName>,
 }
@@ -205,6 +213,9 @@ impl Step {
 }
 
 impl Election {
+    /// Beyond this, rounds are told as sums.
+    const MAX_PHASES: usize = 64;
+
     /// Goes on to `step`; the time spent in the last one is remembered.
     #[must_use]
     pub fn entered(mut self, step: Step, now_ms: u64) -> Election {
@@ -215,7 +226,12 @@ impl Election {
 
     pub fn note_time(&mut self, now_ms: u64) {
         let millis = now_ms.saturating_sub(self.since_ms);
-        self.record.phases.push(Timing { name: self.step.name().to_owned(), millis });
+        let (name, phases) = (self.step.name(), &mut self.record.phases);
+        let earlier = phases.iter().rposition(|phase| phase.name == name);
+        match earlier.filter(|_| phases.len() >= Election::MAX_PHASES) {
+            Some(earlier) => phases[earlier].millis += millis,
+            None => phases.push(Timing { name: name.to_owned(), millis }),
+        }
         self.since_ms = now_ms;
     }
 }
@@ -265,15 +281,16 @@ impl State {
     }
 
     /// Who is about to be promoted, or was and is not open yet.
-    fn candidate(&self) -> Option<&NodeName> {
+    fn candidate(&self) -> Option<Candidate> {
         let Phase::Election(election) = &self.phase else { return None };
-        match &election.step {
-            Step::Fence | Step::Elect | Step::CatchUp { .. } => None,
+        let node = match &election.step {
+            Step::Fence | Step::Elect | Step::CatchUp { .. } => return None,
             Step::Prepare { candidate } | Step::Promote { candidate } | Step::Verify { candidate, .. } => {
-                Some(candidate)
+                candidate
             }
-            Step::Follow | Step::Marker => self.primary.as_ref().map(|primary| &primary.node),
-        }
+            Step::Follow | Step::Marker => &self.primary.as_ref()?.node,
+        };
+        Some(Candidate { node: node.clone(), round: election.round })
     }
 
     /// What proxy and relay are told while the state is this.
@@ -298,7 +315,7 @@ impl State {
             Follow::Primary => primary.clone(),
             Follow::Nobody => None,
         };
-        let candidate = self.candidate().cloned();
+        let candidate = self.candidate();
         Directive { term: self.term, primary, candidate, writes, upstream, durability: self.durability }
     }
 }

@@ -65,7 +65,9 @@ pub(super) fn fence(
         step: Step::Fence,
         since_ms: now.unix_ms,
         fenced: None,
+        round: 0,
         excluded: Vec::new(),
+        not_cleared: Vec::new(),
         preferred,
     }));
     Fired::new(rule, next)

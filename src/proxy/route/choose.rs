@@ -187,7 +187,8 @@ impl View {
         policy: Policy,
     ) -> View {
         let standby = |node: &NodeHealth| Standby { name: node.name.clone(), state: position(node, wal) };
-        let taken = [directive.primary.as_ref(), directive.candidate.as_ref()];
+        let taken =
+            [directive.primary.as_ref(), directive.candidate.as_ref().map(|candidate| &candidate.node)];
         let not_primary = |node: &&NodeHealth| !taken.contains(&Some(&node.name));
         View {
             primary: directive.writable().cloned().ok_or(match directive.primary {

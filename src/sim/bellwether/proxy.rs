@@ -62,7 +62,7 @@ impl Proxy {
 
     /// A session that hangs has the node from now on. The candidate is given to nobody.
     pub(in crate::sim) fn cling(&mut self, node: &NodeName, until: Option<Duration>) {
-        if self.directive.candidate.as_ref() != Some(node) {
+        if self.directive.candidate.as_ref().is_none_or(|candidate| candidate.node != *node) {
             self.clinging.insert(node.clone(), until);
         }
     }
@@ -79,7 +79,11 @@ impl Proxy {
             broken_at: None,
         });
         let at_once = stage.plant == Some(Plant::ClearedAtOnce);
-        let cleared = self.directive.candidate.clone().filter(|node| at_once || !self.clings(stage, node));
+        let cleared = self
+            .directive
+            .candidate
+            .clone()
+            .filter(|candidate| at_once || !self.clings(stage, &candidate.node));
         ProxyStatus { confirmed: self.confirmed, cleared, held: 0, evidence: evidence.collect() }
     }
 

@@ -15,8 +15,8 @@ use crate::failover::decide::{
 use crate::failover::health::{Detect, Facts, ProbeResult, SlotState, Watch};
 use crate::pg::{Lsn, SystemIdentifier, TimelineId};
 use crate::topology::{
-    Directive, Durability, Election, Follower, FollowerState, Lag, Node, NodeName, ProxyStatus, Role,
-    StreamEnd, Term, Upstream, WalStatus, Writes,
+    Candidate, Directive, Durability, Election, Follower, FollowerState, Lag, Node, NodeName, ProxyStatus,
+    Role, StreamEnd, Term, Upstream, WalStatus, Writes,
 };
 
 pub(super) const SYSTEM: SystemIdentifier = SystemIdentifier(7);
@@ -52,11 +52,15 @@ pub(super) struct World {
     policy: Policy,
     pub(super) wal: WalStatus,
     relay_forks: Vec<(TimelineId, Lsn)>,
-    proxy: ProxyStatus,
+    pub(super) proxy: ProxyStatus,
     /// Nodes that a session does not let go of.
     pub(super) clinging: Vec<&'static str>,
+    /// Where `synchronous_standby_names` cannot be set.
+    pub(super) unpreparable: Vec<&'static str>,
     /// The proxy confirms nothing.
     pub(super) deaf: bool,
+    /// The proxy does nothing, and what it said last stands.
+    pub(super) stuck: bool,
     core: Core,
     /// What is journaled; after a restart, what was made of it.
     pub(super) state: State,
@@ -112,7 +116,9 @@ impl World {
             relay_forks: Vec::new(),
             proxy: ProxyStatus::default(),
             clinging: Vec::new(),
+            unpreparable: Vec::new(),
             deaf: false,
+            stuck: false,
             directive: state.directive(),
             state,
             alarms: Vec::new(),
@@ -255,11 +261,13 @@ impl World {
             self.wal.promised = directive.term;
             self.wal.upstream = Upstream::Idle;
         }
-        if !self.deaf {
+        if !self.deaf && !self.stuck {
             self.proxy.confirmed = directive.term;
         }
-        let candidate = directive.candidate.clone();
-        self.proxy.cleared = candidate.filter(|node| !self.clinging.contains(&node.as_str()));
+        if !self.stuck {
+            let clings = |candidate: &Candidate| self.clinging.contains(&candidate.node.as_str());
+            self.proxy.cleared = directive.candidate.clone().filter(|candidate| !clings(candidate));
+        }
         if directive.upstream.is_none() {
             self.wal.upstream = Upstream::Idle;
         }
@@ -405,6 +413,7 @@ impl World {
                 server.flush = relay_durable.min(source.flush);
             }
             _ if !answers => return None,
+            What::Prepare { .. } if self.unpreparable.contains(&action.node.as_str()) => return None,
             What::Prepare { names } => {
                 server.names = names.setting();
                 server.slot = SlotState::Inactive;
