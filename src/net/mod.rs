@@ -5,6 +5,8 @@
 
 mod accept;
 pub mod authenticate;
+mod base_backup;
+mod conversation;
 mod dial;
 mod listen;
 mod log_in;
@@ -23,6 +25,8 @@ mod wire;
 pub use crate::pg::protocol::startup::CancelKey;
 pub use accept::{Acceptor, ClientTls, Hello, Proxies, Reception, hello};
 pub use authenticate::Authenticator;
+pub use base_backup::{BackupEvent, BaseBackup, BaseBackupError};
+pub use conversation::{Conversation, ConversationError, Message};
 pub use dial::{cancel, dial};
 pub use listen::{ListenAddress, Listener, SocketMode};
 pub use log_in::log_in;
@@ -130,6 +134,16 @@ pub struct Target {
     pub tls: TlsForServers,
     /// Further startup parameters (`replication`, `application_name`, ...).
     pub parameters: Vec<(String, String)>,
+}
+
+impl Target {
+    /// The same, with a physical replication connection.
+    #[must_use]
+    pub fn for_replication(mut self) -> Target {
+        self.parameters.retain(|(key, _)| key != "replication");
+        self.parameters.push(("replication".to_owned(), "true".to_owned()));
+        self
+    }
 }
 
 /// Why a server connection did not come about.

@@ -8,4 +8,4 @@ pub mod types;
 pub mod wal;
 
 pub use error::{ErrorFields, Severity, SqlState};
-pub use types::{Lsn, ParseLsnError, PgTimestamp, SlotName, SystemIdentifier, TimelineId};
+pub use types::{Lsn, ParseLsnError, PgTimestamp, ServerMajor, SlotName, SystemIdentifier, TimelineId};

@@ -94,6 +94,30 @@ impl fmt::Display for SystemIdentifier {
     }
 }
 
+/// The major version of a server, such as 15.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ServerMajor(pub u32);
+
+impl ServerMajor {
+    /// Of a `server_version` such as `15.20 (Debian ...)` or `18beta1`.
+    pub fn parse(server_version: &str) -> Option<ServerMajor> {
+        let end = server_version.find(|c: char| !c.is_ascii_digit()).unwrap_or(server_version.len());
+        server_version[..end].parse().ok().map(ServerMajor)
+    }
+
+    /// Of the server whose ParameterStatus values these are.
+    pub fn of(parameters: &[(String, String)]) -> Option<ServerMajor> {
+        let version = parameters.iter().find(|(name, _)| name == "server_version");
+        version.and_then(|(_, version)| ServerMajor::parse(version))
+    }
+}
+
+impl fmt::Display for ServerMajor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// Microseconds since 2000-01-01 00:00 UTC (`TimestampTz`), as replication messages carry it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PgTimestamp(pub i64);
@@ -142,7 +166,7 @@ impl fmt::Display for SlotName {
 
 #[cfg(test)]
 mod tests {
-    use super::{Lsn, SlotName};
+    use super::{Lsn, ServerMajor, SlotName};
 
     #[test]
     fn lsn_reads_what_it_prints_and_nothing_else() {
@@ -154,6 +178,17 @@ mod tests {
         for text in ["", "/", "0", "0/", "0/+1", "0/123456789", "0/G", "0/1/2", " 0/1"] {
             assert!(text.parse::<Lsn>().is_err(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn majors() {
+        let check = |version, expected: Option<u32>| {
+            assert_eq!(ServerMajor::parse(version), expected.map(ServerMajor), "{version}");
+        };
+        check("14.19 (Debian)", Some(14));
+        check("18beta1", Some(18));
+        check("devel", None);
+        check("", None);
     }
 
     #[test]

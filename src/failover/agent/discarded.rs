@@ -18,12 +18,10 @@ use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::base_backup::BaseBackupError;
 use super::control::ControlFile;
-use super::conversation::{Conversation, ConversationError};
 use super::error::{AgentError, FileError};
 use super::{DirectoryLock, LocalServer, files};
-use crate::net::{self, Target};
+use crate::net::{self, Conversation, ConversationError, Target};
 use crate::pg::wal::{
     Expected, History, PageHeader, SegmentFile, Verifier, WalSegmentSize, history_file_name,
     parse_history_file_name,
@@ -266,11 +264,8 @@ fn names_in(wal: &Path) -> Result<Vec<String>, FileError> {
 
 /// Of the source's present timeline; by the replication protocol, which needs no right to read files.
 async fn history_of(source: &Target) -> Result<History, AgentError> {
-    let source_address = source.address.to_string();
-    let mut target = source.clone();
-    target.parameters.retain(|(key, _)| key != "replication");
-    target.parameters.push(("replication".to_owned(), "true".to_owned()));
-    let backend = net::dial(&target, LIMIT).await.map_err(BaseBackupError::Dial)?;
+    let address = source.address.clone();
+    let backend = net::dial(&source.clone().for_replication(), LIMIT).await?;
     let mut conversation = Conversation::new(backend, LIMIT);
     let asked = async {
         let unreadable = || ConversationError::Content { what: "timeline history" };
@@ -284,7 +279,7 @@ async fn history_of(source: &Target) -> Result<History, AgentError> {
         let content = file.get(1).ok_or_else(unreadable)?;
         History::parse(timeline, content.as_bytes()).map_err(|_| unreadable())
     };
-    Ok(asked.await.map_err(|source| BaseBackupError::Conversation { source_address, source })?)
+    asked.await.map_err(|source| AgentError::Conversation { address, source })
 }
 
 /// The one row of the answer, without NULLs.

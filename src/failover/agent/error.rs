@@ -3,11 +3,13 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::base_backup::BaseBackupError;
 use super::conninfo::InvalidConninfo;
+use super::copy::CopyError;
 use super::program::ProgramError;
 use super::settings::LineBreak;
+use crate::net::{ConversationError, DialError};
 use crate::pg::TimelineId;
+use crate::topology::Address;
 
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
@@ -16,7 +18,15 @@ pub enum AgentError {
     #[error(transparent)]
     File(#[from] FileError),
     #[error(transparent)]
-    BaseBackup(#[from] BaseBackupError),
+    Copy(#[from] CopyError),
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    #[error("ask {address}")]
+    Conversation {
+        address: Address,
+        #[source]
+        source: ConversationError,
+    },
     #[error("the server in {data_dir} did not start; its log says: {log}")]
     NotStarted {
         data_dir: PathBuf,

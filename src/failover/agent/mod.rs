@@ -11,11 +11,10 @@
 //!
 //! Not here: when to do any of this. That is the control plane's to decide.
 
-mod base_backup;
 mod binaries;
 mod conninfo;
 mod control;
-mod conversation;
+mod copy;
 mod discarded;
 mod error;
 mod files;
@@ -32,11 +31,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use base_backup::{BaseBackup, BaseBackupError};
 pub use binaries::{BinariesError, PgBinaries, PgVersion};
 pub use conninfo::{Conninfo, InvalidConninfo};
 pub use control::{ControlFile, DbState};
-pub use conversation::ConversationError;
+pub use copy::{Copied, CopyError, CopyProgress};
 pub use discarded::Discarded;
 pub use error::{AgentError, FileError};
 pub use initdb::Superuser;

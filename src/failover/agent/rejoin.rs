@@ -8,15 +8,15 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use super::base_backup;
 use super::conninfo::Conninfo;
 use super::control::{ControlFile, DbState};
-use super::conversation::{Conversation, ConversationError};
+use super::copy::copy;
 use super::discarded::Discarded;
 use super::error::{AgentError, FileError};
 use super::settings::{self, Change};
 use super::{AUTO_CONF, DirectoryLock, LocalServer, STANDBY_SIGNAL, ServerStatus, StopMode, files};
-use crate::net::{self, Credentials, Target};
+use crate::net::{self, Conversation, ConversationError, Credentials, Target};
+use crate::pg::protocol::replication::base_backup::BaseBackupOptions;
 use crate::pg::{SlotName, TimelineId};
 use crate::topology::Role;
 
@@ -25,6 +25,8 @@ const REWIND_LIMIT: Duration = Duration::from_secs(30 * 60);
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 const RELOAD_LIMIT: Duration = Duration::from_secs(10);
 const CHECKPOINT_LIMIT: Duration = Duration::from_secs(300);
+
+const BACKUP_LABEL: &str = "bellwether";
 
 /// A node's own configuration: neither pg_rewind nor a base backup may replace it by its source's.
 const OWN_FILES: [&str; 4] = ["postgresql.conf", AUTO_CONF, "pg_hba.conf", "pg_ident.conf"];
@@ -305,7 +307,7 @@ impl LocalServer {
         let making = self.beside(".new");
         files::remove_tree(&making)?;
         files::create_private_dir(&making, self.run_as.as_ref())?;
-        base_backup::receive(source, &making).await?;
+        copy(source, &BaseBackupOptions::new(BACKUP_LABEL), &making, |_| {}).await?;
         self.settle(&making, upstream, slot)?;
         let replaced = self.beside(".old");
         if self.data_dir.exists() {
@@ -368,8 +370,8 @@ fn is_other_branch(rewound: Option<ControlFile>, source: TimelineId) -> bool {
 
 /// Returns the timeline that the source's control file then names.
 async fn checkpoint(source: &Target) -> Result<TimelineId, AgentError> {
-    let source_address = source.address.to_string();
-    let backend = net::dial(source, CONNECT_LIMIT).await.map_err(base_backup::BaseBackupError::Dial)?;
+    let address = source.address.clone();
+    let backend = net::dial(source, CONNECT_LIMIT).await?;
     let mut conversation = Conversation::new(backend, CHECKPOINT_LIMIT);
     let done = async {
         conversation.execute("CHECKPOINT").await?;
@@ -378,7 +380,7 @@ async fn checkpoint(source: &Target) -> Result<TimelineId, AgentError> {
         let timeline = rows.first().and_then(|row| row.first()?.as_ref()?.parse().ok());
         timeline.map(TimelineId).ok_or(ConversationError::Content { what: "timeline" })
     };
-    Ok(done.await.map_err(|source| base_backup::BaseBackupError::Conversation { source_address, source })?)
+    done.await.map_err(|source| AgentError::Conversation { address, source })
 }
 
 /// An error with its causes, in one line.

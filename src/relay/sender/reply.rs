@@ -6,20 +6,11 @@ use bytes::{BufMut, Bytes, BytesMut};
 use crate::pg::protocol::backend::{self, Column, TransactionStatus};
 use crate::pg::protocol::replication::{Keepalive, XLogDataHeader};
 use crate::pg::wal::history_file_name;
-use crate::pg::{ErrorFields, Lsn, SystemIdentifier, TimelineId};
+use crate::pg::{ErrorFields, Lsn, ServerMajor, SystemIdentifier, TimelineId};
 use crate::relay::slots::RestartPoint;
 
-/// The upstream's major version, whose manners the relay has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct ServerMajor(u32);
-
+/// The relay has the manners of its upstream.
 impl ServerMajor {
-    /// Of a `server_version` such as `15.20 (Debian ...)` or `18beta1`; what is not known is taken for new.
-    pub(super) fn parse(server_version: &str) -> ServerMajor {
-        let digits = server_version.find(|c: char| !c.is_ascii_digit()).unwrap_or(server_version.len());
-        ServerMajor(server_version[..digits].parse().unwrap_or(u32::MAX))
-    }
-
     /// READ_REPLICATION_SLOT came with 15.
     pub(super) fn reads_slots(self) -> bool {
         self >= ServerMajor(15)

@@ -17,14 +17,14 @@ use bytes::Bytes;
 
 use crate::pg::protocol::replication::{Command, Reply as ReplyRequest};
 use crate::pg::wal::{History, SegmentFile, WalSegmentSize};
-use crate::pg::{Lsn, PgTimestamp, SystemIdentifier, TimelineId};
+use crate::pg::{Lsn, PgTimestamp, ServerMajor, SystemIdentifier, TimelineId};
 use crate::relay::followers::{Progress, Xmins};
 use crate::relay::slots::Slots;
 use crate::relay::store::Tail;
 
 use super::SenderConfig;
 use super::error::{Fatal, Refusal};
-use super::reply::{Reply, ServerMajor};
+use super::reply::Reply;
 use super::stream::Stream;
 
 /// What the walsender asks of the store without waiting: all of it is in memory.
@@ -348,9 +348,8 @@ impl<S: WalSource> Walsender<S> {
         SegmentFile { timeline, number: size.segment(lsn) }.name(size)
     }
 
+    /// What is not known is taken for new.
     fn major(&self) -> ServerMajor {
-        let parameters = self.source.server_parameters();
-        let version = parameters.iter().find(|(name, _)| name == "server_version");
-        ServerMajor::parse(version.map_or("", |(_, version)| version.as_str()))
+        ServerMajor::of(&self.source.server_parameters()).unwrap_or(ServerMajor(u32::MAX))
     }
 }

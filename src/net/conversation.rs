@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::net::{Backend, Stream};
+use super::{Backend, Stream};
 use crate::pg::error::ErrorFields;
 use crate::pg::protocol::backend::{decode_data_row, decode_error};
 use crate::pg::protocol::frame::{HEADER_LEN, Header, InvalidLength};
@@ -35,7 +35,7 @@ pub enum ConversationError {
 }
 
 #[derive(Debug)]
-pub(super) struct Conversation {
+pub struct Conversation {
     stream: Stream,
     received: BytesMut,
     /// How long the server may say nothing while we wait for it.
@@ -44,17 +44,17 @@ pub(super) struct Conversation {
 
 /// One message without its header.
 #[derive(Debug)]
-pub(super) struct Message {
-    pub(super) tag: u8,
-    pub(super) body: Bytes,
+pub struct Message {
+    pub tag: u8,
+    pub body: Bytes,
 }
 
 impl Conversation {
-    pub(super) fn new(backend: Backend, silence: Duration) -> Conversation {
+    pub fn new(backend: Backend, silence: Duration) -> Conversation {
         Conversation { stream: backend.stream, received: backend.received, silence }
     }
 
-    pub(super) async fn send_query(&mut self, query: &str) -> Result<(), ConversationError> {
+    pub async fn send_query(&mut self, query: &str) -> Result<(), ConversationError> {
         let mut out = BytesMut::new();
         frontend::query(query, &mut out);
         match tokio::time::timeout(self.silence, self.stream.write_all(&out)).await {
@@ -64,14 +64,14 @@ impl Conversation {
     }
 
     /// Runs a query whose rows nobody needs.
-    pub(super) async fn execute(&mut self, query: &str) -> Result<(), ConversationError> {
+    pub async fn execute(&mut self, query: &str) -> Result<(), ConversationError> {
         self.send_query(query).await?;
         while self.next().await?.tag != b'Z' {}
         Ok(())
     }
 
     /// The next message that is not a notice or a changed parameter; an ErrorResponse is the error.
-    pub(super) async fn next(&mut self) -> Result<Message, ConversationError> {
+    pub async fn next(&mut self) -> Result<Message, ConversationError> {
         loop {
             let message = self.receive().await?;
             match message.tag {
@@ -83,11 +83,7 @@ impl Conversation {
     }
 
     /// The next message, which must have this tag.
-    pub(super) async fn expect(
-        &mut self,
-        tag: u8,
-        expected: &'static str,
-    ) -> Result<Bytes, ConversationError> {
+    pub async fn expect(&mut self, tag: u8, expected: &'static str) -> Result<Bytes, ConversationError> {
         let message = self.next().await?;
         if message.tag == tag {
             Ok(message.body)
@@ -96,8 +92,18 @@ impl Conversation {
         }
     }
 
+    /// The next CopyData of a COPY to us; `None` at its end.
+    pub async fn copy_data(&mut self) -> Result<Option<Bytes>, ConversationError> {
+        let message = self.next().await?;
+        match message.tag {
+            b'd' => Ok(Some(message.body)),
+            b'c' => Ok(None),
+            tag => Err(ConversationError::Unexpected { tag, expected: "CopyData" }),
+        }
+    }
+
     /// A whole result set: its rows, every column as text.
-    pub(super) async fn rows(&mut self) -> Result<Vec<Vec<Option<String>>>, ConversationError> {
+    pub async fn rows(&mut self) -> Result<Vec<Vec<Option<String>>>, ConversationError> {
         self.expect(b'T', "RowDescription").await?;
         let mut rows = Vec::new();
         loop {

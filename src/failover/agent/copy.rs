@@ -1,0 +1,186 @@
+//! A base backup into a directory: what another server's data directory is, this one becomes.
+//!
+//! The WAL that makes the copy consistent comes inside the archive, so the copy needs nothing else to start.
+//! Clusters with tablespaces are refused.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::unpack::{ArchiveReader, Chunk, UnpackError, unpack};
+use crate::net::{BackupEvent, BaseBackup, BaseBackupError, Target};
+use crate::pg::protocol::replication::base_backup::BaseBackupOptions;
+use crate::pg::{Lsn, TimelineId};
+
+/// Chunks between socket and disk. When full, the socket is not read: the server waits for our disk.
+const QUEUED_CHUNKS: usize = 16;
+/// As pg_basebackup calls it; pg_verifybackup looks for it.
+pub(super) const MANIFEST: &str = "backup_manifest";
+
+#[derive(Debug, thiserror::Error)]
+pub enum CopyError {
+    #[error(transparent)]
+    Backup(#[from] BaseBackupError),
+    #[error(
+        "{source_address} has tablespaces ({locations:?}), which a base backup by Bellwether does not carry"
+    )]
+    Tablespaces { source_address: String, locations: Vec<String> },
+    #[error("the base backup is not in the order that {source_address} promised")]
+    OutOfOrder { source_address: String },
+    #[error("unpack the base backup")]
+    Unpack(#[from] UnpackError),
+    #[error("the thread that unpacks the base backup is gone")]
+    Unpacker,
+}
+
+/// Of what a directory is a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Copied {
+    pub start: Lsn,
+    /// The copy is consistent once WAL up to here is replayed.
+    pub end: Lsn,
+    pub timeline: TimelineId,
+}
+
+/// How much is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CopyProgress {
+    pub received_bytes: u64,
+    /// The server's estimate, without WAL.
+    pub total_bytes: u64,
+}
+
+/// Copies the cluster at `source` to `into`, an existing directory that holds nothing of a cluster. Not yet durable
+/// when it returns.
+pub(super) async fn copy(
+    source: &Target,
+    options: &BaseBackupOptions,
+    into: &Path,
+    mut progress: impl FnMut(CopyProgress),
+) -> Result<Copied, CopyError> {
+    let mut backup = BaseBackup::begin(source, options).await?;
+    if !backup.content.tablespaces.is_empty() {
+        let locations = backup.content.tablespaces.into_iter().map(|tablespace| tablespace.location);
+        let source_address = source.address.to_string();
+        return Err(CopyError::Tablespaces { source_address, locations: locations.collect() });
+    }
+    let (start, timeline) = (backup.start, backup.timeline);
+    let mut writing = Writing { into, file: None };
+    let end = fill(&mut backup, &mut writing, &mut progress).await;
+    let finished = match &end {
+        Ok(_) => writing.finish().await,
+        Err(_) => writing.abandon().await,
+    };
+    let end = end?;
+    finished?;
+    match end {
+        Some(end) => Ok(Copied { start, end, timeline }),
+        None => Err(CopyError::OutOfOrder { source_address: source.address.to_string() }),
+    }
+}
+
+/// Returns the end that the server named; `None` when something came where nothing was to come.
+async fn fill(
+    backup: &mut BaseBackup,
+    writing: &mut Writing<'_>,
+    progress: &mut impl FnMut(CopyProgress),
+) -> Result<Option<Lsn>, CopyError> {
+    let mut done = CopyProgress { received_bytes: 0, total_bytes: backup.content.total_bytes };
+    progress(done);
+    while let Some(event) = backup.next().await? {
+        match event {
+            BackupEvent::Archive { .. } => writing.archive().await?,
+            BackupEvent::Manifest => writing.manifest().await?,
+            BackupEvent::Data(data) => {
+                done.received_bytes += data.len() as u64;
+                progress(done);
+                if !writing.data(data).await? {
+                    return Ok(None);
+                }
+            }
+            BackupEvent::Progress(_) => {}
+            BackupEvent::End { end, .. } => return Ok(Some(end)),
+        }
+    }
+    Ok(None)
+}
+
+/// What comes, on its way to the disk: one thread at a time writes it.
+struct Writing<'a> {
+    into: &'a Path,
+    file: Option<Filling>,
+}
+
+struct Filling {
+    chunks: mpsc::Sender<Chunk>,
+    thread: JoinHandle<Result<(), UnpackError>>,
+}
+
+impl Writing<'_> {
+    async fn archive(&mut self) -> Result<(), CopyError> {
+        let into = self.into.to_owned();
+        self.begin(move |archive| unpack(archive, &into)).await
+    }
+
+    async fn manifest(&mut self) -> Result<(), CopyError> {
+        let path = self.into.join(MANIFEST);
+        self.begin(move |content| write(content, &path)).await
+    }
+
+    async fn begin(
+        &mut self,
+        work: impl FnOnce(ArchiveReader) -> Result<(), UnpackError> + Send + 'static,
+    ) -> Result<(), CopyError> {
+        self.finish().await?;
+        let (chunks, received) = mpsc::channel(QUEUED_CHUNKS);
+        let thread = tokio::task::spawn_blocking(move || work(ArchiveReader::new(received)));
+        self.file = Some(Filling { chunks, thread });
+        Ok(())
+    }
+
+    /// Whether the data belongs to anything.
+    async fn data(&mut self, data: Bytes) -> Result<bool, CopyError> {
+        let Some(file) = &self.file else { return Ok(false) };
+        if file.chunks.send(Chunk::Data(data)).await.is_ok() {
+            return Ok(true);
+        }
+        // It does not listen any more, and has a reason.
+        self.finish().await?;
+        Ok(false)
+    }
+
+    /// What was begun has come to its end.
+    async fn finish(&mut self) -> Result<(), CopyError> {
+        let Some(Filling { chunks, thread }) = self.file.take() else { return Ok(()) };
+        // A reader that has seen the archive's own end mark no longer listens; neither does one that has failed.
+        let _ = chunks.send(Chunk::End).await;
+        match thread.await {
+            Ok(written) => Ok(written?),
+            Err(_panicked) => Err(CopyError::Unpacker),
+        }
+    }
+
+    /// When this returns nobody writes to the directory any more: it may be going to be removed.
+    async fn abandon(&mut self) -> Result<(), CopyError> {
+        let Some(Filling { chunks, thread }) = self.file.take() else { return Ok(()) };
+        drop(chunks);
+        // Its error is that it was cut off.
+        let _ = thread.await;
+        Ok(())
+    }
+}
+
+fn write(mut content: impl io::Read, path: &Path) -> Result<(), UnpackError> {
+    let written = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .and_then(|mut file| io::copy(&mut content, &mut file));
+    written.map(|_| ()).map_err(|source| UnpackError::Write { path: path.to_owned(), source })
+}
