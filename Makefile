@@ -35,11 +35,11 @@ soak: setup setup-majors
 	SEEDS=2000000 cargo test --locked --test integration -- --test-threads=1 --nocapture fuzzed::
 	cargo test --locked --test integration -- --test-threads=1 --nocapture --ignored leak::
 
-## bench: throughput and CPU per transaction: direct, PgBouncer, Bellwether, side by side
+## bench: throughput and CPU side by side: direct, PgBouncer, Bellwether; then WAL beside PostgreSQL's own (BENCH=wal: this only)
 .PHONY: bench
 bench: setup setup-bench
 	cargo build --release --locked
-	cargo bench --locked --bench side_by_side -- $(BENCH)
+	cargo bench --locked --bench side_by_side --bench wal -- $(BENCH)
 
 ## drivers: thirteen drivers, directly and through the endpoint; writes the table (DRIVERS='pgx,JDBC')
 .PHONY: drivers

@@ -1,5 +1,5 @@
 //! `make bench`: pgbench direct, through PgBouncer and through Bellwether, interleaved, medians and ratios from
-//! one run on one machine; then WAL ingest and catch-up beside pg_receivewal. It prints and asserts nothing.
+//! one run on one machine. It prints and asserts nothing. What the WAL path costs is `bench_wal`.
 
 #![expect(clippy::disallowed_methods, reason = "a benchmark reads clocks")]
 
@@ -7,9 +7,8 @@
 mod harness;
 
 use std::fs;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use harness::{Cluster, Durability, Options, eventually, free_port};
 
@@ -74,6 +73,9 @@ struct Sample {
 fn main() {
     let only: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
     let wanted = |name: &str| only.is_empty() || only.iter().any(|part| name.contains(part.as_str()));
+    if !LOADS.iter().any(|load| wanted(load.name)) {
+        return;
+    }
     let cluster = Cluster::start(Options { durability: Durability::Async, ..Options::default() });
     let bouncers = ["transaction", "session"].map(|mode| PgBouncer::start(&cluster, mode));
     pgbench_init(&cluster);
@@ -86,10 +88,6 @@ fn main() {
         for clients in CLIENTS {
             row(&cluster, &bouncers, load, clients);
         }
-    }
-    drop(bouncers);
-    if wanted("wal") {
-        wal(cluster);
     }
 }
 
@@ -236,86 +234,4 @@ impl Drop for PgBouncer {
 fn scram_secret(cluster: &Cluster) -> String {
     let admin = cluster.direct_conninfo(&cluster.primary(), "postgres");
     cluster.psql_at(&admin, "SELECT rolpassword FROM pg_authid WHERE rolname = 'app'").expect("app's secret")
-}
-
-/// A gigabyte: received by Bellwether's relay, by pg_receivewal from the primary, by pg_receivewal from the relay.
-fn wal(mut cluster: Cluster) {
-    let primary = cluster.primary();
-    let admin = cluster.direct_conninfo(&primary, "postgres");
-    let sql = |text: &str| cluster.psql_at(&admin, text).expect("SQL");
-    let lsn = |text: &str| sql(text).parse::<u64>().expect("an LSN");
-    sql("ALTER SYSTEM SET wal_keep_size = '8GB'");
-    sql("SELECT pg_reload_conf()");
-    let password = cluster.superuser_password();
-    let sources = [("primary -> pg_receivewal", primary.port), ("Bellwether -> pg_receivewal", cluster.port)]
-        .map(|(name, port)| {
-            (name, port, format!("host=127.0.0.1 port={port} user=bellwether password={password}"))
-        });
-    // Both keep the WAL from here on for whoever comes with this slot.
-    for (_, _, conninfo) in &sources {
-        let create = "CREATE_REPLICATION_SLOT bench PHYSICAL RESERVE_WAL";
-        cluster.psql_at(&format!("{conninfo} replication=true"), create).expect("a slot");
-    }
-
-    let start = lsn("SELECT pg_current_wal_flush_lsn() - '0/0'");
-    let pid = cluster.bellwether_pid();
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), nix::sys::signal::Signal::SIGSTOP)
-        .expect("stop");
-    // The stopped relay's walsender times out meanwhile: what follows is a catch-up from the primary's files.
-    sql(
-        "SELECT count(pg_logical_emit_message(false, 'filler', repeat(md5(i::text), 4096))) FROM generate_series(1, 8400) i",
-    );
-    let end = lsn("SELECT pg_current_wal_flush_lsn() - '0/0'");
-    let end_text = sql("SELECT pg_current_wal_flush_lsn()");
-    let megabytes = (end - start) as f64 / 1e6;
-
-    let before = cpu_seconds(pid);
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), nix::sys::signal::Signal::SIGCONT)
-        .expect("continue");
-    let started = Instant::now();
-    eventually("the relay has it durable", Duration::from_secs(300), || {
-        let durable = cluster.metric("bellwether_wal_durable_lsn_bytes").ok_or("no metric")?;
-        if durable as u64 >= end { Ok(()) } else { Err(format!("{durable}")) }
-    });
-    println!(
-        "\n| WAL path | MB | MB/s | receiver's CPU ms/MB | Bellwether's CPU ms/MB |\n|---|---|---|---|---|"
-    );
-    let took = started.elapsed().as_secs_f64();
-    let cpu = (cpu_seconds(pid) - before) * 1e3 / megabytes;
-    let name = "primary -> Bellwether (durable, verified, shipped to 2 standbys)";
-    println!("| {name} | {megabytes:.0} | {:.0} | | {cpu:.2} |", megabytes / took);
-    cluster.await_steady();
-    for (name, port, conninfo) in &sources {
-        let target = cluster.data().join(format!("receivewal-{port}"));
-        let before = cpu_seconds(pid);
-        let (took, receiver) = pg_receivewal(&cluster, &target, conninfo, &end_text);
-        let sender = cpu_seconds(pid) - before;
-        let megabytes = directory_megabytes(&target);
-        let per_megabyte = |seconds: f64| seconds * 1e3 / megabytes;
-        print!("| {name} | {megabytes:.0} | {:.0} | {:.2} |", megabytes / took, per_megabyte(receiver));
-        if *port == cluster.port { println!(" {:.2} |", per_megabyte(sender)) } else { println!(" |") }
-    }
-}
-
-/// Seconds taken and CPU seconds used.
-fn pg_receivewal(cluster: &Cluster, target: &Path, conninfo: &str, end: &str) -> (f64, f64) {
-    fs::create_dir_all(target).expect("directory");
-    let program = cluster.program("pg_receivewal");
-    let timed = format!(
-        "TIMEFORMAT='%U %S'; time {} --no-loop --slot=bench -D {} --endpos={end} -d '{conninfo}'",
-        program.get_program().to_string_lossy(),
-        target.display(),
-    );
-    let started = Instant::now();
-    let output = Command::new("bash").args(["-c", &timed]).output().expect("pg_receivewal");
-    let took = started.elapsed().as_secs_f64();
-    let report = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{report}");
-    let times = report.lines().last().expect("bash's time");
-    (took, times.split(' ').filter_map(|n| n.parse::<f64>().ok()).sum())
-}
-
-fn directory_megabytes(dir: &Path) -> f64 {
-    let files = fs::read_dir(dir).expect("directory").filter_map(Result::ok);
-    files.filter_map(|file| file.metadata().ok()).map(|meta| meta.len()).sum::<u64>() as f64 / 1e6
 }

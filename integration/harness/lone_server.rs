@@ -1,4 +1,5 @@
-//! A server of its own beside a cluster: another system identifier, whatever settings a test wants to be wrong.
+//! A server of its own beside a cluster: another system identifier, or a copy that the cluster does not know of;
+//! whatever settings a test wants.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, chown};
@@ -27,6 +28,22 @@ impl LoneServer {
         server
     }
 
+    /// Made by pg_basebackup from `conninfo`, without what ALTER SYSTEM has set there. Not started.
+    pub(crate) fn copy(cluster: &Cluster, name: &str, conninfo: &str) -> LoneServer {
+        let server = LoneServer { port: free_port(), data_dir: cluster.data().join(name) };
+        let mut backup = Command::new(distribution_bin().join("pg_basebackup"));
+        backup.args(["--checkpoint=fast", "--wal-method=stream", "--no-sync", "-d", conninfo, "-D"]);
+        // The cluster's directory is not the servers' user's to write in.
+        let status = backup.arg(&server.data_dir).status().expect("pg_basebackup");
+        assert!(status.success(), "pg_basebackup: {status}");
+        let owner = fs::metadata(&cluster.servers()[0].data_dir).expect("data directory");
+        let mut chown = Command::new("chown");
+        chown.arg("-R").arg(format!("{}:{}", owner.uid(), owner.gid())).arg(&server.data_dir);
+        assert!(chown.status().expect("chown").success());
+        fs::write(server.data_dir.join("postgresql.auto.conf"), "").expect("postgresql.auto.conf");
+        server
+    }
+
     /// Starts it with `settings` (lines of `postgresql.conf`) and waits until it answers.
     pub(crate) fn start(&self, cluster: &Cluster, settings: &str) {
         let file = self.data_dir.join("postgresql.conf");
@@ -37,6 +54,12 @@ impl LoneServer {
         let mut start = Command::new(distribution_bin().join("pg_ctl"));
         start.args(["start", "--wait", "-D"]).arg(&self.data_dir).arg("-l").arg(self.log_path());
         self.run(cluster, &mut start);
+    }
+
+    pub(crate) fn stop(&self, cluster: &Cluster) {
+        let mut stop = Command::new(distribution_bin().join("pg_ctl"));
+        stop.args(["stop", "--wait", "--mode=fast", "-D"]).arg(&self.data_dir);
+        self.run(cluster, &mut stop);
     }
 
     pub(crate) fn become_standby(&self) {
