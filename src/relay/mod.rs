@@ -33,7 +33,9 @@ pub(crate) mod parts {
     pub(crate) use super::sender::SenderConfig;
     pub(crate) use super::sender::core as sender;
     pub(crate) use super::slots::{RestartPoint, Slots};
-    pub(crate) use super::store::{Change, Stepped, Store, StoreConfig, StreamId, Tail};
+    pub(crate) use super::store::{
+        Change, Disk, DiskFile, Files, Platter, Stepped, Store, StoreConfig, StreamId, Tail,
+    };
 }
 
 use std::future::Future;
@@ -54,7 +56,7 @@ use self::sender::SenderConfig;
 use self::slots::{RestartPoint, Slots};
 use self::status::UpstreamStatus;
 use self::steer::Steering;
-use self::store::{LockHeld, Store, StoreConfig};
+use self::store::{Files, LockHeld, Store, StoreConfig};
 use crate::net::{Client, Detached, Stream};
 use crate::pg::{Lsn, SlotName, TimelineId};
 use crate::topology::{Node, WalStatus};
@@ -171,10 +173,12 @@ impl Relay {
     /// Ends the stream and the followers. When this returns the upstream has no connection of ours any more,
     /// everything that was received is durable or forgotten, and another process may have the store.
     pub async fn close(&self) -> Result<(), RelayError> {
-        let Some(open) = self.open.lock().take() else { return Ok(()) };
-        open.stop.cancel();
+        let Some(Open { stop, lock, slots, .. }) = self.open.lock().take() else { return Ok(()) };
+        // They hold the directory, too.
+        drop(slots);
+        stop.cancel();
         let released = async {
-            while open.lock.is_held() {
+            while lock.is_held() {
                 tokio::time::sleep(LOOK_AGAIN).await;
             }
         };
@@ -258,13 +262,11 @@ impl Plane {
     fn open(plan: &Plan, shutdown: CancellationToken) -> Result<Plane, Cause> {
         let (config, inputs, metrics) = (plan.config.clone(), plan.inputs.clone(), plan.metrics.clone());
         let slot = slot_name(&config.instance)?;
-        let store_config = StoreConfig {
-            directory: config.directory.clone(),
-            retain_bytes: inputs.tuning.borrow().retain_bytes,
-            ring_bytes: config.ring_bytes,
-        };
-        let store = Store::open(&store_config, &metrics)?;
-        let slots = Arc::new(Slots::open(&config.directory)?);
+        let store_config =
+            StoreConfig { retain_bytes: inputs.tuning.borrow().retain_bytes, ring_bytes: config.ring_bytes };
+        let files = Files::open(&config.directory)?;
+        let store = Store::open(files.clone(), &store_config, &metrics)?;
+        let slots = Arc::new(Slots::open(files)?);
         let followers = Arc::new(Followers::new());
         pin(&store, &slots, &inputs, config.max_slot_bytes);
         let senders = Arc::new(sender::Shared {

@@ -8,7 +8,8 @@
 //! * A failure names its seed and the last things that happened; the same seed gives the same course again.
 //! * Every check is itself checked: [`planted`] has a bug for each, which some seed must find.
 //!
-//! [`pools`] is a world of its own: the bookkeeping of one pool under sessions of several workers.
+//! Two worlds of their own: [`pools`], the bookkeeping of one pool under sessions of several workers; and [`power`],
+//! the store's files under power cuts at every operation.
 //!
 //! Not here: TLS, authentication, SQL, sockets, threads. Nor is a model server a proof of how PostgreSQL
 //! behaves: that is what the integration tests are for.
@@ -23,6 +24,7 @@ mod log;
 mod planted;
 mod pools;
 mod postgres;
+mod power;
 mod stage;
 mod world;
 

@@ -50,6 +50,12 @@ impl WalBuilder {
         self.records[index]
     }
 
+    /// Where each record's successor begins.
+    pub(crate) fn record_ends(&self) -> impl Iterator<Item = Lsn> {
+        let aligned = |end: usize| end.next_multiple_of(8) as u64;
+        self.records.iter().map(move |(_, end)| self.start.advanced(aligned(*end)))
+    }
+
     /// A record with `len` bytes behind its header.
     pub(crate) fn record(&mut self, len: usize) {
         self.write(len, RecordKind::Other);

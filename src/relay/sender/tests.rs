@@ -18,7 +18,7 @@ use crate::pg::wal::build::{SYSTEM, WalBuilder};
 use crate::pg::{Lsn, PgTimestamp, TimelineId};
 use crate::relay::followers::Followers;
 use crate::relay::slots::Slots;
-use crate::relay::store::{Change, Store, StoreConfig, StreamId, Waiting};
+use crate::relay::store::{Change, Files, Store, StoreConfig, StreamId, Waiting};
 use crate::topology::FollowerState;
 
 const START: Lsn = Lsn(0x30_0000);
@@ -34,13 +34,10 @@ impl World {
     async fn new(wal_sender_timeout: Duration) -> World {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let registry = Registry::new();
-        let config = StoreConfig {
-            directory: directory.path().to_owned(),
-            retain_bytes: 64 << 20,
-            ring_bytes: 256 << 10,
-        };
+        let config = StoreConfig { retain_bytes: 64 << 20, ring_bytes: 256 << 10 };
         let metrics = crate::relay::metrics::Metrics::new(&registry).expect("a fresh registry");
-        let store = Store::open(&config, &metrics).expect("an empty directory");
+        let files = Files::open(directory.path()).expect("an empty directory");
+        let store = Store::open(files.clone(), &config, &metrics).expect("an empty directory");
         tokio::spawn(store.announce());
         let wal = WalBuilder::new(START, TimelineId(1));
         let adopt = Change::Adopt { system: SYSTEM, segment_size: wal.segment_size() };
@@ -48,7 +45,7 @@ impl World {
         store.change(Change::Begin { timeline: TimelineId(1), start: START }).await.expect("begun");
         let shared = Arc::new(Shared {
             store,
-            slots: Arc::new(Slots::open(directory.path()).expect("no slots yet")),
+            slots: Arc::new(Slots::open(files).expect("no slots yet")),
             followers: Arc::new(Followers::new()),
             config: SenderConfig { wal_sender_timeout },
             metrics: Metrics::new(&registry).expect("a fresh registry"),

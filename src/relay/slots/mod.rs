@@ -8,16 +8,13 @@
 
 mod table;
 
-use std::fs::{self, File};
-use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
-
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::pg::protocol::replication::SlotLifetime;
 use crate::pg::{ErrorFields, Lsn, SlotName, SqlState, TimelineId};
 
+use super::store::{Files, StoreError};
 use table::SlotTable;
 
 /// The oldest WAL a slot's follower may ask for again; it will ask from the start of that segment.
@@ -54,32 +51,22 @@ pub(crate) enum SlotError {
 /// `slots.json` could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SlotFileError {
-    #[error("read {}", path.display())]
-    Read {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-    #[error("{} is not a file of slots", path.display())]
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("{directory}/{} is not a file of slots", Slots::FILE_NAME)]
     Content {
-        path: PathBuf,
+        directory: String,
         #[source]
         source: serde_json::Error,
     },
-    #[error("{} names a slot {name:?}, which no slot can be called", path.display())]
-    Name { path: PathBuf, name: String },
-    #[error("write {}", path.display())]
-    Write {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
+    #[error("{directory}/{} names a slot {name:?}, which no slot can be called", Slots::FILE_NAME)]
+    Name { directory: String, name: String },
 }
 
 /// All slots. One user each at a time.
 #[derive(Debug)]
 pub(crate) struct Slots {
-    path: PathBuf,
+    files: Files,
     table: Mutex<SlotTable>,
     /// Held while the file is written, so that an older content never replaces a newer one.
     file: Mutex<()>,
@@ -117,18 +104,15 @@ impl SlotError {
 impl Slots {
     const FILE_NAME: &str = "slots.json";
 
-    /// The slots that `directory` holds; none when it has no file yet.
-    pub(crate) fn open(directory: &Path) -> Result<Slots, SlotFileError> {
-        let path = directory.join(Self::FILE_NAME);
+    /// The slots that the directory holds; none when it has no file yet.
+    pub(crate) fn open(files: Files) -> Result<Slots, SlotFileError> {
         let mut table = SlotTable::default();
-        for saved in read(&path)? {
-            let name = saved
-                .name
-                .parse()
-                .map_err(|_| SlotFileError::Name { path: path.clone(), name: saved.name.clone() })?;
+        for saved in read(&files)? {
+            let invalid = |_| SlotFileError::Name { directory: files.directory(), name: saved.name.clone() };
+            let name = saved.name.parse().map_err(invalid)?;
             table.restore(name, saved.restart);
         }
-        Ok(Slots { path, table: Mutex::new(table), file: Mutex::new(()) })
+        Ok(Slots { files, table: Mutex::new(table), file: Mutex::new(()) })
     }
 
     /// The slot of a configured node: made when missing, and given a restart point when it has none.
@@ -185,55 +169,45 @@ impl Slots {
         let Some(slots) = self.table.lock().take_unsaved() else { return Ok(()) };
         let saved = |slot: SlotStatus| SavedSlot { name: slot.name.to_string(), restart: slot.restart };
         let content = SlotFile { slots: slots.into_iter().map(saved).collect() };
-        write_durably(&self.path, &content).map_err(|source| {
+        let text = serde_json::to_vec_pretty(&content).expect("a struct of plain values is JSON");
+        let replaced = self.files.replace(Self::FILE_NAME, &text);
+        if replaced.is_err() {
             self.table.lock().still_unsaved();
-            SlotFileError::Write { path: self.path.clone(), source }
-        })
+        }
+        Ok(replaced?)
     }
 }
 
-fn read(path: &Path) -> Result<Vec<SavedSlot>, SlotFileError> {
-    let content = match fs::read(path) {
-        Ok(content) => content,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(source) => return Err(SlotFileError::Read { path: path.to_owned(), source }),
-    };
-    let file: SlotFile = serde_json::from_slice(&content)
-        .map_err(|source| SlotFileError::Content { path: path.to_owned(), source })?;
+fn read(files: &Files) -> Result<Vec<SavedSlot>, SlotFileError> {
+    let Some(content) = files.read_whole(Slots::FILE_NAME)? else { return Ok(Vec::new()) };
+    let not_slots = |source| SlotFileError::Content { directory: files.directory(), source };
+    let file: SlotFile = serde_json::from_slice(&content).map_err(not_slots)?;
     Ok(file.slots)
-}
-
-/// A crash leaves the old file or the new one: write aside, fsync, rename, fsync the directory.
-fn write_durably(path: &Path, content: &SlotFile) -> io::Result<()> {
-    let aside = path.with_extension("json.tmp");
-    let mut file = File::create(&aside)?;
-    file.write_all(&serde_json::to_vec_pretty(content)?)?;
-    file.sync_all()?;
-    fs::rename(&aside, path)?;
-    match path.parent() {
-        Some(directory) => File::open(directory)?.sync_all(),
-        None => Ok(()),
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{RestartPoint, SlotFileError, Slots};
+    use super::{Files, RestartPoint, SlotFileError, Slots};
     use crate::pg::protocol::replication::SlotLifetime::{Persistent, Temporary};
     use crate::pg::{Lsn, TimelineId};
+
+    /// As a process opens them that starts.
+    fn open(directory: &tempfile::TempDir) -> Result<Slots, SlotFileError> {
+        Slots::open(Files::open(directory.path()).expect("nobody else has it"))
+    }
 
     #[test]
     fn persistent_slots_survive_a_restart() {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let restart = RestartPoint { timeline: TimelineId(2), lsn: Lsn(0x300_0028) };
         {
-            let slots = Slots::open(directory.path()).expect("no file yet");
+            let slots = open(&directory).expect("no file yet");
             slots.create("kept", Persistent, Some(restart), 1).expect("a new name");
             slots.create("unused", Persistent, None, 1).expect("a new name");
             slots.create("gone", Temporary, Some(restart), 1).expect("a new name");
             slots.save().expect("a writable directory");
         }
-        let slots = Slots::open(directory.path()).expect("its own file");
+        let slots = open(&directory).expect("its own file");
         let found: Vec<_> = slots.statuses().into_iter().map(|s| (s.name.to_string(), s.restart)).collect();
         assert_eq!(found, [("kept".to_owned(), Some(restart)), ("unused".to_owned(), None)]);
     }
@@ -243,9 +217,9 @@ mod tests {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let path = directory.path().join("slots.json");
         std::fs::write(&path, b"{\"slots\": [").expect("a writable directory");
-        assert!(matches!(Slots::open(directory.path()), Err(SlotFileError::Content { .. })));
+        assert!(matches!(open(&directory), Err(SlotFileError::Content { .. })));
         std::fs::write(&path, br#"{"slots": [{"name": "No", "restart": null}]}"#)
             .expect("a writable directory");
-        assert!(matches!(Slots::open(directory.path()), Err(SlotFileError::Name { .. })));
+        assert!(matches!(open(&directory), Err(SlotFileError::Name { .. })));
     }
 }

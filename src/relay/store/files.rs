@@ -1,42 +1,34 @@
-//! The store's directory: every system call on it, and nothing else.
+//! The store's directory: in which order its files are written, named and synced.
 //!
 //! Durable rename: the file is synced, renamed, then the directory is synced. A segment gets its name with its
 //! full size already allocated, so that writing into it needs `fdatasync` only.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::Path;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
-
-use nix::fcntl::{Flock, FlockArg};
 
 use super::StoreError;
+use super::disk::{Disk, DiskFile, HostDisk};
 use crate::pg::wal::WalSegmentSize;
 
 /// Prepared segments that have no place in the log yet. The name is no segment's, so that no tool reads them.
 pub(super) const SPARE_PREFIX: &str = "spare.";
 const TEMPORARY_SUFFIX: &str = ".tmp";
 
+/// Of a file that is read as a whole: what is longer is not ours, and does not parse.
+const MAX_WHOLE: usize = 1 << 20;
+
 /// Bytes written at a time when a segment is allocated.
 const ZEROS: usize = 1 << 20;
 
-const LOCK_FILE: &str = "lock";
-/// How long a process that is just ending may keep the directory, in tries and their distance.
-const LOCK_TRIES: u32 = 50;
-const LOCK_RETRY: Duration = Duration::from_millis(100);
-
 #[derive(Clone, Debug)]
-pub(super) struct Files {
-    directory: PathBuf,
-    /// Two writers in one directory would destroy each other's segments.
-    lock: Arc<Flock<File>>,
+pub(crate) struct Files {
+    disk: Arc<dyn Disk>,
 }
 
 /// Tells how long a process keeps the directory, without keeping it itself.
 #[derive(Clone, Debug)]
-pub(crate) struct LockHeld(Weak<Flock<File>>);
+pub(crate) struct LockHeld(Weak<dyn Disk>);
 
 impl LockHeld {
     pub(crate) fn is_held(&self) -> bool {
@@ -45,13 +37,14 @@ impl LockHeld {
 }
 
 impl Files {
-    /// Creates the directory, for its owner only, and clears what a crash left half made.
-    pub(super) fn open(directory: &Path) -> Result<Files, StoreError> {
-        use std::os::unix::fs::DirBuilderExt;
-        let shown = directory.display().to_string();
-        let mut builder = fs::DirBuilder::new();
-        builder.recursive(true).mode(0o700).create(directory).map_err(StoreError::io("create", &shown))?;
-        let files = Files { directory: directory.to_owned(), lock: Arc::new(lock(directory)?) };
+    /// The directory of this host; it is created if it is missing, and locked.
+    pub(crate) fn open(directory: &Path) -> Result<Files, StoreError> {
+        Files::on(Arc::new(HostDisk::open(directory)?))
+    }
+
+    /// Clears what a crash left half made.
+    pub(crate) fn on(disk: Arc<dyn Disk>) -> Result<Files, StoreError> {
+        let files = Files { disk };
         for name in files.names()? {
             if name.ends_with(TEMPORARY_SUFFIX) {
                 files.remove(&name)?;
@@ -61,65 +54,55 @@ impl Files {
     }
 
     pub(super) fn lock_held(&self) -> LockHeld {
-        LockHeld(Arc::downgrade(&self.lock))
+        LockHeld(Arc::downgrade(&self.disk))
     }
 
-    pub(super) fn directory(&self) -> String {
-        self.directory.display().to_string()
+    pub(crate) fn directory(&self) -> String {
+        self.disk.directory()
     }
 
-    pub(super) fn path(&self, name: &str) -> PathBuf {
-        self.directory.join(name)
-    }
-
-    /// The names of all files; what is no UTF-8 is nobody's of ours.
     pub(super) fn names(&self) -> Result<Vec<String>, StoreError> {
-        let shown = self.directory();
-        let entries = fs::read_dir(&self.directory).map_err(StoreError::io("list", &shown))?;
-        let mut names = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(StoreError::io("list", &shown))?;
-            names.extend(entry.file_name().into_string());
-        }
-        Ok(names)
+        self.disk.names().map_err(StoreError::io("list", &self.directory()))
     }
 
     /// `None` when there is no such file.
-    pub(super) fn read_whole(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        match fs::read(self.path(name)) {
+    pub(crate) fn read_whole(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        let read = || self.disk.open(name)?.read(0, MAX_WHOLE);
+        match read() {
             Ok(content) => Ok(Some(content)),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(StoreError::io("read", name)(e)),
         }
     }
 
-    /// Replaces the file as a whole; afterwards it survives a crash.
-    pub(super) fn replace(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
+    /// Replaces the file as a whole; afterwards it survives a crash. After an error the old content stands, unless
+    /// it was the directory that could not be synced.
+    pub(crate) fn replace(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
         let temporary = format!("{name}{TEMPORARY_SUFFIX}");
         let write = || -> io::Result<()> {
-            let mut file = create(&self.path(&temporary))?;
-            file.write_all(content)?;
+            let file = self.disk.create(&temporary)?;
+            file.write_at(content, 0)?;
             file.sync_all()
         };
-        write().map_err(StoreError::io("write", &temporary))?;
+        self.made(&temporary, "write", write())?;
         self.rename(&temporary, name)
     }
 
     pub(super) fn rename(&self, from: &str, to: &str) -> Result<(), StoreError> {
-        fs::rename(self.path(from), self.path(to)).map_err(StoreError::io("rename", from))?;
-        self.sync_directory()
+        self.disk.rename(from, to).map_err(StoreError::io("rename", from))?;
+        self.disk.sync().map_err(StoreError::io("sync", &self.directory()))
     }
 
+    /// A crash may bring the file back.
     pub(super) fn remove(&self, name: &str) -> Result<(), StoreError> {
-        match fs::remove_file(self.path(name)) {
+        match self.disk.remove(name) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(StoreError::io("remove", name)(e)),
             _ => Ok(()),
         }
     }
 
     pub(super) fn open_segment(&self, name: &str) -> Result<Segment, StoreError> {
-        let file = OpenOptions::new().read(true).write(true).open(self.path(name));
-        let file = file.map_err(StoreError::io("open", name))?;
+        let file = self.disk.open(name).map_err(StoreError::io("open", name))?;
         Ok(Segment { name: name.to_owned(), file })
     }
 
@@ -127,58 +110,35 @@ impl Files {
     pub(super) fn allocate(&self, name: &str, size: WalSegmentSize) -> Result<(), StoreError> {
         let temporary = format!("{name}{TEMPORARY_SUFFIX}");
         let write = || -> io::Result<()> {
-            let mut file = create(&self.path(&temporary))?;
+            let file = self.disk.create(&temporary)?;
             let zeros = vec![0; ZEROS];
-            for _ in 0..size.bytes() / ZEROS as u64 {
-                file.write_all(&zeros)?;
+            for offset in (0..size.bytes()).step_by(ZEROS) {
+                file.write_at(&zeros, offset)?;
             }
             file.sync_all()
         };
-        if let Err(e) = write() {
-            // The space is needed elsewhere.
-            self.remove(&temporary)?;
-            return Err(StoreError::io("allocate", name)(e));
-        }
+        self.made(&temporary, "allocate", write())?;
         self.rename(&temporary, name)
     }
 
-    fn sync_directory(&self) -> Result<(), StoreError> {
-        let sync = || File::open(&self.directory)?.sync_all();
-        sync().map_err(StoreError::io("sync", &self.directory()))
+    /// The space of what could not be made is needed elsewhere.
+    fn made(&self, temporary: &str, operation: &'static str, made: io::Result<()>) -> Result<(), StoreError> {
+        let Err(error) = made else { return Ok(()) };
+        self.remove(temporary)?;
+        Err(StoreError::io(operation, temporary)(error))
     }
-}
-
-/// WAL holds everybody's data: its files are for their owner only.
-fn create(path: &Path) -> io::Result<File> {
-    OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path)
-}
-
-fn lock(directory: &Path) -> Result<Flock<File>, StoreError> {
-    let path = directory.join(LOCK_FILE);
-    let shown = path.display().to_string();
-    let open = || OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-    let mut file = open().map_err(StoreError::io("open", &shown))?;
-    for _ in 0..LOCK_TRIES {
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => return Ok(lock),
-            Err((unlocked, nix::errno::Errno::EWOULDBLOCK)) => file = unlocked,
-            Err((_, errno)) => return Err(StoreError::io("lock", &shown)(errno.into())),
-        }
-        std::thread::sleep(LOCK_RETRY);
-    }
-    Err(StoreError::InUse { directory: directory.display().to_string() })
 }
 
 /// An open segment file.
 #[derive(Debug)]
 pub(super) struct Segment {
     name: String,
-    file: File,
+    file: Box<dyn DiskFile>,
 }
 
 impl Segment {
     pub(super) fn write_at(&self, bytes: &[u8], offset: u64) -> Result<(), StoreError> {
-        self.file.write_all_at(bytes, offset).map_err(StoreError::io("write", &self.name))
+        self.file.write_at(bytes, offset).map_err(StoreError::io("write", &self.name))
     }
 
     /// Fills `buffer` as far as the file reaches; returns how far.
@@ -195,14 +155,9 @@ impl Segment {
         Ok(filled)
     }
 
-    /// The same for a reader that has the file to itself: the memory is not cleared before it is filled.
+    /// The same for a reader that has the file to itself.
     pub(super) fn read(&mut self, offset: u64, len: usize) -> Result<Vec<u8>, StoreError> {
-        let mut bytes = Vec::with_capacity(len);
-        self.file
-            .seek(SeekFrom::Start(offset))
-            .and_then(|_| (&self.file).take(len as u64).read_to_end(&mut bytes))
-            .map_err(StoreError::io("read", &self.name))?;
-        Ok(bytes)
+        self.file.read(offset, len).map_err(StoreError::io("read", &self.name))
     }
 
     pub(super) fn sync_data(&self) -> Result<(), StoreError> {

@@ -7,9 +7,12 @@
 //! It does not talk to servers and does not know who reads: what slots pin is asked for through [`Pins`].
 
 mod control;
+mod disk;
 mod error;
 mod files;
 mod layout;
+#[cfg(test)]
+mod platter;
 mod recover;
 mod ring;
 mod spare;
@@ -17,14 +20,17 @@ mod spare;
 mod stepped;
 mod writer;
 
+#[cfg(test)]
+pub(crate) use disk::{Disk, DiskFile};
 pub(crate) use error::StoreError;
-pub(crate) use files::LockHeld;
+pub(crate) use files::{Files, LockHeld};
+#[cfg(test)]
+pub(crate) use platter::Platter;
 #[cfg(test)]
 pub(crate) use stepped::Stepped;
 pub(crate) use writer::{Change, Waiting};
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -33,7 +39,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 
 use self::control::Control;
-use self::files::{Files, SPARE_PREFIX};
+use self::files::SPARE_PREFIX;
 use self::ring::Ring;
 use self::writer::{Command, Writer};
 use super::metrics::Metrics;
@@ -52,7 +58,6 @@ pub(crate) type Pins = Box<dyn Fn() -> Option<Lsn> + Send + Sync>;
 
 #[derive(Clone, Debug)]
 pub(crate) struct StoreConfig {
-    pub(crate) directory: PathBuf,
     /// Kept behind the durable end beside what slots pin.
     pub(crate) retain_bytes: u64,
     /// Durable WAL kept in memory for followers that are close.
@@ -143,18 +148,18 @@ impl Report {
 
 impl Store {
     /// Opens or creates the store, finds its end and starts its writer.
-    pub(crate) fn open(config: &StoreConfig, metrics: &Metrics) -> Result<Store, StoreError> {
-        let (store, writer, commands) = Store::prepare(config, metrics)?;
+    pub(crate) fn open(files: Files, config: &StoreConfig, metrics: &Metrics) -> Result<Store, StoreError> {
+        let (store, writer, commands) = Store::prepare(files, config, metrics)?;
         start_writer(writer, commands)?;
         Ok(store)
     }
 
     /// Everything but the thread.
     fn prepare(
+        files: Files,
         config: &StoreConfig,
         metrics: &Metrics,
     ) -> Result<(Store, Writer, mpsc::Receiver<Command>), StoreError> {
-        let files = Files::open(&config.directory)?;
         let opened = Opened::read(&files, config)?;
         let (durable, timeline) = (opened.durable, opened.control.timeline);
         let tail = Tail { timeline, durable };

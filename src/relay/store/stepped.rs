@@ -7,8 +7,7 @@ use bytes::Bytes;
 use tokio::sync::{Semaphore, oneshot};
 
 use super::writer::{Change, Command, Waiting, Writer};
-use super::{Store, StoreConfig, StoreError, StreamId};
-use crate::pg::wal::SegmentFile;
+use super::{Files, Store, StoreConfig, StoreError, StreamId};
 use crate::pg::{Lsn, TimelineId};
 use crate::relay::metrics::Metrics;
 
@@ -33,8 +32,8 @@ impl std::fmt::Debug for Stepped {
 }
 
 impl Stepped {
-    pub(crate) fn open(config: &StoreConfig, metrics: &Metrics) -> Result<Stepped, StoreError> {
-        let (store, writer, _commands) = Store::prepare(config, metrics)?;
+    pub(crate) fn open(files: Files, config: &StoreConfig, metrics: &Metrics) -> Result<Stepped, StoreError> {
+        let (store, writer, _commands) = Store::prepare(files, config, metrics)?;
         Ok(Stepped { store, writer, permits: Arc::new(Semaphore::new(1)) })
     }
 
@@ -68,15 +67,16 @@ impl Stepped {
         Unsynced { timeline: control.timeline, from: *durable, to: *end }
     }
 
-    /// The file that holds `at` on the timeline being written.
-    pub(crate) fn segment_name(&self, at: Lsn) -> String {
-        let size = self.writer.control.segment_size();
-        SegmentFile { timeline: self.writer.control.timeline, number: size.segment(at) }.name(size)
-    }
-
     /// A whole segment file in the store's directory that the next new segment is made of.
     pub(crate) fn offer_spare(&mut self, name: String) {
         self.writer.recycled.push_back(name);
+    }
+
+    /// What the thread does that allocates segments ahead.
+    pub(crate) fn allocate_spare(&mut self, name: String) -> Result<(), StoreError> {
+        self.writer.files.allocate(&name, self.writer.control.segment_size())?;
+        self.offer_spare(name);
+        Ok(())
     }
 
     pub(crate) fn spares(&self) -> usize {

@@ -1,9 +1,11 @@
 //! The store on a real directory, without a server.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use prometheus::Registry;
 
-use super::{Change, Metrics, Store, StoreConfig, StoreError, StreamId, Tail, Waiting};
+use super::{Change, Files, Metrics, Platter, Store, StoreConfig, StoreError, StreamId, Tail, Waiting};
 use crate::pg::wal::build::{SYSTEM, WalBuilder};
 use crate::pg::wal::{SegmentFile, SegmentNumber};
 use crate::pg::{Lsn, TimelineId};
@@ -23,20 +25,25 @@ impl World {
         }
     }
 
-    #[expect(clippy::disallowed_methods, reason = "as the plane does; it ends with the test")]
     fn open(&self) -> Result<Store, StoreError> {
-        let config = StoreConfig {
-            directory: self.directory.path().to_owned(),
-            retain_bytes: 64 << 20,
-            ring_bytes: 1 << 20,
-        };
-        let store = Store::open(&config, &Metrics::new(&Registry::new()).expect("fresh registry"))?;
+        Self::open_on(Files::open(self.directory.path())?)
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "as the plane does; it ends with the test")]
+    fn open_on(files: Files) -> Result<Store, StoreError> {
+        let config = StoreConfig { retain_bytes: 64 << 20, ring_bytes: 1 << 20 };
+        let metrics = Metrics::new(&Registry::new()).expect("fresh registry");
+        let store = Store::open(files, &config, &metrics)?;
         tokio::spawn(store.announce());
         Ok(store)
     }
 
     async fn begun(&self) -> Store {
-        let store = self.open().expect("opens");
+        self.begun_on(Files::open(self.directory.path()).expect("nobody else has it")).await
+    }
+
+    async fn begun_on(&self, files: Files) -> Store {
+        let store = Self::open_on(files).expect("opens");
         let adopt = Change::Adopt { system: SYSTEM, segment_size: self.wal.segment_size() };
         store.change(adopt).await.expect("adopted");
         store.change(Change::Begin { timeline: TimelineId(1), start: START }).await.expect("begun");
@@ -67,6 +74,26 @@ impl World {
         let segment = SegmentFile { timeline: TimelineId(timeline), number: size.segment(lsn) };
         self.directory.path().join(segment.name(size))
     }
+}
+
+#[tokio::test]
+async fn after_a_failed_sync_nothing_is_acknowledged_ever_again() {
+    let mut world = World::new();
+    world.wal.record(1000);
+    let first = world.wal.end();
+    world.wal.record(1000);
+    let platter = Platter::default();
+    let store = world.begun_on(Files::on(Arc::new(platter.clone())).expect("an empty disk")).await;
+    world.stream(&store, START, first).await;
+    platter.fail_next_sync("000000010000000000000003");
+    let more = Bytes::copy_from_slice(world.bytes(first, world.wal.end()));
+    store.append(StreamId(1), first, more.clone(), None, Waiting::Commits).await.expect("queued");
+    let mut failed = store.failed();
+    let failed = failed.wait_for(Option::is_some).await.expect("the store lives").clone();
+    assert!(matches!(failed.as_deref(), Some(StoreError::Io { operation: "sync", .. })), "{failed:?}");
+    assert_eq!(store.tail().borrow().durable, first);
+    let again = store.append(StreamId(1), first, more, None, Waiting::Commits).await;
+    assert!(matches!(again, Err(StoreError::Stopped)), "{again:?}");
 }
 
 async fn reached(store: &Store, lsn: Lsn) {

@@ -52,10 +52,9 @@ impl Bellwether {
         // In memory where there is such a place: a sync there costs nothing.
         let directory =
             tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a directory");
-        let wal = directory.path().join("wal");
         Bellwether {
             life: 0,
-            disk: Some(Disk::new(wal)),
+            disk: Some(Disk::new()),
             directory,
             nodes,
             durability,

@@ -60,7 +60,7 @@ impl Relay {
         durability: Durability,
     ) -> Relay {
         let store = disk.open(stage);
-        let slots = Slots::open(disk.directory()).expect("what was saved can be read");
+        let slots = Slots::open(disk.files()).expect("what was saved can be read");
         let mut relay = Relay {
             life,
             nodes: nodes.to_vec(),

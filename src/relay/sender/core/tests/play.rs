@@ -19,7 +19,7 @@ use crate::relay::sender::core::{
     Input, Now, Output, Peer, ReadFailure, SlotsNotSaved, WalSource, Walsender,
 };
 use crate::relay::slots::{RestartPoint, SlotStatus, Slots};
-use crate::relay::store::Tail;
+use crate::relay::store::{Files, Tail};
 
 /// A store whose byte at each position is a function of the position.
 pub(super) struct World {
@@ -45,7 +45,8 @@ impl World {
     pub(super) fn new(version: &str, timeline: u32, durable: u64, history: &str) -> World {
         let timeline = TimelineId(timeline);
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let slots = Slots::open(directory.path()).expect("an empty directory");
+        let files = Files::open(directory.path()).expect("an empty directory");
+        let slots = Slots::open(files).expect("no slots yet");
         let facts = Facts {
             version: version.to_owned(),
             tail: Tail { timeline, durable: Lsn(durable) },
