@@ -4,6 +4,7 @@
 use bellwether::net::proxy_header;
 use bellwether::pg::protocol::frame::{HEADER_LEN, Header};
 use bellwether::pg::protocol::{backend, frontend, startup};
+use bellwether::proxy::fuzzing;
 use bellwether::proxy::route::classify;
 
 pub(crate) fn first_packet(bytes: &[u8]) {
@@ -49,6 +50,12 @@ pub(crate) fn of_a_server(bytes: &[u8]) {
 /// What a text does, to data and to the session.
 pub(crate) fn sql(bytes: &[u8]) {
     let _ = classify(&String::from_utf8_lossy(bytes));
+}
+
+/// What a client and a server say to a session, and what a client's startup packet sets.
+pub(crate) fn session(bytes: &[u8]) {
+    fuzzing::converse(bytes);
+    fuzzing::startup_options(&String::from_utf8_lossy(bytes));
 }
 
 /// The payloads of the messages that `bytes` make, and `bytes` as one.

@@ -47,6 +47,16 @@ const TEXTS: &[&[u8]] = &[
     b"CREATE TEMP TABLE s (n int) ON COMMIT DROP; SELECT pg_advisory_lock(1), nextval('s')",
 ];
 
+/// As `proxy::fuzzing` reads them: the pool's mode, then who says it (2 and 3: a message of the client or of the server),
+/// a length, the message.
+const CONVERSATIONS: &[&[u8]] = &[
+    b"\0\x02\x0aQSELECT 1\0\x03\x04T\0\0\0\x03\x0aCSELECT 0\0\x03\x02ZI",
+    b"\0\x02\x1bQSET work_mem = 1; BEGIN; x\0\x03\x05CSET\0\x03\x0eSwork_mem\x001kB\0\x03\x07CBEGIN\0\x03\x02ZT",
+    b"\x01\x02\x12Ps\0SELECT $1::int\0\0\0\x02\x0bB\0s\0\0\0\0\0\0\0\0\x02\x06E\0\0\0\0\0\x02\x01S\x03\x011\x03\x012\x03\x02ZI",
+    b"\0\x02\x1cQPREPARE p AS SELECT 1; COPY\0\x03\x09CPREPARE\0\x03\x0aEC42601\0M\0\0\x03\x02ZI",
+    b"\x02\x02\x08QLISTEN\0\x03\x0aA\0\0\0\x01c\0x\0\0\x03\x04G\0\0\0\x02\x04dxyz\x02\x01c\x03\x02ZI",
+];
+
 #[test]
 fn nothing_that_comes_panics_or_swells() {
     let seed = env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random::<u64>);
@@ -61,6 +71,7 @@ fn nothing_that_comes_panics_or_swells() {
         entries::of_a_server(&message);
         entries::proxy_header(&changed(&mut random, PROXY_HEADERS));
         entries::sql(&changed(&mut random, TEXTS));
+        entries::session(&changed(&mut random, CONVERSATIONS));
     }
     let swollen = most_resident() - before;
     assert!(swollen < MOST_ALLOCATED, "SEED={seed}: {swollen} bytes more than before");

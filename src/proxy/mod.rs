@@ -36,6 +36,8 @@ pub(crate) mod parts {
 
 pub use config::{Entrance, ProxyConfig, ServerLogin};
 pub use session::core::PoolMode;
+#[doc(hidden)]
+pub use session::fuzzing;
 pub use worker::Worker;
 pub use workers::{Seats, Served, Workers};
 

@@ -9,6 +9,7 @@ pub(crate) mod core;
 mod deferred;
 pub(crate) mod detach;
 mod downstream;
+pub mod fuzzing;
 mod hear;
 mod knobs;
 pub(crate) mod lane;
