@@ -28,7 +28,8 @@ use crate::pg::wal::{
 };
 use crate::pg::{Lsn, TimelineId};
 
-/// Of one tail. Of a longer one the beginning is kept, which is what came right behind the fork.
+/// Of one tail. Of a longer one the beginning is kept, which is what came right behind the fork; where the fork is not
+/// known the end, which is what is least likely to be anywhere else.
 const MAX_BYTES: u64 = 1 << 30;
 /// Tails of one server; the oldest is removed for a newer one.
 const MAX_TAILS: usize = 4;
@@ -48,9 +49,6 @@ pub struct Discarded {
 
 impl LocalServer {
     /// Of the stopped server. `None`: its WAL is a part of the source's history.
-    ///
-    /// The copying goes on when whoever waits for it gives up, and holds `lock` as long: nobody else may change
-    /// the directory under it.
     pub(super) async fn save_discarded(
         &self,
         source: &Target,
@@ -58,13 +56,7 @@ impl LocalServer {
     ) -> Result<Option<Discarded>, AgentError> {
         let Some(control) = read_if_there(&self.control_path())? else { return Ok(None) };
         let theirs = history_of(source).await?;
-        let (server, lock) = (self.clone(), lock.clone());
-        let saved = tokio::task::spawn_blocking(move || {
-            let saved = server.save_beyond(ControlFile::parse(&control), &theirs);
-            drop(lock);
-            saved
-        });
-        saved.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+        self.aside(lock, move |server| server.save_beyond(ControlFile::parse(&control), &theirs)).await
     }
 
     fn save_beyond(
@@ -75,8 +67,8 @@ impl LocalServer {
         let wal = self.data_dir.join("pg_wal");
         let names = names_in(&wal)?;
         let ours = Ours::read(&wal, &names, control)?;
-        let Some(from) = ours.last_common_point(theirs) else { return Ok(None) };
-        let Some(tail) = Tail::find(&wal, &names, &ours, from)? else { return Ok(None) };
+        let Some(fork) = ours.fork(theirs) else { return Ok(None) };
+        let Some(tail) = Tail::find(&wal, &names, &ours, (fork, MAX_BYTES))? else { return Ok(None) };
         let all = self.beside(".discarded");
         files::create_private_dir(&all, self.run_as.as_ref())?;
         let directory = all.join(tail.name());
@@ -124,16 +116,17 @@ impl Ours {
         Ok(Ours { timeline, history, in_recovery })
     }
 
-    /// What is behind it is saved; where that cannot be told, more is saved, not less. `None`: nothing is.
-    fn last_common_point(&self, theirs: &History) -> Option<Lsn> {
-        let Some(ours) = &self.history else { return Some(Lsn(0)) };
-        let alike = ours == theirs;
-        ours.leaves(theirs).or_else(|| match (alike, self.in_recovery) {
-            (true, true) => None,
+    /// `None`: there is none, nothing is saved.
+    fn fork(&self, theirs: &History) -> Option<Fork> {
+        let Some(ours) = &self.history else { return Some(Fork::Unknown) };
+        let at = |point: Option<Lsn>| point.map_or(Fork::Unknown, Fork::At);
+        match (ours.leaves(theirs), ours == theirs, self.in_recovery) {
+            (Some(left), _, _) => Some(Fork::At(left)),
+            (None, true, true) => None,
             // Both were promoted at the same place, and took the same number.
-            (true, false) => Some(ours.begin().unwrap_or(Lsn(0))),
-            (false, _) => Some(Lsn(0)),
-        })
+            (None, true, false) => Some(at(ours.begin())),
+            (None, false, _) => Some(Fork::Unknown),
+        }
     }
 
     /// The one of a segment's files that the server has read or written: that of the newest timeline that has
@@ -144,6 +137,14 @@ impl Ours {
             None => file.timeline <= self.timeline,
         }
     }
+}
+
+/// Where a server's WAL left its source's history.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fork {
+    At(Lsn),
+    /// Somewhere: what is there is saved, more than necessary.
+    Unknown,
 }
 
 /// A standby fetches the history files of its upstream's timelines before it streams from it (`WalReceiverMain`),
@@ -173,7 +174,16 @@ struct Tail {
 impl Tail {
     /// Whole records only: recycled segments have the names of future ones, and old content. What is missing at
     /// the beginning was removed, and keeps nobody from saving the rest.
-    fn find(wal: &Path, names: &[String], ours: &Ours, from: Lsn) -> Result<Option<Tail>, FileError> {
+    fn find(
+        wal: &Path,
+        names: &[String],
+        ours: &Ours,
+        (fork, max_bytes): (Fork, u64),
+    ) -> Result<Option<Tail>, FileError> {
+        let from = match fork {
+            Fork::At(from) => from,
+            Fork::Unknown => Lsn(0),
+        };
         let Some(size) = segment_size(wal, names)? else { return Ok(None) };
         let all = names.iter().filter(|name| name.len() == 24);
         let all = all.filter_map(|name| SegmentFile::parse(name, size));
@@ -184,32 +194,72 @@ impl Tail {
             let newest = present.entry(file.number).or_insert(file.timeline);
             *newest = file.timeline.max(*newest);
         }
-        let Some(first) = present.keys().next() else { return Ok(None) };
-        let from = from.max(size.start(*first));
-        let expected = Expected { segment_size: size, timeline: ours.timeline, system: None };
+        let files = present.into_iter().map(|(number, timeline)| SegmentFile { timeline, number });
+        let mut runs = unbroken(files);
+        if fork == Fork::Unknown {
+            runs.reverse();
+        }
+        for run in runs {
+            let tail = Tail::of(wal, &run, (ours.timeline, size), (fork, max_bytes))?;
+            if tail.is_some() {
+                return Ok(tail);
+            }
+        }
+        Ok(None)
+    }
+
+    /// What of a run of segments is WAL.
+    fn of(
+        wal: &Path,
+        run: &[SegmentFile],
+        (timeline, size): (TimelineId, WalSegmentSize),
+        (fork, max_bytes): (Fork, u64),
+    ) -> Result<Option<Tail>, FileError> {
+        let Some(first) = run.first() else { return Ok(None) };
+        let start = size.start(first.number);
+        let from = match fork {
+            Fork::At(fork) => fork.max(start),
+            Fork::Unknown => start,
+        };
+        let most = usize::try_from(max_bytes / size.bytes()).unwrap_or(usize::MAX).max(1);
+        let looked_at = match fork {
+            Fork::At(_) => &run[..run.len().min(most)],
+            Fork::Unknown => run,
+        };
+        let expected = Expected { segment_size: size, timeline, system: None };
         let mut verifier = Verifier::new(size.segment_start(from), expected);
-        let mut segments = Vec::new();
-        let mut next = *first;
-        for (&number, &timeline) in &present {
-            if number != next || size.bytes() * segments.len() as u64 > MAX_BYTES {
+        for segment in looked_at {
+            if !feed(&wal.join(segment.name(size)), &mut verifier)? {
                 break;
             }
-            let file = SegmentFile { timeline, number };
-            segments.push(file);
-            if !feed(&wal.join(file.name(size)), &mut verifier)? {
-                break;
-            }
-            next = number.next();
         }
         let to = verifier.verified().unwrap_or(from);
-        segments.retain(|segment| size.start(segment.number) < to);
-        Ok((to > from).then_some(Tail { timeline: ours.timeline, from, to, size, segments }))
+        let whole = looked_at.iter().copied().filter(|segment| size.start(segment.number) < to);
+        let mut segments: Vec<SegmentFile> = whole.collect();
+        let excess = segments.len().saturating_sub(most);
+        segments.drain(..excess);
+        let from = segments.first().map_or(from, |first| from.max(size.start(first.number)));
+        Ok((to > from).then_some(Tail { timeline, from, to, size, segments }))
     }
 
     fn name(&self) -> String {
         let lsn = |lsn: Lsn| lsn.to_string().replace('/', "-");
         format!("timeline-{}-from-{}-to-{}", self.timeline, lsn(self.from), lsn(self.to))
     }
+}
+
+/// Cut where one is missing.
+fn unbroken(segments: impl Iterator<Item = SegmentFile>) -> Vec<Vec<SegmentFile>> {
+    let mut runs: Vec<Vec<SegmentFile>> = Vec::new();
+    for segment in segments {
+        let last =
+            runs.last_mut().filter(|run| run.last().is_some_and(|last| last.number.next() == segment.number));
+        match last {
+            Some(run) => run.push(segment),
+            None => runs.push(vec![segment]),
+        }
+    }
+    runs
 }
 
 /// Of the segment that ends at `end`: the newest that has begun before (`XLogFileReadAnyTLI`).
@@ -318,7 +368,7 @@ mod tests {
     use std::fs;
     use std::path::Path;
 
-    use super::{MAX_TAILS, Ours, Tail, forget_oldest, names_in, own_timeline, timeline_of};
+    use super::{Fork, MAX_BYTES, MAX_TAILS, Ours, Tail, forget_oldest, names_in, own_timeline, timeline_of};
     use crate::failover::agent::control::{ControlFile, DbState};
     use crate::pg::wal::build::WalBuilder;
     use crate::pg::wal::{History, SegmentFile, SegmentNumber};
@@ -349,7 +399,10 @@ mod tests {
             let (_, end) = log.record_range(record);
             Lsn(log.start().advanced(end as u64).0.next_multiple_of(8))
         };
-        let find = |from| Tail::find(wal.path(), &names_in(wal.path()).unwrap(), &ours, from).unwrap();
+        let find = |from| {
+            Tail::find(wal.path(), &names_in(wal.path()).unwrap(), &ours, (Fork::At(from), MAX_BYTES))
+                .unwrap()
+        };
         let whole = end_of(2499);
         for (record, segments) in [(10, vec![3, 4, 5]), (1500, vec![4, 5]), (2498, vec![5])] {
             let tail = find(end_of(record)).expect("there is more");
@@ -366,7 +419,49 @@ mod tests {
         // Opened, but not read.
         fs::create_dir(&third).unwrap();
         let names = names_in(wal.path()).unwrap();
-        assert!(Tail::find(wal.path(), &names, &ours, end_of(10)).is_err(), "not the end");
+        assert!(
+            Tail::find(wal.path(), &names, &ours, (Fork::At(end_of(10)), MAX_BYTES)).is_err(),
+            "not the end"
+        );
+    }
+
+    #[test]
+    fn where_the_fork_is_not_known_the_newest_is_kept() {
+        let wal = tempfile::tempdir().unwrap();
+        let log = write(wal.path(), 4000);
+        let ours = standby(None);
+        let find = |fork, max_bytes| {
+            let names = names_in(wal.path()).unwrap();
+            Tail::find(wal.path(), &names, &ours, (fork, max_bytes)).unwrap().expect("there is WAL")
+        };
+        let whole = find(Fork::Unknown, MAX_BYTES);
+        assert_eq!(
+            (whole.from, whole.segments.first().map(|s| s.number)),
+            (log.start(), Some(SegmentNumber(3)))
+        );
+        // The beginning and the end of what is too long.
+        let (beginning, end) = (find(Fork::At(Lsn(0)), 2 << 20), find(Fork::Unknown, 2 << 20));
+        assert_eq!((beginning.from, beginning.segments.len()), (whole.from, 2));
+        assert_eq!((end.to, &end.segments[..]), (whole.to, &whole.segments[whole.segments.len() - 2..]));
+
+        // What is older than a gap is left, and so is what was recycled behind another.
+        fs::remove_file(wal.path().join("000000010000000000000004")).unwrap();
+        fs::copy(wal.path().join("000000010000000000000003"), wal.path().join("000000010000000000000021"))
+            .unwrap();
+        let newest = find(Fork::Unknown, MAX_BYTES);
+        assert_eq!((newest.from, newest.to), (Lsn(0x50_0000), whole.to));
+        let numbers: Vec<u64> = newest.segments.iter().map(|segment| segment.number.0).collect();
+        assert_eq!(numbers, (5..=newest.segments.last().unwrap().number.0).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_run_ends_where_a_segment_is_missing() {
+        let run = |count| {
+            (1..=count).map(|number| SegmentFile { timeline: TimelineId(1), number: SegmentNumber(number) })
+        };
+        assert_eq!(super::unbroken(run(3)), [run(3).collect::<Vec<_>>()]);
+        assert_eq!(super::unbroken(run(3).chain(run(9).skip(5))).len(), 2);
+        assert_eq!(super::unbroken(run(0)), [[]; 0]);
     }
 
     fn standby(history: Option<History>) -> Ours {
@@ -394,17 +489,17 @@ mod tests {
     fn without_a_known_fork_more_is_saved() {
         let parse =
             |timeline, content: &str| History::parse(TimelineId(timeline), content.as_bytes()).unwrap();
-        let check = |history: Option<(u32, &str)>, in_recovery, expected: Option<u64>| {
+        let check = |history: Option<(u32, &str)>, in_recovery, expected: Option<Fork>| {
             let history = history.map(|(timeline, content)| parse(timeline, content));
             let ours = Ours { timeline: TimelineId(2), history, in_recovery };
-            let point = ours.last_common_point(&parse(2, "1 0/200"));
-            assert_eq!(point, expected.map(Lsn), "{ours:?}");
+            assert_eq!(ours.fork(&parse(2, "1 0/200")), expected, "{ours:?}");
         };
-        check(None, true, Some(0));
-        check(Some((5, "")), true, Some(0));
-        check(Some((1, "")), true, Some(0x200));
+        let at = Some(Fork::At(Lsn(0x200)));
+        check(None, true, Some(Fork::Unknown));
+        check(Some((5, "")), true, Some(Fork::Unknown));
+        check(Some((1, "")), true, at);
         check(Some((2, "1 0/200")), true, None);
-        check(Some((2, "1 0/200")), false, Some(0x200));
+        check(Some((2, "1 0/200")), false, at);
     }
 
     #[test]

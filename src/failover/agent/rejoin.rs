@@ -115,7 +115,11 @@ impl LocalServer {
         self.stop_for_good().await?;
         let (outcome, discarded) = match plan(self.past()) {
             Plan::Start => {
-                self.become_standby(&self.data_dir, &upstream, slot, &[])?;
+                let (upstream, slot) = (upstream.clone(), slot.clone());
+                self.aside(&lock, move |server| {
+                    server.become_standby(&server.data_dir, &upstream, &slot, &[])
+                })
+                .await?;
                 (RejoinOutcome::Started, None)
             }
             Plan::Rewind => {
@@ -128,7 +132,7 @@ impl LocalServer {
             }
         };
         self.start_locked(Role::Standby).await?;
-        self.remove_leftovers().await?;
+        self.remove_leftovers(&lock).await?;
         Ok(Rejoined { outcome, discarded })
     }
 
@@ -139,7 +143,7 @@ impl LocalServer {
         slot: &SlotName,
         lock: &DirectoryLock,
     ) -> Result<RejoinOutcome, AgentError> {
-        let Err(error) = self.rewind_locked(source, upstream, slot).await else {
+        let Err(error) = self.rewind_locked(source, upstream, slot, lock).await else {
             return Ok(RejoinOutcome::Rewound);
         };
         tracing::info!(node = %self.node, error = %chain(&error), "cannot rewind, rebuilding");
@@ -159,7 +163,7 @@ impl LocalServer {
         self.stop_for_good().await?;
         let discarded = self.rebuild_locked(source, &upstream, slot, &lock).await?;
         self.start_locked(Role::Standby).await?;
-        self.remove_leftovers().await?;
+        self.remove_leftovers(&lock).await?;
         Ok(Rejoined { outcome: RejoinOutcome::Rebuilt, discarded })
     }
 
@@ -225,6 +229,7 @@ impl LocalServer {
         source: &Target,
         upstream: &str,
         slot: &SlotName,
+        lock: &DirectoryLock,
     ) -> Result<(), AgentError> {
         let pg_rewind = self.pg_rewind(source)?;
         // Right after a promotion the source's control file still names the old timeline, and pg_rewind would
@@ -232,7 +237,7 @@ impl LocalServer {
         let source_timeline = checkpoint(source).await?;
         self.await_no_process().await?;
         files::remove_file(&self.data_dir.join("postmaster.pid"))?;
-        self.keep_own_files()?;
+        self.aside(lock, LocalServer::keep_own_files).await?;
         pg_rewind.run().await?;
         if is_other_branch(self.control_file(), source_timeline) {
             return Err(AgentError::SameTimeline {
@@ -240,6 +245,11 @@ impl LocalServer {
                 timeline: source_timeline,
             });
         }
+        let (upstream, slot) = (upstream.to_owned(), slot.clone());
+        self.aside(lock, move |server| server.settle_rewound(&upstream, &slot)).await
+    }
+
+    fn settle_rewound(&self, upstream: &str, slot: &SlotName) -> Result<(), AgentError> {
         self.restore_own_files(&self.half_rewound(), &self.data_dir)?;
         self.become_standby(&self.data_dir, upstream, slot, &[])?;
         files::sync_file_system(&self.data_dir)?;
@@ -305,22 +315,35 @@ impl LocalServer {
         let discarded =
             if self.half_rewound().exists() { None } else { self.save_discarded(source, lock).await? };
         let making = self.beside(".new");
-        files::remove_tree(&making)?;
-        files::create_private_dir(&making, self.run_as.as_ref())?;
+        let empty = making.clone();
+        self.aside(lock, move |server| {
+            files::remove_tree(&empty)?;
+            Ok(files::create_private_dir(&empty, server.run_as.as_ref())?)
+        })
+        .await?;
         copy(source, &BaseBackupOptions::new(BACKUP_LABEL), &making, |_| {}).await?;
-        self.settle(&making, upstream, slot)?;
+        let (upstream, slot) = (upstream.to_owned(), slot.clone());
+        self.aside(lock, move |server| {
+            server.settle_copy(&making, &upstream, &slot)?;
+            server.replace_by(&making)
+        })
+        .await?;
+        Ok(discarded)
+    }
+
+    fn replace_by(&self, copy: &Path) -> Result<(), AgentError> {
         let replaced = self.beside(".old");
         if self.data_dir.exists() {
             files::remove_tree(&replaced)?;
             files::rename(&self.data_dir, &replaced)?;
         }
-        files::rename(&making, &self.data_dir)?;
+        files::rename(copy, &self.data_dir)?;
         files::remove_tree(&self.half_rewound())?;
-        Ok(discarded)
+        Ok(())
     }
 
     /// A copy of another node becomes this node's standby, durably.
-    fn settle(&self, copy: &Path, upstream: &str, slot: &SlotName) -> Result<(), AgentError> {
+    fn settle_copy(&self, copy: &Path, upstream: &str, slot: &SlotName) -> Result<(), AgentError> {
         let own = [self.half_rewound(), self.data_dir.clone(), self.beside(".old")];
         match own.iter().find(|dir| dir.join(AUTO_CONF).is_file()) {
             Some(own) => {
@@ -354,11 +377,25 @@ impl LocalServer {
         Ok(files::write_durably(path, edited.as_bytes(), self.run_as.as_ref())?)
     }
 
-    /// The replaced directory may be large: removed on a thread of its own.
-    async fn remove_leftovers(&self) -> Result<(), AgentError> {
-        let replaced = self.beside(".old");
-        let removed = tokio::task::spawn_blocking(move || files::remove_tree(&replaced)).await;
-        Ok(removed.unwrap_or(Ok(()))?)
+    async fn remove_leftovers(&self, lock: &DirectoryLock) -> Result<(), AgentError> {
+        self.aside(lock, |server| Ok(files::remove_tree(&server.beside(".old"))?)).await
+    }
+
+    /// Work on files takes its time: it is done on a thread of its own, so that nothing else waits, decisions least of
+    /// all. It goes on when whoever waits for it gives up, and holds `lock` as long: nobody else may change the
+    /// directory under it.
+    pub(super) async fn aside<T: Send + 'static>(
+        &self,
+        lock: &DirectoryLock,
+        work: impl FnOnce(&LocalServer) -> Result<T, AgentError> + Send + 'static,
+    ) -> Result<T, AgentError> {
+        let (server, lock) = (self.clone(), lock.clone());
+        let done = tokio::task::spawn_blocking(move || {
+            let done = work(&server);
+            drop(lock);
+            done
+        });
+        done.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
     }
 }
 
@@ -391,9 +428,57 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{ControlFile, Copied, DbState, Past, Plan, Rewind, is_other_branch, plan};
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::{ControlFile, Copied, DbState, LocalServer, Past, Plan, Rewind, is_other_branch, plan};
+    use crate::failover::agent::{PgBinaries, PgVersion};
     use crate::pg::{SystemIdentifier, TimelineId};
     use crate::topology::Role;
+
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn files_hold_up_nobody_and_stay_locked_until_they_are_done() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let server = LocalServer {
+            node: "pg1".parse().expect("a name"),
+            address: "127.0.0.1:5432".parse().expect("an address"),
+            data_dir: directory.path().join("pg1"),
+            binaries: PgBinaries {
+                bin_dir: directory.path().to_owned(),
+                version: PgVersion { major: 15, minor: 0 },
+                pg_rewind: None,
+            },
+            run_as: None,
+        };
+        let lock = server.lock().expect("nobody has it");
+        let (go_on, wait) = mpsc::sync_channel(1);
+        let work = server.aside(&lock, move |_| Ok(wait.recv_timeout(LIMIT).is_ok()));
+        let meanwhile = async move { go_on.send(()).expect("it is waited for") };
+        let (done, ()) = tokio::join!(work, meanwhile);
+        assert!(done.expect("no error"), "this thread went on");
+
+        let (go_on, wait) = mpsc::sync_channel::<()>(1);
+        let (began, begin) = mpsc::sync_channel(1);
+        let work = server.aside(&lock, move |_| {
+            began.send(()).expect("it is waited for");
+            Ok(wait.recv_timeout(LIMIT).is_ok())
+        });
+        // Begun and given up.
+        tokio::select! {
+            biased;
+            _ = work => panic!("nobody let it go on"),
+            () = std::future::ready(()) => {}
+        }
+        begin.recv_timeout(LIMIT).expect("it has begun");
+        drop(lock);
+        assert!(server.lock().is_err(), "it is still at it");
+        go_on.send(()).expect("it is still at it");
+        while server.lock().is_err() {
+            tokio::task::yield_now().await;
+        }
+    }
 
     #[test]
     fn what_pg_rewind_left_alone_is_no_standby_of_its_own_timeline() {
