@@ -28,12 +28,13 @@ check: setup
 sim: setup
 	BELLWETHER_SIM_SEEDS=$(or $(SEEDS),20000) cargo test --locked --release --lib sim:: -- --nocapture
 
-## soak: the long versions: generated conversations (SEEDS=5000) with PostgreSQL 14 to 18, clients that leave things behind, fuzzed input
+## soak: the long versions: generated conversations (SEEDS=5000) with PostgreSQL 14 to 18, clients that leave things behind, fuzzed input, pitfalls of WAL shipping
 .PHONY: soak
 soak: setup setup-majors
 	SEEDS=$(or $(SEEDS),5000) cargo test --locked --test integration -- --test-threads=1 --nocapture --include-ignored differential::as_
 	SEEDS=2000000 cargo test --locked --test integration -- --test-threads=1 --nocapture fuzzed::
 	cargo test --locked --test integration -- --test-threads=1 --nocapture --ignored leak::
+	cargo test --locked --test integration -- --test-threads=1 --nocapture --ignored pitfalls::
 
 ## bench: throughput and CPU side by side: direct, PgBouncer, Bellwether; then WAL beside PostgreSQL's own (BENCH=wal: this only)
 .PHONY: bench

@@ -20,6 +20,7 @@ mod listen;
 mod logical;
 mod memory;
 mod peers;
+mod pitfalls;
 mod pools;
 mod protocol_versions;
 mod proxy_protocol;

@@ -189,7 +189,7 @@ async fn again_and_again_under_load() {
     assert!(ended >= 1.0, "the ledger's clients do not leave by themselves");
     cluster.await_steady();
     let primary = cluster.primary();
-    assert!(crate::relay::compare_with_primary(&cluster, &primary) > 0);
+    assert!(crate::harness::wal::compare_with_primary(&cluster, &primary) > 0);
 }
 
 /// What sessions can still do in the old process, and what the new one's fence says of them.

@@ -12,6 +12,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::disk::Disk;
 use super::guardian::Guardian;
 use super::wait::eventually;
 
@@ -21,10 +22,19 @@ pub(crate) enum Durability {
     Quorum,
 }
 
+/// What the WAL store lies on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DiskKind {
+    Sound,
+    /// It fails on command: [`Cluster::disk`].
+    Faulty,
+}
+
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
     pub(crate) nodes: usize,
     pub(crate) durability: Durability,
+    pub(crate) disk: DiskKind,
     /// A directory with `postgres`, `initdb` and `pg_ctl`; the distribution's by default.
     pub(crate) pg_bin: Option<PathBuf>,
     /// Log lines (substrings) at WARN or ERROR that this test provokes on purpose.
@@ -33,7 +43,13 @@ pub(crate) struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { nodes: 3, durability: Durability::Quorum, pg_bin: None, expected_warnings: &[] }
+        Options {
+            nodes: 3,
+            durability: Durability::Quorum,
+            disk: DiskKind::Sound,
+            pg_bin: None,
+            expected_warnings: &[],
+        }
     }
 }
 
@@ -43,6 +59,7 @@ pub(crate) struct Cluster {
     options: Options,
     dir: PathBuf,
     bellwether: Option<Child>,
+    disk: Option<Disk>,
     guardian: Guardian,
 }
 
@@ -89,6 +106,7 @@ impl Cluster {
             port: free_port(),
             admin_port: free_port(),
             guardian: Guardian::over(&dir).expect("guardian shell"),
+            disk: (options.disk == DiskKind::Faulty).then(|| Disk::new(&dir, dir.join("cluster/wal"))),
             options,
             dir,
             bellwether: None,
@@ -129,7 +147,15 @@ impl Cluster {
         self.await_steady();
     }
 
+    /// Where the store lies, of a cluster with [`DiskKind::Faulty`].
+    pub(crate) fn disk(&self) -> &Disk {
+        self.disk.as_ref().expect("a disk that fails on command")
+    }
+
     fn spawn(&mut self, mut command: Command) {
+        if let Some(disk) = &self.disk {
+            disk.put_under(&mut command);
+        }
         let log = fs::File::options().create(true).append(true).open(self.log_path()).expect("log file");
         let child = command
             .stdin(Stdio::null())
@@ -159,8 +185,21 @@ impl Cluster {
     pub(crate) fn spawn_run(&self, config: &Path, option: Option<&str>) -> Child {
         let log = fs::File::options().create(true).append(true).open(self.log_path()).expect("log file");
         let mut command = bellwether();
+        if let Some(disk) = &self.disk {
+            disk.put_under(&mut command);
+        }
         command.arg("run").args(option).arg("--config").arg(config).stdin(Stdio::null());
         command.stdout(log.try_clone().expect("log file")).stderr(log).spawn().expect("bellwether starts")
+    }
+
+    /// How it ended by itself.
+    pub(crate) fn ended(&mut self, limit: Duration) -> ExitStatus {
+        let mut child = self.bellwether.take().expect("bellwether runs");
+        let ended = eventually("its end", limit, || {
+            child.try_wait().expect("wait").ok_or_else(|| "it runs".to_owned())
+        });
+        fs::remove_file(self.dir.join("bellwether.pid")).expect("pid file");
+        ended
     }
 
     /// Ctrl-C; how the demo ended.
@@ -373,6 +412,22 @@ impl Cluster {
 
     pub(crate) fn signal(&self, server: &Server, signal: Signal) {
         kill(self.pid(server).expect("a running server"), signal).expect("signal");
+    }
+
+    /// Its postmaster and all of its processes at once: nobody is left to finish anything.
+    pub(crate) fn lose_machine(&self, server: &Server) {
+        let postmaster = self.pid(server).expect("a running server");
+        let processes = fs::read_dir("/proc").expect("processes").filter_map(|entry| {
+            let pid: i32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+            let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+            (parent.trim() == postmaster.to_string()).then(|| Pid::from_raw(pid))
+        });
+        let children: Vec<Pid> = processes.collect();
+        for pid in std::iter::once(postmaster).chain(children) {
+            // One of them may just have ended.
+            let _ = kill(pid, Signal::SIGKILL);
+        }
     }
 
     pub(crate) fn log_path(&self) -> PathBuf {

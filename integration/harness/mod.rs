@@ -3,16 +3,21 @@
 mod authority;
 mod between;
 mod cluster;
+mod disk;
+mod follower;
 mod guardian;
 pub(crate) mod ledger;
 mod lone_server;
 mod majors;
 mod psql;
 mod wait;
+pub(crate) mod wal;
 
 pub(crate) use authority::Authority;
 pub(crate) use between::Between;
-pub(crate) use cluster::{Cluster, Durability, Options, Server, bellwether, free_port, set_mode};
+pub(crate) use cluster::{Cluster, DiskKind, Durability, Options, Server, bellwether, free_port, set_mode};
+pub(crate) use disk::Fault;
+pub(crate) use follower::{Follower, Heard, status};
 pub(crate) use guardian::Guardian;
 pub(crate) use lone_server::LoneServer;
 pub(crate) use majors::{major, second_major};

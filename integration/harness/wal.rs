@@ -1,0 +1,111 @@
+//! WAL files compared, and walked.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bellwether::pg::wal::{Expected, SegmentFile, Verifier, WalSegmentSize};
+use bellwether::pg::{Lsn, TimelineId};
+
+use super::cluster::{Cluster, Server};
+use super::wait::eventually;
+
+/// PostgreSQL's default; the demo's clusters use it.
+pub(crate) const SEGMENT_BYTES: u64 = 16 << 20;
+
+/// The store has the segment of the server's last byte before LSN `end`, and the bytes of every segment that
+/// both have are the same up to there; how many they are.
+pub(crate) fn compare_up_to(store: &Path, server: &Path, end: u64) -> u64 {
+    let kept = segments(store);
+    let servers = segments(server);
+    let holds_last = |name: &&String| segment_start(name) == (end - 1) / SEGMENT_BYTES * SEGMENT_BYTES;
+    // The names sort by timeline first, and the server writes on its newest.
+    let last = servers.keys().rev().find(holds_last);
+    let last =
+        last.unwrap_or_else(|| panic!("{} has no segment that ends at or behind {end}", server.display()));
+    assert!(kept.contains_key(last), "{} holds WAL in {last}, which the store lacks", server.display());
+    let mut compared = 0;
+    for (name, path) in &kept {
+        let Some(theirs) = servers.get(name) else { continue };
+        let start = segment_start(name);
+        let length = end.saturating_sub(start).min(SEGMENT_BYTES) as usize;
+        if length == 0 {
+            continue;
+        }
+        let (a, b) = (fs::read(path).expect("store"), fs::read(theirs).expect("pg_wal"));
+        let differs = a[..length].iter().zip(&b[..length]).position(|(a, b)| a != b);
+        assert_eq!(differs, None, "{} and {} differ at this offset", path.display(), theirs.display());
+        compared += length as u64;
+    }
+    compared
+}
+
+/// Waits until the relay has the primary's end durable, then compares every segment that both still have.
+pub(crate) fn compare_with_primary(cluster: &Cluster, primary: &Server) -> u64 {
+    let end = flush_lsn(cluster, primary);
+    eventually("the relay has it all", Duration::from_secs(120), || {
+        let durable = durable_lsn(cluster).ok_or("no metric")?;
+        if durable >= end { Ok(()) } else { Err(format!("{durable} of {end}")) }
+    });
+    compare_up_to(&cluster.wal_dir(), &primary.data_dir.join("pg_wal"), end)
+}
+
+pub(crate) fn flush_lsn(cluster: &Cluster, primary: &Server) -> u64 {
+    lsn_at(cluster, primary, "pg_current_wal_flush_lsn()")
+}
+
+/// What `function` gives there.
+pub(crate) fn lsn_at(cluster: &Cluster, server: &Server, function: &str) -> u64 {
+    let conninfo = cluster.direct_conninfo(server, "postgres");
+    let lsn = cluster.psql_at(&conninfo, &format!("SELECT {function} - '0/0'")).expect(function);
+    lsn.parse().expect("an LSN")
+}
+
+/// `0/16B3748`.
+pub(crate) fn parse_lsn(text: &str) -> u64 {
+    let (high, low) = text.split_once('/').expect("an LSN");
+    let half = |text| u64::from_str_radix(text, 16).expect("hexadecimal");
+    half(high) << 32 | half(low)
+}
+
+/// The relay's.
+pub(crate) fn durable_lsn(cluster: &Cluster) -> Option<u64> {
+    cluster.metric("bellwether_wal_durable_lsn_bytes").map(|lsn| lsn as u64)
+}
+
+/// By name.
+pub(crate) fn segments(dir: &Path) -> BTreeMap<String, PathBuf> {
+    let entries = fs::read_dir(dir).expect("a WAL directory").filter_map(Result::ok);
+    let named = entries.map(|entry| (entry.file_name().to_string_lossy().into_owned(), entry.path()));
+    named.filter(|(name, _)| name.len() == 24 && name.bytes().all(|b| b.is_ascii_hexdigit())).collect()
+}
+
+pub(crate) fn segment_name(timeline: u32, lsn: u64) -> String {
+    let size = WalSegmentSize::default();
+    SegmentFile { timeline: TimelineId(timeline), number: size.segment(Lsn(lsn)) }.name(size)
+}
+
+pub(crate) fn segment_start(name: &str) -> u64 {
+    let size = WalSegmentSize::default();
+    size.start(SegmentFile::parse(name, size).expect("a segment").number).0
+}
+
+/// Where the last whole record of `timeline` ends in `dir`, walked from its oldest segment there without a hole.
+pub(crate) fn end_of_records(dir: &Path, timeline: u32) -> u64 {
+    let size = WalSegmentSize::default();
+    let mut verifier: Option<Verifier> = None;
+    for (name, path) in segments(dir) {
+        if SegmentFile::parse(&name, size).expect("a segment").timeline.0 != timeline {
+            continue;
+        }
+        let start = Lsn(segment_start(&name));
+        let expected = Expected { segment_size: size, timeline: TimelineId(timeline), system: None };
+        let verifier = verifier.get_or_insert_with(|| Verifier::new(start, expected));
+        assert_eq!(verifier.position(), start, "a hole before {name}");
+        if verifier.feed(&fs::read(path).expect("a segment")).is_err() {
+            break;
+        }
+    }
+    verifier.and_then(|verifier| verifier.verified()).expect("a whole record").0
+}
