@@ -5,6 +5,7 @@
 
 mod authentication;
 mod bad_input;
+mod base_backup;
 mod check;
 mod console;
 mod console_tools;

@@ -2,6 +2,7 @@
 //! randomness or task; whatever of these a rule needs is an argument.
 
 pub mod auth;
+pub mod backup_manifest;
 pub mod error;
 pub mod protocol;
 pub mod types;

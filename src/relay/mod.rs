@@ -9,6 +9,7 @@
 //! The plane has a thread with its own runtime, and the store has one more for writing. Whatever must not be
 //! limped on after (a failed sync, a panic) ends the plane: [`Relay::failed`].
 
+mod backups;
 mod config;
 mod error;
 mod followers;
@@ -40,7 +41,7 @@ pub(crate) mod parts {
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use prometheus::Registry;
@@ -49,6 +50,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::backups::Backups;
 use self::error::Cause;
 use self::followers::Followers;
 use self::metrics::Metrics;
@@ -268,11 +270,14 @@ impl Plane {
         let store = Store::open(files.clone(), &store_config, &metrics)?;
         let slots = Arc::new(Slots::open(files)?);
         let followers = Arc::new(Followers::new());
-        pin(&store, &slots, &inputs, config.max_slot_bytes);
+        let backups = Arc::new(Backups::default());
+        pin(&store, &slots, &backups, &inputs, config.max_slot_bytes);
         let senders = Arc::new(sender::Shared {
             store: store.clone(),
             slots: slots.clone(),
             followers: followers.clone(),
+            backups,
+            inputs: inputs.clone(),
             config: SenderConfig { wal_sender_timeout: config.follower_timeout },
             metrics: plan.sender_metrics.clone(),
             shutdown: shutdown.clone(),
@@ -281,12 +286,15 @@ impl Plane {
     }
 }
 
-/// The store asks the slots what it must keep.
-fn pin(store: &Store, slots: &Arc<Slots>, inputs: &RelayInputs, max_bytes: u64) {
-    let (slots, directive, tail) = (slots.clone(), inputs.directive.clone(), store.tail());
+/// The store asks slots and base backups what it must keep.
+#[expect(clippy::disallowed_methods, reason = "shell: reads the clock")]
+fn pin(store: &Store, slots: &Arc<Slots>, backups: &Arc<Backups>, inputs: &RelayInputs, max_bytes: u64) {
+    let (slots, backups) = (slots.clone(), backups.clone());
+    let (directive, tail) = (inputs.directive.clone(), store.tail());
     store.set_pins(Box::new(move || {
         let primary = directive.borrow().primary.as_ref().map(crate::topology::NodeName::slot);
-        retention::pinned(&slots.statuses(), primary.as_ref(), tail.borrow().durable, max_bytes)
+        let (statuses, durable) = (slots.statuses(), tail.borrow().durable);
+        retention::pinned(&statuses, backups.oldest(Instant::now()), primary.as_ref(), durable, max_bytes)
     }));
 }
 

@@ -3,10 +3,11 @@
 use super::slots::SlotStatus;
 use crate::pg::{Lsn, SlotName};
 
-/// The oldest position that a slot pins. The primary's own slot pins nothing while nobody uses it, since a
+/// The oldest position that a slot or a base backup pins. The primary's own slot pins nothing while nobody uses it, since a
 /// primary follows nobody; no slot pins more than `max_bytes`, since a full disk helps no follower.
 pub(super) fn pinned(
     slots: &[SlotStatus],
+    backup: Option<Lsn>,
     primary: Option<&SlotName>,
     durable: Lsn,
     max_bytes: u64,
@@ -16,6 +17,7 @@ pub(super) fn pinned(
         .iter()
         .filter(|slot| slot.active_pid.is_some() || primary != Some(&slot.name))
         .filter_map(|slot| slot.restart.map(|restart| restart.lsn))
+        .chain(backup)
         .min()
         .map(|oldest| oldest.max(limit))
 }
@@ -40,9 +42,14 @@ mod tests {
     fn slots_hold_back_what_they_need() {
         let slots = [slot("a", None, Some(50)), slot("b", Some(7), Some(80)), slot("c", None, None)];
         let a = name_of("a");
-        assert_eq!(pinned(&slots, None, Lsn(100), 1000), Some(Lsn(50)));
-        assert_eq!(pinned(&slots, Some(&a), Lsn(100), 1000), Some(Lsn(80)), "the primary follows nobody");
-        assert_eq!(pinned(&slots, None, Lsn(100), 30), Some(Lsn(70)), "bounded");
-        assert_eq!(pinned(&slots[2..], None, Lsn(100), 1000), None);
+        assert_eq!(pinned(&slots, None, None, Lsn(100), 1000), Some(Lsn(50)));
+        assert_eq!(pinned(&slots, Some(Lsn(40)), None, Lsn(100), 1000), Some(Lsn(40)), "a base backup");
+        assert_eq!(
+            pinned(&slots, None, Some(&a), Lsn(100), 1000),
+            Some(Lsn(80)),
+            "the primary follows nobody"
+        );
+        assert_eq!(pinned(&slots, None, None, Lsn(100), 30), Some(Lsn(70)), "bounded");
+        assert_eq!(pinned(&slots[2..], None, None, Lsn(100), 1000), None);
     }
 }

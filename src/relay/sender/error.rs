@@ -31,6 +31,8 @@ pub(super) enum Refusal {
     Unreadable { segment: String },
     #[error("could not write the file of replication slots")]
     SlotsNotSaved,
+    #[error("no server is there to take a base backup from")]
+    NoSource,
     #[error("extended query protocol not supported in a replication connection")]
     ExtendedQuery,
     #[error("fastpath function calls not supported in a replication connection")]
@@ -66,6 +68,7 @@ impl Refusal {
                 SqlState::INTERNAL_ERROR
             }
             Refusal::Unreadable { .. } | Refusal::SlotsNotSaved => SqlState::IO_ERROR,
+            Refusal::NoSource => SqlState::CANNOT_CONNECT_NOW,
             Refusal::ExtendedQuery | Refusal::FunctionCall => SqlState::PROTOCOL_VIOLATION,
         };
         let fields = ErrorFields::error(code, self.to_string());

@@ -7,6 +7,7 @@ pub(crate) struct Metrics {
     pub(super) followers: IntGauge,
     pub(super) sent_bytes: IntCounter,
     pub(super) disconnects: IntCounterVec,
+    pub(super) base_backups: IntCounterVec,
 }
 
 impl Metrics {
@@ -18,10 +19,15 @@ impl Metrics {
                 Opts::new("bellwether_follower_disconnects_total", "Ended replication connections."),
                 &["reason"],
             )?,
+            base_backups: IntCounterVec::new(
+                Opts::new("bellwether_base_backups_total", "Base backups begun through the endpoint."),
+                &["source"],
+            )?,
         };
         registry.register(Box::new(metrics.followers.clone()))?;
         registry.register(Box::new(metrics.sent_bytes.clone()))?;
         registry.register(Box::new(metrics.disconnects.clone()))?;
+        registry.register(Box::new(metrics.base_backups.clone()))?;
         Ok(metrics)
     }
 }

@@ -9,6 +9,7 @@ pub(crate) mod core;
 mod error;
 mod metrics;
 mod outbox;
+mod passage;
 mod reply;
 mod stream;
 #[cfg(test)]
@@ -30,16 +31,20 @@ use tracing::{debug, error, info};
 
 use crate::net::{Client, Stream};
 use crate::pg::protocol::frame::{HEADER_LEN, Header};
+use crate::pg::protocol::frontend;
 use crate::pg::wal::{History, WalSegmentSize};
 use crate::pg::{Lsn, PgTimestamp, SystemIdentifier, TimelineId};
 
 use self::core::{CloseReason, Input, Now, Output, Peer, ReadFailure, SlotsNotSaved, WalSource, Walsender};
+use super::RelayInputs;
+use super::backups::Backups;
 use super::followers::Followers;
 use super::slots::Slots;
 use super::store::{Store, StoreError, Tail};
 use outbox::Outbox;
+use passage::{Below, NoSource, Passage};
 
-/// A whole message of a follower: commands and status updates are short, a base backup's manifest is not ours.
+/// A whole message of a follower: commands and status updates are short, a base backup's manifest is passed on.
 const MAX_MESSAGE: usize = 64 * 1024;
 /// What was queued before the end may take this long to leave.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
@@ -62,6 +67,8 @@ pub(crate) struct Shared {
     pub(crate) store: Store,
     pub(crate) slots: Arc<Slots>,
     pub(crate) followers: Arc<Followers>,
+    pub(crate) backups: Arc<Backups>,
+    pub(crate) inputs: RelayInputs,
     pub(crate) config: SenderConfig,
     pub(crate) metrics: Metrics,
     pub(crate) shutdown: CancellationToken,
@@ -79,6 +86,7 @@ pub(crate) async fn serve(client: Client, shared: Arc<Shared>) {
         Ok(CloseReason::Timeout) => "timeout",
         Ok(CloseReason::Refused) => "refused",
         Ok(CloseReason::Shutdown) => "shutdown",
+        Ok(CloseReason::PassedOn) => "backup",
         Err(_) => "lost",
     };
     shared.metrics.disconnects.with_label_values(&[reason]).inc();
@@ -113,6 +121,7 @@ type ReadDone = (Lsn, Result<Bytes, StoreError>);
 struct Connection {
     shared: Arc<Shared>,
     pid: u32,
+    application_name: String,
     core: Walsender<Store>,
     tail: watch::Receiver<Tail>,
     /// What the core was told of it.
@@ -144,12 +153,25 @@ impl Connection {
         let mut outbox = Outbox::default();
         outbox.push(client.out.freeze());
         let (pid, inbox) = (peer.pid, client.received);
-        Connection { shared, pid, core, tail, told: at_start, reader, writer, inbox, outbox, reading: None }
+        let application_name = peer.application_name.clone();
+        Connection {
+            shared,
+            pid,
+            application_name,
+            core,
+            tail,
+            told: at_start,
+            reader,
+            writer,
+            inbox,
+            outbox,
+            reading: None,
+        }
     }
 
     async fn run(&mut self) -> io::Result<CloseReason> {
         loop {
-            if let Some(reason) = self.carry_out().await {
+            if let Some(reason) = self.carry_out().await? {
                 self.say_farewell(reason).await;
                 return Ok(reason);
             }
@@ -186,7 +208,7 @@ impl Connection {
     }
 
     /// Does what the core has decided; the reason when it has decided to close.
-    async fn carry_out(&mut self) -> Option<CloseReason> {
+    async fn carry_out(&mut self) -> io::Result<Option<CloseReason>> {
         while let Some(output) = self.core.poll_output() {
             match output {
                 Output::Send(bytes) => self.outbox.push(bytes),
@@ -207,10 +229,33 @@ impl Connection {
                 Output::Report(progress) => self.shared.followers.update(self.pid, progress),
                 Output::Heard => self.shared.followers.heard(self.pid, Instant::now()),
                 Output::Feedback(xmins) => self.shared.followers.feedback(self.pid, xmins),
-                Output::Close(reason) => return Some(reason),
+                Output::PassOn(text) => match self.pass_on(text).await {
+                    Ok(passage) => return Ok(Some(self.follow(passage).await?)),
+                    Err(no_source) => self.core.handle(now(), Input::NotPassed(no_source)),
+                },
+                Output::Close(reason) => return Ok(Some(reason)),
             }
         }
-        None
+        Ok(None)
+    }
+
+    async fn pass_on(&mut self, text: Bytes) -> Result<Passage, NoSource> {
+        let mut query = BytesMut::new();
+        frontend::query(&String::from_utf8_lossy(&text), &mut query);
+        let opened = Passage::open(&self.shared, &self.application_name, query.freeze());
+        self.shared.shutdown.run_until_cancelled(opened).await.unwrap_or(Err(NoSource))
+    }
+
+    /// The core takes no command as long as an answer is on its way: nothing waits to be written.
+    async fn follow(&mut self, passage: Passage) -> io::Result<CloseReason> {
+        let below = Below {
+            application_name: &self.application_name,
+            reader: &mut self.reader,
+            writer: &mut self.writer,
+            received: &mut self.inbox,
+        };
+        passage.run(below).await?;
+        Ok(CloseReason::PassedOn)
     }
 
     /// Whether there was a whole message to give to the core.

@@ -7,10 +7,11 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use prometheus::Registry;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{Metrics, SenderConfig, Shared, serve};
-use crate::net::{Client, Credentials, Peer, PeerAddress, Stream};
+use crate::net::{Client, Credentials, Peer, PeerAddress, Stream, TlsForServers};
 use crate::pg::protocol::frame::{HEADER_LEN, Header};
 use crate::pg::protocol::replication::{FromServer, Reply, StandbyStatus};
 use crate::pg::protocol::startup::Minor;
@@ -19,7 +20,8 @@ use crate::pg::{Lsn, PgTimestamp, TimelineId};
 use crate::relay::followers::Followers;
 use crate::relay::slots::Slots;
 use crate::relay::store::{Change, Files, Store, StoreConfig, StreamId, Waiting};
-use crate::topology::FollowerState;
+use crate::relay::{RelayInputs, RelayTuning};
+use crate::topology::{Directive, Durability, FollowerState};
 
 const START: Lsn = Lsn(0x30_0000);
 
@@ -47,6 +49,8 @@ impl World {
             store,
             slots: Arc::new(Slots::open(files).expect("no slots yet")),
             followers: Arc::new(Followers::new()),
+            backups: Arc::default(),
+            inputs: alone(),
             config: SenderConfig { wal_sender_timeout },
             metrics: Metrics::new(&registry).expect("a fresh registry"),
             shutdown: CancellationToken::new(),
@@ -84,6 +88,18 @@ impl World {
         };
         let follower = Follower { socket: theirs, inbox: BytesMut::new(), wal: Vec::new() };
         (follower, serve(client, Arc::clone(&self.shared)))
+    }
+}
+
+/// Without a node.
+fn alone() -> RelayInputs {
+    RelayInputs {
+        tuning: watch::channel(RelayTuning::default()).1,
+        directive: watch::channel(Arc::new(Directive::starting(Durability::Async))).1,
+        nodes: Vec::new(),
+        user: "bellwether".into(),
+        credentials: Credentials::Trust,
+        tls: TlsForServers::default(),
     }
 }
 

@@ -35,6 +35,8 @@ pub enum Command {
         start: Lsn,
         timeline: Option<TimelineId>,
     },
+    /// BASE_BACKUP or UPLOAD_MANIFEST: what they say is for a server to read.
+    OfBaseBackup,
     /// A command of PostgreSQL's that we know and do not serve, by its keyword.
     NotServed {
         keyword: &'static str,
@@ -116,8 +118,7 @@ impl Command {
             }
             "TIMELINE_HISTORY" => Command::TimelineHistory { timeline: words.timeline()? },
             "START_REPLICATION" => return words.start_replication(),
-            "BASE_BACKUP" => return Ok(Command::NotServed { keyword: "BASE_BACKUP" }),
-            "UPLOAD_MANIFEST" => return Ok(Command::NotServed { keyword: "UPLOAD_MANIFEST" }),
+            "BASE_BACKUP" | "UPLOAD_MANIFEST" => return Ok(Command::OfBaseBackup),
             "ALTER_REPLICATION_SLOT" => return Ok(Command::NotServed { keyword: "ALTER_REPLICATION_SLOT" }),
             _ => return Err(CommandError::Sql),
         };
@@ -395,8 +396,9 @@ mod tests {
     #[test]
     fn what_is_known_and_not_served() {
         let not_served = |keyword| Ok(Command::NotServed { keyword });
-        check("BASE_BACKUP ( LABEL 'x',  PROGRESS)", not_served("BASE_BACKUP"));
-        check("UPLOAD_MANIFEST", not_served("UPLOAD_MANIFEST"));
+        check("ALTER_REPLICATION_SLOT s (FAILOVER)", not_served("ALTER_REPLICATION_SLOT"));
+        check("BASE_BACKUP ( LABEL 'x',  PROGRESS)", Ok(Command::OfBaseBackup));
+        check("UPLOAD_MANIFEST", Ok(Command::OfBaseBackup));
         check("START_REPLICATION SLOT \"s\" LOGICAL 0/0", not_served("START_REPLICATION ... LOGICAL"));
         check("CREATE_REPLICATION_SLOT s LOGICAL p", not_served("CREATE_REPLICATION_SLOT ... LOGICAL"));
     }

@@ -1,5 +1,7 @@
 //! Every command but START_REPLICATION, and the slots.
 
+use bytes::Bytes;
+
 use crate::pg::TimelineId;
 use crate::pg::protocol::replication::{Command, CommandError, ReserveWal, SlotLifetime, SlotOptions, Wait};
 use crate::relay::sender::error::Refusal;
@@ -10,7 +12,8 @@ use crate::relay::store::Tail;
 use super::{Now, Outcome, Output, Phase, SlotsNotSaved, WalSource, Walsender};
 
 impl<S: WalSource> Walsender<S> {
-    pub(super) fn command(&mut self, now: Now, command: Command) -> Outcome {
+    /// `text` is the command's own.
+    pub(super) fn command(&mut self, now: Now, command: Command, text: &[u8]) -> Outcome {
         match command {
             Command::IdentifySystem => self.identify_system(now),
             Command::Show { name } => self.show(now, &name),
@@ -20,6 +23,11 @@ impl<S: WalSource> Walsender<S> {
             Command::TimelineHistory { timeline } => self.timeline_history(now, timeline),
             Command::StartReplication { slot, start, timeline } => {
                 self.start_replication(now, slot.as_deref(), start, timeline)
+            }
+            Command::OfBaseBackup => {
+                self.phase = Phase::PassedOn;
+                self.outputs.push_back(Output::PassOn(Bytes::copy_from_slice(text)));
+                Ok(())
             }
             Command::NotServed { keyword } => Err(Refusal::NotServed { keyword }),
         }

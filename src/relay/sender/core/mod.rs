@@ -24,6 +24,7 @@ use crate::relay::store::Tail;
 
 use super::SenderConfig;
 use super::error::{Fatal, Refusal};
+use super::passage::NoSource;
 use super::reply::Reply;
 use super::stream::Stream;
 
@@ -73,6 +74,8 @@ pub(crate) enum Input<'a> {
     },
     /// The answer to [`Output::SaveSlots`].
     SlotsSaved(Result<(), SlotsNotSaved>),
+    /// The answer to [`Output::PassOn`] when nobody could be asked.
+    NotPassed(NoSource),
     /// Some of what was handed out has reached the socket.
     SomeWritten,
     /// All of it has.
@@ -108,6 +111,9 @@ pub(crate) enum Output {
     },
     /// Answered by [`Input::SlotsSaved`].
     SaveSlots,
+    /// The text of a Query that a server is to answer. From here on the connection is that server's, and what it
+    /// says is not given in any more, unless [`Input::NotPassed`].
+    PassOn(Bytes),
     /// The follower's positions have changed.
     Report(Progress),
     /// The follower itself spoke of its positions.
@@ -126,6 +132,8 @@ pub(crate) enum CloseReason {
     /// A FATAL error was sent.
     Refused,
     Shutdown,
+    /// One side of a base backup's connection has ended.
+    PassedOn,
 }
 
 #[derive(Debug)]
@@ -158,6 +166,8 @@ enum Phase {
         reply: Bytes,
     },
     Streaming(Stream),
+    /// The connection is a server's.
+    PassedOn,
     Closed,
 }
 
@@ -223,7 +233,7 @@ impl<S: WalSource> Walsender<S> {
         match self.phase {
             Phase::Streaming(_) => true,
             Phase::Command | Phase::SkippingToSync => self.unwritten.stuck_since.is_none(),
-            Phase::Dropping { .. } | Phase::Saving { .. } | Phase::Closed => false,
+            Phase::Dropping { .. } | Phase::Saving { .. } | Phase::PassedOn | Phase::Closed => false,
         }
     }
 
@@ -231,7 +241,7 @@ impl<S: WalSource> Walsender<S> {
         let phase = match &self.phase {
             Phase::Streaming(stream) => Some(stream.clock.next(self.replay())),
             Phase::Dropping { retry_at, .. } => Some(*retry_at),
-            Phase::Command | Phase::SkippingToSync | Phase::Saving { .. } => None,
+            Phase::Command | Phase::SkippingToSync | Phase::Saving { .. } | Phase::PassedOn => None,
             Phase::Closed => return None,
         };
         let stuck = self.unwritten.stuck_since.map(|since| since + self.config.wal_sender_timeout);
@@ -248,6 +258,7 @@ impl<S: WalSource> Walsender<S> {
             Input::Tail(tail) => self.tail_moved(now, tail),
             Input::Read { from, result } => self.read_done(now, from, result),
             Input::SlotsSaved(result) => self.slots_saved(now, result),
+            Input::NotPassed(NoSource) => self.refuse(&Refusal::NoSource, now),
             Input::SomeWritten => self.unwritten.stuck_since = Some(now.at),
             Input::AllWritten => {
                 self.unwritten.bytes = 0;
@@ -330,7 +341,7 @@ impl<S: WalSource> Walsender<S> {
         let text = payload.strip_suffix(b"\0").unwrap_or(payload);
         let outcome = Command::parse(&String::from_utf8_lossy(text))
             .map_err(Refusal::from)
-            .and_then(|command| self.command(now, command));
+            .and_then(|command| self.command(now, command, text));
         if let Err(refusal) = outcome {
             self.refuse(&refusal, now);
         }

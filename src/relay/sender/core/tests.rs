@@ -100,7 +100,10 @@ fn the_commands_of_each_version() {
                         "Z",
                     ],
                 ),
-                ("Q UPLOAD_MANIFEST", &["E ERROR 0A000 UPLOAD_MANIFEST is not supported by this relay", "Z"]),
+                (
+                    "Q ALTER_REPLICATION_SLOT s (FAILOVER)",
+                    &["E ERROR 0A000 ALTER_REPLICATION_SLOT is not supported by this relay", "Z"],
+                ),
                 (
                     "Q START_REPLICATION 0/0 TIMELINE 2",
                     &["E ERROR XX000 requested timeline 2 is not in this server's history", "Z"],
@@ -506,4 +509,16 @@ fn malformed_input_ends_the_connection() {
             ("Q IDENTIFY_SYSTEM", &["E FATAL 08P01 invalid standby message type \"Q\"", "CLOSE Refused"]),
         ],
     );
+}
+
+#[test]
+fn a_base_backup_is_a_servers() {
+    let mut play = Play::new(simple());
+    play.take();
+    play.check(&[
+        ("Q UPLOAD_MANIFEST", &["PASS UPLOAD_MANIFEST"]),
+        ("nobody", &["E ERROR 57P03 no server is there to take a base backup from", "Z"]),
+        ("Q BASE_BACKUP ( LABEL 'x')", &["PASS BASE_BACKUP ( LABEL 'x')"]),
+        ("time 100000", &[]),
+    ]);
 }

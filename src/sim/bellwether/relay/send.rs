@@ -71,6 +71,8 @@ impl Relay {
                 Some(sender::Output::Report(progress)) => self.followers.update(sending.pid, progress),
                 Some(sender::Output::Heard) => self.followers.heard(sending.pid, stage.instant()),
                 Some(sender::Output::Feedback(xmins)) => self.followers.feedback(sending.pid, xmins),
+                // Nobody here takes base backups.
+                Some(sender::Output::PassOn(_)) => {}
                 Some(sender::Output::Close(_)) => {
                     stage.close(conn, Side::Bellwether);
                     return self.forget_sender(conn);

@@ -18,6 +18,7 @@ use crate::relay::sender::SenderConfig;
 use crate::relay::sender::core::{
     Input, Now, Output, Peer, ReadFailure, SlotsNotSaved, WalSource, Walsender,
 };
+use crate::relay::sender::passage::NoSource;
 use crate::relay::slots::{RestartPoint, SlotStatus, Slots};
 use crate::relay::store::{Files, Tail};
 
@@ -205,6 +206,7 @@ impl Play {
             "saved" => self.give(Input::SlotsSaved(Ok(()))),
             "not" => self.give(Input::SlotsSaved(Err(SlotsNotSaved))),
             "stop" => self.follower = Follower::NotReading,
+            "nobody" => self.give(Input::NotPassed(NoSource)),
             "shutdown" => self.give(Input::Shutdown),
             "malformed" => self.give(Input::Malformed),
             "release" => {
@@ -270,6 +272,9 @@ impl Play {
             Output::Read { timeline, from, max } => {
                 self.read = Some((from, max));
                 self.lines.push(format!("READ {timeline} {from} {max}"));
+            }
+            Output::PassOn(text) => {
+                self.lines.push(format!("PASS {}", String::from_utf8_lossy(&text)));
             }
             Output::SaveSlots => self.lines.push("SAVE".to_owned()),
             Output::Report(progress) => self.progress = progress,
