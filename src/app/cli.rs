@@ -11,6 +11,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use super::check::{self, Severity};
+use super::commands::backup::{self, CommandError, Restore};
+use super::commands::wal::{self, Wal};
 use super::config::{self, LoadError};
 use super::demo::{self, DemoError};
 use super::run::{self, RunError, Succession};
@@ -80,6 +82,13 @@ enum Command {
         /// The statement, or - for standard input
         sql: String,
     },
+    /// Look at the relay's WAL and the archive
+    #[command(subcommand)]
+    Wal(Wal),
+    /// Put a base backup into the archive now
+    Backup(ConfigFile),
+    /// Make a data directory of the archive, as of a chosen moment
+    Restore(Restore),
     /// Print a pgbouncer.ini as a bellwether.yaml; what has no equivalent is told on standard error
     ImportPgbouncer {
         /// The pgbouncer.ini
@@ -150,6 +159,8 @@ enum CliError {
     Demo(Box<DemoError>),
     #[error(transparent)]
     Client(#[from] ClientError),
+    #[error(transparent)]
+    Command(Box<CommandError>),
     #[error("the instance's answer is not understood")]
     Answer(#[from] serde_json::Error),
     #[error("read {}", path.display())]
@@ -207,6 +218,9 @@ fn execute(command: Command) -> Result<ExitCode, CliError> {
             Command::Resume(instance) => order(&instance, "/api/v1/resume").await,
             Command::Reload(instance) => order(&instance, "/api/v1/reload").await,
             Command::Route { sql } => route(&sql),
+            Command::Wal(command) => Ok(wal::wal(command).await),
+            Command::Backup(file) => tell(backup::backup(&file.config).await),
+            Command::Restore(command) => tell(backup::restore(command).await),
             Command::ImportPgbouncer { file } => import_pgbouncer(&file),
         }
     });
@@ -274,6 +288,11 @@ async fn history(instance: &Instance, json: bool) -> Result<ExitCode, CliError> 
 async fn order(instance: &Instance, path: &str) -> Result<ExitCode, CliError> {
     let answer = admin::post(&instance.url()?, path).await?;
     print(&String::from_utf8_lossy(&answer))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn tell(done: Result<String, CommandError>) -> Result<ExitCode, CliError> {
+    print(&done.map_err(|error| CliError::Command(Box::new(error)))?)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -376,6 +395,18 @@ mod tests {
             ("reload --config a.yaml", true),
             ("route -", true),
             ("route", false),
+            ("wal get 000000010000000000000003 pg_wal/RECOVERYXLOG --config a.yaml", true),
+            ("wal get 000000010000000000000003 pg_wal/RECOVERYXLOG --archive s3://bucket/prefix", true),
+            ("wal get 000000010000000000000003 pg_wal/RECOVERYXLOG --archive bucket", false),
+            ("wal get 000000010000000000000003 --config a.yaml", false),
+            ("backup --config a.yaml", true),
+            ("restore --to-latest --data-dir d --archive file:///a", true),
+            ("restore --to-lsn 0/3000000 --timeline 2 --data-dir d --config a.yaml", true),
+            ("restore --to-time 2026-11-21T10:30:00Z --data-dir d --config a.yaml", true),
+            ("restore --to-time 2026-11-21T10:30:00Z --to-latest --data-dir d --config a.yaml", false),
+            ("restore --data-dir d --config a.yaml", false),
+            ("restore --to-latest --data-dir d", false),
+            ("restore --to-latest --data-dir d --archive file:///a --config a.yaml", false),
             ("runn", false),
         ] {
             let words = std::iter::once("bellwether").chain(line.split(' '));

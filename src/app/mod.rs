@@ -4,6 +4,7 @@
 mod certificates;
 pub mod check;
 mod cli;
+mod commands;
 pub mod config;
 pub mod demo;
 mod descriptors;

@@ -57,7 +57,9 @@ pub(super) fn lookup_target(config: &Config, tls: &TlsForServers, node: &Node) -
 const LEAST_SILENCE: Duration = Duration::from_millis(20);
 
 pub(super) fn relay(config: &Config) -> RelayConfig {
-    RelayConfig::new(config.instance.as_str(), &config.wal.dir)
+    let mut relay = RelayConfig::new(config.instance.as_str(), &config.wal.dir);
+    relay.archive = config.wal.archive.clone();
+    relay
 }
 
 pub(super) fn relay_tuning(config: &Config) -> RelayTuning {

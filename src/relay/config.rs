@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::archive::ArchiveConfig;
 use crate::net::{Credentials, TlsForServers};
 use crate::topology::{Directive, Node};
 
@@ -19,6 +20,8 @@ pub struct RelayConfig {
     pub max_slot_bytes: u64,
     /// Durable WAL kept in memory for followers that are close.
     pub ring_bytes: usize,
+    /// Where everything is archived; `None`: nowhere.
+    pub archive: Option<ArchiveConfig>,
     /// An upstream that is silent for this long is lost.
     pub upstream_timeout: Duration,
     /// A follower that is silent for this long is dropped.
@@ -33,6 +36,7 @@ impl RelayConfig {
             directory: directory.into(),
             max_slot_bytes: 64 << 30,
             ring_bytes: 16 << 20,
+            archive: None,
             upstream_timeout: Duration::from_secs(10),
             follower_timeout: Duration::from_secs(10),
         }

@@ -3,12 +3,14 @@
 //! ```text
 //! upstream ──> receiver ──> store ──> sender ──> followers
 //!                 ^           │ durable │
-//!                 └── status ─┘         └── slots, positions, feedback
+//!                 └── status ─┘ │       └── slots, positions, feedback
+//!                               └──> archive
 //! ```
 //!
 //! The plane has a thread with its own runtime, and the store has one more for writing. Whatever must not be
 //! limped on after (a failed sync, a panic) ends the plane: [`Relay::failed`].
 
+pub mod archive;
 mod backups;
 mod config;
 mod error;
@@ -59,7 +61,7 @@ use self::slots::{RestartPoint, Slots};
 use self::status::UpstreamStatus;
 use self::steer::Steering;
 use self::store::{Files, LockHeld, Store, StoreConfig};
-use crate::net::{Client, Detached, Stream};
+use crate::net::{Client, Detached, Stream, Target};
 use crate::pg::{Lsn, SlotName, TimelineId};
 use crate::topology::{Node, WalStatus};
 
@@ -93,6 +95,8 @@ struct Plan {
     inputs: RelayInputs,
     metrics: Metrics,
     sender_metrics: sender::Metrics,
+    /// `None`: nothing is archived.
+    archive_metrics: Option<archive::Metrics>,
     status: watch::Sender<Arc<WalStatus>>,
     fail: watch::Sender<Option<Arc<str>>>,
     shutdown: CancellationToken,
@@ -133,7 +137,9 @@ impl Relay {
         registry: &Registry,
         shutdown: CancellationToken,
     ) -> Result<Relay, RelayError> {
+        let archive_metrics = config.archive.as_ref().map(|_| archive::Metrics::new(registry)).transpose();
         let plan = Plan {
+            archive_metrics: archive_metrics.map_err(Cause::Metrics)?,
             config,
             inputs,
             metrics: Metrics::new(registry).map_err(Cause::Metrics)?,
@@ -271,7 +277,8 @@ impl Plane {
         let slots = Arc::new(Slots::open(files)?);
         let followers = Arc::new(Followers::new());
         let backups = Arc::new(Backups::default());
-        pin(&store, &slots, &backups, &inputs, config.max_slot_bytes);
+        let unarchived = archive(plan, &store, &shutdown)?;
+        pin(&store, &slots, held_beside_slots(&backups, unarchived), &inputs, config.max_slot_bytes);
         let senders = Arc::new(sender::Shared {
             store: store.clone(),
             slots: slots.clone(),
@@ -286,15 +293,58 @@ impl Plane {
     }
 }
 
-/// The store asks slots and base backups what it must keep.
+/// Starts the archive, if there is to be one; returns what it holds back.
+fn archive(plan: &Plan, store: &Store, stop: &CancellationToken) -> Result<Option<archive::Hold>, Cause> {
+    let (Some(config), Some(metrics)) = (&plan.config.archive, &plan.archive_metrics) else {
+        return Ok(None);
+    };
+    let hold = archive::Hold::everything();
+    let servers = servers(&plan.config, &plan.inputs);
+    archive::start(config.clone(), store.clone(), hold.clone(), servers, metrics.clone(), stop.clone())
+        .map_err(Cause::Thread)?;
+    Ok(Some(hold))
+}
+
+/// For base backups.
+fn servers(config: &RelayConfig, inputs: &RelayInputs) -> archive::Servers {
+    let target = |node: &Node| Target {
+        address: node.address.clone(),
+        user: inputs.user.clone(),
+        database: "replication".into(),
+        credentials: inputs.credentials.clone(),
+        tls: inputs.tls.clone(),
+        parameters: vec![("application_name".to_owned(), format!("bellwether_{}_backup", config.instance))],
+    };
+    let nodes = inputs.nodes.iter().map(|node| (node.name.clone(), target(node))).collect();
+    archive::Servers { instance: config.instance.clone(), nodes, directive: inputs.directive.clone() }
+}
+
+/// What base backups and the archive need.
 #[expect(clippy::disallowed_methods, reason = "shell: reads the clock")]
-fn pin(store: &Store, slots: &Arc<Slots>, backups: &Arc<Backups>, inputs: &RelayInputs, max_bytes: u64) {
-    let (slots, backups) = (slots.clone(), backups.clone());
-    let (directive, tail) = (inputs.directive.clone(), store.tail());
+fn held_beside_slots(
+    backups: &Arc<Backups>,
+    unarchived: Option<archive::Hold>,
+) -> impl Fn() -> Option<Lsn> + Send + Sync + 'static {
+    let backups = backups.clone();
+    move || {
+        let unarchived = unarchived.as_ref().map(archive::Hold::from);
+        backups.oldest(Instant::now()).into_iter().chain(unarchived).min()
+    }
+}
+
+/// The store asks what it must keep.
+fn pin(
+    store: &Store,
+    slots: &Arc<Slots>,
+    others: impl Fn() -> Option<Lsn> + Send + Sync + 'static,
+    inputs: &RelayInputs,
+    max_bytes: u64,
+) {
+    let (slots, directive, tail) = (slots.clone(), inputs.directive.clone(), store.tail());
     store.set_pins(Box::new(move || {
         let primary = directive.borrow().primary.as_ref().map(crate::topology::NodeName::slot);
         let (statuses, durable) = (slots.statuses(), tail.borrow().durable);
-        retention::pinned(&statuses, backups.oldest(Instant::now()), primary.as_ref(), durable, max_bytes)
+        retention::pinned(&statuses, others(), primary.as_ref(), durable, max_bytes)
     }));
 }
 

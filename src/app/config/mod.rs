@@ -11,6 +11,7 @@ mod secret;
 mod tls;
 mod units;
 mod userlist;
+mod wal;
 
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,7 @@ use crate::net::authenticate::Rules;
 use crate::net::{ForServers, Lookups, Proxies, SocketMode};
 use crate::proxy::limits::Plan;
 use crate::proxy::peers::Peer;
+use crate::relay::archive::{ArchiveConfig, ArchiveUrl};
 use crate::topology::{Durability, Node, NodeName};
 
 #[derive(Clone, Debug)]
@@ -205,6 +207,7 @@ pub struct Wal {
     pub dir: PathBuf,
     /// WAL kept for followers beyond what their slots pin.
     pub retain_bytes: u64,
+    pub archive: Option<ArchiveConfig>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -283,6 +286,18 @@ pub fn admin_address(path: &Path) -> Result<Option<SocketAddr>, LoadError> {
     let read_error = |source| LoadError::Read { path: path.to_owned(), source };
     let text = std::fs::read_to_string(path).map_err(read_error)?;
     parse::admin_address(&text).map_err(|problems| LoadError::Invalid { path: path.to_owned(), problems })
+}
+
+/// Where the instance of the file at `path` keeps WAL, and where it archives it. As with the admin address, nothing else
+/// is looked at: PostgreSQL's own user asks.
+pub fn wal_places(path: &Path) -> Result<(PathBuf, Option<ArchiveUrl>), LoadError> {
+    let read_error = |source| LoadError::Read { path: path.to_owned(), source };
+    let text = std::fs::read_to_string(path).map_err(read_error)?;
+    let directory = std::path::absolute(path).map_err(read_error)?;
+    let directory = directory.parent().unwrap_or(Path::new("/"));
+    let wal = wal::alone(&text, directory);
+    let wal = wal.map_err(|problems| LoadError::Invalid { path: path.to_owned(), problems })?;
+    Ok((wal.dir, wal.archive.map(|archive| archive.url)))
 }
 
 fn lines(problems: &[Problem]) -> String {

@@ -12,9 +12,10 @@ use super::reader::{Findings, Problem, Section};
 use super::secret::{self, PASSWORD, Sources};
 use super::tls::for_servers;
 use super::units::{duration, duration_or_off, number, on_off, parsed, path, size, text, texts, word};
+use super::wal::wal;
 use super::{
     Balance, Config, Consistency, Failover, FailoverMode, Local, Log, LogFormat, NodeConfig, Pool, Routing,
-    ServerLogin, Shutdown, Wal,
+    ServerLogin, Shutdown,
 };
 use crate::admin::console::Access;
 use crate::proxy::PoolMode;
@@ -73,7 +74,7 @@ impl Parser<'_> {
         let auth = root.section("auth", |section| auth(self, section));
         let pool = root.section("pool", pool);
         let routing = root.section("routing", routing);
-        let wal = root.section("wal", |wal| self.wal(wal));
+        let wal = root.section("wal", |section| wal(section, self.directory));
         let durability = root.section("durability", durability);
         let failover = root.section("failover", failover);
         let state_file = root.section("state", |state| {
@@ -179,13 +180,6 @@ impl Parser<'_> {
         let password = secret::read(login, PASSWORD, self.sources);
         let database = login.or("database", "postgres".to_owned(), text);
         Some(ServerLogin { user: user?, password, database })
-    }
-
-    fn wal(&self, wal: &mut Section<'_>) -> Option<Wal> {
-        let dir = wal.required("dir", path);
-        let retain_bytes = wal.section("retain", |retain| retain.or("size", 1 << 30, size));
-        wal.not_supported_yet(&["archive"]);
-        Some(Wal { dir: self.directory.join(dir?), retain_bytes })
     }
 }
 

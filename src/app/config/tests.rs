@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use super::{AuthQuery, Config, Findings, ListenOn, Problem, Secret, Sources, parse};
+use super::{AuthQuery, Config, Findings, ListenOn, Problem, Secret, Sources, Wal, parse};
 use crate::net::SocketMode;
 use crate::topology::Durability;
 
@@ -107,7 +107,7 @@ server_login: {user: bellwether, password_file: /secrets/none}
 auth: {method: plain, users: [{name: app}]}
 pool: {mode: each, size: 0, wait: 30, users: [{name: a}, {name: a, sise: 3}]}
 routing: {max_lag: {bytes: 16}}
-wal: {archive: {}}
+wal: {archive: {url: backups, compression: lzma, level: 20}}
 durability: {mode: quorum, acks: 2}
 state: {etcd: {}}
 tls: {client: require}
@@ -140,7 +140,9 @@ tls: {client: require}
             "pool.users[1].sise: unknown key; did you mean size?",
             "routing.max_lag.bytes: a size with its unit is expected, such as 64kB, 16MiB or 10GiB",
             "wal.dir: is missing",
-            "wal.archive: is not supported yet",
+            "wal.archive.url: file:///directory, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix is expected",
+            "wal.archive.compression: must be one of zstd",
+            "wal.archive.level: a whole number from 1 to 19 is expected",
             "durability.acks: is not supported yet",
             "state.etcd: is not supported yet",
             "state.file: is missing",
@@ -256,7 +258,10 @@ fn the_example_says_what_the_defaults_are() {
     assert_eq!(limits(&with_all), limits(&as_is));
     assert_eq!(with_all.pool.limits.limits("-", "report").size.size, 5);
     assert_eq!((with_all.pool.login, with_all.routing), (as_is.pool.login, as_is.routing));
-    assert_eq!((with_all.failover, with_all.wal, with_all.log), (as_is.failover, as_is.wal, as_is.log));
+    let (archiving, _) = read(&with("wal", "wal: {dir: wal, archive: {url: 's3://bucket/prefix'}}"));
+    assert_eq!(with_all.wal.archive, archiving.expect("it has no problems").wal.archive);
+    let wal = Wal { archive: None, ..with_all.wal };
+    assert_eq!((with_all.failover, wal, with_all.log), (as_is.failover, as_is.wal, as_is.log));
     assert_eq!(with_all.shutdown, as_is.shutdown);
 }
 

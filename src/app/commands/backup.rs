@@ -1,0 +1,203 @@
+//! `bellwether backup` and `bellwether restore`: base backups into the archive, and servers out of it.
+
+use std::env;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use chrono::{DateTime, NaiveDateTime, Utc};
+use clap::Args;
+
+use super::progress::Bar;
+use crate::app::certificates::Certificates;
+use crate::app::config::{self, Config, LoadError};
+use crate::app::plans;
+use crate::net::{Target, TlsError, sql};
+use crate::pg::{Lsn, TimelineId};
+use crate::relay::archive::{
+    self, ArchiveUrl, BackupError, BackupJob, Moment, RestoreError, RestoreJob, Restored,
+};
+
+#[derive(Args, Debug)]
+pub(in crate::app) struct Restore {
+    #[command(flatten)]
+    moment: Wanted,
+    /// Along this timeline [default: the newest of the archive]
+    #[arg(long, value_name = "N")]
+    timeline: Option<u32>,
+    /// The new server's data directory, missing or empty
+    #[arg(long, value_name = "D")]
+    data_dir: PathBuf,
+    #[command(flatten)]
+    archive: Archive,
+}
+
+/// The moment that is wanted.
+#[derive(Args, Debug)]
+#[group(required = true, multiple = false)]
+pub(in crate::app) struct Wanted {
+    /// As of the last commit up to this time: 2026-11-21T10:30:00Z, '2026-11-21 10:30:00+00'
+    #[arg(long, value_name = "T", value_parser = time)]
+    to_time: Option<DateTime<Utc>>,
+    /// As of this position, as pg_current_wal_lsn() gives it
+    #[arg(long, value_name = "L")]
+    to_lsn: Option<Lsn>,
+    /// As of the end of the archive
+    #[arg(long)]
+    to_latest: bool,
+}
+
+#[derive(Args, Debug)]
+pub(in crate::app) struct Archive {
+    /// The configuration, which names the archive; the new server asks the relay's directory first
+    #[arg(long, value_name = "FILE", required_unless_present = "archive", conflicts_with = "archive")]
+    config: Option<PathBuf>,
+    /// The archive: file:///directory, s3://bucket/prefix, gs://bucket/prefix, az://container/prefix
+    #[arg(long, value_name = "URL")]
+    archive: Option<ArchiveUrl>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(in crate::app) enum CommandError {
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error("{} names no archive (wal.archive)", path.display())]
+    NoArchive { path: PathBuf },
+    #[error("no base backup")]
+    Backup(#[from] BackupError),
+    #[error("nothing is restored")]
+    Restore(#[from] RestoreError),
+    #[error("find out where this program is")]
+    Program(#[source] io::Error),
+}
+
+/// To learn whether a server is a standby.
+const ASK_LIMIT: Duration = Duration::from_secs(5);
+/// Where the configuration has no base backups of its own.
+const KEEP: usize = 7;
+
+/// One base backup now; returns what to tell.
+pub(in crate::app) async fn backup(path: &Path) -> Result<String, CommandError> {
+    let (config, _) = config::load(path)?;
+    let Some(archive) = config.wal.archive.clone() else {
+        return Err(CommandError::NoArchive { path: path.to_owned() });
+    };
+    let job = BackupJob {
+        url: archive.url,
+        level: archive.level,
+        sources: sources(&config).await?,
+        instance: config.instance.clone(),
+        keep: archive.backups.map_or(KEEP, |plan| plan.keep),
+    };
+    let done = archive::backup(&job, &Bar::new()).await?;
+    let removed: String = done.removed.iter().map(|name| format!("removed {name}\n")).collect();
+    Ok(format!(
+        "{}: {} bytes of {}, {} compressed, from {} to {}\n{removed}",
+        done.name, done.bytes, done.source, done.compressed_bytes, done.start, done.finish
+    ))
+}
+
+/// Standbys first. Who does not answer now is asked last.
+async fn sources(config: &Config) -> Result<Vec<Target>, TlsError> {
+    let tls = Certificates::towards_servers(config)?;
+    let mut ranked = Vec::new();
+    for node in plans::nodes(config) {
+        let target = plans::target(config, &tls, &node);
+        let rank = match in_recovery(&target).await {
+            Some(true) => 0,
+            Some(false) => 1,
+            None => 2,
+        };
+        ranked.push((rank, target));
+    }
+    ranked.sort_by_key(|(rank, _)| *rank);
+    Ok(ranked.into_iter().map(|(_, target)| target).collect())
+}
+
+async fn in_recovery(target: &Target) -> Option<bool> {
+    let asked = async {
+        let connection = sql::connect(target, ASK_LIMIT).await.ok()?;
+        connection.query_one("SELECT pg_is_in_recovery()", &[]).await.ok()?.try_get(0).ok()
+    };
+    tokio::time::timeout(ASK_LIMIT, asked).await.ok().flatten()
+}
+
+/// Returns what to tell.
+pub(in crate::app) async fn restore(command: Restore) -> Result<String, CommandError> {
+    let Restore { moment, timeline, data_dir, archive } = command;
+    let program = env::current_exe().map_err(CommandError::Program)?;
+    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let (url, from) = match (archive.archive, archive.config) {
+        (Some(url), _) => (url.clone(), format!("--archive \"{url}\"")),
+        (None, config) => {
+            let path = config.unwrap_or_default();
+            let (_, url) = config::wal_places(&path)?;
+            let from = format!("--config \"{}\"", absolute(&path).display());
+            (url.ok_or(CommandError::NoArchive { path })?, from)
+        }
+    };
+    let job = RestoreJob {
+        url,
+        moment: moment.moment(),
+        timeline: timeline.map(TimelineId),
+        data_dir: absolute(&data_dir),
+        restore_command: format!("\"{}\" wal get %f \"%p\" {from}", program.display()),
+    };
+    let restored = archive::restore(&job, &Bar::new()).await?;
+    Ok(told(&restored, &job.data_dir))
+}
+
+fn told(restored: &Restored, data_dir: &Path) -> String {
+    let Restored { backup, finished_at, timeline, bytes } = restored;
+    let directory = data_dir.display();
+    format!(
+        "{directory}: {backup} of {finished_at} is unpacked ({bytes} bytes). A server started there recovers on \
+         timeline {timeline} and then takes writes, on a timeline of its own:\n  pg_ctl -D {directory} start\n"
+    )
+}
+
+impl Wanted {
+    fn moment(&self) -> Moment {
+        match (self.to_time, self.to_lsn) {
+            (Some(time), _) => Moment::Time(time),
+            (_, Some(lsn)) => Moment::Lsn(lsn),
+            (None, None) => Moment::Latest,
+        }
+    }
+}
+
+/// RFC 3339, or as psql shows it. Without a zone it would be a guess.
+fn time(text: &str) -> Result<DateTime<Utc>, String> {
+    let parsed = DateTime::parse_from_rfc3339(text)
+        .or_else(|_| DateTime::parse_from_str(text, "%Y-%m-%d %H:%M:%S%.f%#z"))
+        .map(|time| time.to_utc());
+    parsed.map_err(|_| match NaiveDateTime::parse_from_str(text, "%Y-%m-%d %H:%M:%S%.f") {
+        Ok(_) => "a time zone is expected, such as +00".to_owned(),
+        Err(_) => "a time is expected, such as 2026-11-21T10:30:00Z or '2026-11-21 10:30:00+00'".to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::time;
+
+    #[test]
+    fn times() {
+        for (text, expected) in [
+            ("2026-11-21T10:30:00Z", Ok("2026-11-21 10:30:00 UTC")),
+            ("2026-11-21T10:30:00.25+02:00", Ok("2026-11-21 08:30:00.250 UTC")),
+            ("2026-11-21 10:30:00.123456+00", Ok("2026-11-21 10:30:00.123456 UTC")),
+            ("2026-11-21 10:30:00+05:30", Ok("2026-11-21 05:00:00 UTC")),
+            ("2026-11-21 10:30:00", Err("a time zone is expected, such as +00")),
+            (
+                "yesterday",
+                Err("a time is expected, such as 2026-11-21T10:30:00Z or '2026-11-21 10:30:00+00'"),
+            ),
+        ] {
+            let parsed = time(text).map(|time| time.to_string());
+            assert_eq!(parsed.as_deref().map_err(String::as_str), expected, "{text}");
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! The section `wal`: where the log is kept, how much of it, and where it is archived.
+
+use std::path::Path;
+use std::time::Duration;
+
+use super::Wal;
+use super::reader::{Findings, Problem, Section};
+use super::units::{duration, duration_or_off, number, parsed, path, size, word};
+use crate::relay::archive::{ArchiveConfig, BackupPlan};
+
+/// As fast as the log comes, and a fifth of its size.
+const LEVEL: u32 = 3;
+const PARTIAL_INTERVAL: Duration = Duration::from_secs(5);
+const BACKUP_EVERY: Duration = Duration::from_secs(24 * 60 * 60);
+const BACKUPS_KEPT: u32 = 7;
+
+pub(super) fn wal(wal: &mut Section<'_>, directory: &Path) -> Option<Wal> {
+    let dir = wal.required("dir", path);
+    let retain_bytes = wal.section("retain", |retain| retain.or("size", 1 << 30, size));
+    let archive = wal.section("archive", archive);
+    Some(Wal { dir: directory.join(dir?), retain_bytes, archive })
+}
+
+/// The section of a document in which nothing else is looked at.
+pub(super) fn alone(yaml: &str, directory: &Path) -> Result<Wal, Vec<Problem>> {
+    let mut findings = Findings::default();
+    let document: serde_yaml::Value = serde_yaml::from_str(yaml)
+        .map_err(|error| vec![Problem { path: String::new(), what: format!("is not YAML: {error}") }])?;
+    let section = document.get("wal").cloned().unwrap_or_default();
+    let found = Section::document(&section, &mut findings, |section| wal(section, directory));
+    match found {
+        Some(wal) if findings.problems.is_empty() => Ok(wal),
+        _ => {
+            let below = |Problem { path, what }| Problem { path: format!("wal.{path}"), what };
+            Err(findings.problems.into_iter().map(below).collect())
+        }
+    }
+}
+
+/// `None` also when there is no such section.
+fn archive(archive: &mut Section<'_>) -> Option<ArchiveConfig> {
+    if archive.is_absent() {
+        return None;
+    }
+    let url = archive.required("url", parsed);
+    archive.or("compression", (), word(&[("zstd", ())]));
+    let level = archive.or("level", LEVEL, number(1..=19));
+    let partial_interval = archive.or("partial_interval", PARTIAL_INTERVAL, duration);
+    let backups = archive.section("backups", |backups| {
+        let every = backups.optional("every", duration_or_off);
+        let keep = backups.or("keep", BACKUPS_KEPT, number(1..=10_000));
+        every.unwrap_or(Some(BACKUP_EVERY)).map(|every| BackupPlan { every, keep: keep as usize })
+    });
+    Some(ArchiveConfig { url: url?, level: level.cast_signed(), partial_interval, backups })
+}

@@ -1,0 +1,380 @@
+//! One base backup into the archive, and the removal of what retention gives up.
+//!
+//! A backup counts from the moment when its sentinel is there, which is put last: behind its parts and behind all WAL
+//! that makes it consistent. What fails before that is removed again.
+#![expect(clippy::disallowed_methods, reason = "shell: reads the clock")]
+
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::mpsc;
+
+use super::check::{Claim, size_of, system_of};
+use super::choose::expired;
+use super::layout::{Inventory, WAL, history_object, holders, partial_object, segment_object};
+use super::pack::{Chunk, PackError, Packed, Piece, pack};
+use super::sentinel::{BACKUPS, BackupName, Facts, Maker};
+use super::storage::{Storage, StorageError};
+use super::{ArchiveUrl, Progress};
+use crate::net::{BackupEvent, BaseBackup, BaseBackupError, Target};
+use crate::pg::protocol::replication::base_backup::{BaseBackupOptions, Wal};
+use crate::pg::wal::{History, SegmentFile, WalSegmentSize};
+use crate::pg::{Lsn, SystemIdentifier, TimelineId};
+
+/// As pg_basebackup's, it is in `backup_label` and in the server's log.
+const LABEL: &str = "bellwether archive";
+/// Between the server's socket, the compression and the upload. When full, the server waits.
+const QUEUED_CHUNKS: usize = 16;
+/// Of 8 MiB each.
+const QUEUED_PIECES: usize = 2;
+/// The WAL that makes the backup consistent is archived as it comes; if it is not by then, something else is wrong.
+const WAL_LIMIT: Duration = Duration::from_secs(600);
+/// How often that is looked at.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// What is backed up, and where to.
+#[derive(Clone, Debug)]
+pub struct BackupJob {
+    pub url: ArchiveUrl,
+    /// zstd's.
+    pub level: i32,
+    /// The servers, in the order in which they are asked.
+    pub sources: Vec<Target>,
+    /// Named in the documents.
+    pub instance: String,
+    /// Base backups to be kept.
+    pub keep: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackupDone {
+    pub name: String,
+    pub source: String,
+    pub bytes: u64,
+    pub compressed_bytes: u64,
+    pub start: Lsn,
+    pub finish: Lsn,
+    /// Older ones that retention has removed.
+    pub removed: Vec<String>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum BackupError {
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    #[error(transparent)]
+    Source(#[from] BaseBackupError),
+    #[error(transparent)]
+    Pack(#[from] PackError),
+    #[error("there is no server to make a base backup of")]
+    NoSource,
+    #[error("the archive has no WAL yet")]
+    NoWal,
+    #[error("the server is of system {found}, the archive of {expected}")]
+    Foreign { found: SystemIdentifier, expected: SystemIdentifier },
+    #[error("the cluster has tablespaces, which a base backup into the archive does not carry")]
+    Tablespaces,
+    #[error("a base backup from here starts at {start}, where the archive has no WAL")]
+    BeforeArchive { start: Lsn },
+    #[error("the archive has {name} already")]
+    Exists { name: String },
+    #[error(
+        "the WAL up to {finish} that makes the base backup consistent was not archived within {WAL_LIMIT:?}"
+    )]
+    WalMissing { finish: Lsn },
+    #[error("the thread that packs the base backup has ended")]
+    Thread,
+}
+
+/// Makes one base backup, from the first source that can give it, and removes what is too old.
+pub async fn backup(job: &BackupJob, progress: &dyn Progress) -> Result<BackupDone, BackupError> {
+    let storage = Storage::make(&job.url, job.level)?;
+    let wal = ArchivedWal::look(&storage).await?;
+    let mut failed = BackupError::NoSource;
+    for source in &job.sources {
+        let taking = Taking { storage: &storage, job, wal: &wal, source };
+        match taking.take(progress).await {
+            Ok(facts) => {
+                let removed = retain(&storage, job.keep, wal.size).await?;
+                return Ok(BackupDone {
+                    name: facts.name.as_str().to_owned(),
+                    source: source.address.to_string(),
+                    bytes: facts.uncompressed_bytes,
+                    compressed_bytes: facts.compressed_bytes,
+                    start: facts.start,
+                    finish: facts.finish,
+                    removed,
+                });
+            }
+            Err(error) => failed = error,
+        }
+    }
+    Err(failed)
+}
+
+/// The archive's WAL, of which the backup is to be a part.
+struct ArchivedWal {
+    inventory: Inventory,
+    size: WalSegmentSize,
+    system: SystemIdentifier,
+}
+
+impl ArchivedWal {
+    async fn look(storage: &Storage) -> Result<ArchivedWal, BackupError> {
+        let found = storage.list(WAL).await?;
+        // Names alone do not tell the segments' size; any of them tells it, the system, and so what the names say.
+        let newest =
+            found.iter().filter(|file| !file.name.contains(".history")).max_by_key(|file| file.modified);
+        let newest = newest.ok_or(BackupError::NoWal)?;
+        let bytes = storage.get(&newest.name).await?.unwrap_or_default();
+        let size = size_of(&bytes).map_err(|_| BackupError::NoWal)?;
+        let system = system_of(&bytes).ok_or(BackupError::NoWal)?;
+        let names = found.iter().filter_map(|file| file.name.rsplit('/').next());
+        Ok(ArchivedWal { inventory: Inventory::read(names, size), size, system })
+    }
+
+    /// Whether WAL from `start` on is, or will be, in the archive without a hole.
+    fn goes_on_from(&self, start: Lsn, history: &History) -> bool {
+        let whole = self.inventory.whole_from(start, history, self.size);
+        let behind = |segment: &SegmentFile| {
+            history.contains(segment.timeline) && segment.number > self.size.segment(whole)
+        };
+        !self.inventory.segments.iter().any(behind)
+    }
+}
+
+struct Taking<'a> {
+    storage: &'a Storage,
+    job: &'a BackupJob,
+    wal: &'a ArchivedWal,
+    source: &'a Target,
+}
+
+impl Taking<'_> {
+    async fn take(&self, progress: &dyn Progress) -> Result<Facts, BackupError> {
+        let started_at = SystemTime::now().into();
+        let options = BaseBackupOptions { wal: Wal::Left, ..BaseBackupOptions::new(LABEL) };
+        let mut copy = BaseBackup::begin(self.source, &options).await?;
+        if !copy.content.tablespaces.is_empty() {
+            return Err(BackupError::Tablespaces);
+        }
+        let (start, timeline) = (copy.start, copy.timeline);
+        let history = self.history(timeline).await?;
+        if !self.wal.goes_on_from(start, &history) {
+            return Err(BackupError::BeforeArchive { start });
+        }
+        let name = BackupName::new(timeline, start, self.wal.size);
+        if self.storage.exists(&name.sentinel()).await? {
+            return Err(BackupError::Exists { name: name.as_str().to_owned() });
+        }
+        // What an attempt before this one left.
+        remove_folder(self.storage, &name).await?;
+        let facts = Facts {
+            timeline,
+            start,
+            finish: start,
+            started_at,
+            finished_at: started_at,
+            version: copy.major.0 * 10_000,
+            system: Some(self.wal.system),
+            uncompressed_bytes: 0,
+            compressed_bytes: 0,
+            maker: Maker::Us { segment_size: self.wal.size },
+            name: name.clone(),
+        };
+        let whole = self.copy(&mut copy, facts, &history, progress).await;
+        if whole.is_err() {
+            // Without a sentinel it counts for nothing, but it takes room.
+            let _ = remove_folder(self.storage, &name).await;
+        }
+        whole
+    }
+
+    async fn history(&self, timeline: TimelineId) -> Result<History, BackupError> {
+        let content = match timeline.0 {
+            0 | 1 => None,
+            _ => self.storage.get(&history_object(timeline)).await?,
+        };
+        let history = content.and_then(|content| History::parse(timeline, &content).ok());
+        Ok(history.unwrap_or_else(|| History::without_ancestors(timeline)))
+    }
+
+    async fn copy(
+        &self,
+        copy: &mut BaseBackup,
+        facts: Facts,
+        history: &History,
+        progress: &dyn Progress,
+    ) -> Result<Facts, BackupError> {
+        progress.total(copy.content.total_bytes);
+        let (feed, chunks) = mpsc::channel(QUEUED_CHUNKS);
+        let (pieces, made) = mpsc::channel(QUEUED_PIECES);
+        let level = self.job.level;
+        let packing = tokio::task::spawn_blocking(move || pack(chunks, pieces, level, None));
+        let received = receive(copy, feed, progress);
+        let uploaded = upload(self.storage, &facts.name, made);
+        let (received, uploaded) = tokio::join!(received, uploaded);
+        let packed = packing.await.map_err(|_| BackupError::Thread)?;
+        // What the network says is the cause of what the packing says.
+        let (Some(finish), compressed) = (received?, uploaded?) else {
+            return Err(packed.err().map_or(BackupError::Thread, BackupError::Pack));
+        };
+        let Packed { bytes, control_file, control_part } = packed?;
+        self.check_system(&control_file)?;
+        self.storage.put_document(&facts.name.pg_control(), control_part).await?;
+        self.await_wal(facts.start, finish, history).await?;
+        let facts = Facts {
+            finish,
+            finished_at: SystemTime::now().into(),
+            uncompressed_bytes: bytes,
+            compressed_bytes: compressed,
+            ..facts
+        };
+        let documents = facts.documents(&self.job.instance);
+        self.storage.put_document(&facts.name.metadata(), documents.metadata).await?;
+        self.storage.put_document(&facts.name.files_metadata(), documents.files_metadata).await?;
+        self.storage.put_document(&facts.name.sentinel(), documents.sentinel).await?;
+        Ok(facts)
+    }
+
+    /// The first field of `ControlFileData` (pg_control.h).
+    fn check_system(&self, control_file: &[u8]) -> Result<(), BackupError> {
+        let found = control_file.first_chunk().copied().map(u64::from_le_bytes).unwrap_or_default();
+        let (found, expected) = (SystemIdentifier(found), self.wal.system);
+        if found == expected { Ok(()) } else { Err(BackupError::Foreign { found, expected }) }
+    }
+
+    async fn await_wal(&self, start: Lsn, finish: Lsn, history: &History) -> Result<(), BackupError> {
+        let deadline = Instant::now() + WAL_LIMIT;
+        let size = self.wal.size;
+        let last = size.segment(Lsn(finish.0 - 1));
+        let mut number = size.segment(start);
+        while number <= last {
+            let mut found = false;
+            for timeline in holders(number, history, size) {
+                let segment = SegmentFile { timeline, number };
+                found |= self.storage.exists(&segment_object(segment, size)).await?
+                    || (number == last && self.reaches(segment, finish).await?);
+            }
+            if found {
+                number = number.next();
+            } else if Instant::now() > deadline {
+                return Err(BackupError::WalMissing { finish });
+            } else {
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether what the archive has of a begun segment goes up to `finish`.
+    async fn reaches(&self, segment: SegmentFile, finish: Lsn) -> Result<bool, BackupError> {
+        let size = self.wal.size;
+        let Some(bytes) = self.storage.get(&partial_object(segment, size)).await? else { return Ok(false) };
+        let claim = Claim { segment, size, begin: Lsn::INVALID, system: Some(self.wal.system) };
+        Ok(claim.check_begun(&bytes).is_ok_and(|verified| verified >= finish))
+    }
+}
+
+/// From the server to the packing, up to the backup's end; `None` when the packing has ended before.
+async fn receive(
+    copy: &mut BaseBackup,
+    feed: mpsc::Sender<Chunk>,
+    progress: &dyn Progress,
+) -> Result<Option<Lsn>, BackupError> {
+    let mut received = 0;
+    while let Some(event) = copy.next().await? {
+        match event {
+            BackupEvent::Data(bytes) => {
+                received += bytes.len() as u64;
+                progress.done(received);
+                if feed.send(Chunk::Data(bytes)).await.is_err() {
+                    return Ok(None);
+                }
+            }
+            BackupEvent::End { end, timeline: _ } => {
+                return Ok(feed.send(Chunk::End).await.is_ok().then_some(end));
+            }
+            BackupEvent::Archive { .. } | BackupEvent::Manifest | BackupEvent::Progress(_) => {}
+        }
+    }
+    Ok(None)
+}
+
+/// Part after part; how many bytes they have.
+async fn upload(
+    storage: &Storage,
+    name: &BackupName,
+    mut made: mpsc::Receiver<Piece>,
+) -> Result<u64, BackupError> {
+    let (mut number, mut uploaded) = (1, 0);
+    let mut part = None;
+    while let Some(piece) = made.recv().await {
+        let mut current = match part.take() {
+            Some(current) => current,
+            None => storage.upload(&name.part(number)).await?,
+        };
+        match piece {
+            Piece::Data(bytes) => {
+                uploaded += bytes.len() as u64;
+                if let Err(error) = current.put(bytes).await {
+                    current.abandon().await;
+                    return Err(error.into());
+                }
+                part = Some(current);
+            }
+            Piece::EndOfPart => {
+                current.finish().await?;
+                number += 1;
+            }
+        }
+    }
+    if let Some(torn) = part {
+        torn.abandon().await;
+    }
+    Ok(uploaded)
+}
+
+/// The whole backups of the archive; those whose sentinel is not understood are told apart.
+pub(super) async fn whole_backups(storage: &Storage) -> Result<(Vec<Facts>, Vec<String>), StorageError> {
+    let (mut whole, mut unknown) = (Vec::new(), Vec::new());
+    for file in storage.list(BACKUPS).await? {
+        let Some(name) = BackupName::of_sentinel(&file.name) else { continue };
+        let Some(sentinel) = storage.get_document(&file.name).await? else { continue };
+        match Facts::parse(name, &sentinel) {
+            Ok(facts) => whole.push(facts),
+            Err(error) => unknown.push(format!("{}: {error}", file.name)),
+        }
+    }
+    Ok((whole, unknown))
+}
+
+/// Removes what is too old; the names of the backups among it.
+async fn retain(storage: &Storage, keep: usize, size: WalSegmentSize) -> Result<Vec<String>, BackupError> {
+    let (backups, unknown) = whole_backups(storage).await?;
+    if !unknown.is_empty() {
+        // What those need is not known.
+        return Ok(Vec::new());
+    }
+    let found = storage.list(WAL).await?;
+    let names = found.iter().filter_map(|file| file.name.rsplit('/').next());
+    let expired = expired(&backups, keep, &Inventory::read(names, size), size);
+    for name in &expired.backups {
+        // First what makes it count.
+        storage.remove(&name.sentinel()).await?;
+        remove_folder(storage, name).await?;
+    }
+    for segment in &expired.segments {
+        storage.remove(&segment_object(*segment, size)).await?;
+    }
+    for segment in &expired.partials {
+        storage.remove(&partial_object(*segment, size)).await?;
+    }
+    Ok(expired.backups.iter().map(|name| name.as_str().to_owned()).collect())
+}
+
+async fn remove_folder(storage: &Storage, name: &BackupName) -> Result<(), StorageError> {
+    for file in storage.list(&name.folder()).await? {
+        storage.remove(&file.name).await?;
+    }
+    Ok(())
+}

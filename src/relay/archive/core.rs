@@ -1,0 +1,474 @@
+//! What of the store is due in the archive next, and what the store must still keep for it. PURE.
+//!
+//! The order is what makes any moment's archive one that can be recovered from: a history file before the first
+//! segment of its timeline, an older timeline before its descendant, one segment after the other. The segment in which
+//! a timeline ended is never finished: its part up to the switchpoint stays as `.partial`, as PostgreSQL archives it
+//! itself at a promotion (`CleanupAfterArchiveRecovery`, xlog.c).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use super::layout::Inventory;
+use crate::pg::wal::{SegmentFile, SegmentNumber, WalSegmentSize};
+use crate::pg::{Lsn, TimelineId};
+
+/// Finished segments put at the same time; each is in memory whole, twice.
+pub(super) const AT_ONCE: u64 = 4;
+/// The same in bytes, for clusters with large segments. One is always allowed.
+const BYTES_AT_ONCE: u64 = 64 << 20;
+
+/// Between two attempts of what fails: from the first to the last.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// The store's WAL, timeline by timeline, oldest first; the last one is being written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Line {
+    pub(super) size: WalSegmentSize,
+    pub(super) stretches: Vec<Stretch>,
+}
+
+/// What the store holds of one timeline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stretch {
+    pub(super) timeline: TimelineId,
+    /// Whether the store has its history file; the first timeline has none.
+    pub(super) history: bool,
+    /// The begin of its oldest segment; `None`: the store has none of it.
+    pub(super) oldest: Option<Lsn>,
+    /// Durable up to here; where it has ended, the switchpoint.
+    pub(super) end: Lsn,
+    /// Whole records up to here; <= end.
+    pub(super) verified: Lsn,
+    pub(super) state: StretchState,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum StretchState {
+    Ended,
+    /// It grows.
+    Open,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Due {
+    History(TimelineId),
+    /// Finished ones, in order.
+    Segments(Vec<SegmentFile>),
+    /// The begun part of a segment.
+    Partial(Partial),
+    /// Nothing, before this moment or before the store has more.
+    Nothing {
+        until: Option<Instant>,
+    },
+}
+
+/// `segment` up to `upto`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Partial {
+    pub(super) segment: SegmentFile,
+    pub(super) upto: Lsn,
+}
+
+/// WAL that the store had to give up before it was archived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Hole {
+    pub(super) timeline: TimelineId,
+    pub(super) from: Lsn,
+    pub(super) to: Lsn,
+}
+
+/// What is archived, and when to go on.
+#[derive(Debug)]
+pub(super) struct Shipping {
+    partial_interval: Duration,
+    histories: BTreeSet<TimelineId>,
+    /// The first segment of a timeline that is not archived.
+    next: BTreeMap<TimelineId, SegmentNumber>,
+    /// The newest put of each timeline's begun segment, and when.
+    partials: BTreeMap<TimelineId, (Partial, Instant)>,
+    /// Begun segments that the archive has.
+    begun: BTreeSet<SegmentFile>,
+    back_off: BackOff,
+}
+
+impl Shipping {
+    /// With what was found in the archive. Since it is filled in order, what lacks before the first segment that is
+    /// there was removed by retention, and a timeline whose descendant is there was whole.
+    pub(super) fn new(partial_interval: Duration, found: &Inventory, line: &Line) -> Shipping {
+        let mut next = BTreeMap::new();
+        let mut is_over = false;
+        for stretch in line.stretches.iter().rev() {
+            let Some(oldest) = stretch.oldest else { continue };
+            let number = if is_over {
+                line.size.segment(stretch.end).next()
+            } else {
+                first_missing(stretch.timeline, line.size.segment(oldest), found)
+            };
+            next.insert(stretch.timeline, number);
+            is_over |= found.segments.iter().any(|segment| segment.timeline == stretch.timeline);
+        }
+        Shipping {
+            partial_interval,
+            histories: found.histories.clone(),
+            next,
+            partials: BTreeMap::new(),
+            begun: found.partials.clone(),
+            back_off: BackOff::default(),
+        }
+    }
+
+    pub(super) fn due(&self, now: Instant, line: &Line) -> Due {
+        if let Some(until) = self.back_off.until(now) {
+            return Due::Nothing { until: Some(until) };
+        }
+        for stretch in &line.stretches {
+            if stretch.history && !self.histories.contains(&stretch.timeline) {
+                return Due::History(stretch.timeline);
+            }
+            let finished = self.finished(stretch, line.size);
+            if !finished.is_empty() {
+                return Due::Segments(finished);
+            }
+            if let Some(partial) = self.ended_within(stretch, line.size) {
+                return Due::Partial(partial);
+            }
+        }
+        self.growing(now, line)
+    }
+
+    fn finished(&self, stretch: &Stretch, size: WalSegmentSize) -> Vec<SegmentFile> {
+        let Some(next) = self.next(stretch, size) else { return Vec::new() };
+        let at_once = (BYTES_AT_ONCE / size.bytes()).clamp(1, AT_ONCE);
+        (next.0..next.0 + at_once)
+            .map(|number| SegmentFile { timeline: stretch.timeline, number: SegmentNumber(number) })
+            .take_while(|segment| size.end(segment.number) <= stretch.end)
+            .collect()
+    }
+
+    /// The part of the fork's segment that is the ended timeline's.
+    fn ended_within(&self, stretch: &Stretch, size: WalSegmentSize) -> Option<Partial> {
+        let number = self.next(stretch, size)?;
+        let ended = stretch.state == StretchState::Ended && stretch.end > size.start(number);
+        let partial =
+            Partial { segment: SegmentFile { timeline: stretch.timeline, number }, upto: stretch.end };
+        (ended && !self.is_put(partial)).then_some(partial)
+    }
+
+    fn growing(&self, now: Instant, line: &Line) -> Due {
+        let nothing = Due::Nothing { until: None };
+        let Some(stretch) = line.stretches.last() else { return nothing };
+        let Some(number) = self.next(stretch, line.size) else { return nothing };
+        let segment = SegmentFile { timeline: stretch.timeline, number };
+        let partial = Partial { segment, upto: stretch.verified };
+        if stretch.verified <= line.size.start(number) || self.is_put(partial) {
+            return nothing;
+        }
+        let last = self.partials.get(&stretch.timeline).filter(|(last, _)| last.segment == segment);
+        match last.map(|(_, at)| *at + self.partial_interval) {
+            Some(at) if at > now => Due::Nothing { until: Some(at) },
+            _ => Due::Partial(partial),
+        }
+    }
+
+    fn is_put(&self, partial: Partial) -> bool {
+        self.partials.get(&partial.segment.timeline).is_some_and(|(put, _)| *put == partial)
+    }
+
+    /// The first segment of the stretch that is not archived and that the store still has; `None` when it has none.
+    fn next(&self, stretch: &Stretch, size: WalSegmentSize) -> Option<SegmentNumber> {
+        let oldest = size.segment(stretch.oldest?);
+        Some(self.next.get(&stretch.timeline).map_or(oldest, |next| oldest.max(*next)))
+    }
+
+    /// WAL that the archive misses and that the store has no more. Told once: afterwards the archive goes on behind it.
+    pub(super) fn hole(&mut self, line: &Line) -> Option<Hole> {
+        line.stretches.iter().find_map(|stretch| {
+            let oldest = stretch.oldest?;
+            let next = self.next.get_mut(&stretch.timeline)?;
+            let from = line.size.start(*next);
+            (from < oldest).then(|| {
+                *next = line.size.segment(oldest);
+                Hole { timeline: stretch.timeline, from, to: oldest }
+            })
+        })
+    }
+
+    /// Returns whether its begun part is in the archive, too, where it is of no use any more.
+    pub(super) fn archived_segment(&mut self, segment: SegmentFile) -> bool {
+        self.next.insert(segment.timeline, segment.number.next());
+        self.back_off.succeeded();
+        self.begun.remove(&segment)
+    }
+
+    pub(super) fn archived_history(&mut self, timeline: TimelineId) {
+        self.histories.insert(timeline);
+        self.back_off.succeeded();
+    }
+
+    pub(super) fn archived_partial(&mut self, now: Instant, partial: Partial) {
+        self.partials.insert(partial.segment.timeline, (partial, now));
+        self.begun.insert(partial.segment);
+        self.back_off.succeeded();
+    }
+
+    pub(super) fn failed(&mut self, now: Instant) {
+        self.back_off.failed(now);
+    }
+
+    /// The store must keep what is from here on; everything before is archived for good. `None`: it has nothing.
+    pub(super) fn kept_from(&self, line: &Line) -> Option<Lsn> {
+        let waiting = line.stretches.iter().filter_map(|stretch| {
+            let start = line.size.start(self.next(stretch, line.size)?);
+            let all = stretch.state == StretchState::Ended
+                && (start >= stretch.end
+                    || self.partials.get(&stretch.timeline).is_some_and(|(put, _)| put.upto == stretch.end));
+            (!all).then_some(start)
+        });
+        waiting.min()
+    }
+
+    /// The newest WAL of the last timeline that is in the archive, finished or not.
+    pub(super) fn archived_up_to(&self, line: &Line) -> Lsn {
+        let Some(stretch) = line.stretches.last() else { return Lsn::INVALID };
+        let whole = self.next.get(&stretch.timeline).map_or(Lsn::INVALID, |next| line.size.start(*next));
+        let partial = self.partials.get(&stretch.timeline).map_or(Lsn::INVALID, |(partial, _)| partial.upto);
+        whole.max(partial)
+    }
+}
+
+/// Where to take up a timeline of which the store has what is from `oldest` on. What may lie between the archive's last
+/// segment before that and `oldest` is a hole: [`Shipping::hole`] tells.
+fn first_missing(timeline: TimelineId, oldest: SegmentNumber, found: &Inventory) -> SegmentNumber {
+    if let Some(last) = found.last_before(timeline, oldest)
+        && last.next() < oldest
+    {
+        return last.next();
+    }
+    let at = |number| SegmentFile { timeline, number };
+    let later = found.segments.range(at(oldest)..).next().filter(|segment| segment.timeline == timeline);
+    let mut number = later.map_or(oldest, |segment| segment.number);
+    while found.segments.contains(&at(number)) {
+        number = number.next();
+    }
+    number
+}
+
+/// Doubles from one failure to the next.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct BackOff {
+    failures: u32,
+    retry_at: Option<Instant>,
+}
+
+impl BackOff {
+    pub(super) fn failed(&mut self, now: Instant) {
+        let (first, last) = RETRY;
+        let pause = first.saturating_mul(1 << self.failures.min(16)).min(last);
+        self.failures = self.failures.saturating_add(1);
+        self.retry_at = Some(now + pause);
+    }
+
+    pub(super) fn succeeded(&mut self) {
+        *self = BackOff::default();
+    }
+
+    /// `None`: now.
+    pub(super) fn until(&self, now: Instant) -> Option<Instant> {
+        self.retry_at.filter(|at| *at > now)
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a moment to begin with")]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::super::layout::Inventory;
+    use super::{BackOff, Due, Hole, Line, Partial, Shipping, Stretch, StretchState};
+    use crate::pg::wal::{SegmentFile, SegmentNumber, WalSegmentSize};
+    use crate::pg::{Lsn, TimelineId};
+
+    const INTERVAL: Duration = Duration::from_secs(5);
+
+    fn segment(timeline: u32, number: u64) -> SegmentFile {
+        SegmentFile { timeline: TimelineId(timeline), number: SegmentNumber(number) }
+    }
+
+    fn partial(timeline: u32, number: u64, upto: u64) -> Due {
+        Due::Partial(Partial { segment: segment(timeline, number), upto: Lsn(upto) })
+    }
+
+    fn stretch(timeline: u32, oldest: u64, end: u64, state: StretchState) -> Stretch {
+        let (history, oldest) = (timeline > 1, Some(Lsn(oldest)));
+        Stretch { timeline: TimelineId(timeline), history, oldest, end: Lsn(end), verified: Lsn(end), state }
+    }
+
+    fn line(stretches: &[Stretch]) -> Line {
+        let size = WalSegmentSize::new(1 << 20).expect("valid");
+        Line { size, stretches: stretches.to_vec() }
+    }
+
+    /// One timeline, whose segments of 1 MiB begin with number 3, up to `end`.
+    fn one(end: u64) -> Line {
+        line(&[stretch(1, 0x30_0000, end, StretchState::Open)])
+    }
+
+    /// It ended in segment 4; its descendant is in segment 6.
+    fn forked() -> Line {
+        line(&[
+            stretch(1, 0x30_0000, 0x48_0000, StretchState::Ended),
+            stretch(2, 0x40_0000, 0x61_0000, StretchState::Open),
+        ])
+    }
+
+    fn shipping(segments: &[SegmentFile], line: &Line) -> Shipping {
+        let found = Inventory { segments: segments.iter().copied().collect(), ..Inventory::default() };
+        Shipping::new(INTERVAL, &found, line)
+    }
+
+    /// Does everything that is due, as if each worked at once, and tells it.
+    fn all(shipping: &mut Shipping, now: Instant, line: &Line) -> Vec<Due> {
+        let mut done = Vec::new();
+        loop {
+            let due = shipping.due(now, line);
+            match &due {
+                Due::Nothing { .. } => return done,
+                Due::History(timeline) => shipping.archived_history(*timeline),
+                Due::Segments(segments) => segments.iter().for_each(|segment| {
+                    shipping.archived_segment(*segment);
+                }),
+                Due::Partial(partial) => shipping.archived_partial(now, *partial),
+            }
+            done.push(due);
+        }
+    }
+
+    #[test]
+    fn finished_segments_come_first_and_some_at_a_time() {
+        let now = Instant::now();
+        let mut shipping = shipping(&[], &one(0x95_0000));
+        let numbers = |from, to| Due::Segments((from..=to).map(|number| segment(1, number)).collect());
+        let line = one(0x95_0000);
+        assert_eq!(shipping.kept_from(&line), Some(Lsn(0x30_0000)));
+        assert_eq!(all(&mut shipping, now, &line), [numbers(3, 6), numbers(7, 8), partial(1, 9, 0x95_0000)]);
+        assert_eq!(
+            shipping.kept_from(&line),
+            Some(Lsn(0x90_0000)),
+            "the begun one is no reason to forget it"
+        );
+        assert_eq!(shipping.archived_up_to(&line), Lsn(0x95_0000));
+    }
+
+    #[test]
+    fn what_the_archive_has_is_not_put_again() {
+        let now = Instant::now();
+        let line = one(0x50_0000);
+        let mut all_there = shipping(&[segment(1, 2), segment(1, 3), segment(1, 4)], &line);
+        assert_eq!(all(&mut all_there, now, &line), []);
+        let mut retained = shipping(&[segment(1, 4)], &line);
+        assert_eq!(all(&mut retained, now, &line), [], "3 was removed by retention");
+        let mut one_lacks = shipping(&[segment(1, 3), segment(1, 5)], &one(0x60_0000));
+        assert_eq!(
+            all(&mut one_lacks, now, &one(0x60_0000)),
+            [Due::Segments(vec![segment(1, 4), segment(1, 5)])],
+            "what is there already is compared"
+        );
+        let mut descendant = shipping(&[segment(2, 5)], &forked());
+        assert_eq!(
+            all(&mut descendant, now, &forked()),
+            [Due::History(TimelineId(2)), partial(2, 6, 0x61_0000)],
+            "timeline 1 was whole before"
+        );
+    }
+
+    #[test]
+    fn the_begun_segment_is_put_again_when_it_has_grown_and_not_too_often() {
+        let now = Instant::now();
+        let mut shipping = shipping(&[], &one(0x31_0000));
+        assert_eq!(all(&mut shipping, now, &one(0x31_0000)), [partial(1, 3, 0x31_0000)]);
+        let grown = one(0x32_0000);
+        assert_eq!(shipping.due(now, &grown), Due::Nothing { until: Some(now + INTERVAL) });
+        assert_eq!(shipping.due(now + INTERVAL, &grown), partial(1, 3, 0x32_0000));
+        assert_eq!(shipping.due(now + INTERVAL, &one(0x31_0000)), Due::Nothing { until: None });
+        // Finished, it is put at once, and so is the first part of the next one.
+        let finished = one(0x40_1000);
+        assert_eq!(shipping.due(now, &finished), Due::Segments(vec![segment(1, 3)]));
+        assert!(shipping.archived_segment(segment(1, 3)), "the begun part can go");
+        assert_eq!(shipping.due(now, &finished), partial(1, 4, 0x40_1000));
+    }
+
+    #[test]
+    fn only_whole_records_of_a_begun_segment() {
+        let now = Instant::now();
+        let mut line = one(0x31_0000);
+        line.stretches[0].verified = Lsn(0x30_8000);
+        let shipping = shipping(&[], &line);
+        assert_eq!(shipping.due(now, &line), partial(1, 3, 0x30_8000));
+        line.stretches[0].verified = Lsn(0x30_0000);
+        assert_eq!(shipping.due(now, &line), Due::Nothing { until: None });
+    }
+
+    #[test]
+    fn a_timeline_ends_before_its_descendant_begins() {
+        let now = Instant::now();
+        let mut shipping = shipping(&[], &forked());
+        assert_eq!(
+            all(&mut shipping, now, &forked()),
+            [
+                Due::Segments(vec![segment(1, 3)]),
+                partial(1, 4, 0x48_0000),
+                Due::History(TimelineId(2)),
+                Due::Segments(vec![segment(2, 4), segment(2, 5)]),
+                partial(2, 6, 0x61_0000),
+            ]
+        );
+        assert_eq!(shipping.kept_from(&forked()), Some(Lsn(0x60_0000)));
+        // A fork at a segment's border leaves no half.
+        let line = line(&[
+            stretch(1, 0x30_0000, 0x40_0000, StretchState::Ended),
+            stretch(2, 0x40_0000, 0x40_0000, StretchState::Open),
+        ]);
+        let mut shipping = self::shipping(&[], &line);
+        assert_eq!(
+            all(&mut shipping, now, &line),
+            [Due::Segments(vec![segment(1, 3)]), Due::History(TimelineId(2))]
+        );
+    }
+
+    #[test]
+    fn a_hole_is_told_once_and_left_behind() {
+        let line = one(0x65_0000);
+        let mut shipping = shipping(&[segment(1, 1)], &line);
+        let hole = Hole { timeline: TimelineId(1), from: Lsn(0x20_0000), to: Lsn(0x30_0000) };
+        assert_eq!(shipping.hole(&line), Some(hole));
+        assert_eq!(shipping.hole(&line), None);
+        assert!(
+            matches!(shipping.due(Instant::now(), &line), Due::Segments(segments) if segments[0] == segment(1, 3))
+        );
+        // The store had to give up more, meanwhile.
+        let later =
+            super::Line { stretches: vec![stretch(1, 0x50_0000, 0x65_0000, StretchState::Open)], ..line };
+        assert!(shipping.hole(&later).is_some());
+        assert_eq!(shipping.due(Instant::now(), &later), Due::Segments(vec![segment(1, 5)]));
+    }
+
+    #[test]
+    fn failures_are_tried_again_later_and_later() {
+        let now = Instant::now();
+        let line = one(0x45_0000);
+        let mut shipping = shipping(&[], &line);
+        shipping.failed(now);
+        assert_eq!(shipping.due(now, &line), Due::Nothing { until: Some(now + Duration::from_secs(1)) });
+        assert!(matches!(shipping.due(now + Duration::from_secs(1), &line), Due::Segments(_)));
+
+        let mut back_off = BackOff::default();
+        let mut pauses = Vec::new();
+        for _ in 0..8 {
+            back_off.failed(now);
+            pauses.push(back_off.until(now).expect("later").duration_since(now).as_secs());
+        }
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60]);
+        back_off.succeeded();
+        assert_eq!(back_off.until(now), None);
+    }
+}

@@ -1,0 +1,72 @@
+//! The archive: the cluster's WAL and base backups in a directory or an object store, in WAL-G's layout, so that a
+//! server can be made of it as of any moment, by us or by other tools.
+//!
+//! ```text
+//! store ──> ship ──> storage ──> fetch ──> restore_command of a server that recovers
+//!            │          │  └───> restore
+//!       what the store  └ backup
+//!       may not remove
+//! ```
+//!
+//! It reads what the store has durable, on a thread of its own, and nothing waits for it: an archive that cannot be
+//! reached is tried again, told and counted. Meanwhile the store keeps what is not archived, up to its hard cap; what
+//! it had to give up is a hole, which is told too.
+
+mod backup;
+mod check;
+mod choose;
+mod core;
+mod fetch;
+mod layout;
+mod metrics;
+mod pack;
+mod restore;
+mod schedule;
+mod sentinel;
+mod ship;
+mod storage;
+#[cfg(test)]
+mod tests;
+mod unpack;
+
+pub use backup::{BackupDone, BackupError, BackupJob, backup};
+pub use check::SegmentDefect;
+pub use choose::{Moment, NoBackup};
+pub use fetch::{FetchError, Fetched, Server, Sources, fetch};
+pub use restore::{RestoreError, RestoreJob, Restored, restore};
+pub use sentinel::SentinelError;
+pub use storage::{ArchiveUrl, StorageError};
+
+pub(super) use metrics::Metrics;
+pub(super) use schedule::Servers;
+pub(super) use ship::{Hold, start};
+
+use std::time::Duration;
+
+/// What is archived, where, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ArchiveConfig {
+    pub url: ArchiveUrl,
+    /// zstd's, 1 to 19.
+    pub level: i32,
+    /// The begun segment is put again at most so often.
+    pub partial_interval: Duration,
+    /// `None`: base backups are somebody else's.
+    pub backups: Option<BackupPlan>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BackupPlan {
+    /// From the begin of one base backup to that of the next.
+    pub every: Duration,
+    /// So many of them, with all WAL behind the oldest, at least one.
+    pub keep: usize,
+}
+
+/// Who is told how far a copy has come.
+pub trait Progress: Send + Sync {
+    /// How many bytes it will be, about. Told once.
+    fn total(&self, bytes: u64);
+    /// How many it is by now.
+    fn done(&self, bytes: u64);
+}

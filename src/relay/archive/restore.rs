@@ -1,0 +1,325 @@
+//! `bellwether restore`: a data directory that becomes the cluster as of a chosen moment, from the archive alone.
+//!
+//! The newest base backup before the moment is unpacked, and PostgreSQL is told in `postgresql.auto.conf` where to get
+//! WAL from and where to stop: whoever starts the server gets that moment, on a timeline of its own. Whether the moment
+//! can be reached is looked at before anything is written.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use chrono::{DateTime, Utc};
+use tokio::sync::mpsc;
+
+use super::backup::whole_backups;
+use super::check::{Claim, LastRecord, SegmentDefect, size_of};
+use super::choose::{Moment, NoBackup, choose};
+use super::layout::{Inventory, WAL, history_object, holders, partial_object};
+use super::pack::{Chunk, Feed};
+use super::sentinel::Facts;
+use super::storage::{Found, Storage, StorageError};
+use super::unpack::{UnpackError, is_vacant, unpack};
+use super::{ArchiveUrl, Progress};
+use crate::pg::wal::{History, HistoryError, SegmentFile, WalSegmentSize};
+use crate::pg::{Lsn, TimelineId};
+
+/// Bytes of a part fetched at a time.
+const RANGE: u64 = 8 << 20;
+/// Such ranges between the network and the disk.
+const QUEUED: usize = 2;
+
+#[derive(Clone, Debug)]
+pub struct RestoreJob {
+    pub url: ArchiveUrl,
+    pub moment: Moment,
+    /// `None`: the newest one of the archive.
+    pub timeline: Option<TimelineId>,
+    /// Missing or empty.
+    pub data_dir: PathBuf,
+    /// For the server; it gets what is behind the base backup.
+    pub restore_command: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Restored {
+    pub backup: String,
+    pub finished_at: DateTime<Utc>,
+    pub timeline: TimelineId,
+    /// Of what was unpacked.
+    pub bytes: u64,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    #[error("{} is not empty", directory.display())]
+    NotEmpty { directory: PathBuf },
+    #[error("{operation} {}", path.display())]
+    File {
+        operation: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error(transparent)]
+    Backup(#[from] NoBackup),
+    #[error("the archive has no history of timeline {timeline}")]
+    NoHistory { timeline: TimelineId },
+    #[error("history of timeline {timeline} in the archive")]
+    History {
+        timeline: TimelineId,
+        #[source]
+        source: HistoryError,
+    },
+    #[error("{object} of the archive")]
+    Segment {
+        object: String,
+        #[source]
+        source: SegmentDefect,
+    },
+    /// Also where there is more behind a hole.
+    #[error(
+        "the archive's WAL goes on without a hole from base backup {backup} to {end} only, not to {wanted}"
+    )]
+    BeyondEnd { backup: String, wanted: Lsn, end: Lsn },
+    #[error("the archive's newest WAL is of {newest}, before {wanted}; --to-latest restores all of it")]
+    BeyondTime { wanted: DateTime<Utc>, newest: DateTime<Utc> },
+    #[error("unpack {object}")]
+    Unpack {
+        object: String,
+        #[source]
+        source: UnpackError,
+    },
+    #[error("the thread that unpacks has ended")]
+    Thread,
+}
+
+impl RestoreError {
+    fn file(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RestoreError {
+        let path = path.to_owned();
+        move |source| RestoreError::File { operation, path, source }
+    }
+}
+
+/// Leaves a data directory that recovers up to the moment when its server is started.
+pub async fn restore(job: &RestoreJob, progress: &dyn Progress) -> Result<Restored, RestoreError> {
+    let directory = &job.data_dir;
+    if !is_vacant(directory).map_err(RestoreError::file("look into", directory))? {
+        return Err(RestoreError::NotEmpty { directory: directory.clone() });
+    }
+    let storage = Storage::open(&job.url)?;
+    let plan = Plan::make(&storage, job).await?;
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
+    made.map_err(RestoreError::file("make", directory))?;
+    let parts = parts(&storage, &plan.backup).await?;
+    progress.total(parts.iter().map(|part| part.size).sum());
+    let mut fetched = 0;
+    for part in &parts {
+        unpack_part(&storage, part, directory, &mut fetched, progress).await?;
+    }
+    make_it_recover(directory, &plan, &job.restore_command)?;
+    Ok(Restored {
+        backup: plan.backup.name.as_str().to_owned(),
+        finished_at: plan.backup.finished_at,
+        timeline: plan.timeline,
+        bytes: plan.backup.uncompressed_bytes,
+    })
+}
+
+/// What will be restored, and where recovery is to stop.
+struct Plan {
+    backup: Facts,
+    timeline: TimelineId,
+    target: Target,
+}
+
+/// As PostgreSQL's settings say it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Target {
+    Time(DateTime<Utc>),
+    /// Before the record that begins there.
+    Before(Lsn),
+    /// Behind the record that begins there.
+    Behind(Lsn),
+    End,
+}
+
+impl Plan {
+    async fn make(storage: &Storage, job: &RestoreJob) -> Result<Plan, RestoreError> {
+        let (backups, _) = whole_backups(storage).await?;
+        let found = storage.list(WAL).await?;
+        let names = || found.iter().filter_map(|file| file.name.rsplit('/').next());
+        let histories = Inventory::read(names(), WalSegmentSize::default()).histories;
+        let newest = histories.last().copied().max(backups.iter().map(|backup| backup.timeline).max());
+        let timeline = job.timeline.or(newest).unwrap_or(TimelineId(1));
+        let history = history(storage, timeline).await?;
+        let backup = choose(&backups, job.moment, &history)?.clone();
+        if let Moment::Time(wanted) = job.moment {
+            let newest = found.iter().map(|file| DateTime::from(file.modified)).max().unwrap_or_default();
+            if newest < wanted {
+                return Err(RestoreError::BeyondTime { wanted, newest });
+            }
+        }
+        let end = End::find(storage, &backup, &history, &found).await?;
+        let beyond = |wanted| RestoreError::BeyondEnd {
+            backup: backup.name.as_str().to_owned(),
+            wanted,
+            end: end.lsn,
+        };
+        if end.lsn < backup.finish {
+            return Err(beyond(backup.finish));
+        }
+        let target = match job.moment {
+            Moment::Latest => Target::End,
+            Moment::Time(time) => Target::Time(time),
+            Moment::Lsn(wanted) if wanted > end.lsn => return Err(beyond(wanted)),
+            Moment::Lsn(wanted) if wanted < end.lsn => Target::Before(wanted),
+            // No record begins there: recovery would end before it has found its target.
+            Moment::Lsn(_) => end.last_record.map_or(Target::End, Target::Behind),
+        };
+        Ok(Plan { backup, timeline, target })
+    }
+}
+
+/// Where the archive's WAL ends, seen from a backup on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct End {
+    lsn: Lsn,
+    /// The begin of the record that ends there.
+    last_record: Option<Lsn>,
+}
+
+impl End {
+    async fn find(
+        storage: &Storage,
+        backup: &Facts,
+        history: &History,
+        found: &[Found],
+    ) -> Result<End, RestoreError> {
+        let size = segment_size(storage, backup, found).await?;
+        let names = found.iter().filter_map(|file| file.name.rsplit('/').next());
+        let inventory = Inventory::read(names, size);
+        let whole = inventory.whole_from(backup.start, history, size);
+        let number = size.segment(whole);
+        let begin = history.begin().unwrap_or(Lsn::INVALID);
+        for timeline in holders(number, history, size) {
+            let segment = SegmentFile { timeline, number };
+            let claim = Claim { segment, size, begin, system: backup.system };
+            let object = partial_object(segment, size);
+            let Some(bytes) = storage.get(&object).await? else { continue };
+            match claim.last_record(&bytes) {
+                Ok(LastRecord { start, end }) => return Ok(End { lsn: end, last_record: Some(start) }),
+                Err(SegmentDefect::Empty) => {}
+                Err(source) => return Err(RestoreError::Segment { object, source }),
+            }
+        }
+        Ok(End { lsn: whole, last_record: None })
+    }
+}
+
+/// Of our own backups it is told; of others' the WAL tells it.
+async fn segment_size(
+    storage: &Storage,
+    backup: &Facts,
+    found: &[Found],
+) -> Result<WalSegmentSize, RestoreError> {
+    if let super::sentinel::Maker::Us { segment_size } = backup.maker {
+        return Ok(segment_size);
+    }
+    let Some(any) = found.iter().find(|file| !file.name.contains(".history")) else {
+        return Ok(WalSegmentSize::default());
+    };
+    let bytes = storage.get(&any.name).await?.unwrap_or_default();
+    size_of(&bytes).map_err(|source| RestoreError::Segment { object: any.name.clone(), source })
+}
+
+async fn history(storage: &Storage, timeline: TimelineId) -> Result<History, RestoreError> {
+    if timeline.0 <= 1 {
+        return Ok(History::without_ancestors(timeline));
+    }
+    let content =
+        storage.get(&history_object(timeline)).await?.ok_or(RestoreError::NoHistory { timeline })?;
+    History::parse(timeline, &content).map_err(|source| RestoreError::History { timeline, source })
+}
+
+/// `pg_control` is the last one: a directory that is not whole has none, and no server starts in it.
+async fn parts(storage: &Storage, backup: &Facts) -> Result<Vec<Found>, RestoreError> {
+    let mut parts = storage.list(&backup.name.parts()).await?;
+    parts.sort_by_key(|part| (part.name.contains("pg_control.tar"), part.name.clone()));
+    Ok(parts)
+}
+
+async fn unpack_part(
+    storage: &Storage,
+    part: &Found,
+    directory: &Path,
+    fetched: &mut u64,
+    progress: &dyn Progress,
+) -> Result<(), RestoreError> {
+    let (feed, chunks) = mpsc::channel(QUEUED);
+    let into = directory.to_owned();
+    let unpacking = tokio::task::spawn_blocking(move || unpack(Feed::new(chunks), &into));
+    let mut at = 0;
+    while at < part.size {
+        let to = (at + RANGE).min(part.size);
+        let bytes = storage.range(&part.name, at..to).await?;
+        if feed.send(Chunk::Data(bytes)).await.is_err() {
+            // It says why.
+            break;
+        }
+        *fetched += to - at;
+        progress.done(*fetched);
+        at = to;
+    }
+    let _ = feed.send(Chunk::End).await;
+    let unpacked = unpacking.await.map_err(|_| RestoreError::Thread)?;
+    unpacked.map_err(|source| RestoreError::Unpack { object: part.name.clone(), source })
+}
+
+fn make_it_recover(directory: &Path, plan: &Plan, restore_command: &str) -> Result<(), RestoreError> {
+    // Of a backup of a standby: this server is to recover and to be a server of its own.
+    let standby = directory.join("standby.signal");
+    match fs::remove_file(&standby) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(RestoreError::file("remove", &standby)(error));
+        }
+        _ => {}
+    }
+    let path = directory.join("postgresql.auto.conf");
+    let appended = fs::OpenOptions::new().create(true).append(true).open(&path).and_then(|mut file| {
+        file.write_all(settings(plan, restore_command).as_bytes())?;
+        file.sync_all()
+    });
+    appended.map_err(RestoreError::file("write", &path))?;
+    let signal = directory.join("recovery.signal");
+    fs::File::create(&signal).and_then(|file| file.sync_all()).map_err(RestoreError::file("write", &signal))
+}
+
+/// Later lines win over what the backup brings. What tied the old server to others would hold the new one up.
+fn settings(plan: &Plan, restore_command: &str) -> String {
+    let quoted = |text: &str| format!("'{}'", text.replace('\'', "''"));
+    let mut lines = vec![
+        "# By bellwether restore.".to_owned(),
+        format!("restore_command = {}", quoted(restore_command)),
+        format!("recovery_target_timeline = '{}'", plan.timeline),
+        "recovery_target_action = 'promote'".to_owned(),
+    ];
+    match plan.target {
+        Target::Time(time) => {
+            lines.push(format!("recovery_target_time = '{}'", time.format("%Y-%m-%d %H:%M:%S%.6f+00")));
+        }
+        Target::Before(lsn) => {
+            lines.push(format!("recovery_target_lsn = '{lsn}'"));
+            lines.push("recovery_target_inclusive = off".to_owned());
+        }
+        Target::Behind(lsn) => lines.push(format!("recovery_target_lsn = '{lsn}'")),
+        Target::End => {}
+    }
+    for unset in ["primary_conninfo", "primary_slot_name", "synchronous_standby_names"] {
+        lines.push(format!("{unset} = ''"));
+    }
+    lines.push("archive_mode = off".to_owned());
+    lines.join("\n") + "\n"
+}

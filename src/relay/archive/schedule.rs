@@ -1,0 +1,152 @@
+//! Base backups in turns: one as soon as the archive has none, and from then on one in each interval.
+#![expect(clippy::disallowed_methods, reason = "shell: reads the clock")]
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use tokio::sync::watch;
+
+use super::backup::{BackupError, BackupJob, backup, whole_backups};
+use super::sentinel::{Facts, Maker};
+use super::storage::Storage;
+use super::{ArchiveConfig, BackupPlan, Metrics, Progress};
+use crate::net::Target;
+use crate::relay::explain;
+use crate::topology::{Directive, NodeName};
+
+/// Between two attempts: the first one, and the longest.
+const RETRY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(600));
+/// A clock that is set, or a backup that somebody else takes or removes, is noticed by then.
+const LOOK_AGAIN: Duration = Duration::from_secs(3600);
+
+/// Whose backups, and how to reach the servers.
+#[derive(Clone, Debug)]
+pub(in crate::relay) struct Servers {
+    pub(in crate::relay) instance: String,
+    pub(in crate::relay) nodes: Vec<(NodeName, Target)>,
+    pub(in crate::relay) directive: watch::Receiver<Arc<Directive>>,
+}
+
+impl Servers {
+    /// Standbys first: the primary has enough to do.
+    fn sources(&self) -> Vec<Target> {
+        let primary = self.directive.borrow().primary.clone();
+        let mut nodes: Vec<&(NodeName, Target)> = self.nodes.iter().collect();
+        nodes.sort_by_key(|(name, _)| Some(name) == primary.as_ref());
+        nodes.into_iter().map(|(_, target)| target.clone()).collect()
+    }
+}
+
+/// Never ends.
+pub(super) async fn run(config: ArchiveConfig, plan: BackupPlan, servers: Servers, metrics: Metrics) {
+    let (first, longest) = RETRY;
+    let mut pause = first;
+    let mut told = None;
+    loop {
+        tokio::time::sleep(pause).await;
+        match turn(&config, plan, &servers).await {
+            Ok(next) => {
+                if told.take().is_some() {
+                    tracing::info!("base backups work again");
+                }
+                pause = next.min(LOOK_AGAIN).max(first);
+            }
+            Err(BackupError::NoWal) => pause = first,
+            Err(error) => {
+                metrics.errors.with_label_values(&["backup"]).inc();
+                let error = explain(&error);
+                if told.as_ref() != Some(&error) {
+                    tracing::warn!(error, "no base backup; it is tried again");
+                    told = Some(error);
+                }
+                pause = (pause * 2).clamp(first, longest);
+            }
+        }
+    }
+}
+
+/// Takes a backup if one is due; how long until the next one.
+async fn turn(config: &ArchiveConfig, plan: BackupPlan, servers: &Servers) -> Result<Duration, BackupError> {
+    let storage = Storage::make(&config.url, config.level)?;
+    let (backups, _) = whole_backups(&storage).await?;
+    let wait = due_in(&backups, SystemTime::now().into(), plan.every);
+    if !wait.is_zero() {
+        return Ok(wait);
+    }
+    let job = BackupJob {
+        url: config.url.clone(),
+        level: config.level,
+        sources: servers.sources(),
+        instance: servers.instance.clone(),
+        keep: plan.keep,
+    };
+    let done = backup(&job, &Silent).await?;
+    tracing::info!(backup = done.name, source = done.source, bytes = done.bytes, compressed = done.compressed_bytes,
+        removed = ?done.removed, "a base backup is in the archive");
+    Ok(plan.every)
+}
+
+/// How long until a backup is due. Others' count for nothing: they may be removed by whoever made them.
+fn due_in(backups: &[Facts], now: DateTime<Utc>, every: Duration) -> Duration {
+    let ours = backups.iter().filter(|backup| backup.maker != Maker::AnotherTool);
+    let Some(newest) = ours.map(|backup| backup.started_at).max() else { return Duration::ZERO };
+    let every = TimeDelta::from_std(every).unwrap_or(TimeDelta::MAX);
+    let due = newest.checked_add_signed(every).unwrap_or(DateTime::<Utc>::MAX_UTC);
+    due.signed_duration_since(now).to_std().unwrap_or_default()
+}
+
+struct Silent;
+
+impl Progress for Silent {
+    fn total(&self, _: u64) {}
+
+    fn done(&self, _: u64) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use chrono::{DateTime, Utc};
+
+    use super::due_in;
+    use crate::pg::wal::WalSegmentSize;
+    use crate::pg::{Lsn, TimelineId};
+    use crate::relay::archive::sentinel::{BackupName, Facts, Maker};
+
+    fn at(hour: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp(hour * 3600, 0).expect("a time")
+    }
+
+    fn backup(hour: i64, maker: Maker) -> Facts {
+        let start = Lsn(0x100_0000);
+        Facts {
+            name: BackupName::new(TimelineId(1), start, WalSegmentSize::default()),
+            timeline: TimelineId(1),
+            start,
+            finish: start,
+            started_at: at(hour),
+            finished_at: at(hour),
+            version: 150_000,
+            system: None,
+            uncompressed_bytes: 0,
+            compressed_bytes: 0,
+            maker,
+        }
+    }
+
+    #[test]
+    fn one_in_each_interval() {
+        let ours = Maker::Us { segment_size: WalSegmentSize::default() };
+        let hours = |hours: u64| Duration::from_secs(hours * 3600);
+        let check = |backups: &[Facts], now, expected| {
+            assert_eq!(due_in(backups, at(now), hours(24)), expected, "at {now}");
+        };
+        check(&[], 5, Duration::ZERO);
+        check(&[backup(100, ours), backup(90, ours)], 101, hours(23));
+        check(&[backup(100, ours)], 124, Duration::ZERO);
+        check(&[backup(100, ours)], 1000, Duration::ZERO);
+        check(&[backup(100, Maker::AnotherTool)], 101, Duration::ZERO);
+    }
+}

@@ -1,0 +1,373 @@
+//! From a real store into a real directory, without a server.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use prometheus::Registry;
+use tokio_util::sync::CancellationToken;
+
+use super::layout::wal_object;
+use super::storage::{Created, Storage};
+use super::{
+    ArchiveConfig, FetchError, Fetched, Hold, Metrics, Server, Servers, Sources, StorageError, fetch, start,
+};
+use crate::pg::wal::build::{SYSTEM, WalBuilder};
+use crate::pg::{Lsn, SystemIdentifier, TimelineId};
+use crate::relay::store::{Change, Files, Store, StoreConfig, StreamId, Waiting};
+use crate::topology::{Directive, Durability};
+
+const START: Lsn = Lsn(0x30_0000);
+const MIB: usize = 1 << 20;
+
+fn storage(directory: &Path) -> Storage {
+    let url = format!("file://{}", directory.display()).parse().expect("a URL");
+    Storage::make(&url, 3).expect("opens")
+}
+
+#[test]
+fn urls() {
+    let check = |text: &str, understood: bool| {
+        assert_eq!(text.parse::<super::ArchiveUrl>().is_ok(), understood, "{text}");
+    };
+    check("file:///var/lib/archive", true);
+    check("s3://bucket", true);
+    check("s3://bucket/a/prefix/", true);
+    check("gs://bucket/prefix", true);
+    check("az://container/prefix", true);
+    for text in
+        ["", "/var/lib/archive", "file://relative", "s3://", "s3:///prefix", "ftp://host/x", "s3://a/b//c"]
+    {
+        check(text, false);
+    }
+}
+
+#[tokio::test]
+async fn objects_are_final() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let storage = storage(&directory.path().join("made/on/demand"));
+    let (one, other) = (Bytes::from(vec![1; MIB]), Bytes::from(vec![2; MIB]));
+    assert_eq!(storage.get("wal_005/x.zst").await.expect("reads"), None);
+    assert!(
+        matches!(storage.create("wal_005/x.zst", one.clone()).await, Ok(Created::New(size)) if size < 1000)
+    );
+    assert!(matches!(storage.create("wal_005/x.zst", one.clone()).await, Ok(Created::Same)));
+    let differs = storage.create("wal_005/x.zst", other.clone()).await;
+    assert!(matches!(differs, Err(StorageError::Differs { .. })), "{differs:?}");
+    assert_eq!(storage.get("wal_005/x.zst").await.expect("reads"), Some(one.clone()));
+    storage.replace("wal_005/y.zst", one).await.expect("puts");
+    storage.replace("wal_005/y.zst", other.clone()).await.expect("puts again");
+    assert_eq!(storage.get("wal_005/y.zst").await.expect("reads"), Some(other));
+    let found = storage.list("wal_005").await.expect("lists");
+    let mut names: Vec<&str> = found.iter().map(|file| file.name.as_str()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["wal_005/x.zst", "wal_005/y.zst"]);
+    storage.remove("wal_005/x.zst").await.expect("removes");
+    storage.remove("wal_005/x.zst").await.expect("and again");
+    assert_eq!(storage.get("wal_005/x.zst").await.expect("reads"), None);
+}
+
+#[tokio::test]
+async fn a_damaged_object_is_told() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let storage = storage(directory.path());
+    let content: Vec<u8> = (0..MIB).map(|i| ((i * i) >> 7) as u8).collect();
+    storage.create("x.zst", Bytes::from(content)).await.expect("puts");
+    let path = directory.path().join("x.zst");
+    let whole = std::fs::read(&path).expect("a file");
+    for damaged in [whole[..whole.len() / 2].to_vec(), Vec::new(), b"no zstd at all".to_vec(), {
+        let mut flipped = whole.clone();
+        flipped[whole.len() / 2] ^= 0x10;
+        flipped
+    }] {
+        std::fs::write(&path, &damaged).expect("writes");
+        let read = storage.get("x.zst").await;
+        assert!(matches!(read, Err(StorageError::Corrupt { .. })), "{} bytes: {read:?}", damaged.len());
+    }
+}
+
+struct World {
+    store_dir: tempfile::TempDir,
+    archive_dir: tempfile::TempDir,
+    wal: WalBuilder,
+}
+
+impl World {
+    fn new() -> World {
+        let directory = || tempfile::tempdir().expect("a directory");
+        let wal = WalBuilder::new(START, TimelineId(1));
+        World { store_dir: directory(), archive_dir: directory(), wal }
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "as the plane does; it ends with the test")]
+    async fn store(&self) -> Store {
+        let config = StoreConfig { retain_bytes: 64 << 20, ring_bytes: 1 << 20 };
+        let files = Files::open(self.store_dir.path()).expect("nobody else has it");
+        let metrics = crate::relay::metrics::Metrics::new(&Registry::new()).expect("fresh registry");
+        let store = Store::open(files, &config, &metrics).expect("opens");
+        tokio::spawn(store.announce());
+        let adopt = Change::Adopt { system: SYSTEM, segment_size: self.wal.segment_size() };
+        store.change(adopt).await.expect("adopted");
+        store.change(Change::Begin { timeline: TimelineId(1), start: START }).await.expect("begun");
+        store
+    }
+
+    async fn stream(&self, store: &Store, from: Lsn) {
+        let at = usize::try_from(from.bytes_since(START)).expect("small");
+        let (bytes, end) = (Bytes::copy_from_slice(&self.wal.bytes()[at..]), self.wal.end());
+        store.append(StreamId(1), from, bytes, Some(end), Waiting::Commits).await.expect("queued");
+        store.tail().wait_for(|tail| tail.durable >= end).await.expect("the store lives");
+    }
+
+    fn archive(&self, store: &Store) -> (Hold, Registry, tokio_util::sync::DropGuard) {
+        let url = format!("file://{}", self.archive_dir.path().display()).parse().expect("a URL");
+        let config =
+            ArchiveConfig { url, level: 3, partial_interval: Duration::from_millis(50), backups: None };
+        let (hold, stop, registry) = (Hold::everything(), CancellationToken::new(), Registry::new());
+        let metrics = Metrics::new(&registry).expect("fresh registry");
+        let (_, directive) = tokio::sync::watch::channel(Arc::new(Directive::starting(Durability::Async)));
+        let servers = Servers { instance: "test".to_owned(), nodes: Vec::new(), directive };
+        start(config, store.clone(), hold.clone(), servers, metrics, stop.clone()).expect("starts");
+        (hold, registry, stop.drop_guard())
+    }
+
+    fn names(&self) -> Vec<String> {
+        let Ok(entries) = std::fs::read_dir(self.archive_dir.path().join("wal_005")) else {
+            return Vec::new();
+        };
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let mut names: Vec<String> = names.collect();
+        names.sort();
+        names
+    }
+
+    async fn content(&self, name: &str) -> Bytes {
+        storage(self.archive_dir.path()).get(name).await.expect("reads").expect("is there")
+    }
+}
+
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    for _ in 0..3000 {
+        if holds() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{what}: not within 30 s");
+}
+
+fn metric(registry: &Registry, name: &str) -> f64 {
+    let families = registry.gather();
+    // A counter with labels is not there before its first count.
+    let metrics = families
+        .iter()
+        .filter(|family| family.name() == name)
+        .flat_map(prometheus::proto::MetricFamily::get_metric);
+    metrics.map(|metric| metric.get_counter().get_value() + metric.get_gauge().get_value()).sum()
+}
+
+#[tokio::test]
+async fn a_log_with_a_fork_is_archived() {
+    let mut world = World::new();
+    for len in [10, 20_000, 900_000, 5, 800_000, 77] {
+        world.wal.record(len);
+    }
+    let store = world.store().await;
+    world.stream(&store, START).await;
+    let (hold, registry, stop) = world.archive(&store);
+    let begun = "000000010000000000000004.partial.zst";
+    until("the begun segment", || world.names() == ["000000010000000000000003.zst", begun]).await;
+    assert_eq!(world.content("wal_005/000000010000000000000003.zst").await, &world.wal.bytes()[..MIB]);
+    let half = world.content(&format!("wal_005/{begun}")).await;
+    let (written, padding) = half.split_at(world.wal.bytes().len() - MIB);
+    assert_eq!(written, &world.wal.bytes()[MIB..]);
+    assert!(half.len() == MIB && padding.iter().all(|byte| *byte == 0));
+    until("the hold", || hold.from() == Lsn(0x40_0000)).await;
+
+    let fork = world.wal.end();
+    let content = Bytes::from(format!("1\t{fork}\tno recovery target specified\n"));
+    store
+        .change(Change::KeepHistory { timeline: TimelineId(2), content: content.clone() })
+        .await
+        .expect("kept");
+    store.change(Change::Follow { timeline: TimelineId(2), switchpoint: fork }).await.expect("followed");
+    world.wal.fork(TimelineId(2));
+    for _ in 0..3 {
+        world.wal.record(600_000);
+    }
+    world.wal.record(77);
+    world.stream(&store, fork).await;
+    let expected = [
+        "000000010000000000000003.zst",
+        begun,
+        "00000002.history.zst",
+        "000000020000000000000004.zst",
+        "000000020000000000000005.zst",
+        "000000020000000000000006.partial.zst",
+    ];
+    until("the next timeline", || world.names() == expected).await;
+    assert_eq!(world.content("wal_005/00000002.history.zst").await, content);
+    assert_eq!(world.content("wal_005/000000020000000000000004.zst").await, &world.wal.bytes()[MIB..2 * MIB]);
+    until("the end", || metric(&registry, "bellwether_archive_lag_bytes") == 0.0).await;
+    drop(stop);
+
+    // Another instance, or the same one later, finds its place.
+    let (_, registry, _stop) = world.archive(&store);
+    until("the end again", || metric(&registry, "bellwether_archive_lsn_bytes") == world.wal.end().0 as f64)
+        .await;
+    assert_eq!(metric(&registry, "bellwether_archive_errors_total"), 0.0);
+    assert_eq!(world.names(), expected);
+}
+
+#[tokio::test]
+async fn another_clusters_archive_is_left_alone() {
+    let mut world = World::new();
+    world.wal.record(2 * MIB);
+    let mut foreign = world.wal.bytes()[..MIB].to_vec();
+    foreign[24..32].copy_from_slice(&SystemIdentifier(7).0.to_le_bytes());
+    let there = "wal_005/000000010000000000000001.zst";
+    storage(world.archive_dir.path()).create(there, Bytes::from(foreign)).await.expect("puts");
+    let store = world.store().await;
+    world.stream(&store, START).await;
+    let (hold, registry, _stop) = world.archive(&store);
+    until("the error", || metric(&registry, "bellwether_archive_errors_total") > 0.0).await;
+    assert_eq!(world.names(), ["000000010000000000000001.zst"]);
+    assert_eq!(hold.from(), Lsn(1), "the store keeps everything");
+}
+
+#[tokio::test]
+async fn an_unreachable_archive_is_tried_again() {
+    let mut world = World::new();
+    world.wal.record(2 * MIB);
+    let store = world.store().await;
+    world.stream(&store, START).await;
+    let obstacle = world.archive_dir.path().join("wal_005");
+    std::fs::write(&obstacle, "no directory").expect("writes");
+    let (_, registry, _stop) = world.archive(&store);
+    until("the error", || metric(&registry, "bellwether_archive_errors_total") > 0.0).await;
+    std::fs::remove_file(&obstacle).expect("removes");
+    until("the segments", || world.names().len() >= 2).await;
+}
+
+/// An archive with segments 3 and 4 of timeline 1, the half of 5, and what a server that recovers has.
+struct Recovery {
+    world: World,
+    data_dir: tempfile::TempDir,
+    sources: Sources,
+}
+
+const THIRD: &str = "000000010000000000000003";
+const FOURTH: &str = "000000010000000000000004";
+const FIFTH: &str = "000000010000000000000005";
+
+impl Recovery {
+    async fn new() -> Recovery {
+        let mut world = World::new();
+        for _ in 0..9 {
+            world.wal.record(300_000);
+        }
+        let storage = storage(world.archive_dir.path());
+        let bytes = |range: std::ops::Range<usize>| Bytes::copy_from_slice(&world.wal.bytes()[range]);
+        for (at, name) in [(0, THIRD), (MIB, FOURTH)] {
+            storage.create(&wal_object(name), bytes(at..at + MIB)).await.expect("puts");
+        }
+        // Torn within its last record.
+        let mut half = bytes(2 * MIB..world.wal.bytes().len() - 1000).to_vec();
+        half.resize(MIB, 0);
+        storage.create(&wal_object(&format!("{FIFTH}.partial")), half.into()).await.expect("puts");
+        let archive = Some(format!("file://{}", world.archive_dir.path().display()).parse().expect("a URL"));
+        let sources = Sources { store: None, archive, system: Some(SYSTEM), server: Server::Recovers };
+        Recovery { world, data_dir: tempfile::tempdir().expect("a directory"), sources }
+    }
+
+    fn path(&self) -> std::path::PathBuf {
+        self.data_dir.path().join("RECOVERYXLOG")
+    }
+
+    /// What PostgreSQL would find in the place that it named.
+    async fn get(&self, name: &str) -> Result<Option<Vec<u8>>, FetchError> {
+        let fetched = fetch(&self.sources, name, &self.path()).await?;
+        let content = std::fs::read(self.path()).ok();
+        let _ = std::fs::remove_file(self.path());
+        assert_eq!(fetched == Fetched::Done, content.is_some(), "{name}");
+        Ok(content)
+    }
+
+    fn bytes(&self, segment: usize) -> &[u8] {
+        &self.world.wal.bytes()[segment * MIB..(segment + 1) * MIB]
+    }
+}
+
+#[tokio::test]
+async fn a_server_recovers_from_the_archive() {
+    let recovery = Recovery::new().await;
+    assert_eq!(recovery.get(THIRD).await.expect("fetches").as_deref(), Some(recovery.bytes(0)));
+    // It came with the one before.
+    std::fs::remove_file(recovery.world.archive_dir.path().join(wal_object(FOURTH))).expect("removes");
+    assert_eq!(recovery.get(FOURTH).await.expect("fetches").as_deref(), Some(recovery.bytes(1)));
+    assert_eq!(recovery.get(FOURTH).await.expect("asks"), None, "it was handed over");
+    let half = recovery.get(FIFTH).await.expect("fetches").expect("a segment");
+    let (_, end) = recovery.world.wal.record_range(7);
+    let (whole, rest) = half.split_at(end.next_multiple_of(8) - 2 * MIB);
+    assert_eq!(whole, &recovery.world.wal.bytes()[2 * MIB..end.next_multiple_of(8)]);
+    assert!(half.len() == MIB && rest.iter().all(|byte| *byte == 0), "the torn record is cut off");
+    for name in ["000000010000000000000006", "000000020000000000000004", "00000002.history", "x", "../x"] {
+        assert_eq!(recovery.get(name).await.expect("asks"), None, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_standby_gets_no_half_segments() {
+    let mut recovery = Recovery::new().await;
+    recovery.sources.server = Server::StandsBy;
+    assert!(recovery.get(THIRD).await.expect("fetches").is_some());
+    assert_eq!(recovery.get(FIFTH).await.expect("asks"), None);
+}
+
+#[tokio::test]
+async fn what_is_not_good_is_not_served() {
+    let recovery = Recovery::new().await;
+    let storage = storage(recovery.world.archive_dir.path());
+    let mut flipped = recovery.bytes(0).to_vec();
+    flipped[300_000] ^= 1;
+    let mut foreign = recovery.bytes(0).to_vec();
+    foreign[24..32].copy_from_slice(&7_u64.to_le_bytes());
+    let torn = recovery.bytes(0)[..MIB / 2].to_vec();
+    for (why, bytes) in [
+        ("flipped", flipped),
+        ("foreign", foreign),
+        ("torn", torn),
+        ("another's", recovery.bytes(1).to_vec()),
+    ] {
+        storage.replace(&wal_object(THIRD), bytes.into()).await.expect("puts");
+        let got = recovery.get(THIRD).await;
+        assert!(matches!(got, Err(FetchError::Segment { .. })), "{why}: {got:?}");
+        assert!(!recovery.path().exists());
+    }
+    std::fs::write(recovery.world.archive_dir.path().join(wal_object(THIRD)), "garbage").expect("writes");
+    assert!(matches!(recovery.get(THIRD).await, Err(FetchError::Storage(StorageError::Corrupt { .. }))));
+    storage.replace("wal_005/00000002.history.zst", Bytes::from_static(b"1\tnowhere\n")).await.expect("puts");
+    assert!(matches!(recovery.get("00000002.history").await, Err(FetchError::History { .. })));
+}
+
+#[tokio::test]
+async fn the_relays_store_comes_first_as_far_as_it_is_durable() {
+    let mut recovery = Recovery::new().await;
+    let store = recovery.world.store_dir.path().to_owned();
+    for (name, at) in [(THIRD, 0), (FOURTH, 1)] {
+        std::fs::write(store.join(name), recovery.bytes(at)).expect("writes");
+    }
+    recovery.sources.store = Some(store.clone());
+    recovery.sources.archive = None;
+    assert_eq!(recovery.get(THIRD).await.expect("fetches").as_deref(), Some(recovery.bytes(0)));
+    assert_eq!(recovery.get(FOURTH).await.expect("asks"), None, "the next one is not begun");
+    std::fs::write(store.join(FIFTH), "begun").expect("writes");
+    assert_eq!(recovery.get(FOURTH).await.expect("fetches").as_deref(), Some(recovery.bytes(1)));
+    assert_eq!(recovery.get(FIFTH).await.expect("asks"), None);
+    // A damaged one is fetched from the archive instead.
+    recovery.sources.archive =
+        Some(format!("file://{}", recovery.world.archive_dir.path().display()).parse().expect("a URL"));
+    std::fs::write(store.join(THIRD), vec![0; MIB]).expect("writes");
+    assert_eq!(recovery.get(THIRD).await.expect("fetches").as_deref(), Some(recovery.bytes(0)));
+}
