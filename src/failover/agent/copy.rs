@@ -12,6 +12,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::DirectoryLock;
 use super::unpack::{ArchiveReader, Chunk, UnpackError, unpack};
 use crate::net::{BackupEvent, BaseBackup, BaseBackupError, Target};
 use crate::pg::protocol::replication::base_backup::BaseBackupOptions;
@@ -56,11 +57,12 @@ pub struct CopyProgress {
 }
 
 /// Copies the cluster at `source` to `into`, an existing directory that holds nothing of a cluster. Not yet durable
-/// when it returns.
+/// when it returns. Given up, it goes on writing what has come, and holds `lock` as long.
 pub(super) async fn copy(
     source: &Target,
     options: &BaseBackupOptions,
     into: &Path,
+    lock: &DirectoryLock,
     mut progress: impl FnMut(CopyProgress),
 ) -> Result<Copied, CopyError> {
     let mut backup = BaseBackup::begin(source, options).await?;
@@ -70,7 +72,7 @@ pub(super) async fn copy(
         return Err(CopyError::Tablespaces { source_address, locations: locations.collect() });
     }
     let (start, timeline) = (backup.start, backup.timeline);
-    let mut writing = Writing { into, file: None };
+    let mut writing = Writing { into, lock, file: None };
     let end = fill(&mut backup, &mut writing, &mut progress).await;
     let finished = match &end {
         Ok(_) => writing.finish().await,
@@ -113,6 +115,7 @@ async fn fill(
 /// What comes, on its way to the disk: one thread at a time writes it.
 struct Writing<'a> {
     into: &'a Path,
+    lock: &'a DirectoryLock,
     file: Option<Filling>,
 }
 
@@ -138,7 +141,12 @@ impl Writing<'_> {
     ) -> Result<(), CopyError> {
         self.finish().await?;
         let (chunks, received) = mpsc::channel(QUEUED_CHUNKS);
-        let thread = tokio::task::spawn_blocking(move || work(ArchiveReader::new(received)));
+        let lock = self.lock.clone();
+        let thread = tokio::task::spawn_blocking(move || {
+            let done = work(ArchiveReader::new(received));
+            drop(lock);
+            done
+        });
         self.file = Some(Filling { chunks, thread });
         Ok(())
     }
@@ -183,4 +191,40 @@ fn write(mut content: impl io::Read, path: &Path) -> Result<(), UnpackError> {
         .open(path)
         .and_then(|mut file| io::copy(&mut content, &mut file));
     written.map(|_| ()).map_err(|source| UnpackError::Write { path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+    use std::sync::{Arc, mpsc};
+    use std::time::Duration;
+
+    use bytes::Bytes;
+
+    use super::Writing;
+    use crate::failover::agent::files;
+
+    /// Else the next copy would find files of this one among its own.
+    #[tokio::test]
+    async fn who_gives_up_a_copy_leaves_the_directory_locked_until_nobody_writes_to_it() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("pg1.lock");
+        let lock = Arc::new(files::try_lock(&path).expect("a file").expect("nobody has it"));
+        let (go_on, wait) = mpsc::sync_channel::<()>(1);
+        let mut writing = Writing { into: directory.path(), lock: &lock, file: None };
+        let work = move |mut content: super::ArchiveReader| {
+            let _ = wait.recv_timeout(Duration::from_secs(60));
+            let _ = content.read_to_end(&mut Vec::new());
+            Ok(())
+        };
+        writing.begin(work).await.expect("begun");
+        assert!(writing.data(Bytes::from_static(b"x")).await.expect("taken"));
+        drop(writing);
+        drop(lock);
+        assert!(files::try_lock(&path).expect("a file").is_none(), "it is still written to");
+        go_on.send(()).expect("it is waited for");
+        while files::try_lock(&path).expect("a file").is_none() {
+            tokio::task::yield_now().await;
+        }
+    }
 }

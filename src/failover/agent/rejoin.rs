@@ -321,7 +321,7 @@ impl LocalServer {
             Ok(files::create_private_dir(&empty, server.run_as.as_ref())?)
         })
         .await?;
-        copy(source, &BaseBackupOptions::new(BACKUP_LABEL), &making, |_| {}).await?;
+        copy(source, &BaseBackupOptions::new(BACKUP_LABEL), &making, lock, |_| {}).await?;
         let (upstream, slot) = (upstream.to_owned(), slot.clone());
         self.aside(lock, move |server| {
             server.settle_copy(&making, &upstream, &slot)?;
