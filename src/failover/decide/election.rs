@@ -338,8 +338,15 @@ impl Case<'_> {
             Step::Verify { candidate, found } => {
                 self.mismatch(*found).map(|why| format!("{candidate} must not be opened: {why}"))
             }
-            Step::Promote { .. } | Step::Follow | Step::Marker => None,
+            Step::Promote { .. } => None,
+            Step::Follow => self.not_opened(EstablishStep::Follow),
+            Step::Marker => self.not_opened(EstablishStep::Marker),
         }
+    }
+
+    fn not_opened(&self, step: EstablishStep) -> Option<String> {
+        let obstacle = establish::obstacle_to_open(self.view, self.state, step);
+        obstacle.filter(|_| self.has_waited(self.policy.open_timeout))
     }
 
     fn in_use(&self, candidates: &str) -> String {

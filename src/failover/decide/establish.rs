@@ -160,6 +160,27 @@ fn inspect(state: &State, primary: &Primary, node: &NodeName) -> Action {
     Action { term: state.term, node: node.clone(), what: What::Inspect { from: primary.timeline } }
 }
 
+/// Why a primary that is known is not opened yet.
+pub(super) fn obstacle_to_open(view: &View<'_>, state: &State, step: EstablishStep) -> Option<String> {
+    let node = &state.primary.as_ref()?.node;
+    match step {
+        EstablishStep::Confirm => None,
+        EstablishStep::Prepare => Some(format!(
+            "{node} is not opened: its synchronous_standby_names cannot be set, or the relay's slot not created"
+        )),
+        EstablishStep::Follow => {
+            let why = match &view.wal.upstream {
+                Upstream::Connecting { last_error: Some(why), .. } => format!(": {why}"),
+                _ => String::new(),
+            };
+            Some(format!("{node} is not opened: the relay does not stream from it{why}"))
+        }
+        EstablishStep::Marker => {
+            Some(format!("{node} is not opened: a transaction does not commit there, or not durably"))
+        }
+    }
+}
+
 /// After the bootstrap timeout: why there is still no primary.
 pub(super) fn obstacle_to_bootstrap(
     view: &View<'_>,

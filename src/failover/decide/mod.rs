@@ -69,6 +69,8 @@ pub struct Policy {
     pub follow_timeout: Duration,
     /// How long a candidate that still answers may take to leave recovery, its replay included.
     pub promote_timeout: Duration,
+    /// How long a primary that answers may take from one step to the next until it is open; then a person is told.
+    pub open_timeout: Duration,
     /// How long a promoted candidate may be silent before it counts as lost; a refused connection says so at once.
     pub lost_after: Duration,
     /// Failed runs of one step after which another candidate is tried.
@@ -189,14 +191,19 @@ pub fn obstacle(view: &View<'_>, state: &State, policy: &Policy, now: Now) -> Op
         Phase::Establishing { step: EstablishStep::Confirm, since_ms, .. } => {
             establish::obstacle_to_confirm(view, state, policy, *since_ms, now)
         }
-        Phase::Steady | Phase::Establishing { .. } => match &view.verdict {
-            PrimaryVerdict::Dead { evidence, .. } => {
-                Some(format!("the primary is dead and failover is not automatic: {}", evidence.join("; ")))
-            }
-            _ => None,
-        },
+        Phase::Establishing { step, since_ms, .. } => {
+            let waited = u128::from(now.unix_ms.saturating_sub(*since_ms));
+            let waits = waited >= policy.open_timeout.as_millis();
+            dead(view).or_else(|| establish::obstacle_to_open(view, state, *step).filter(|_| waits))
+        }
+        Phase::Steady => dead(view),
         Phase::Election(election) => Case { view, state, policy, election, now }.obstacle(),
     }
+}
+
+fn dead(view: &View<'_>) -> Option<String> {
+    let PrimaryVerdict::Dead { evidence, .. } = &view.verdict else { return None };
+    Some(format!("the primary is dead and failover is not automatic: {}", evidence.join("; ")))
 }
 
 /// Marks in `health` the nodes that answer and must not be used.
@@ -227,6 +234,7 @@ impl Policy {
             clear_timeout: Duration::from_secs(10),
             follow_timeout: Duration::from_secs(5),
             promote_timeout: Duration::from_secs(60),
+            open_timeout: Duration::from_secs(30),
             lost_after: Duration::from_secs(10),
             attempts: 3,
         }

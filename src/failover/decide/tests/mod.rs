@@ -461,6 +461,26 @@ fn candidate(state: &State) -> Option<&str> {
 }
 
 #[test]
+fn a_primary_that_cannot_be_opened_is_told_of() {
+    let mut world = World::unattended(Durability::Quorum);
+    world.unheard = vec!["pg2"];
+    world.kill("pg1");
+    world.run_until("a person is asked", |w| !w.alarms.is_empty());
+    assert!(world.alarms[0].contains("the relay does not stream from it"), "{:?}", world.alarms);
+    world.restart();
+    world.run(600);
+    assert_eq!((world.is_open(), world.alarms.len()), (false, 2), "{:?}", world.alarms);
+    world.unheard.clear();
+    world.run_until("open", |w| w.is_open() && w.primary() == Some("pg2"));
+
+    world.unheard = vec!["pg2"];
+    world.wal.upstream = crate::topology::Upstream::Idle;
+    world.restart();
+    world.run_until("a person is asked again", |w| w.alarms.len() == 3);
+    assert!(world.alarms[2].contains("pg2 is not opened"), "{:?}", world.alarms);
+}
+
+#[test]
 fn who_does_not_confirm_a_term_is_named() {
     let mut world = World::steady(Durability::Quorum);
     world.deaf = true;

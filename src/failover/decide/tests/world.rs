@@ -57,6 +57,8 @@ pub(super) struct World {
     pub(super) clinging: Vec<&'static str>,
     /// Where `synchronous_standby_names` cannot be set.
     pub(super) unpreparable: Vec<&'static str>,
+    /// From whom the relay cannot stream.
+    pub(super) unheard: Vec<&'static str>,
     /// The proxy confirms nothing.
     pub(super) deaf: bool,
     /// The proxy does nothing, and what it said last stands.
@@ -117,6 +119,7 @@ impl World {
             proxy: ProxyStatus::default(),
             clinging: Vec::new(),
             unpreparable: Vec::new(),
+            unheard: Vec::new(),
             deaf: false,
             stuck: false,
             directive: state.directive(),
@@ -302,7 +305,7 @@ impl World {
             }
             return;
         }
-        if server.life == Life::Frozen || self.blind {
+        if server.life == Life::Frozen || self.blind || self.unheard.contains(&node.as_str()) {
             return;
         }
         if server.timeline == self.wal.timeline && server.flush < self.wal.verified {
