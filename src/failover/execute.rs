@@ -34,12 +34,16 @@ pub(super) struct Executor {
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 const SETTING_LIMIT: Duration = Duration::from_secs(10);
-/// A marker that waits longer for the relay is given up, and another tried.
-const MARKER_LIMIT: Duration = Duration::from_secs(5);
+/// A marker that waits longer for the relay is let go ...
+const COMMIT_LIMIT: Duration = Duration::from_secs(3);
+/// ... or, if it cannot be, given up, and another tried.
+const MARKER_LIMIT: Duration = Duration::from_secs(8);
 /// A checkpoint of large shared buffers takes its time.
 const CHECKPOINT_LIMIT: Duration = Duration::from_secs(600);
 /// The agent has its own limits below this one.
 const SERVER_LIMIT: Duration = Duration::from_secs(3600);
+/// A copy of many terabytes takes its time; one that stands still is ended by the agent.
+const COPY_LIMIT: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Between two looks at something that PostgreSQL does asynchronously and tells nobody.
 const POLL: Duration = Duration::from_millis(5);
 
@@ -83,7 +87,8 @@ impl Executor {
             What::Promote { .. } => self.promote_limit,
             What::Marker => MARKER_LIMIT,
             What::Checkpoint | What::Locate => CHECKPOINT_LIMIT,
-            What::Start { .. } | What::Stop | What::Rejoin { .. } | What::Rebuild { .. } => SERVER_LIMIT,
+            What::Start { .. } | What::Stop => SERVER_LIMIT,
+            What::Rejoin { .. } | What::Rebuild { .. } => COPY_LIMIT,
         }
     }
 
@@ -186,18 +191,27 @@ impl Executor {
     }
 
     /// Commits as a client's transaction would; a heartbeat of the same name commits locally only.
+    ///
+    /// A backend that waits for a relay which does not come notices neither that we have gone nor a timeout, only a
+    /// cancel (`SyncRepWaitForLSN` in syncrep.c): given up without one, each attempt would leave a backend behind. It
+    /// then says that it has committed, which proves nothing.
     async fn marker(&self, action: &Action) -> Result<Finding, ActionError> {
         let node = &action.node;
         let sql = self.connect(node).await?;
-        let term = action.term;
-        rows(
-            &sql,
-            &format!(
-                "BEGIN READ WRITE; SET LOCAL synchronous_commit = on; \
-             SELECT pg_logical_emit_message(true, 'bellwether', 'term {term}'); COMMIT"
-            ),
-        )
-        .await?;
+        let marker = format!(
+            "BEGIN READ WRITE; SET LOCAL synchronous_commit = on; \
+             SELECT pg_logical_emit_message(true, 'bellwether', 'term {}'); COMMIT",
+            action.term
+        );
+        let mut committed = std::pin::pin!(rows(&sql, &marker));
+        match tokio::time::timeout(COMMIT_LIMIT, &mut committed).await {
+            Ok(committed) => committed?,
+            Err(_elapsed) => {
+                sql::cancel(self.target(node)?, &sql, CONNECT_LIMIT).await?;
+                committed.await?;
+                return Err(ActionError::Timeout(COMMIT_LIMIT));
+            }
+        };
         let row = row(&sql, node, "SELECT pg_current_wal_flush_lsn()").await?;
         let lsn = text(node, row.try_get(0)?)?.parse();
         lsn.map(|lsn| Finding::Committed { lsn }).map_err(|error: crate::pg::ParseLsnError| {

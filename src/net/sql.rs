@@ -55,6 +55,15 @@ pub async fn connect(target: &Target, limit: Duration) -> Result<SqlConnection, 
     .await
 }
 
+/// Asks the server to end what runs on `connection`, which goes to `target`.
+pub async fn cancel(target: &Target, connection: &SqlConnection, limit: Duration) -> Result<(), DialError> {
+    within(limit, &target.address, async {
+        let (stream, _) = reach(&target.address, &target.tls).await?;
+        connection.cancel_token().cancel_query_raw(stream, NoTls).await.map_err(failure)
+    })
+    .await
+}
+
 fn config(target: &Target) -> Result<Config, DialFailure> {
     let mut config = Config::new();
     config.user(&*target.user).dbname(&*target.database);
