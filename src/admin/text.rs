@@ -24,6 +24,11 @@ pub fn status_text(view: &ClusterView) -> String {
         "cluster {} at {}: term {}, durability {durability}\nwrites  {writes}\nwal     timeline {}, durable {}, {}{from}{why}\n\n",
         view.cluster, view.instance, view.term, view.wal.timeline, view.wal.durable, upstream.state,
     );
+    if view.clients.draining > 0 {
+        // In front of the empty line.
+        text.pop();
+        let _ = writeln!(text, "clients {} still at the process before this one\n", view.clients.draining);
+    }
     let mut nodes = vec![
         ["NODE", "ROLE", "STATE", "TIMELINE", "POSITION", "LAG", "STREAM", "ADDRESS"].map(str::to_owned),
     ];
@@ -196,9 +201,11 @@ pg4   -        down: refused the connection  2         0/0       -             -
         );
         Arc::make_mut(&mut seen.directive).writes = Writes::Held { reason: "electing".to_owned() };
         Arc::make_mut(&mut seen.proxy).held = 5;
+        Arc::make_mut(&mut seen.proxy).draining = 2;
         Arc::make_mut(&mut seen.wal).followers[0].application_name = "stranger".to_owned();
         let text = status_text(&cluster(&identity(), &seen, now));
         assert!(text.contains("writes  held (electing), 5 waiting\n"), "{text}");
+        assert!(text.contains("\nclients 2 still at the process before this one\n\nNODE"), "{text}");
         assert!(text.contains("stranger  7    streaming  2         0/384   100 B 0.012s\n"), "{text}");
     }
 

@@ -122,6 +122,9 @@ pub struct FollowerView {
 pub struct ClientsView {
     /// Transactions that wait for writes to open.
     pub held: usize,
+    /// Connections that the process before this one still serves, whose place it has taken.
+    #[serde(default)]
+    pub draining: usize,
     /// The highest term for which the query plane has let go of every earlier primary.
     pub confirmed: Term,
 }
@@ -145,7 +148,11 @@ pub fn cluster(identity: &Identity, seen: &Snapshot, now: Instant) -> ClusterVie
         nodes: seen.health.nodes.iter().map(|health| node(health, &seen.wal, now)).collect(),
         wal: wal(&seen.wal, now),
         followers: seen.wal.followers.iter().map(|it| follower(it, now)).collect(),
-        clients: ClientsView { held: seen.proxy.held, confirmed: seen.proxy.confirmed },
+        clients: ClientsView {
+            held: seen.proxy.held,
+            draining: seen.proxy.draining,
+            confirmed: seen.proxy.confirmed,
+        },
     }
 }
 
@@ -330,7 +337,7 @@ pub(super) mod tests {
                 followers,
                 ..WalStatus::starting()
             }),
-            proxy: Arc::new(ProxyStatus { confirmed: Term(3), cleared: None, held: 0, evidence: Vec::new() }),
+            proxy: Arc::new(ProxyStatus { confirmed: Term(3), ..ProxyStatus::default() }),
             history: Arc::default(),
         }
     }

@@ -198,6 +198,7 @@ impl Shared {
             confirmed: fence.confirmed,
             cleared: fence.candidate.clone().filter(|_| fence.cleared == Cleared::Yes),
             held: self.held.load(Ordering::Relaxed),
+            draining: 0,
             evidence: self.evidence.iter().map(|evidence| evidence.publish()).collect(),
         };
         self.status.send_if_modified(|last| {

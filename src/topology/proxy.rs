@@ -13,6 +13,8 @@ pub struct ProxyStatus {
     pub cleared: Option<Candidate>,
     /// Transactions that wait for writes to open.
     pub held: usize,
+    /// Connections that the process before this one still serves, whose place it has taken.
+    pub draining: usize,
     pub evidence: Vec<ClientEvidence>,
 }
 

@@ -4,7 +4,7 @@
 //! of the old process, it has confirmed nothing.
 
 use super::message::Status;
-use crate::topology::{Candidate, ProxyStatus, Term};
+use crate::topology::ProxyStatus;
 
 /// What is known of the old process's sessions.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,15 +17,17 @@ pub(super) enum Old {
 }
 
 pub(super) fn both(own: &ProxyStatus, old: &Old) -> ProxyStatus {
-    let (confirmed, cleared, held): (Term, Option<&Candidate>, usize) = match old {
+    let nothing = Status::default();
+    let old = match old {
         Old::Gone => return own.clone(),
-        Old::Unknown => (Term(0), None, 0),
-        Old::Heard(status) => (status.confirmed, status.cleared.as_ref(), status.held),
+        Old::Unknown => &nothing,
+        Old::Heard(status) => status,
     };
     ProxyStatus {
-        confirmed: own.confirmed.min(confirmed),
-        cleared: own.cleared.clone().filter(|candidate| cleared == Some(candidate)),
-        held: own.held + held,
+        confirmed: own.confirmed.min(old.confirmed),
+        cleared: own.cleared.clone().filter(|candidate| old.cleared.as_ref() == Some(candidate)),
+        held: own.held + old.held,
+        draining: old.connections,
         evidence: own.evidence.clone(),
     }
 }
@@ -82,8 +84,12 @@ mod tests {
             // What it said before another one's turn says nothing of now.
             ((2, "pg2 3"), heard(2, "pg2 1"), (2, "", 3)),
         ] {
-            let own =
-                ProxyStatus { confirmed: Term(term), cleared: candidate(cleared), held: 1, evidence: vec![] };
+            let own = ProxyStatus {
+                confirmed: Term(term),
+                cleared: candidate(cleared),
+                held: 1,
+                ..ProxyStatus::default()
+            };
             let seen = both(&own, &old);
             let (term, cleared, held) = expected;
             assert_eq!(
@@ -91,6 +97,8 @@ mod tests {
                 (Term(term), candidate(cleared), held),
                 "{old:?}"
             );
+            let connections = if matches!(old, Old::Heard(_)) { 3 } else { 0 };
+            assert_eq!(seen.draining, connections, "{old:?}");
         }
     }
 }
