@@ -15,6 +15,7 @@ mod failover;
 mod fuzzed;
 #[allow(dead_code, unused_imports, reason = "the benchmark uses more of the harness than the tests")]
 mod harness;
+mod ipv6;
 mod lag_gate;
 mod leak;
 mod listen;

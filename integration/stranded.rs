@@ -1,5 +1,6 @@
 //! WAL that only the lost primary and one standby have: it is saved, and both follow the new primary.
 
+use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
@@ -23,10 +24,12 @@ async fn a_standby_beyond_the_fork_is_located_and_rebuilt_and_its_wal_is_saved()
     let primary = cluster.primary();
     let [candidate, stranded] = <[Server; 2]>::try_from(cluster.standbys()).expect("two standbys");
 
+    let upstream = upstream(&cluster, &stranded);
     stream_from(&cluster, &stranded, &primary);
     let walsender = walsender_of_the_relay(&cluster, &primary);
     kill(walsender, Signal::SIGSTOP).expect("a walsender");
     write_unheard(&cluster, &primary, &stranded);
+    point_back(&cluster, &stranded, &upstream);
     cluster.signal(&primary, Signal::SIGKILL);
     kill(walsender, Signal::SIGKILL).expect("a walsender");
 
@@ -65,6 +68,39 @@ async fn a_standby_beyond_the_fork_is_located_and_rebuilt_and_its_wal_is_saved()
     }
     let log = cluster.log();
     assert!(log.contains("rule=\"S4\""), "{log}");
+    let log = server_log(&stranded);
+    assert!(log.contains("fetching timeline history file for timeline 2"), "{log}");
+}
+
+/// The settings that make it a follower of the relay.
+fn upstream(cluster: &Cluster, standby: &Server) -> [(&'static str, String); 2] {
+    ["primary_conninfo", "primary_slot_name"].map(|name| {
+        let value = cluster.psql_at(&superuser(cluster, standby), &format!("SHOW {name}"));
+        (name, value.expect("a superuser may"))
+    })
+}
+
+/// It asks the relay for WAL that the relay does not have, again and again, and when the relay has a new timeline,
+/// for its history: so its files tell of a timeline that it is not on.
+fn point_back(cluster: &Cluster, standby: &Server, upstream: &[(&str, String)]) {
+    let at = superuser(cluster, standby);
+    for (name, value) in upstream {
+        let value = value.replace('\'', "''");
+        cluster.psql_at(&at, &format!("ALTER SYSTEM SET {name} = '{value}'")).expect("a superuser may");
+    }
+    for set in ["ALTER SYSTEM SET wal_retrieve_retry_interval = '20ms'", "SELECT pg_reload_conf()"] {
+        cluster.psql_at(&at, set).expect("a superuser may");
+    }
+    eventually("it has asked the relay in vain", Duration::from_secs(30), || {
+        let log = server_log(standby);
+        let asked = log.rsplit_once("received SIGHUP").map_or("", |(_, since)| since);
+        if asked.contains("FATAL") { Ok(()) } else { Err(asked.to_owned()) }
+    });
+}
+
+fn server_log(server: &Server) -> String {
+    let beside = server.data_dir.parent().expect("a directory");
+    fs::read_to_string(beside.join(format!("{}.log", server.name))).expect("a log")
 }
 
 fn superuser(cluster: &Cluster, server: &Server) -> String {

@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use tokio_postgres::{Client, NoTls};
 
 use crate::harness::ledger::{Answer, Entry, Ledger, audit, tokens};
-use crate::harness::{Cluster, Options, eventually, eventually_async};
+use crate::harness::{Authority, Cluster, Options, Psql, eventually, eventually_async, set_mode};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -285,6 +285,101 @@ async fn when_one_of_the_two_is_lost_nobody_writes_where_nobody_may() {
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&ended), Some(Signal::SIGKILL as i32));
     assert!(hangs.batch_execute("COMMIT").await.is_err(), "its process is gone");
     cluster.await_steady();
+}
+
+/// TLS, a unix socket, and logical replication: listeners go over as they are, sessions end in order.
+#[test]
+fn whatever_is_listened_on_and_whoever_is_served() {
+    let mut cluster = Cluster::start(Options { nodes: 1, ..Options::default() });
+    cluster.interrupt_bellwether();
+    let conf = cluster.servers()[0].data_dir.join("postgresql.conf");
+    let mut conf = fs::File::options().append(true).open(conf).expect("postgresql.conf");
+    conf.write_all(b"wal_level = logical\n").expect("write");
+    let authority = Authority::new(cluster.data().join("tls"));
+    authority.sign(&authority.dir, "server", "server");
+    let directory = tempfile::tempdir().expect("a directory");
+    set_mode(directory.path(), 0o755);
+    let at = directory.path().display();
+    cluster.rewrite(|config| {
+        let yaml = |text: &str| serde_yaml::from_str::<serde_yaml::Value>(text).expect("the test's own YAML");
+        let (certificate, key) = (authority.file("server.crt"), authority.file("server.key"));
+        config["tls"] = yaml(&format!("{{cert_file: {certificate}, key_file: {key}, client: require}}"));
+        config["shutdown"] = yaml("{drain: 60s, transactions: 5s}");
+        let listen = config["listen"].as_sequence_mut().expect("listeners");
+        listen.push(yaml(&format!("{{unix: {at}, port: 7000}}")));
+    });
+    cluster.run_bellwether(None);
+    cluster.await_steady();
+
+    let secure =
+        format!("{} sslmode=verify-full sslrootcert={}", cluster.conninfo(), authority.file("ca.crt"));
+    let local = format!("host={at} port=7000 user=app password=demo dbname=app");
+    let lock = || fs::read_to_string(directory.path().join(".s.PGSQL.7000.lock")).expect("a lock file");
+    cluster.psql_at(&secure, "CREATE TABLE t (n int PRIMARY KEY)").expect("over TLS");
+    // It waits for the transactions that are open.
+    let created = recvlogical(&cluster, &["--create-slot", "-P", "test_decoding"]).wait_with_output();
+    assert!(created.expect("it ends").status.success());
+    let (mut over_tls, mut by_socket) = (Psql::open(&cluster, &secure), Psql::open(&cluster, &local));
+    over_tls.ask("BEGIN; INSERT INTO t VALUES (1)");
+    by_socket.ask("SET work_mem = '3MB'");
+    let changes = cluster.data().join("changes");
+    let stream = |cluster: &Cluster| {
+        let file = changes.to_str().expect("UTF-8");
+        recvlogical(
+            cluster,
+            &["--start", "-f", file, "-o", "skip-empty-xacts=1", "--fsync-interval=0", "-s", "1"],
+        )
+    };
+    let streams = |number: u32| {
+        eventually("the change", LIMIT, || {
+            let text = fs::read_to_string(&changes).unwrap_or_default();
+            if text.contains(&format!("INSERT: n[integer]:{number}")) { Ok(()) } else { Err(text) }
+        });
+    };
+    let replicating = stream(&cluster);
+    cluster.psql_at(&local, "INSERT INTO t VALUES (2)").expect("by the socket");
+    streams(2);
+
+    let pid = cluster.bellwether_pid();
+    assert!(lock().starts_with(&format!("{pid}\n")));
+    let former = cluster.run_bellwether(Some("--takeover")).expect("one was there");
+    took_over(&mut cluster, 1);
+    // The old process serves who is there, and the new one tells how many; who comes is the new one's.
+    eventually("what is left of the old process", LIMIT, || {
+        let clients = cluster.api("/api/v1/cluster")?["clients"].clone();
+        if clients["draining"] == 3 { Ok(()) } else { Err(clients.to_string()) }
+    });
+    assert_eq!(cluster.psql_at(&secure, "SELECT ssl FROM pg_stat_ssl LIMIT 0").as_deref(), Ok(""));
+    let plain = cluster.psql_at(&format!("{} sslmode=disable", cluster.conninfo()), "SELECT 1");
+    assert!(plain.expect_err("TLS is required").contains("encryption"));
+    cluster.psql_at(&local, "INSERT INTO t VALUES (3)").expect("by the socket");
+    assert!(lock().starts_with(&format!("{}\n", cluster.bellwether_pid())), "{}", lock());
+    assert_eq!(by_socket.ask("SHOW work_mem"), "3MB");
+    assert_eq!(over_tls.ask("INSERT INTO t VALUES (4); COMMIT; SELECT count(*) FROM t"), "4");
+    streams(4);
+
+    // Nobody waits any longer.
+    former.signal(Signal::SIGTERM);
+    let output = replicating.wait_with_output().expect("it ends");
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(complaint.contains("terminating connection due to administrator command"), "{complaint}");
+    assert!(former.ended(LIMIT).success());
+    let mut replicating = stream(&cluster);
+    cluster.psql_at(&secure, "INSERT INTO t VALUES (5)").expect("over TLS");
+    streams(5);
+    replicating.kill().expect("kill");
+    replicating.wait().expect("wait");
+    assert_eq!(cluster.psql_at(&local, "SELECT count(*) FROM t").as_deref(), Ok("5"));
+    cluster.await_steady();
+}
+
+fn recvlogical(cluster: &Cluster, options: &[&str]) -> Child {
+    let (port, password) = (cluster.port, cluster.superuser_password());
+    let conninfo =
+        format!("host=127.0.0.1 port={port} user=bellwether password={password} dbname=app sslmode=require");
+    let mut program = cluster.program("pg_recvlogical");
+    program.args(["-d", &conninfo, "--slot=s", "--no-loop"]).args(options);
+    program.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("pg_recvlogical runs")
 }
 
 /// A new process as far as the old one can tell.
