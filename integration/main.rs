@@ -3,6 +3,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "tests and their clients read clocks and start tasks")]
 
+mod archive;
 mod authentication;
 mod bad_input;
 mod base_backup;

@@ -4,7 +4,8 @@
 #   setup.sh second-major  server binaries of PostgreSQL 18 under target/pg18
 #   setup.sh major N       the same of another, under target/pgN
 #   setup.sh majors        the same of 14, 16, 17 and 18
-#   setup.sh tools         what people point at PgBouncer's console: an exporter, Python with its drivers
+#   setup.sh tools         what people point at PgBouncer's console: an exporter, Python with its drivers; a server that
+#                          speaks S3, under target/s3
 #   setup.sh bench         PgBouncer
 #   setup.sh drivers       languages and PostgreSQL drivers, under target/drivers what the distribution does not have
 set -euo pipefail
@@ -62,7 +63,11 @@ tools() {
     for package in prometheus-pgbouncer-exporter python3-psycopg2 python3-psycopg; do
         dpkg-query -s "$package" >/dev/null 2>&1 || missing+=("$package")
     done
+    python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
     [ ${#missing[@]} = 0 ] || install_packages "${missing[@]}"
+    [ -x target/s3/bin/moto_server ] && return
+    [ -x target/s3/bin/python ] || python3 -m venv target/s3
+    target/s3/bin/pip install --quiet 'moto[s3,server]==5.2.5'
 }
 
 bench() {

@@ -37,6 +37,8 @@ pub(crate) struct Options {
     pub(crate) disk: DiskKind,
     /// A directory with `postgres`, `initdb` and `pg_ctl`; the distribution's by default.
     pub(crate) pg_bin: Option<PathBuf>,
+    /// Of Bellwether, beside the test's own.
+    pub(crate) environment: Vec<(&'static str, String)>,
     /// Log lines (substrings) at WARN or ERROR that this test provokes on purpose.
     pub(crate) expected_warnings: &'static [&'static str],
 }
@@ -48,6 +50,7 @@ impl Default for Options {
             durability: Durability::Quorum,
             disk: DiskKind::Sound,
             pg_bin: None,
+            environment: Vec::new(),
             expected_warnings: &[],
         }
     }
@@ -158,6 +161,7 @@ impl Cluster {
         }
         let log = fs::File::options().create(true).append(true).open(self.log_path()).expect("log file");
         let child = command
+            .envs(self.options.environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("log file"))
             .stderr(log)
