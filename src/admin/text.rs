@@ -24,6 +24,13 @@ pub fn status_text(view: &ClusterView) -> String {
         "cluster {} at {}: term {}, durability {durability}\nwrites  {writes}\nwal     timeline {}, durable {}, {}{from}{why}\n\n",
         view.cluster, view.instance, view.term, view.wal.timeline, view.wal.durable, upstream.state,
     );
+    if let Some(archive) = &view.wal.archive {
+        // In front of the empty line.
+        text.pop();
+        let lag = bytes_text(archive.lag_bytes);
+        let trouble = archive.trouble.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
+        let _ = writeln!(text, "archive up to {}, {lag} behind{trouble}\n", archive.archived);
+    }
     if view.clients.draining > 0 {
         // In front of the empty line.
         text.pop();
@@ -179,7 +186,7 @@ mod tests {
     use super::super::view::tests::{identity, snapshot};
     use super::{bytes_text, history_text, status_text};
     use crate::pg::{Lsn, TimelineId};
-    use crate::topology::{Election, Outcome, Phase, SavedTail, Term, Writes};
+    use crate::topology::{ArchiveStatus, Election, Outcome, Phase, SavedTail, Term, Writes};
 
     #[test]
     fn status_shows_what_one_asks_first() {
@@ -198,6 +205,14 @@ pg2   standby  up                            2         0/370     100 B 0.012s  s
 pg3   standby  up                            2         0/190     600 B         -          10.0.0.1:5432
 pg4   -        down: refused the connection  2         0/0       -             -          10.0.0.1:5432
 "
+        );
+        Arc::make_mut(&mut seen.wal).durable = Lsn(0x3E8);
+        Arc::make_mut(&mut seen.wal).archive =
+            Some(ArchiveStatus { archived: Lsn(0x384), trouble: Some("no such bucket".to_owned()) });
+        let text = status_text(&cluster(&identity(), &seen, now));
+        assert!(
+            text.contains("from pg1\narchive up to 0/384, 100 B behind (no such bucket)\n\nNODE"),
+            "{text}"
         );
         Arc::make_mut(&mut seen.directive).writes = Writes::Held { reason: "electing".to_owned() };
         Arc::make_mut(&mut seen.proxy).held = 5;

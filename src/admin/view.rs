@@ -89,6 +89,18 @@ pub struct WalView {
     pub verified: Lsn,
     pub upstream_end: Lsn,
     pub upstream: UpstreamView,
+    /// `None`: nothing is archived.
+    #[serde(default)]
+    pub archive: Option<ArchiveView>,
+}
+
+/// What of the WAL is in the archive.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ArchiveView {
+    pub archived: Lsn,
+    pub lag_bytes: u64,
+    /// Why it does not go on.
+    pub trouble: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -191,6 +203,11 @@ fn wal(wal: &WalStatus, now: Instant) -> WalView {
         verified: wal.verified,
         upstream_end: wal.upstream_end,
         upstream: upstream(&wal.upstream, now),
+        archive: wal.archive.as_ref().map(|archive| ArchiveView {
+            archived: archive.archived,
+            lag_bytes: wal.durable.bytes_since(archive.archived),
+            trouble: archive.trouble.clone(),
+        }),
     }
 }
 

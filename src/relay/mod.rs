@@ -63,7 +63,7 @@ use self::steer::Steering;
 use self::store::{Files, LockHeld, Store, StoreConfig};
 use crate::net::{Client, Detached, Stream, Target};
 use crate::pg::{Lsn, SlotName, TimelineId};
-use crate::topology::{Node, WalStatus};
+use crate::topology::{ArchiveStatus, Node, WalStatus};
 
 /// Replication clients that wait for the plane's thread. When full, the listener's task waits.
 const ARRIVALS: usize = 64;
@@ -263,6 +263,7 @@ struct Plane {
     followers: Arc<Followers>,
     metrics: Metrics,
     senders: Arc<sender::Shared>,
+    archived: watch::Receiver<Option<ArchiveStatus>>,
     shutdown: CancellationToken,
 }
 
@@ -277,7 +278,8 @@ impl Plane {
         let slots = Arc::new(Slots::open(files)?);
         let followers = Arc::new(Followers::new());
         let backups = Arc::new(Backups::default());
-        let unarchived = archive(plan, &store, &shutdown)?;
+        let (archive_status, archived) = watch::channel(None);
+        let unarchived = archive(plan, &store, archive_status, &shutdown)?;
         pin(&store, &slots, held_beside_slots(&backups, unarchived), &inputs, config.max_slot_bytes);
         let senders = Arc::new(sender::Shared {
             store: store.clone(),
@@ -289,19 +291,24 @@ impl Plane {
             metrics: plan.sender_metrics.clone(),
             shutdown: shutdown.clone(),
         });
-        Ok(Plane { config, inputs, slot, store, slots, followers, metrics, senders, shutdown })
+        Ok(Plane { config, inputs, slot, store, slots, followers, metrics, senders, archived, shutdown })
     }
 }
 
 /// Starts the archive, if there is to be one; returns what it holds back.
-fn archive(plan: &Plan, store: &Store, stop: &CancellationToken) -> Result<Option<archive::Hold>, Cause> {
+fn archive(
+    plan: &Plan,
+    store: &Store,
+    status: watch::Sender<Option<ArchiveStatus>>,
+    stop: &CancellationToken,
+) -> Result<Option<archive::Hold>, Cause> {
     let (Some(config), Some(metrics)) = (&plan.config.archive, &plan.archive_metrics) else {
         return Ok(None);
     };
     let hold = archive::Hold::everything();
     let servers = servers(&plan.config, &plan.inputs);
-    archive::start(config.clone(), store.clone(), hold.clone(), servers, metrics.clone(), stop.clone())
-        .map_err(Cause::Thread)?;
+    let outputs = archive::Outputs { hold: hold.clone(), status, metrics: metrics.clone() };
+    archive::start(config.clone(), store.clone(), servers, outputs, stop.clone()).map_err(Cause::Thread)?;
     Ok(Some(hold))
 }
 
@@ -411,11 +418,14 @@ fn spawn(
     status: watch::Sender<Arc<WalStatus>>,
 ) {
     let (upstream, upstream_seen) = watch::channel(UpstreamStatus::idle());
-    let Plane { config, inputs, slot, store, slots, followers, metrics, senders, shutdown } = plane;
+    let Plane { config, inputs, slot, store, slots, followers, metrics, senders, archived, shutdown } = plane;
     tasks.spawn(named("announcements", store.announce()));
     let saving = sender::keep_slots_saved(slots.clone(), SLOTS_SAVED_EVERY, shutdown.clone());
     tasks.spawn(named("slots", saving));
-    tasks.spawn(named("status", status::publish(store.clone(), followers.clone(), upstream_seen, status)));
+    tasks.spawn(named(
+        "status",
+        status::publish(store.clone(), followers.clone(), upstream_seen, archived, status),
+    ));
     tasks.spawn(named("node slots", ensure_node_slots(store.clone(), slots, inputs.nodes.clone())));
     tasks.spawn(named("followers", take_in(arriving, senders)));
     tasks.spawn(named("retention", retain(store.clone(), inputs.tuning.clone())));

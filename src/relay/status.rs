@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use super::followers::Followers;
 use super::store::Store;
 use crate::pg::Lsn;
-use crate::topology::{Upstream, WalStatus};
+use crate::topology::{ArchiveStatus, Upstream, WalStatus};
 
 /// At most one publication in this time: each wakes readers on other threads. No reader is in a greater hurry: a
 /// session learns the position of its own write every 10 ms.
@@ -34,6 +34,7 @@ pub(super) async fn publish(
     store: Store,
     followers: Arc<Followers>,
     mut upstream: watch::Receiver<UpstreamStatus>,
+    mut archive: watch::Receiver<Option<ArchiveStatus>>,
     status: watch::Sender<Arc<WalStatus>>,
 ) {
     let mut report = store.report();
@@ -55,6 +56,7 @@ pub(super) async fn publish(
             upstream_end: stream.upstream_end,
             upstream: stream.upstream,
             followers: followers.snapshot(Instant::now()),
+            archive: archive.borrow_and_update().clone(),
         };
         status.send_replace(Arc::new(next));
         tokio::time::sleep(COALESCE).await;
@@ -62,6 +64,7 @@ pub(super) async fn publish(
             changed = report.changed() => changed.is_err(),
             changed = upstream.changed() => changed.is_err(),
             changed = changes.changed() => changed.is_err(),
+            Ok(()) = archive.changed() => false,
         };
         if ended {
             return;

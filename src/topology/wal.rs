@@ -24,6 +24,17 @@ pub struct WalStatus {
     pub upstream_end: Lsn,
     pub upstream: Upstream,
     pub followers: Vec<Follower>,
+    /// `None`: nothing is archived.
+    pub archive: Option<ArchiveStatus>,
+}
+
+/// What of the WAL is in the archive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ArchiveStatus {
+    /// Up to here, the begun segment included.
+    pub archived: Lsn,
+    /// Why it does not go on.
+    pub trouble: Option<String>,
 }
 
 impl WalStatus {
@@ -38,6 +49,7 @@ impl WalStatus {
             upstream_end: Lsn::INVALID,
             upstream: Upstream::Idle,
             followers: Vec::new(),
+            archive: None,
         }
     }
 

@@ -169,6 +169,7 @@ impl Wal {
             upstream_end: self.upstream_end,
             upstream,
             followers: self.followers.into_iter().map(|follower| follower.at(now)).collect(),
+            archive: None,
         }
     }
 }

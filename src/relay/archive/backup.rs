@@ -138,7 +138,7 @@ impl ArchivedWal {
         let behind = |segment: &SegmentFile| {
             history.contains(segment.timeline) && segment.number > self.size.segment(whole)
         };
-        !self.inventory.segments.iter().any(behind)
+        !self.inventory.segments.iter().chain(&self.inventory.partials).any(behind)
     }
 }
 

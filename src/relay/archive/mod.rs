@@ -39,7 +39,7 @@ pub use storage::{ArchiveUrl, StorageError};
 
 pub(super) use metrics::Metrics;
 pub(super) use schedule::Servers;
-pub(super) use ship::{Hold, start};
+pub(super) use ship::{Hold, Outputs, start};
 
 use std::time::Duration;
 

@@ -9,6 +9,7 @@ use std::{io, thread};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::join_all;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -22,6 +23,7 @@ use crate::pg::wal::{SegmentFile, WalSegmentSize};
 use crate::pg::{Lsn, SystemIdentifier, TimelineId};
 use crate::relay::explain;
 use crate::relay::store::{Store, StoreError};
+use crate::topology::ArchiveStatus;
 
 /// Read from the store at a time.
 const READ: usize = 4 << 20;
@@ -52,13 +54,31 @@ impl Hold {
     }
 }
 
+/// Where it says how far it is.
+#[derive(Clone, Debug)]
+pub(in crate::relay) struct Outputs {
+    pub(in crate::relay) hold: Hold,
+    pub(in crate::relay) status: watch::Sender<Option<ArchiveStatus>>,
+    pub(in crate::relay) metrics: Metrics,
+}
+
+impl Outputs {
+    fn change(&self, change: impl FnOnce(&mut ArchiveStatus)) {
+        let unknown = || ArchiveStatus { archived: Lsn::INVALID, trouble: None };
+        self.status.send_if_modified(|status| {
+            let before = status.clone();
+            change(status.get_or_insert_with(unknown));
+            *status != before
+        });
+    }
+}
+
 /// Archives until `stop`. It never ends by itself.
 pub(in crate::relay) fn start(
     config: ArchiveConfig,
     store: Store,
-    hold: Hold,
     servers: Servers,
-    metrics: Metrics,
+    outputs: Outputs,
     stop: CancellationToken,
 ) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -66,7 +86,7 @@ pub(in crate::relay) fn start(
         .thread_name("archive-work")
         .max_blocking_threads(BLOCKING_THREADS)
         .build()?;
-    let ship = Ship { config, store, hold, metrics };
+    let ship = Ship { config, store, outputs };
     let run = move || {
         runtime.block_on(supervise(ship, servers, stop));
         // What is being compressed is of no use to anybody.
@@ -81,13 +101,18 @@ async fn supervise(ship: Ship, servers: Servers, stop: CancellationToken) {
         let mut task = JoinSet::new();
         task.spawn(ship.clone().run());
         if let Some(plan) = ship.config.backups {
-            task.spawn(schedule::run(ship.config.clone(), plan, servers.clone(), ship.metrics.clone()));
+            task.spawn(schedule::run(
+                ship.config.clone(),
+                plan,
+                servers.clone(),
+                ship.outputs.metrics.clone(),
+            ));
         }
         tokio::select! {
             () = stop.cancelled() => return,
             ended = task.join_next() => match ended {
                 Some(Err(panic)) => {
-                    ship.metrics.errors.with_label_values(&["panic"]).inc();
+                    ship.outputs.metrics.errors.with_label_values(&["panic"]).inc();
                     tracing::error!(error = %panic, "archiving failed");
                 }
                 Some(Ok(())) | None => return,
@@ -104,8 +129,7 @@ async fn supervise(ship: Ship, servers: Servers, stop: CancellationToken) {
 struct Ship {
     config: ArchiveConfig,
     store: Store,
-    hold: Hold,
-    metrics: Metrics,
+    outputs: Outputs,
 }
 
 /// Why something is not archived.
@@ -156,8 +180,8 @@ struct Trouble {
 }
 
 impl Trouble {
-    fn failed(&mut self, error: &ShipError, metrics: &Metrics) {
-        metrics.errors.with_label_values(&[error.reason()]).inc();
+    fn failed(&mut self, error: &ShipError, outputs: &Outputs) {
+        outputs.metrics.errors.with_label_values(&[error.reason()]).inc();
         let error_text = explain(error);
         if self.told.as_ref() == Some(&error_text) {
             return;
@@ -167,11 +191,13 @@ impl Trouble {
         } else {
             tracing::warn!(error = error_text, "WAL is not archived; it is tried again");
         }
+        outputs.change(|status| status.trouble = Some(error_text.clone()));
         self.told = Some(error_text);
     }
 
-    fn succeeded(&mut self) {
+    fn succeeded(&mut self, outputs: &Outputs) {
         if self.told.take().is_some() {
+            outputs.change(|status| status.trouble = None);
             tracing::info!("WAL is archived again");
         }
     }
@@ -208,10 +234,10 @@ impl Ship {
         loop {
             match self.open().await {
                 Ok(begun) => {
-                    trouble.succeeded();
+                    trouble.succeeded(&self.outputs);
                     return begun;
                 }
-                Err(error) => trouble.failed(&error, &self.metrics),
+                Err(error) => trouble.failed(&error, &self.outputs),
             }
             let now = Instant::now();
             back_off.failed(now);
@@ -298,7 +324,7 @@ impl Ship {
         trouble: &mut Trouble,
     ) -> Due {
         while let Some(hole) = shipping.hole(line) {
-            self.metrics.missing.inc_by(hole.to.bytes_since(hole.from));
+            self.outputs.metrics.missing.inc_by(hole.to.bytes_since(hole.from));
             tracing::error!(timeline = %hole.timeline, from = %hole.from, to = %hole.to,
                 "WAL was removed before it was archived: the archive has a hole");
         }
@@ -313,10 +339,10 @@ impl Ship {
             Due::Partial(partial) => self.ship_partial(storage, shipping, *partial, line.size).await,
         };
         match done {
-            Ok(()) => trouble.succeeded(),
+            Ok(()) => trouble.succeeded(&self.outputs),
             Err(error) => {
                 shipping.failed(Instant::now());
-                trouble.failed(&error, &self.metrics);
+                trouble.failed(&error, &self.outputs);
             }
         }
         self.publish(shipping, line);
@@ -325,13 +351,14 @@ impl Ship {
 
     fn publish(&self, shipping: &Shipping, line: &Line) {
         if let Some(from) = shipping.kept_from(line) {
-            self.hold.set(from);
+            self.outputs.hold.set(from);
         }
         let archived = shipping.archived_up_to(line);
         let durable = line.stretches.last().map_or(Lsn::INVALID, |stretch| stretch.end);
+        self.outputs.change(|status| status.archived = archived);
         let gauge = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
-        self.metrics.lsn.set(gauge(archived.0));
-        self.metrics.lag.set(gauge(durable.bytes_since(archived)));
+        self.outputs.metrics.lsn.set(gauge(archived.0));
+        self.outputs.metrics.lag.set(gauge(durable.bytes_since(archived)));
     }
 
     async fn ship_history(
@@ -407,8 +434,8 @@ impl Ship {
 
     fn count(&self, kind: &'static str, created: Created) {
         if let Created::New(bytes) = created {
-            self.metrics.objects.with_label_values(&[kind]).inc();
-            self.metrics.bytes.inc_by(bytes);
+            self.outputs.metrics.objects.with_label_values(&[kind]).inc();
+            self.outputs.metrics.bytes.inc_by(bytes);
         }
     }
 

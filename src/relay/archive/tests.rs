@@ -11,7 +11,8 @@ use tokio_util::sync::CancellationToken;
 use super::layout::wal_object;
 use super::storage::{Created, Storage};
 use super::{
-    ArchiveConfig, FetchError, Fetched, Hold, Metrics, Server, Servers, Sources, StorageError, fetch, start,
+    ArchiveConfig, FetchError, Fetched, Hold, Metrics, Outputs, Server, Servers, Sources, StorageError,
+    fetch, start,
 };
 use crate::pg::wal::build::{SYSTEM, WalBuilder};
 use crate::pg::{Lsn, SystemIdentifier, TimelineId};
@@ -127,8 +128,10 @@ impl World {
         let (hold, stop, registry) = (Hold::everything(), CancellationToken::new(), Registry::new());
         let metrics = Metrics::new(&registry).expect("fresh registry");
         let (_, directive) = tokio::sync::watch::channel(Arc::new(Directive::starting(Durability::Async)));
+        let (status, _) = tokio::sync::watch::channel(None);
+        let outputs = Outputs { hold: hold.clone(), status, metrics };
         let servers = Servers { instance: "test".to_owned(), nodes: Vec::new(), directive };
-        start(config, store.clone(), hold.clone(), servers, metrics, stop.clone()).expect("starts");
+        start(config, store.clone(), servers, outputs, stop.clone()).expect("starts");
         (hold, registry, stop.drop_guard())
     }
 

@@ -120,6 +120,7 @@ impl Relay {
             upstream_end: self.upstream_end,
             upstream: self.upstream.clone(),
             followers: self.followers.snapshot(stage.instant()),
+            archive: None,
         }
     }
 
