@@ -94,8 +94,8 @@ pub(crate) enum Text<'a> {
     Sql(&'a Arc<SqlPrepare>),
 }
 
-/// What our own PREPARE in front of a client's message is called while it runs.
-const OURS: &[u8] = b"bw_\0";
+/// What our own PREPARE in front of a client's message, and its portal, are called while it runs.
+pub(crate) const OURS: &[u8] = b"bw_";
 
 impl Statement {
     /// What servers call it, and the Parse message that prepares it there; `None`: it goes by its client's name.
@@ -110,26 +110,6 @@ impl Statement {
         match &self.source {
             Source::Parse { name, message } => Text::Parse(&message[HEADER_LEN + name.len() + 1..]),
             Source::Sql(prepare) => Text::Sql(prepare),
-        }
-    }
-
-    /// Appends the messages that prepare it as the client calls it. The tag of their last answer.
-    pub(crate) fn put_named(&self, name: &[u8], out: &mut Vec<u8>) -> u8 {
-        match self.text() {
-            Text::Parse(rest) => {
-                put(out, b'P', &[name, b"\0", rest]);
-                b'1'
-            }
-            Text::Sql(prepare) => {
-                // The client's unnamed statement and portal stay as they are. What failed the last time may have left
-                // ours behind.
-                put(out, b'C', &[b"S", OURS]);
-                put(out, b'C', &[b"P", OURS]);
-                put(out, b'P', &[OURS, prepare.text.as_bytes(), b"\0\0\0"]);
-                put(out, b'B', &[OURS, OURS, b"\0\0\0\0\0\0"]);
-                put(out, b'E', &[OURS, b"\0\0\0\0"]);
-                b'C'
-            }
         }
     }
 
@@ -272,10 +252,8 @@ mod tests {
         let elsewhere = intern(&statements, b"select 1\0\0\0", &tokyo, now);
         assert!(Arc::ptr_eq(&first, &same));
         assert_eq!([first.id, typed.id, elsewhere.id], [1, 2, 3]);
-        let (shared, mut named) = (b"P\0\0\0\x14bw_1\0select 1\0\0\0", vec![]);
+        let shared = b"P\0\0\0\x14bw_1\0select 1\0\0\0";
         assert_eq!(first.shared(), Some(("bw_1", &shared[..])));
-        assert_eq!(first.put_named(b"s", &mut named), b'1');
-        assert_eq!(named, b"P\0\0\0\x11s\0select 1\0\0\0");
         assert!(first.suits(&plain) && !first.suits(&tokyo));
         first.outdate();
         assert_eq!(intern(&statements, b"select 1\0\0\0", &plain, now).id, 4);

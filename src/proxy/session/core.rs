@@ -165,7 +165,7 @@ pub(crate) struct Core {
     /// Notifications that went to the client; wraps.
     pub(super) notified: u64,
     /// Since the last transaction's end something was written.
-    wrote: MayWrite,
+    pub(super) wrote: MayWrite,
     /// The same of the schema.
     altered: MayAlter,
     pub(super) schema: Schema,

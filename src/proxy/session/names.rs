@@ -8,7 +8,10 @@
 //! Preparing and deallocating is not transactional. By a simple query it counts when the server has completed it; in
 //! the extended protocol, where more may be sent behind it, when it is sent, and not if it fails or is left out.
 //!
-//! What functions prepare, or execute by name, goes unseen.
+//! What functions prepare, or execute by name, goes unseen. So a name is closed before anything is brought under it,
+//! and before a text that mentions one which its client does not have: what another client's function has left is not
+//! in the way, and not run. But not where the client itself may have run a function since it has the server: the name
+//! may be its own.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -17,8 +20,10 @@ use super::core::{Core, ServerState};
 use super::lane::Lane;
 use super::ledger::{Follow, For, Owed, Undo};
 use super::message::{Status, put};
-use crate::proxy::prepared::{ClientStatements, Closed, Named, ServerStatements, Statements, Text, Wanted};
-use crate::proxy::route::{SessionEffect, SqlPrepare, Step, Verdict};
+use crate::proxy::prepared::{
+    ClientStatements, Closed, Named, OURS, ServerStatements, Statement, Statements, Text, Wanted,
+};
+use crate::proxy::route::{MayWrite, SessionEffect, SqlPrepare, Step, Verdict};
 
 /// What must be done about a name before the text that mentions it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,7 +131,7 @@ impl Core {
         let at_server = &mut server.statements;
         match self.prepared.named(name) {
             // It may be another client's.
-            None => at_server.has_name(name).then_some(Need::Absence),
+            None => (at_server.has_name(name) || !self.may_have_prepared_unseen()).then_some(Need::Absence),
             Some(Named { statement, since }) if executes => {
                 (!at_server.touch_name(name, statement, *since)).then_some(Need::Statement)
             }
@@ -157,8 +162,9 @@ impl Core {
         server: &mut ServerState,
         statements: &Statements,
     ) {
-        if let Some(closed) = server.statements.take_name(name) {
-            self.close(closed, up);
+        match server.statements.take_name(name) {
+            Some(closed) => self.close(closed, up),
+            None => self.close_unseen(b'S', name, up),
         }
         let statement = match need {
             Need::Absence => return,
@@ -166,15 +172,32 @@ impl Core {
             Need::Statement => self.prepared.named(name).cloned(),
         };
         let statement = statement.map(|named| self.suiting(name, named, statements).statement);
-        let until = match &statement {
-            Some(statement) => statement.put_named(name, up.out()),
-            None => {
-                put(up.out(), b'P', &[name, b"\0\0\0\0"]);
-                b'1'
-            }
-        };
         server.statements.name(name, statement.as_deref(), self.schema.now());
-        self.ledger.sent(Owed::Bring { until, undo: Undo::Named(name.into()) });
+        let rest = match statement.as_deref().map(Statement::text) {
+            None => &b"\0\0\0"[..],
+            Some(Text::Parse(rest)) => rest,
+            Some(Text::Sql(prepare)) => return self.bring_by_sql(name, prepare, up, server),
+        };
+        put(up.out(), b'P', &[name, b"\0", rest]);
+        self.ledger.sent(Owed::Bring { until: b'1', undo: Undo::Named(name.into()) });
+    }
+
+    /// By a statement and a portal of our own: the client's unnamed ones stay as they are. Behind it they are of no use,
+    /// and nobody's to execute; where it fails, what is left of them is known.
+    fn bring_by_sql(&mut self, name: &[u8], prepare: &SqlPrepare, up: &mut Lane, server: &mut ServerState) {
+        if let Some(left) = server.statements.take_name(OURS) {
+            self.close(left, up);
+        }
+        put(up.out(), b'P', &[OURS, b"\0", prepare.text.as_bytes(), b"\0\0\0"]);
+        put(up.out(), b'B', &[OURS, b"\0", OURS, b"\0\0\0\0\0\0\0"]);
+        put(up.out(), b'E', &[OURS, b"\0\0\0\0\0"]);
+        self.ledger.sent(Owed::Bring { until: b'C', undo: Undo::Named(name.into()) });
+        // A portal that has failed ends with its transaction.
+        self.close_unseen(b'P', OURS, up);
+        server.statements.name(OURS, None, self.schema.now());
+        if let Some(ours) = server.statements.take_name(OURS) {
+            self.close(ours, up);
+        }
     }
 
     /// For a Bind or Describe of a name that the protocol has not prepared: SQL has, or nobody has.
@@ -186,7 +209,10 @@ impl Core {
         statements: &Statements,
     ) {
         let need = match self.prepared.named(name).cloned() {
-            None => server.statements.has_name(name).then_some(Need::Absence),
+            None => {
+                let is_anothers = server.statements.has_name(name) || !self.may_have_prepared_unseen();
+                is_anothers.then_some(Need::Absence)
+            }
             Some(named) => {
                 let outdated = named.statement.is_outdated();
                 let named = if outdated { self.suiting(name, named, statements) } else { named };
@@ -211,6 +237,17 @@ impl Core {
         if !server.statements.has_name(name) {
             self.bring(name, Need::StandIn, up, server, statements);
         }
+    }
+
+    /// A function that the client has run at the server at hand may have.
+    fn may_have_prepared_unseen(&self) -> bool {
+        self.wrote == MayWrite::Yes
+    }
+
+    /// What is there, if anything, has not been seen: functions prepare, too. Without it a Parse would fail.
+    fn close_unseen(&mut self, kind: u8, name: &[u8], up: &mut Lane) {
+        put(up.out(), b'C', &[&[kind], name, b"\0"]);
+        self.ledger.sent(Owed::Close(For::Nobody, Undo::Nothing));
     }
 
     pub(super) fn close(&mut self, closed: Closed, up: &mut Lane) {

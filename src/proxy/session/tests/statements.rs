@@ -28,15 +28,15 @@ fn a_name_is_not_given_twice() {
     let mut scene = Scene::new();
     scene.client(&extended("P:s1:select 1|S")).server(&answer("1 ZI"));
     // A stand-in is there to be in the way.
-    scene.client(&extended("P:s1:select 2|S")).server(&answer("1 E:42P05 ZI"));
+    scene.client(&extended("P:s1:select 2|S")).server(&answer("3 1 E:42P05 ZI"));
     scene.client(&extended("B:s1|E|S")).server(&answer("2 C:SELECT_1 ZI"));
     scene.server = ServerState::default();
-    scene.client(&extended("P:s1:select 2|S")).server(&answer("1 E:42P05 ZI"));
+    scene.client(&extended("P:s1:select 2|S")).server(&answer("3 1 E:42P05 ZI"));
     scene.client(&extended("C:s1|P:s1:select 2|S")).server(&answer("1 ZI"));
     check(
         &scene,
-        "need(read) >P(bw_1)S <1Z(I) release need(read) >P(s1)P(s1)S <E(42P05)Z(I) release \
-         need(read) >B(bw_1)ES <2CZ(I) release need(read) >P(s1)P(s1)S <E(42P05)Z(I) release \
+        "need(read) >P(bw_1)S <1Z(I) release need(read) >C(s1)P(s1)P(s1)S <E(42P05)Z(I) release \
+         need(read) >B(bw_1)ES <2CZ(I) release need(read) >C(s1)P(s1)P(s1)S <E(42P05)Z(I) release \
          need(read) >P(bw_2)S <31Z(I) release",
     );
 }
@@ -48,10 +48,10 @@ fn a_statement_of_the_protocol_is_deallocated_by_sql() {
     let use_it = extended("B:s|E|S");
     let mut scene = Scene::new();
     scene.client(&prepare).server(&answer("1 t n ZI"));
-    scene.client(&query("DEALLOCATE s")).client(&use_it).server(&answer("E:26000 ZI"));
+    scene.client(&query("DEALLOCATE s")).client(&use_it).server(&answer("3 E:26000 ZI"));
     check(
         &scene,
-        "need(read) >P(bw_1)D(bw_1)S <1tnZ(I) release <CZ(I) need(read) >B(s)ES <E(26000)Z(I) release",
+        "need(read) >P(bw_1)D(bw_1)S <1tnZ(I) release <CZ(I) need(read) >C(s)B(s)ES <E(26000)Z(I) release",
     );
 
     // By the extended protocol, and the name is free for another statement.
@@ -142,12 +142,12 @@ fn a_statement_that_failed_to_parse_is_not_there() {
     let mut scene = Scene::new();
     scene.client(&extended("P:s1:select nowhere|S")).server(&answer("E:42703 ZI"));
     scene.client(&extended("P:s1:select nowhere|S")).server(&answer("1 ZI"));
-    scene.client(&extended("B:gone|E|S")).server(&answer("E:26000 ZI"));
+    scene.client(&extended("B:gone|E|S")).server(&answer("3 E:26000 ZI"));
     check(
         &scene,
         "need(read) >P(bw_1)S <E(42703)Z(I) release \
          need(read) >P(bw_2)S <1Z(I) release \
-         need(read) >B(gone)ES <E(26000)Z(I) release",
+         need(read) >C(gone)B(gone)ES <E(26000)Z(I) release",
     );
 }
 
