@@ -568,7 +568,10 @@ impl Core {
         let retry = self.unit.replay.fits(loss) && !self.has_answered() && !open && self.up_skip == 0;
         match () {
             () if mid_message => AfterLoss::Close,
-            () if pinned || self.mode == PoolMode::Session => AfterLoss::Fatal(
+            () if in_doubt && (pinned || self.keeps_server()) => {
+                AfterLoss::Fatal(ErrorFields { severity: Severity::Fatal, ..error })
+            }
+            () if pinned || self.keeps_server() => AfterLoss::Fatal(
                 ErrorFields::fatal(SqlState::ADMIN_SHUTDOWN, "terminating connection: its server is gone")
                     .with_detail(error.message),
             ),

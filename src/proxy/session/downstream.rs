@@ -116,11 +116,11 @@ impl Core {
                 let error = message::read_error(&bytes[..header.total]);
                 let error =
                     error.unwrap_or_else(|| ErrorFields::error(SqlState::INTERNAL_ERROR, "settings refused"));
-                Deal::Stop(match error.severity {
-                    // A farewell, and no word on the settings: another server may take them.
-                    Severity::Fatal => Heard::Lost(error),
-                    _ => Heard::Refused(error),
-                })
+                match error.severity {
+                    // No word on the settings: another server may take them.
+                    Severity::Fatal => self.hear_farewell(error),
+                    _ => Deal::Stop(Heard::Refused(error)),
+                }
             }
             // A pinned session may listen.
             b'A' => self.hear_of_notification(header, bytes, server),
@@ -150,7 +150,7 @@ impl Core {
         }
         let whole = &bytes[..header.total];
         if let Some(error) = message::read_error(whole).filter(|error| error.severity == Severity::Fatal) {
-            return Deal::Stop(Heard::Lost(error));
+            return self.hear_farewell(error);
         }
         // In a failed block the query says so by itself.
         if message::read_error(whole).is_some_and(|error| error.code != SqlState::IN_FAILED_SQL_TRANSACTION) {
@@ -273,13 +273,9 @@ impl Core {
     fn hear_error(&mut self, header: Header, bytes: &[u8], server: &mut ServerState) -> Deal {
         if header.total <= MAX_ERROR {
             let Some(whole) = bytes.get(..header.total) else { return Deal::Whole };
-            // The last word of a server: what it means for the client depends on what was under way.
             if let Some(error) = message::read_error(whole).filter(|error| error.severity == Severity::Fatal)
             {
-                // Something else than COPY's messages within a COPY: the server cannot go on (`PostgresMain` in
-                // postgres.c, "protocol synchronization was lost").
-                let is_clients = error.code == SqlState::PROTOCOL_VIOLATION;
-                return if is_clients { Deal::Last } else { Deal::Stop(Heard::Lost(error)) };
+                return self.hear_farewell(error);
             }
         }
         let error = bytes.get(..header.total).and_then(message::read_error);
@@ -290,6 +286,23 @@ impl Core {
             self.leave_out(server);
         }
         instead.map_or(Deal::Pass, Deal::Replace)
+    }
+
+    /// The last word of a server. Where the client itself is what ends it, the word is the client's; otherwise what it
+    /// means for the client depends on what was under way.
+    fn hear_farewell(&self, error: ErrorFields) -> Deal {
+        let is_clients = match error.code {
+            // Something else than COPY's messages within a COPY: the server cannot go on (`PostgresMain` in postgres.c,
+            // "protocol synchronization was lost").
+            SqlState::PROTOCOL_VIOLATION => true,
+            // Limits of a transaction, which is the client's (`ProcessInterrupts`). Nothing of it is committed:
+            // CommitTransaction in xact.c ends them first.
+            SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT | SqlState::TRANSACTION_TIMEOUT => true,
+            // The limit of a session, which is the client's where it keeps its server.
+            SqlState::IDLE_SESSION_TIMEOUT => self.keeps_server() || self.pinned().is_some(),
+            _ => false,
+        };
+        if is_clients { Deal::Last } else { Deal::Stop(Heard::Lost(error)) }
     }
 
     /// An error that may be about a prepared statement of ours; what the client hears in its place.

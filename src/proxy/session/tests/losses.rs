@@ -1,7 +1,7 @@
 //! What a client hears when its server is gone.
 
 use super::{Scene, answer, check, extended, query};
-use crate::proxy::session::core::{Heard, Loss};
+use crate::proxy::session::core::{Heard, Loss, PoolMode};
 
 #[test]
 fn a_whole_answer_stays_when_a_farewell_comes_with_it() {
@@ -85,6 +85,53 @@ fn a_servers_farewell_is_not_the_sessions() {
     scene.client(&query("/**/begin")).server(&answer("C:BEGIN ZT"));
     scene.client(&query("select 1")).server(&answer("F:57P01"));
     check(&scene, "need(write) >Q <CZ(T) >Q lost(57P01) <E(08006)Z(E)");
+}
+
+#[test]
+fn a_limit_of_the_clients_own_is_told_as_the_server_tells_it() {
+    for (before, status, words, expected) in [
+        ("/**/begin", "ZT", "F:25P03", "<E(25P03) over"),
+        ("/**/begin", "ZT", "F:25P04", "<E(25P04) over"),
+        ("/**/begin; select 1/0", "ZE", "F:25P03", "<E(25P03) over"),
+        ("set idle_session_timeout = 1; listen x", "ZI", "F:57P05", "<E(57P05) over"),
+        // Of a server that is nobody's.
+        ("/**/begin", "ZT", "F:57P05", "lost(57P05)"),
+    ] {
+        let mut scene = Scene::new();
+        let completed = if status == "ZI" { "C:SET C:LISTEN" } else { "C:BEGIN" };
+        scene.client(&query(before)).server(&answer(&format!("{completed} {status}")));
+        scene.log.clear();
+        scene.server(&answer(words));
+        check(&scene, expected);
+    }
+    // Amid a statement.
+    let mut scene = Scene::new();
+    scene.client(&query("select 1"));
+    scene.log.clear();
+    scene.server(&answer("T F:25P04"));
+    check(&scene, "<TE(25P04) over");
+    let mut scene = Scene::in_mode(PoolMode::Session);
+    scene.client(&query("select 1")).server(&answer("C:SELECT_1 ZI"));
+    scene.log.clear();
+    scene.server(&answer("F:57P05"));
+    check(&scene, "<E(57P05) over");
+}
+
+/// A pinned client is not spared the doubt.
+#[test]
+fn a_commit_in_doubt_is_told_as_such_with_the_end_of_the_session() {
+    for (mode, before, expected) in [
+        (PoolMode::Transaction, "listen x", "fatal(08007)"),
+        (PoolMode::Session, "select 1", "fatal(08007)"),
+    ] {
+        let mut scene = Scene::in_mode(mode);
+        let tag = if before == "listen x" { "C:LISTEN ZI" } else { "C:SELECT_1 ZI" };
+        scene.client(&query(before)).server(&answer(tag));
+        scene.client(&query("insert into t values (1)"));
+        scene.log.clear();
+        scene.lose(Loss::Failover);
+        check(&scene, expected);
+    }
 }
 
 #[test]
