@@ -356,6 +356,7 @@ impl Core {
         let statements = ["BEGIN ISOLATION LEVEL READ COMMITTED", &change, "COMMIT"];
         statements.iter().for_each(|text| message::put_statement(up.out(), text));
         server.statements.unnamed = NOT_KNOWN;
+        self.portals.lend_unnamed();
         self.ledger.sent(Owed::Ahead { statements: statements.len() });
     }
 

@@ -250,6 +250,13 @@ impl Core {
         self.ledger.sent(Owed::Close(For::Nobody, Undo::Nothing));
     }
 
+    /// In front of a message about a portal: the unnamed one that ran a statement of ours is none of the client's.
+    pub(super) fn close_our_portal(&mut self, up: &mut Lane) {
+        if self.portals.take_ours() {
+            self.close_unseen(b'P', b"", up);
+        }
+    }
+
     pub(super) fn close(&mut self, closed: Closed, up: &mut Lane) {
         put(up.out(), b'C', &[b"S", closed.name(), b"\0"]);
         self.ledger.sent(Owed::Close(For::Nobody, Undo::Closed(closed)));

@@ -297,6 +297,7 @@ impl Core {
         {
             return Step::Wait(0);
         }
+        self.portals.drop_unnamed();
         // exec_simple_query drops the unnamed statement, if it is not skipped.
         self.prepared.forget_unnamed();
         server.statements.unnamed = if self.unit.open { NOT_KNOWN } else { 0 };
@@ -326,6 +327,7 @@ impl Core {
         server: &mut ServerState,
         statements: &Statements,
     ) -> Step {
+        self.close_our_portal(up);
         if self.portals.is_empty() {
             return self.forward_extended(header, Some(Owed::Execute(Follow::default())), up);
         }
@@ -547,7 +549,10 @@ impl Core {
                 put(lanes.up.out(), b'D', &[b"S", ours.as_bytes(), b"\0"]);
                 Step::Next
             }
-            (b'D', _) => self.forward_extended(header, Some(Owed::Describe), lanes.up),
+            (b'D', _) => {
+                self.close_our_portal(lanes.up);
+                self.forward_extended(header, Some(Owed::Describe), lanes.up)
+            }
             (_, b'S')
                 if !name.is_empty() && (self.prepared.named(&name).is_some() || self.pinned().is_none()) =>
             {

@@ -191,6 +191,29 @@ fn a_statement_of_our_own_is_not_the_clients_unnamed_one() {
 }
 
 #[test]
+fn a_portal_of_our_own_is_not_the_clients_unnamed_one() {
+    let describe = b"D\0\0\0\x06P\0".to_vec();
+    for (client, sent) in [(extended("E|S"), "CES"), ([describe, extended("S")].concat(), "CDS")] {
+        let mut scene = Scene::new();
+        scene.client(&query("begin")).client(&client).server(&answer("1 2 C:BEGIN 3 E:34000 ZE"));
+        check(&scene, &format!("<CZ(T) need(write) >PBE{sent} <E(34000)Z(E)"));
+    }
+    // Also in a later unit of the block, and not behind one of the client's own.
+    for (client, sent) in [("E|S", "CES"), ("P::select 1|B|E|S|E|S", "PBESES")] {
+        let mut scene = Scene::new();
+        scene.client(&query("begin")).client(&extended("P:s:select 1|S")).server(&answer("1 2 C:BEGIN 1 ZT"));
+        scene.log.clear();
+        scene.client(&extended(client));
+        check(&scene, &format!(">{sent}"));
+    }
+    let mut scene = Scene::new();
+    scene.client(&query("begin")).client(&query("select 1")).server(&answer("1 2 C:BEGIN C:SELECT_1 ZT"));
+    scene.log.clear();
+    scene.client(&extended("E|S"));
+    check(&scene, ">ES");
+}
+
+#[test]
 fn an_unnamed_statement_that_was_not_parsed_is_none() {
     let mut scene = Scene::new();
     scene.client(&extended("P::select nowhere|S")).server(&answer("E:42703 ZI"));
