@@ -105,6 +105,15 @@ impl ClientStatements {
         }
     }
 
+    /// Of the statement that it means.
+    pub(crate) fn id(&self, name: &[u8]) -> Option<u64> {
+        if name.is_empty() {
+            self.unnamed.as_ref().map(|unnamed| unnamed.id)
+        } else {
+            self.named(name).map(|named| named.statement.id)
+        }
+    }
+
     /// What a Bind or Describe of `name` means.
     pub(crate) fn verdict(&self, name: &[u8]) -> Option<&Arc<Verdict>> {
         if name.is_empty() {
@@ -119,4 +128,9 @@ impl ClientStatements {
 pub(super) fn key(name: &[u8]) -> &[u8] {
     const MAX_NAME: usize = 63;
     &name[..name.len().min(MAX_NAME)]
+}
+
+/// Whether they are one to a server.
+pub(crate) fn is_same_name(one: &[u8], other: &[u8]) -> bool {
+    key(one) == key(other)
 }

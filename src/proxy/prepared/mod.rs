@@ -22,7 +22,7 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
-pub(crate) use self::client::{ClientStatements, Named, Names};
+pub(crate) use self::client::{ClientStatements, Named, Names, is_same_name};
 pub(crate) use self::server::{Closed, ServerStatements};
 use super::route::{SqlPrepare, Verdict};
 use super::session::message::put;

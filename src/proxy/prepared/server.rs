@@ -157,6 +157,14 @@ impl Closed {
             Closed::Name(name, _) => name,
         }
     }
+
+    /// Of the statement, where it is one of those that go by our own names.
+    pub(crate) fn id(&self) -> Option<u64> {
+        match self {
+            Closed::Copy(copy) => Some(copy.statement.id),
+            Closed::Name(..) => None,
+        }
+    }
 }
 
 /// The statement that we call so at servers.

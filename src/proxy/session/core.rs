@@ -51,7 +51,8 @@ pub(crate) struct ServerState {
     pub(crate) settings: Arc<Settings>,
     /// Its parameters, as of its last ReadyForQuery.
     pub(crate) reported: Reported,
-    /// It must not go to another client; see [`Core::mixes_protocols`].
+    /// It must not go to another client: see [`Core::mixes_protocols`], or an answer may be on its way that cannot be
+    /// waited for.
     pub(crate) retires: bool,
     /// Its process.
     pub(crate) pid: u32,
@@ -321,6 +322,11 @@ impl Core {
         self.down_pass > 0
     }
 
+    /// Of no message a part has been forwarded, or swallowed, and the rest not.
+    pub(super) fn is_between_messages(&self) -> bool {
+        self.up_pass == 0 && self.down_pass == 0 && self.down_skip == 0
+    }
+
     /// A statement is with the server and has not been answered wholly.
     pub(crate) fn is_busy(&self) -> bool {
         !self.ledger.is_empty() || self.unit.open
@@ -411,9 +417,7 @@ impl Core {
             && self.state.pins().is_empty()
             && self.status == Status::Idle
             && !self.is_busy()
-            && self.up_pass == 0
-            && self.down_pass == 0
-            && self.down_skip == 0
+            && self.is_between_messages()
             && !up.has_pending()
     }
 

@@ -55,6 +55,7 @@ impl Core {
         }
         self.status = status;
         self.ahead.clear();
+        self.prepared.forget_unnamed();
         lanes.up.skip(total);
         put_complete(lanes.down.out(), tag);
         put_ready(lanes.down.out(), status);

@@ -146,6 +146,8 @@ impl Session<'_> {
 
     /// The client is gone: what happens to its server.
     pub(super) async fn finish(&mut self) {
+        let is_between = self.core.is_between_messages() && !self.up.has_pending();
+        let is_heard_out = self.down.unread().is_empty();
         for lane in [&mut self.up, &mut self.down] {
             lane.discard_pending();
             let unread = lane.unread().len();
@@ -165,8 +167,12 @@ impl Session<'_> {
             }
             return;
         }
-        let reusable =
-            self.slot.release().await == Hands::Clean && self.core.status() == message::Status::Idle;
+        let retires = attached.lease.connection().is_none_or(|server| server.state.retires);
+        let reusable = self.slot.release().await == Hands::Clean
+            && self.core.status() == message::Status::Idle
+            && is_between
+            && is_heard_out
+            && !retires;
         if reusable && clean(&mut attached.lease).await.is_some() {
             attached.lease.put_back(Instant::now());
         }

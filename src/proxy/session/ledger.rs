@@ -4,9 +4,10 @@
 //! (protocol-flow, "Extended Query"); so one queue tells for every answer whom it is for.
 
 use std::collections::VecDeque;
+use std::slice;
 use std::sync::Arc;
 
-use crate::proxy::prepared::{Closed, Named, Names, ServerStatements};
+use crate::proxy::prepared::{Closed, Named, Names, ServerStatements, is_same_name};
 use crate::proxy::route::{AdvisoryCall, SessionEffect, Verdict};
 
 /// For whom an answer is.
@@ -75,6 +76,19 @@ impl Owed {
     fn ends_a_unit(&self) -> bool {
         matches!(self, Owed::Query(_) | Owed::Function | Owed::Sync)
     }
+
+    /// What does not hold if it is left out.
+    fn undo(&self) -> &[Undo] {
+        match self {
+            Owed::Parse(_, undo) | Owed::Close(_, undo) | Owed::Bring { undo, .. } => slice::from_ref(undo),
+            Owed::Execute(follow) => &follow.undo,
+            _ => &[],
+        }
+    }
+
+    fn is_noted(&self) -> bool {
+        self.undo().iter().any(|undo| *undo != Undo::Nothing)
+    }
 }
 
 /// What was noted when a message was sent, and does not hold if it fails or is left out.
@@ -102,6 +116,24 @@ pub(crate) enum Undo {
     },
 }
 
+impl Undo {
+    /// Whether it is about what the client calls `name`, or the statement `id` that it means by it.
+    pub(crate) fn is_about(&self, name: &[u8], id: Option<u64>) -> bool {
+        match self {
+            Undo::Nothing => false,
+            Undo::Unnamed(other) | Undo::UnnamedAgain(other) => name.is_empty() && id == Some(*other),
+            _ if name.is_empty() => false,
+            Undo::Server(other) => id == Some(*other),
+            Undo::Closed(closed) => is_same_name(closed.name(), name) || id.is_some() && id == closed.id(),
+            Undo::Named(other) | Undo::Deallocated(other, _) => is_same_name(other, name),
+            Undo::Client { name: other, server } => {
+                is_same_name(other, name) || server.is_some() && *server == id
+            }
+            Undo::All(_) => true,
+        }
+    }
+}
+
 /// More requests than this in one pipeline wait until answers have come.
 pub(crate) const MAX_OWED: usize = 4096;
 
@@ -114,6 +146,8 @@ pub(crate) struct Ledger {
     copy_in: bool,
     /// Of `owed`, those that end with a ReadyForQuery for the client.
     units: usize,
+    /// Of `owed`, those with something to undo.
+    noted: usize,
 }
 
 impl Ledger {
@@ -126,6 +160,7 @@ impl Ledger {
         }
         if !self.skipping {
             self.units += usize::from(owed.ends_a_unit());
+            self.noted += usize::from(owed.is_noted());
             self.owed.push_back(owed);
         }
     }
@@ -182,6 +217,27 @@ impl Ledger {
         ends.next() == Some(&Owed::OwnSync)
     }
 
+    /// Whether a unit before the one that is being sent has noted something that [`Undo::is_about`] this, and is not
+    /// answered: it may fail, and leave out what was noted. The same of the unit that is being sent: then what comes
+    /// next in it is left out as well.
+    pub(crate) fn is_in_doubt(&self, name: &[u8], id: Option<u64>) -> bool {
+        if self.units == 0 || self.noted == 0 {
+            return false;
+        }
+        let mut is_earlier = false;
+        for owed in self.owed.iter().rev() {
+            is_earlier |= owed.ends_a_unit();
+            let is_about = owed.undo().iter().any(|undo| undo.is_about(name, id));
+            match (is_about, is_earlier) {
+                (true, true) => return true,
+                // Whatever comes before: this is the one. There may be as many as units.
+                (true, false) if name.is_empty() => return false,
+                _ => {}
+            }
+        }
+        false
+    }
+
     pub(crate) fn takes_copy(&self) -> bool {
         self.copy_in
     }
@@ -229,6 +285,7 @@ impl Ledger {
     pub(crate) fn pop(&mut self) -> Option<Owed> {
         let owed = self.owed.pop_front()?;
         self.units -= usize::from(owed.ends_a_unit());
+        self.noted -= usize::from(owed.is_noted());
         // What was sent to end a COPY that there was not: the server ignores it (`PostgresMain` in postgres.c).
         while matches!(self.owed.front(), Some(Owed::CopyEnd)) {
             self.owed.pop_front();
@@ -276,6 +333,7 @@ impl Ledger {
     fn leave_out(&mut self, count: usize, mut undone: impl FnMut(Undo)) {
         for owed in self.owed.drain(..count).rev() {
             self.units -= usize::from(owed.ends_a_unit());
+            self.noted -= usize::from(owed.is_noted());
             match owed {
                 Owed::Parse(_, undo) | Owed::Close(_, undo) | Owed::Bring { undo, .. } => undone(undo),
                 Owed::Execute(follow) => follow.undo.into_iter().rev().for_each(&mut undone),

@@ -172,15 +172,16 @@ impl Core {
     /// In front of a ReadyForQuery; the transaction's own LISTEN and UNLISTEN count already.
     pub(super) fn tell_heard(&mut self, down: &mut Lane) {
         if self.status == Status::Idle && !self.listening.heard.is_empty() {
-            let heard = std::mem::take(&mut self.listening.heard);
-            self.tell(&heard, down);
+            self.tell(&[], down);
         }
     }
 
-    /// To a client that [`Core::is_at_rest`].
+    /// To a client that [`Core::is_at_rest`], behind what it should have been told with a ReadyForQuery that was lost with
+    /// its server.
     pub(crate) fn tell(&mut self, heard: &[Arc<Notification>], down: &mut Lane) {
+        let before = std::mem::take(&mut self.listening.heard);
         let channels = self.state.channels();
-        let wanted = heard.iter().filter(|notification| channels.contains(&notification.channel));
+        let wanted = before.iter().chain(heard).filter(|notification| channels.contains(&notification.channel));
         for notification in wanted {
             down.out().extend_from_slice(&notification.message);
             self.notified = self.notified.wrapping_add(1);
@@ -197,9 +198,7 @@ impl Core {
         self.status == Status::Idle
             && up.unread().is_empty()
             && !self.is_busy()
-            && self.up_pass == 0
-            && self.down_pass == 0
-            && self.down_skip == 0
+            && self.is_between_messages()
             && self.skip_to_sync.is_none()
             && self.cut.is_none()
             && self.listening.wait == Wait::Nothing
@@ -230,7 +229,6 @@ impl Core {
     /// What was waited for at the server that is gone is not waited for any more.
     pub(super) fn stop_listening_at_server(&mut self) {
         self.listening.wait = Wait::Nothing;
-        self.listening.heard.clear();
     }
 
     /// NotificationResponse of the server at hand: what the client hears in its place. `backend` is the server's

@@ -126,6 +126,7 @@ impl Core {
         let status = self.status;
         if lanes.up.unread().first() == Some(&b'Q') {
             let verdict = query_text(&lanes.up.unread()[..total]).map(|text| texts.verdict(text));
+            self.prepared.forget_unnamed();
             lanes.up.skip(total);
             if let Some(what) = verdict.as_ref().and_then(|verdict| verdict.deallocates()) {
                 self.deallocate(what);

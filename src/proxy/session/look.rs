@@ -47,6 +47,10 @@ struct Seen<'a> {
     writing: Option<Arc<Verdict>>,
     /// Something that needs a server.
     foreign: bool,
+    /// A DEALLOCATE, which counts on what comes before it.
+    deallocates: bool,
+    /// Messages that run something, or close a statement.
+    deeds: usize,
     shows_position: bool,
 }
 
@@ -59,6 +63,10 @@ impl Seen<'_> {
         if self.first.is_none() {
             self.first = Some(verdict.clone());
         }
+    }
+
+    fn needs_server(&self) -> bool {
+        self.foreign || self.deallocates && self.deeds > 1
     }
 
     fn demand(self, forced: Option<&'static str>) -> Demand {
@@ -139,7 +147,7 @@ impl Core {
                 // Its length was not what a Sync has: nothing of it is used before it is there.
                 b'S' if header.total > MAX_LOOK => return Look::Fatal(malformed(b'S')),
                 b'S' if rest.len() < header.total => return Look::More(at + header.total),
-                b'S' if seen.foreign => return Look::Serve(seen.demand(None), Some(at + header.total)),
+                b'S' if seen.needs_server() => return Look::Serve(seen.demand(None), Some(at + header.total)),
                 b'S' => {
                     self.shows_position = seen.shows_position;
                     return Look::Own(at + header.total);
@@ -192,12 +200,14 @@ impl Core {
             b'E' => {
                 let Ok((portal, _)) = decode_execute(&message[HEADER_LEN..]) else { return false };
                 seen.foreign |= !seen.portals.contains(&portal);
+                seen.deeds += 1;
             }
             b'D' | b'C' => {
                 let Some((kind, name)) = target(message) else { return false };
                 match (message[0], kind) {
                     (b'D', b'S') => self.look_at_name(name, seen),
                     (b'D', _) => seen.foreign |= !seen.portals.contains(&name),
+                    (_, b'S') => seen.deeds += 1,
                     _ => {}
                 }
             }
@@ -208,6 +218,7 @@ impl Core {
 
     fn see(&self, verdict: &Arc<Verdict>, seen: &mut Seen<'_>) {
         seen.foreign |= !self.is_own(verdict);
+        seen.deallocates |= verdict.deallocates().is_some();
         seen.add(verdict);
     }
 

@@ -36,6 +36,9 @@ enum Need {
     Absence,
 }
 
+/// Should it be executed after all, it fails as what is not there does (26000).
+const STAND_IN: &[u8] = b"DEALLOCATE \"no such statement\"\0\0\0";
+
 /// Whether the client's message can be sent now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Readiness {
@@ -54,6 +57,24 @@ impl Core {
             Some(more) => Arc::new(more),
             None => verdict,
         }
+    }
+
+    /// Whether what an earlier unit has done about `name`, or a name that `verdict` mentions, is not known yet: if that
+    /// unit fails, neither the client nor the server has what was noted when it was sent. Until then nothing is sent
+    /// that relies on it.
+    pub(super) fn is_in_doubt(&self, name: Option<&[u8]>, verdict: Option<&Verdict>) -> bool {
+        let mentioned = verdict.iter().flat_map(|verdict| &verdict.session).filter_map(|effect| match effect {
+            SessionEffect::Execute(name) | SessionEffect::Deallocate(name) => Some(name.as_bytes()),
+            SessionEffect::Prepare(prepare) => Some(prepare.name.as_bytes()),
+            _ => None,
+        });
+        // Nothing can be brought to a failed block; what is under way may end it.
+        let may_be_over = self.status == Status::Failed && self.ledger.units() > 0;
+        let mut mentioned = mentioned.peekable();
+        if may_be_over && mentioned.peek().is_some() {
+            return true;
+        }
+        name.into_iter().chain(mentioned).any(|name| self.ledger.is_in_doubt(name, self.prepared.id(name)))
     }
 
     /// What a simple query needs in front of it.
@@ -174,7 +195,7 @@ impl Core {
         let statement = statement.map(|named| self.suiting(name, named, statements).statement);
         server.statements.name(name, statement.as_deref(), self.schema.now());
         let rest = match statement.as_deref().map(Statement::text) {
-            None => &b"\0\0\0"[..],
+            None => STAND_IN,
             Some(Text::Parse(rest)) => rest,
             Some(Text::Sql(prepare)) => return self.bring_by_sql(name, prepare, up, server),
         };
@@ -316,6 +337,8 @@ impl Core {
                     let name = prepare.name.as_bytes();
                     if self.prepared.named(name).is_none() && !self.prepared.is_full() {
                         let named = self.sql_statement(prepare, statements);
+                        // In a failed block another client's was not closed.
+                        undo.extend(server.statements.take_name(name).map(Undo::Closed));
                         server.statements.name(name, Some(&named.statement), named.since);
                         self.prepared.insert(name, named);
                         undo.extend([

@@ -8,7 +8,7 @@ use super::lane::Lane;
 use super::ledger::{For, Owed, Undo};
 use super::message::{Status, put};
 use crate::pg::protocol::frame::Header;
-use crate::proxy::prepared::{Closed, Named, Statement, Statements, Text, Wanted, private};
+use crate::proxy::prepared::{Closed, NOT_KNOWN, Named, Statement, Statements, Text, Wanted, private};
 use crate::proxy::route::Verdict;
 
 impl Core {
@@ -128,6 +128,7 @@ impl Core {
             }
             // Whether it was closed will not be known: an error may leave it out.
             _ if server.statements.unnamed != 0 => {
+                server.statements.unnamed = NOT_KNOWN;
                 put(up.out(), b'C', &[b"S\0"]);
                 self.ledger.sent(Owed::Close(For::Nobody, Undo::Nothing));
             }

@@ -173,9 +173,7 @@ impl Core {
             self.bring_settings(server, lanes.up);
         }
         if self.ledger.is_skipping() && !matches!(header.tag, b'S' | b'H') {
-            // The server would read and drop it.
-            self.up_skip = header.total;
-            return Step::Next;
+            return self.leave_out_message(header, lanes.up);
         }
         server.retires |= self.mixes_protocols(header.tag);
         match header.tag {
@@ -192,7 +190,9 @@ impl Core {
                 self.send(header, None, lanes.up)
             }
             b'S' => {
-                // In a COPY it is none.
+                // In a COPY it is none. But the COPY may have failed by the time that the server reads it, and then its
+                // answer comes when nobody waits for it.
+                server.retires |= self.ledger.takes_copy_data();
                 self.unit.open &= self.ledger.takes_copy_data();
                 self.send(header, Some(Owed::Sync), lanes.up)
             }
@@ -208,6 +208,20 @@ impl Core {
             b'c' | b'f' => self.send(header, Some(Owed::CopyEnd), lanes.up),
             other => Step::Ask(Ask::Fatal(unexpected(other))),
         }
+    }
+
+    /// The server would read it and drop it.
+    fn leave_out_message(&mut self, header: Header, up: &Lane) -> Step {
+        if matches!(header.tag, b'P' | b'Q') {
+            let Some(name) = up.unread().get(HEADER_LEN) else { return Step::Wait(header.total) };
+            // What it would replace is gone as it is for one that was sent before the error was heard.
+            if *name == 0 {
+                self.prepared.forget_unnamed();
+            }
+            self.ahead.pop_front();
+        }
+        self.up_skip = header.total;
+        Step::Next
     }
 
     /// Whether a message of type `tag` stands between extended messages and their Sync, and ends no transaction there
@@ -282,6 +296,10 @@ impl Core {
                 self.answer_own(header.total, lanes, texts);
                 return Step::Next;
             }
+        }
+        if self.is_in_doubt(None, Some(&verdict)) {
+            self.ahead.push_front(verdict);
+            return Step::Wait(0);
         }
         let text = || lanes.up.unread().get(..header.total).and_then(query_text);
         let stand_in = match self.stand_in(&verdict, text) {
@@ -385,6 +403,10 @@ impl Core {
                 }
             }
         }
+        if self.is_in_doubt(Some(parse.name).filter(|name| !name.is_empty()), Some(&verdict)) {
+            self.ahead.push_front(verdict);
+            return Step::Wait(0);
+        }
         if self.refuses(&verdict) {
             return self.parse_instead(header, REFUSED, Arc::new(look::nothing()), lanes, server, texts);
         }
@@ -418,6 +440,10 @@ impl Core {
             return self.parse_duplicate(&name, header, lanes.up, server, texts.statements);
         }
         let named = self.new_statement(parse.rest, &verdict, texts.statements);
+        if self.ledger.is_in_doubt(&name, Some(named.statement.id)) {
+            self.ahead.push_front(verdict);
+            return Step::Wait(0);
+        }
         self.keep(header, lanes.up);
         lanes.up.skip(header.total);
         self.prepare_for_client(name, named, lanes.up, server);
@@ -496,6 +522,9 @@ impl Core {
         // The usual unnamed one has no allocation.
         let (portal, name): (Box<[u8]>, Box<[u8]>) = (portal.into(), name.into());
         let verdict = self.prepared.verdict(&name).cloned().map(|verdict| self.resolved(verdict));
+        if self.is_in_doubt(Some(&name), verdict.as_deref()) {
+            return Step::Wait(0);
+        }
         if let Some(verdict) = &verdict {
             if let Some(step) = self.listen_again(verdict, &name) {
                 return step;
@@ -535,6 +564,10 @@ impl Core {
         let Some(message) = lanes.up.unread().get(..header.total) else { return Step::Wait(header.total) };
         let Some((kind, name)) = target(message) else { return Step::Ask(Ask::Fatal(malformed(header.tag))) };
         let name: Box<[u8]> = name.into();
+        let verdict = self.prepared.verdict(&name).filter(|_| header.tag == b'D');
+        if kind == b'S' && self.is_in_doubt(Some(&name), verdict.map(|verdict| &**verdict)) {
+            return Step::Wait(0);
+        }
         match (header.tag, kind) {
             (b'D', b'S') => {
                 if let Some(verdict) = self.prepared.verdict(&name).cloned() {

@@ -51,6 +51,15 @@ fn a_sync_that_a_copy_swallows_ends_no_unit() {
     check(&scene, "need(write) >PBES <12G >c <C >QS <CZ(T) <Z(I) retire");
 }
 
+/// The server ignores it in a COPY, and answers it when the COPY has failed meanwhile: nobody knows which.
+#[test]
+fn a_sync_amid_a_copy_may_be_answered_when_the_next_client_has_the_server() {
+    let mut scene = Scene::new();
+    scene.client(&query("copy t from stdin")).server(&answer("G"));
+    scene.client(&[b"d\0\0\0\x05x", &extended("S")[..]].concat()).server(&answer("E:22P02 ZI"));
+    check(&scene, "need(write) >Q <G >dS <E(22P02)Z(I) retire");
+}
+
 #[test]
 fn who_breaks_a_copy_hears_the_servers_own_last_words() {
     let mut scene = Scene::new();

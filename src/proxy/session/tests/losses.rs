@@ -168,7 +168,7 @@ fn what_a_server_said_farewell_to_instead_of_beginning_with_it_runs_again() {
         ("X:P::insert into t values (1)|B|E|S", "F:57P01", "lost(57P01) retry need(write) >PBES"),
         // Not as a whole undone, or with effects elsewhere.
         ("Q:insert into t values (1); insert into t values (2)", "F:57P01", "lost(57P01) <E(08007)Z(I)"),
-        ("Q:call p()", "F:57P01", "lost(57P01) fatal(57P01)"),
+        ("Q:call p()", "F:57P01", "lost(57P01) fatal(08007)"),
         ("Q:create table t ()", "F:57P01", "lost(57P01) <E(08007)Z(I)"),
         // It had begun to answer: the commit may be behind it.
         (

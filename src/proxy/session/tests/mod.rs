@@ -6,6 +6,7 @@ mod deferred;
 mod fuzz;
 mod listen;
 mod losses;
+mod model;
 mod names;
 mod pins;
 mod quorum;
@@ -13,6 +14,7 @@ mod reports;
 mod schema;
 mod settings;
 mod statements;
+mod twins;
 mod units;
 
 use std::fmt::Write as _;
@@ -102,6 +104,7 @@ impl Scene {
             match heard {
                 Heard::Nothing => break,
                 Heard::Ready if self.core.can_release(&self.up) => {
+                    self.core.take_ended();
                     self.core.detached();
                     self.attached = false;
                     self.log.push_str(if self.server.retires { " retire" } else { " release" });

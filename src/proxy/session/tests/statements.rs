@@ -190,6 +190,60 @@ fn a_statement_of_our_own_is_not_the_clients_unnamed_one() {
     check(&scene, "<CZ(T) need(write) >PBECBES <E(26000)Z(E)");
 }
 
+/// An error leaves out what comes behind it in its unit, also what we put there.
+#[test]
+fn what_an_earlier_unit_may_leave_out_is_not_relied_on() {
+    let elsewhere = |prepare: &str| {
+        let mut scene = Scene::new();
+        scene.client(&extended(prepare)).server(&answer("1 ZI"));
+        scene.server = ServerState::default();
+        scene.log.clear();
+        scene
+    };
+    let mut scene = elsewhere("P:a:select 1|S");
+    scene.client(&extended("P::select 1/0|B|E|B:a|E|S|B:a|E|S")).server(&answer("1 2 E:22012 ZI"));
+    scene.server(&answer("1 2 C:SELECT_1 ZI"));
+    check(
+        &scene,
+        "need(read) >PBEP(bw_1)B(bw_1)ES <12E(22012)Z(I) release need(read) >P(bw_1)B(bw_1)ES <2CZ(I) release",
+    );
+    // What the unnamed one would be there is another client's.
+    let mut scene = elsewhere("P::select 1|S");
+    scene.server.statements.unnamed = 77;
+    scene.client(&extended("B:gone|B|E|S|B|E|S")).server(&answer("3 E:26000 ZI"));
+    check(&scene, "need(read) >C(gone)B(gone)PBES <E(26000)Z(I) release need(read) >PBES");
+    // Nor is a name given that may not be there.
+    let mut scene = Scene::new();
+    scene.client(&extended("P::select nowhere|P:a:select 1|S|P:a:select 2|S")).server(&answer("E:42703 ZI"));
+    check(&scene, "need(read) >PP(bw_1)S <E(42703)Z(I) release need(read) >P(bw_2)S");
+}
+
+#[test]
+fn who_binds_what_he_does_not_have_leaves_nothing_behind() {
+    let mut scene = Scene::new();
+    scene.client(&extended("P::select 1|S")).server(&answer("1 ZI"));
+    // Another client, without an unnamed statement: what was there is closed.
+    let mut other = Scene::new();
+    other.server = std::mem::take(&mut scene.server);
+    other.client(&extended("B|E|S")).server(&answer("3 E:26000 ZI"));
+    scene.server = std::mem::take(&mut other.server);
+    scene.client(&extended("B|E|S"));
+    check(&scene, "need(read) >PS <1Z(I) release need(read) >PBES");
+}
+
+/// `exec_simple_query` drops it.
+#[test]
+fn a_simple_query_that_is_answered_here_ends_the_unnamed_statement() {
+    for text in ["begin", "show bellwether.route"] {
+        let mut scene = Scene::new();
+        scene.client(&extended("P::select 1|S")).server(&answer("1 ZI"));
+        scene.client(&query(text));
+        scene.log.clear();
+        scene.client(&extended("B|E|S"));
+        assert!(scene.log.contains("CBES"), "{text}: {}", scene.log);
+    }
+}
+
 #[test]
 fn a_portal_of_our_own_is_not_the_clients_unnamed_one() {
     let describe = b"D\0\0\0\x06P\0".to_vec();
