@@ -1,5 +1,5 @@
-//! The session's state, and what of it the three directions share: what a statement does to it, when a server
-//! can go back, what is answered when it is lost.
+//! The session's state, and what of it the three directions share: what a statement does to it, and when a server can
+//! go back.
 //!
 //! It never reads a socket, a clock or a directive. [`Core::client`] and [`Core::server`] look at what was read,
 //! approve, replace or swallow it in the [`Lane`]s, and say what is needed next.
@@ -14,14 +14,12 @@ use super::ledger::{Follow, Ledger, Owed};
 use super::listening::{self, Listening};
 use super::local::Cut;
 use super::message::{self, Status};
-use super::names::undo;
 use super::pins::Pin;
 use super::portals::Portals;
 use super::reported::Reported;
 use super::state::{End, SessionState};
 use super::unit::{Failure, Outcome, Pace, Progress, Unit};
-use super::upstream::Lanes;
-use crate::pg::error::{ErrorFields, Severity, SqlState};
+use crate::pg::error::{ErrorFields, SqlState};
 use crate::pg::protocol::frame::InvalidLength;
 use crate::proxy::guc::Settings;
 use crate::proxy::prepared::{ClientStatements, NOT_KNOWN, Schema, ServerStatements, Statements};
@@ -29,7 +27,7 @@ use crate::proxy::route::{
     Access, Classifier, MayAlter, MayWrite, OwnWrite, SessionEffect, TransactionEffect, TransactionEnd,
     Verdict, WriteReason,
 };
-use crate::topology::{Durability, Role};
+use crate::topology::Durability;
 
 /// How long a client keeps a server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -101,33 +99,6 @@ pub(crate) enum Heard {
     Broken(ErrorFields),
     /// It did not take the client's settings. Nothing of the client's was run.
     Refused(ErrorFields),
-}
-
-/// How a server came to be lost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Loss {
-    /// By itself.
-    Connection,
-    /// By itself, and its farewell was its first word: what was sent to it last did not run, or was undone. A
-    /// backend that is told to end answers so between statements or in the middle of one, whose transaction it
-    /// aborts; a commit is neither, and answers first (`ProcessInterrupts`, `exec_simple_query` in postgres.c).
-    Unbegun,
-    /// A newer term has another primary.
-    Failover,
-}
-
-/// What is left to do after a loss.
-#[derive(Debug)]
-pub(crate) enum AfterLoss {
-    /// The client has its answer, or hears of it with its next statement.
-    GoOn,
-    /// Nothing of the answer had been forwarded, and the statement only reads: it is in the client's lane
-    /// again.
-    Retry,
-    /// The client is told this and disconnected.
-    Fatal(ErrorFields),
-    /// A message was cut in the middle: nothing can be said any more.
-    Close,
 }
 
 /// What lives longer than a session, and is lent to it.
@@ -264,34 +235,6 @@ impl Core {
         self.told.value("client_encoding").unwrap_or("UTF8")
     }
 
-    /// ParameterStatus in the greeting: what a server has reported, but for what the client has asked for itself.
-    pub(crate) fn greet(&mut self, parameters: &Arc<[(String, String)]>, out: &mut Vec<u8>) {
-        self.told = Reported::first(parameters.clone());
-        for (name, value) in parameters.iter() {
-            let asked = self.state.settings().value(&name.to_ascii_lowercase());
-            // The server's own spelling of the same.
-            let asked = asked.filter(|asked| !asked.eq_ignore_ascii_case(value));
-            self.told.set(name, asked.unwrap_or(value));
-            message::put_parameter(out, name, asked.unwrap_or(value));
-        }
-    }
-
-    /// In front of a ReadyForQuery: what the client has been told otherwise.
-    pub(super) fn tell_changes(&mut self, server: &mut ServerState, down: &mut Lane) {
-        let instead = self.state.instead(server);
-        if instead.is_empty() && self.told.is_same(&server.reported) {
-            return;
-        }
-        for (name, value) in server.reported.of_session() {
-            let kept = instead.iter().find(|(other, _)| name.eq_ignore_ascii_case(other));
-            let value = kept.map_or(value, |(_, kept)| kept);
-            if self.told.set(name, value) {
-                message::put_parameter(down.out(), name, value);
-            }
-        }
-        server.reported.share_first(&self.told);
-    }
-
     /// Whether the unit that was looked at has to wait until it is known where the last write is. Once for each.
     pub(super) fn awaits_position(&mut self) -> bool {
         let unknown = self.shows_position && self.knobs.write == OwnWrite::Unknown;
@@ -391,17 +334,6 @@ impl Core {
     /// A byte of the unit's answer has gone towards the client.
     pub(super) fn has_answered(&self) -> bool {
         self.unit.progress >= Progress::Answering
-    }
-
-    /// What was approved of the answer will not be written after all; a unit that was answered wholly stays
-    /// answered.
-    pub(super) fn take_answer_back(&mut self, down: &mut Lane) {
-        if self.unit.progress == Progress::Settled {
-            return;
-        }
-        down.discard_pending();
-        self.down_pass = 0;
-        self.unit.progress = Progress::Sent;
     }
 
     /// A server was attached, and nothing is sent to it after all.
@@ -518,7 +450,7 @@ impl Core {
     }
 
     /// Something was done, or undone, in a transaction that may have changed the schema.
-    fn note_altered(&mut self, status: Status) {
+    pub(super) fn note_altered(&mut self, status: Status) {
         if self.altered == MayAlter::Yes {
             self.schema.changed();
         }
@@ -550,116 +482,6 @@ impl Core {
         self.mode == PoolMode::Statement && status != Status::Idle
     }
 
-    /// Whether the unit under way runs again after `loss`, whatever it was that ended the server.
-    pub(super) fn runs_again(&self, loss: Loss) -> bool {
-        self.unit.replay.fits(loss)
-            && !self.has_answered()
-            && (self.status == Status::Idle || self.unit.begun.is_some())
-            && self.state.pins().is_empty()
-    }
-
-    /// The server is gone. The client's unanswered units are answered, each with an error.
-    pub(crate) fn lost(&mut self, loss: Loss, what: &str, up: &mut Lane, down: &mut Lane) -> AfterLoss {
-        let (busy, units, pinned) = (self.is_busy(), self.ledger.units(), self.pinned().is_some());
-        let (status, mid_message) = (self.status, self.down_pass > 0);
-        self.forget_server(up, down);
-        let in_doubt = self.unit.outcome == Outcome::Commit && busy;
-        let error = loss_error(loss, in_doubt, what);
-        if in_doubt {
-            // Whoever looks whether it is there must not look where it has not arrived yet.
-            self.knobs.write = OwnWrite::Unknown;
-        }
-        let open = std::mem::take(&mut self.unit.open);
-        let retry = self.unit.replay.fits(loss) && !self.has_answered() && !open && self.up_skip == 0;
-        match () {
-            () if mid_message => AfterLoss::Close,
-            () if in_doubt && (pinned || self.keeps_server()) => {
-                AfterLoss::Fatal(ErrorFields { severity: Severity::Fatal, ..error })
-            }
-            () if pinned || self.keeps_server() => AfterLoss::Fatal(
-                ErrorFields::fatal(SqlState::ADMIN_SHUTDOWN, "terminating connection: its server is gone")
-                    .with_detail(error.message),
-            ),
-            () if !busy && status == Status::Idle => AfterLoss::GoOn,
-            () if !busy => {
-                self.cut = Some(Box::new(Cut::Untold(error)));
-                AfterLoss::GoOn
-            }
-            () if retry && (status == Status::Idle || self.unit.begun.is_some()) => {
-                up.put_back(self.unit.replay.messages());
-                // A block that began with it begins anew.
-                self.deferred = self.unit.begun.take();
-                self.status = status;
-                AfterLoss::Retry
-            }
-            () => {
-                self.tell_loss(&error, status, units, open, &mut Lanes { up, down });
-                AfterLoss::GoOn
-            }
-        }
-    }
-
-    /// The server, which is a `role`, did not take the client's settings, and has run nothing of the client's. A
-    /// standby may not have replayed what they name; what the primary refuses would be refused for ever.
-    pub(crate) fn settings_refused(
-        &mut self,
-        error: ErrorFields,
-        role: Role,
-        up: &mut Lane,
-        down: &mut Lane,
-    ) -> AfterLoss {
-        let (units, keeps) = (self.ledger.units(), self.pinned().is_some() || self.keeps_server());
-        let status = self.status;
-        self.forget_server(up, down);
-        let is_cancelled = error.code == SqlState::QUERY_CANCELED;
-        if keeps || (role == Role::Primary && !is_cancelled) {
-            return AfterLoss::Fatal(ErrorFields { severity: Severity::Fatal, ..error });
-        }
-        let open = std::mem::take(&mut self.unit.open);
-        self.tell_loss(&error, status, units, open, &mut Lanes { up, down });
-        AfterLoss::GoOn
-    }
-
-    /// What was under way with a server that is gone is no more.
-    fn forget_server(&mut self, up: &mut Lane, down: &mut Lane) {
-        let prepared = &mut self.prepared;
-        self.ledger.clear(|left_out| undo(prepared, None, left_out));
-        self.up_skip += std::mem::take(&mut self.up_pass);
-        (self.down_pass, self.down_skip) = (0, 0);
-        up.discard_pending();
-        let unread = down.unread().len();
-        down.skip(unread);
-        self.wrote = MayWrite::No;
-        self.note_altered(Status::Idle);
-        self.detached();
-    }
-
-    fn tell_loss(
-        &mut self,
-        error: &ErrorFields,
-        status: Status,
-        units: usize,
-        open: bool,
-        lanes: &mut Lanes<'_>,
-    ) {
-        let doubt = error.code == SqlState::TRANSACTION_RESOLUTION_UNKNOWN;
-        let after = if status == Status::Idle || doubt { Status::Idle } else { Status::Failed };
-        for _ in 0..units {
-            message::put_error(lanes.down.out(), error);
-            message::put_ready(lanes.down.out(), after);
-        }
-        if open {
-            message::put_error(lanes.down.out(), error);
-            self.skip_to_sync = Some(after);
-        } else if units == 0 {
-            // What the server was for has not been sent.
-            self.fail_unit(error, after, lanes);
-        }
-        if after == Status::Failed {
-            self.cut = Some(Box::new(Cut::Told));
-        }
-    }
-
     /// What the protocol's framing did not allow.
     pub(super) fn violation(error: &InvalidLength) -> ErrorFields {
         ErrorFields::fatal(SqlState::PROTOCOL_VIOLATION, error.to_string())
@@ -671,18 +493,4 @@ impl Core {
 pub(crate) enum Takes {
     Everything,
     ReadsOnly,
-}
-
-fn loss_error(loss: Loss, in_doubt: bool, what: &str) -> ErrorFields {
-    let (code, message) = match (in_doubt, loss) {
-        (true, _) => (
-            SqlState::TRANSACTION_RESOLUTION_UNKNOWN,
-            "the server was lost while the transaction was being committed; it may or may not have been",
-        ),
-        (false, Loss::Failover) => (SqlState::SERIALIZATION_FAILURE, "transaction cut by a failover"),
-        (false, Loss::Connection | Loss::Unbegun) => {
-            (SqlState::CONNECTION_FAILURE, "the connection to the server was lost")
-        }
-    };
-    ErrorFields::error(code, message).with_detail(what)
 }

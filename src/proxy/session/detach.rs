@@ -6,8 +6,9 @@ use std::future::poll_fn;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use super::core::{AfterLoss, Core, Heard, Loss};
+use super::core::{Core, Heard};
 use super::lane::Lane;
+use super::losses::{AfterLoss, Loss};
 use super::message;
 use super::run::{Attached, Session, route_word, shutting_down};
 use super::wire::{read_lane, write_lane};

@@ -3,10 +3,11 @@
 //!
 //! `fuzz/` has a target for it, and `tests/fuzz.rs` plays whole and damaged messages to it.
 
-use super::core::{AfterLoss, Ask, Core, Heard, Loss, PoolMode, ServerState, Takes, Texts};
+use super::core::{Ask, Core, Heard, PoolMode, ServerState, Takes, Texts};
 use super::knobs::Knobs;
 use super::lane::Lane;
 use super::listening::Listens;
+use super::losses::{AfterLoss, Loss};
 use crate::pg::SqlState;
 use crate::proxy::guc::Startup;
 use crate::proxy::prepared::Statements;

@@ -18,6 +18,7 @@ mod listening;
 mod local;
 mod locks;
 mod look;
+mod losses;
 pub(crate) mod message;
 mod names;
 mod pins;

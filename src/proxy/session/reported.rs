@@ -7,6 +7,10 @@
 
 use std::sync::Arc;
 
+use super::core::{Core, ServerState};
+use super::lane::Lane;
+use super::message;
+
 #[derive(Debug, Default)]
 pub(crate) struct Reported {
     /// After login, or in the greeting; shared by all who have the same.
@@ -84,6 +88,36 @@ impl Reported {
         if self.first.len() == other.first.len() && self.first.iter().all(same) {
             self.first = other.first.clone();
         }
+    }
+}
+
+impl Core {
+    /// ParameterStatus in the greeting: what a server has reported, but for what the client has asked for itself.
+    pub(crate) fn greet(&mut self, parameters: &Arc<[(String, String)]>, out: &mut Vec<u8>) {
+        self.told = Reported::first(parameters.clone());
+        for (name, value) in parameters.iter() {
+            let asked = self.state.settings().value(&name.to_ascii_lowercase());
+            // The server's own spelling of the same.
+            let asked = asked.filter(|asked| !asked.eq_ignore_ascii_case(value));
+            self.told.set(name, asked.unwrap_or(value));
+            message::put_parameter(out, name, asked.unwrap_or(value));
+        }
+    }
+
+    /// In front of a ReadyForQuery: what the client has been told otherwise.
+    pub(super) fn tell_changes(&mut self, server: &mut ServerState, down: &mut Lane) {
+        let instead = self.state.instead(server);
+        if instead.is_empty() && self.told.is_same(&server.reported) {
+            return;
+        }
+        for (name, value) in server.reported.of_session() {
+            let kept = instead.iter().find(|(other, _)| name.eq_ignore_ascii_case(other));
+            let value = kept.map_or(value, |(_, kept)| kept);
+            if self.told.set(name, value) {
+                message::put_parameter(down.out(), name, value);
+            }
+        }
+        server.reported.share_first(&self.told);
     }
 }
 

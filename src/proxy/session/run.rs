@@ -14,11 +14,12 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::attach::Refusal;
-use super::core::{Ask, Core, Demand, Heard, Loss, ServerState, Texts};
+use super::core::{Ask, Core, Demand, Heard, ServerState, Texts};
 use super::hear::Ear;
 use super::knobs::{Defaults, Knobs};
 use super::lane::Lane;
 use super::look::MAX_LOOK;
+use super::losses::Loss;
 use super::message;
 use super::tally::Tally;
 use super::upstream::WEAKER_THAN_QUORUM;

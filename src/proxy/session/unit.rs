@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use super::core::Loss;
 use super::deferred::Deferred;
+use super::losses::Loss;
 use super::message::Status;
 use crate::proxy::prepared::Statement;
 use crate::proxy::route::{Access, MayWrite, TransactionEffect, Verdict, WriteReason};

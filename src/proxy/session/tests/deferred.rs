@@ -2,7 +2,8 @@
 
 use super::{Scene, answer, check, extended, query};
 use crate::pg::error::{ErrorFields, SqlState};
-use crate::proxy::session::core::{Ask, Loss, Texts};
+use crate::proxy::session::core::{Ask, Texts};
+use crate::proxy::session::losses::Loss;
 
 #[test]
 fn a_block_takes_no_server_until_it_needs_one() {

@@ -1,7 +1,8 @@
 //! What a client hears when its server is gone.
 
 use super::{Scene, answer, check, extended, query};
-use crate::proxy::session::core::{Heard, Loss, PoolMode};
+use crate::proxy::session::core::{Heard, PoolMode};
+use crate::proxy::session::losses::Loss;
 
 #[test]
 fn a_whole_answer_stays_when_a_farewell_comes_with_it() {

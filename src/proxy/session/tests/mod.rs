@@ -20,10 +20,11 @@ mod units;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use super::core::{AfterLoss, Ask, Core, Heard, Loss, PoolMode, ServerState, Takes, Texts};
+use super::core::{Ask, Core, Heard, PoolMode, ServerState, Takes, Texts};
 use super::knobs::Knobs;
 use super::lane::Lane;
 use super::listening::Listens;
+use super::losses::{AfterLoss, Loss};
 use super::message::{put, put_complete, put_error, put_parameter, put_query};
 use super::reported::Reported;
 use crate::pg::error::{ErrorFields, Severity, SqlState};
