@@ -21,4 +21,10 @@ BEGIN
     COMMIT;
     INSERT INTO notes VALUES (2, what);
 END $$;
+CREATE FUNCTION prepares(name text) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    EXECUTE format('PREPARE %I AS SELECT ''of a function''', name);
+EXCEPTION WHEN duplicate_prepared_statement THEN
+    NULL;
+END $$;
 RESET ROLE;

@@ -181,7 +181,8 @@ impl Core {
     pub(crate) fn tell(&mut self, heard: &[Arc<Notification>], down: &mut Lane) {
         let before = std::mem::take(&mut self.listening.heard);
         let channels = self.state.channels();
-        let wanted = before.iter().chain(heard).filter(|notification| channels.contains(&notification.channel));
+        let wanted =
+            before.iter().chain(heard).filter(|notification| channels.contains(&notification.channel));
         for notification in wanted {
             down.out().extend_from_slice(&notification.message);
             self.notified = self.notified.wrapping_add(1);

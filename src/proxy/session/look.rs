@@ -147,7 +147,9 @@ impl Core {
                 // Its length was not what a Sync has: nothing of it is used before it is there.
                 b'S' if header.total > MAX_LOOK => return Look::Fatal(malformed(b'S')),
                 b'S' if rest.len() < header.total => return Look::More(at + header.total),
-                b'S' if seen.needs_server() => return Look::Serve(seen.demand(None), Some(at + header.total)),
+                b'S' if seen.needs_server() => {
+                    return Look::Serve(seen.demand(None), Some(at + header.total));
+                }
                 b'S' => {
                     self.shows_position = seen.shows_position;
                     return Look::Own(at + header.total);

@@ -63,11 +63,12 @@ impl Core {
     /// unit fails, neither the client nor the server has what was noted when it was sent. Until then nothing is sent
     /// that relies on it.
     pub(super) fn is_in_doubt(&self, name: Option<&[u8]>, verdict: Option<&Verdict>) -> bool {
-        let mentioned = verdict.iter().flat_map(|verdict| &verdict.session).filter_map(|effect| match effect {
-            SessionEffect::Execute(name) | SessionEffect::Deallocate(name) => Some(name.as_bytes()),
-            SessionEffect::Prepare(prepare) => Some(prepare.name.as_bytes()),
-            _ => None,
-        });
+        let mentioned =
+            verdict.iter().flat_map(|verdict| &verdict.session).filter_map(|effect| match effect {
+                SessionEffect::Execute(name) | SessionEffect::Deallocate(name) => Some(name.as_bytes()),
+                SessionEffect::Prepare(prepare) => Some(prepare.name.as_bytes()),
+                _ => None,
+            });
         // Nothing can be brought to a failed block; what is under way may end it.
         let may_be_over = self.status == Status::Failed && self.ledger.units() > 0;
         let mut mentioned = mentioned.peekable();

@@ -121,10 +121,9 @@ fn a_limit_of_the_clients_own_is_told_as_the_server_tells_it() {
 /// A pinned client is not spared the doubt.
 #[test]
 fn a_commit_in_doubt_is_told_as_such_with_the_end_of_the_session() {
-    for (mode, before, expected) in [
-        (PoolMode::Transaction, "listen x", "fatal(08007)"),
-        (PoolMode::Session, "select 1", "fatal(08007)"),
-    ] {
+    for (mode, before, expected) in
+        [(PoolMode::Transaction, "listen x", "fatal(08007)"), (PoolMode::Session, "select 1", "fatal(08007)")]
+    {
         let mut scene = Scene::in_mode(mode);
         let tag = if before == "listen x" { "C:LISTEN ZI" } else { "C:SELECT_1 ZI" };
         scene.client(&query(before)).server(&answer(tag));

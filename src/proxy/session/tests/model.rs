@@ -5,7 +5,9 @@
 
 use std::collections::HashMap;
 
-use super::super::message::{Parse, Status, bind_names, cstr, put, put_complete, put_error, put_ready, target};
+use super::super::message::{
+    Parse, Status, bind_names, cstr, put, put_complete, put_error, put_ready, target,
+};
 use crate::pg::error::{ErrorFields, SqlState};
 use crate::pg::protocol::frame::{HEADER_LEN, Header};
 

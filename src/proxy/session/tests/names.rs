@@ -132,10 +132,7 @@ fn what_cannot_be_brought_is_told_where_it_is_missed() {
     scene.log.clear();
     scene.client(&query("execute q")).server(&answer(&format!("3 {DONE} ZI C:SELECT_1 ZI")));
     scene.client(&query("begin; execute bw_"));
-    check(
-        &scene,
-        "need(write) >C(q)C(bw_)P(bw_)B(bw_)ECC(bw_)SQ <CZ(I) release need(write) >C(bw_)Q",
-    );
+    check(&scene, "need(write) >C(q)C(bw_)P(bw_)B(bw_)ECC(bw_)SQ <CZ(I) release need(write) >C(bw_)Q");
 }
 
 #[test]
@@ -256,10 +253,7 @@ fn an_error_takes_back_what_was_not_run() {
     scene.client(&extended("P::deallocate s|B|E|P::select 1/0|B|E|S"));
     scene.server(&answer("1 2 C:BEGIN 1 2 D C:SELECT_1 1 2 C:COMMIT 3 1 1 2 C:DEALLOCATE 1 E:22012 ZI"));
     scene.client(&extended("B:s|E|S"));
-    check(
-        &scene,
-        "need(write) >PBEPBEPBEC(s)P(s)PBEPBES <12C1E(22012)Z(I) release need(read) >C(s)B(s)ES",
-    );
+    check(&scene, "need(write) >PBEPBEPBEC(s)P(s)PBEPBES <12C1E(22012)Z(I) release need(read) >C(s)B(s)ES");
 }
 
 #[test]

@@ -60,7 +60,8 @@ enum Pace {
 
 impl World {
     fn new() -> World {
-        let server = |_| Server { model: Model::new(Whose::Pools), state: ServerState::default(), taken: None };
+        let server =
+            |_| Server { model: Model::new(Whose::Pools), state: ServerState::default(), taken: None };
         World {
             servers: (0..SERVERS).map(server).collect(),
             statements: Statements::default(),
@@ -207,9 +208,8 @@ fn batch(random: &mut StdRng, names: &[&str; 3], status: Status, said: &mut Stri
                 let mut words: Vec<String> =
                     (0..random.random_range(1..=4)).map(|_| word(random, names)).collect();
                 // The same; what is bound anew may be what ends it.
-                let ends = |word: &String| {
-                    word == "B|E" || word.contains("commit") || word.contains("rollback")
-                };
+                let ends =
+                    |word: &String| word == "B|E" || word.contains("commit") || word.contains("rollback");
                 let ends = words.iter().position(ends);
                 words.truncate(ends.map_or(words.len(), |at| at + 1));
                 // At times what an earlier unit has bound. What a failed block says of it depends on whose it is.
@@ -283,7 +283,8 @@ fn play(seed: u64, batches: usize) -> Option<String> {
         let client = random.random_range(0..CLIENTS);
         let pace = if random.random_range(0..2) == 0 { Pace::Eager } else { Pace::Lazy };
         let _ = writeln!(said, "{client}:");
-        let names = if has_functions { &NAMES[client] } else { &[NAMES[client][0], NAMES[client][1], "none"] };
+        let names =
+            if has_functions { &NAMES[client] } else { &[NAMES[client][0], NAMES[client][1], "none"] };
         let bytes = batch(&mut random, names, twins[client].own.status(), &mut said);
         let [direct, endpoint] = twins[client].say(&bytes, pace, &mut world, &mut random);
         // Known: a name that a function may have prepared is not told from one that another client's has.
