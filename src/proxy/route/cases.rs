@@ -403,6 +403,7 @@ fn effects_on_the_session() {
         ("SET SESSION AUTHORIZATION DEFAULT", vec![default("session_authorization")]),
         ("SET LOCAL Work_Mem = 1", vec![S::SetLocal("work_mem".into())]),
         ("SET transaction_read_only = on", vec![S::SetLocal("transaction_read_only".into())]),
+        ("SET transaction_timeout = 1", vec![set("transaction_timeout", "1")]),
         ("SET geqo = false", vec![set("geqo", "false")]),
         ("SET work_mem = 64; SET work_mem = '1MB'", vec![set("work_mem", "64"), set("work_mem", "1MB")]),
         ("RESET work_mem", vec![S::Reset("work_mem".into())]),

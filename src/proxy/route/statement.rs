@@ -353,7 +353,7 @@ impl<'a> Statements<'a> {
                 }
             }
             // Of the current transaction, whatever the spelling (guc_tables.c: GUC_NO_RESET_ALL, reset at its end).
-            _ if *is_local || lower.starts_with("transaction_") => {
+            _ if *is_local || is_of_transaction(&lower) => {
                 // What is created without a schema is then temporary, and stays.
                 let names_temporary = |value: &Node| settings::text(value).eq_ignore_ascii_case("pg_temp");
                 if lower == "search_path" && args.first().is_some_and(names_temporary) {
@@ -441,6 +441,11 @@ fn isolation(level: &str) -> Option<Isolation> {
         "serializable" => Some(Isolation::Serializable),
         _ => None,
     }
+}
+
+/// Not all that are called so: `transaction_timeout` is the session's.
+fn is_of_transaction(setting: &str) -> bool {
+    matches!(setting, "transaction_isolation" | "transaction_read_only" | "transaction_deferrable")
 }
 
 /// The transaction control of a text: that of its only statement, or where all of them lead.
