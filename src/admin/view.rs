@@ -89,6 +89,12 @@ pub struct WalView {
     pub verified: Lsn,
     pub upstream_end: Lsn,
     pub upstream: UpstreamView,
+    /// Who gives what the upstream cannot give now.
+    #[serde(default)]
+    pub substitute: Option<String>,
+    /// Why the relay does not go on by itself.
+    #[serde(default)]
+    pub alarm: Option<String>,
     /// `None`: nothing is archived.
     #[serde(default)]
     pub archive: Option<ArchiveView>,
@@ -208,6 +214,8 @@ fn wal(wal: &WalStatus, now: Instant) -> WalView {
             lag_bytes: wal.durable.bytes_since(archive.archived),
             trouble: archive.trouble.clone(),
         }),
+        substitute: wal.substitute.clone(),
+        alarm: wal.alarm.as_ref().map(ToString::to_string),
     }
 }
 
@@ -241,7 +249,7 @@ fn upstream(upstream: &Upstream, now: Instant) -> UpstreamView {
                 }
                 StreamEnd::Shutdown => ("shutdown", None),
                 StreamEnd::Lost { why } => ("lost", Some(why.clone())),
-                StreamEnd::Refused { why } => ("refused", Some(why.clone())),
+                StreamEnd::Refused { why, .. } => ("refused", Some(why.clone())),
             };
             view(state, node, *at, why)
         }
@@ -338,6 +346,7 @@ pub(super) mod tests {
                 candidate: None,
                 writes: Writes::Open,
                 upstream: Some(name("pg1")),
+                timeline: Some(TimelineId(2)),
                 durability: Durability::Quorum,
             }),
             health: Arc::new(Health {

@@ -79,6 +79,7 @@ pub(super) fn relay_inputs(
         tuning,
         directive,
         nodes: nodes(config),
+        relays: config.wal.upstreams.clone(),
         user: config.server_login.user.as_str().into(),
         credentials: credentials(config),
         tls: tls.clone(),

@@ -449,7 +449,7 @@ fn describe(how: &StreamEnd) -> String {
     match how {
         StreamEnd::TimelineEnd { next, switchpoint } => format!("timeline {next} begins at {switchpoint}"),
         StreamEnd::Shutdown => "the server shut down".to_owned(),
-        StreamEnd::Lost { why } | StreamEnd::Refused { why } => why.clone(),
+        StreamEnd::Lost { why } | StreamEnd::Refused { why, .. } => why.clone(),
     }
 }
 

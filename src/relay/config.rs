@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::archive::ArchiveConfig;
 use crate::net::{Credentials, TlsForServers};
-use crate::topology::{Directive, Node};
+use crate::topology::{Address, Directive, Node};
 
 #[derive(Clone, Debug)]
 pub struct RelayConfig {
@@ -66,6 +66,8 @@ pub struct RelayInputs {
     pub tuning: watch::Receiver<RelayTuning>,
     pub directive: watch::Receiver<Arc<Directive>>,
     pub nodes: Vec<Node>,
+    /// Other relays' endpoints, asked for what no node can give.
+    pub relays: Vec<Address>,
     /// `server_login`: needs REPLICATION.
     pub user: Arc<str>,
     pub credentials: Credentials,

@@ -2,6 +2,8 @@
 
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, Registry};
 
+use crate::topology::WalAlarm;
+
 /// Cheap to clone; all clones count together.
 #[derive(Clone, Debug)]
 pub(crate) struct Metrics {
@@ -9,6 +11,8 @@ pub(crate) struct Metrics {
     pub(crate) durable_lsn: IntGauge,
     pub(crate) sync_seconds: Histogram,
     pub(crate) upstream_connects: IntCounter,
+    gap: IntGauge,
+    divergence: IntGauge,
 }
 
 impl Metrics {
@@ -29,11 +33,26 @@ impl Metrics {
                 "bellwether_wal_upstream_connects_total",
                 "Connections made to an upstream",
             )?,
+            gap: IntGauge::new(
+                "bellwether_wal_gap",
+                "1 while no source that answers has the WAL that comes next",
+            )?,
+            divergence: IntGauge::new(
+                "bellwether_wal_divergence",
+                "1 while a source has other WAL than what is stored: split brain",
+            )?,
         };
         registry.register(Box::new(metrics.received_bytes.clone()))?;
         registry.register(Box::new(metrics.durable_lsn.clone()))?;
         registry.register(Box::new(metrics.sync_seconds.clone()))?;
         registry.register(Box::new(metrics.upstream_connects.clone()))?;
+        registry.register(Box::new(metrics.gap.clone()))?;
+        registry.register(Box::new(metrics.divergence.clone()))?;
         Ok(metrics)
+    }
+
+    pub(super) fn show(&self, alarm: Option<&WalAlarm>) {
+        self.gap.set(i64::from(matches!(alarm, Some(WalAlarm::Gap { .. }))));
+        self.divergence.set(i64::from(matches!(alarm, Some(WalAlarm::Diverged { .. }))));
     }
 }

@@ -20,6 +20,7 @@ mod receiver;
 mod retention;
 mod sender;
 mod slots;
+mod sources;
 mod status;
 mod steer;
 mod store;
@@ -424,7 +425,7 @@ fn spawn(
     tasks.spawn(named("slots", saving));
     tasks.spawn(named(
         "status",
-        status::publish(store.clone(), followers.clone(), upstream_seen, archived, status),
+        status::publish(store.clone(), followers.clone(), upstream_seen, archived, status, metrics.clone()),
     ));
     tasks.spawn(named("node slots", ensure_node_slots(store.clone(), slots, inputs.nodes.clone())));
     tasks.spawn(named("followers", take_in(arriving, senders)));

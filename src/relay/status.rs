@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use super::followers::Followers;
+use super::metrics::Metrics;
 use super::store::Store;
 use crate::pg::Lsn;
-use crate::topology::{ArchiveStatus, Upstream, WalStatus};
+use crate::topology::{ArchiveStatus, Upstream, WalAlarm, WalStatus};
 
 /// At most one publication in this time: each wakes readers on other threads. No reader is in a greater hurry: a
 /// session learns the position of its own write every 10 ms.
@@ -21,11 +22,32 @@ pub(super) struct UpstreamStatus {
     pub(super) upstream: Upstream,
     pub(super) received: Lsn,
     pub(super) upstream_end: Lsn,
+    pub(super) substitute: Option<Substitute>,
+    pub(super) alarm: Option<WalAlarm>,
+}
+
+/// Who stands in for the upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Substitute {
+    pub(super) name: String,
+    /// Of its WAL, as far as it has told.
+    pub(super) end: Lsn,
 }
 
 impl UpstreamStatus {
     pub(super) fn idle() -> UpstreamStatus {
-        UpstreamStatus { upstream: Upstream::Idle, received: Lsn::INVALID, upstream_end: Lsn::INVALID }
+        UpstreamStatus {
+            upstream: Upstream::Idle,
+            received: Lsn::INVALID,
+            upstream_end: Lsn::INVALID,
+            substitute: None,
+            alarm: None,
+        }
+    }
+
+    /// The substitute has given everything that it had.
+    pub(super) fn is_drained(&self) -> bool {
+        self.substitute.as_ref().is_some_and(|from| from.end.is_valid() && from.end <= self.received)
     }
 }
 
@@ -36,6 +58,7 @@ pub(super) async fn publish(
     mut upstream: watch::Receiver<UpstreamStatus>,
     mut archive: watch::Receiver<Option<ArchiveStatus>>,
     status: watch::Sender<Arc<WalStatus>>,
+    metrics: Metrics,
 ) {
     let mut report = store.report();
     let mut changes = followers.subscribe();
@@ -46,6 +69,8 @@ pub(super) async fn publish(
         if stream.upstream_end.is_valid() {
             followers.observe_upstream_end(stream.upstream_end, Instant::now());
         }
+        let alarm = stream.alarm.filter(|alarm| alarm.holds(stored.tail.timeline, stored.tail.durable));
+        metrics.show(alarm.as_ref());
         let next = WalStatus {
             promised: stored.promised,
             system: store.system(),
@@ -55,6 +80,8 @@ pub(super) async fn publish(
             verified: stored.verified,
             upstream_end: stream.upstream_end,
             upstream: stream.upstream,
+            substitute: stream.substitute.map(|substitute| substitute.name),
+            alarm,
             followers: followers.snapshot(Instant::now()),
             archive: archive.borrow_and_update().clone(),
         };

@@ -2,7 +2,11 @@
 //!
 //! On a higher term the old stream is closed first, then the term is made durable behind everything that the
 //! old stream had brought, and only then anything of the new term happens. So a promise that is published says:
-//! no byte of an earlier term's primary is taken or acknowledged any more, and `durable` is final.
+//! no byte of an earlier term is taken or acknowledged any more, not from its primary and not from a standby or another
+//! relay that stood in for it, and `durable` is final.
+//!
+//! Who stands in for the upstream, and when, is for [`super::sources`] to say. What a substitute's connection says is no
+//! evidence of the upstream's life: the status goes on telling of the upstream itself.
 #![expect(clippy::disallowed_methods, reason = "shell: reads the clock")]
 
 use std::sync::Arc;
@@ -14,15 +18,20 @@ use tokio_util::sync::CancellationToken;
 use super::config::RelayInputs;
 use super::followers::Followers;
 use super::metrics::Metrics;
-use super::receiver::{self, Progress, ReceiverConfig, Surroundings};
-use super::status::UpstreamStatus;
+use super::receiver::{self, Progress, ReceiverConfig, Role, Surroundings};
+use super::sources::{self, Jitter, Next, Outcome, Sources, Trouble};
+use super::status::{self, UpstreamStatus};
 use super::store::{Change, Store, StoreError, StreamId};
 use crate::net::{self, Backend, DialError, Target};
-use crate::pg::SlotName;
-use crate::topology::{Directive, Node, NodeName, StreamEnd, Term, Upstream, relay_application_name};
+use crate::pg::{SlotName, TimelineId};
+use crate::topology::{
+    Address, Directive, Node, NodeName, Refusal, StreamEnd, Upstream, WalAlarm, relay_application_name,
+};
 
-const FIRST_RETRY: Duration = Duration::from_millis(50);
-const LAST_RETRY: Duration = Duration::from_secs(1);
+/// A stream that lasted for longer than this is no failed attempt.
+const SERVED: Duration = Duration::from_secs(1);
+/// While a substitute serves.
+const REACH_AGAIN: Duration = Duration::from_secs(1);
 /// For a connection and its login.
 const DIAL_LIMIT: Duration = Duration::from_secs(5);
 
@@ -52,85 +61,207 @@ impl Steering {
                 tracing::info!(term = %directive.term, "term promised");
             }
             let order = if directive.term < promised { None } else { self.order(&directive) };
-            let Some((node, term)) = order else {
+            let Some(order) = order else {
                 self.show(Upstream::Idle);
                 match self.closing.run_until_cancelled(directives.changed()).await {
                     Some(Ok(())) => continue,
                     Some(Err(_)) | None => return Ok(()),
                 }
             };
+            let term = order.directive.term;
             let other_order = directives.wait_for(|next| {
-                next.term > term || (next.term == term && next.upstream.as_ref() != Some(&node.name))
+                next.term > term || (next.term == term && next.upstream.as_ref() != Some(&order.node.name))
             });
             tokio::select! {
-                result = self.follow(&node, &directive) => return result,
+                result = self.follow(&order) => return result,
                 changed = other_order => if changed.is_err() { return Ok(()) },
             }
+            self.status.send_modify(|status| status.substitute = None);
         }
     }
 
-    fn order(&self, directive: &Directive) -> Option<(Node, Term)> {
+    fn order(&self, directive: &Arc<Directive>) -> Option<Order> {
         let name = directive.upstream.as_ref()?;
         let node = self.inputs.nodes.iter().find(|node| node.name == *name);
         if node.is_none() {
             tracing::error!(node = %name, "the directive's upstream is no configured node");
         }
-        Some((node?.clone(), directive.term))
+        Some(Order { node: node?.clone(), directive: directive.clone() })
     }
 
     fn show(&self, upstream: Upstream) {
         self.status.send_modify(|status| status.upstream = upstream);
     }
 
-    /// Connects again and again. Dropping it closes the stream.
-    async fn follow(&mut self, node: &Node, directive: &Directive) -> Result<(), StoreError> {
-        let since = Instant::now();
-        let mut last_error: Option<String> = None;
-        let mut retry = FIRST_RETRY;
+    /// Streams from the upstream, and from whom stands in for it. Dropping it closes the stream.
+    async fn follow(&mut self, order: &Order) -> Result<(), StoreError> {
+        let mut substitutes = substitutes(&self.inputs, &order.node.name);
+        let mut sources = Sources::new(substitutes.len(), Instant::now());
+        let mut connecting = Connecting { since: Instant::now(), last_error: None };
+        while !self.closing.is_cancelled() {
+            let known = self.known(order);
+            let may_ask = |number: usize, trouble| {
+                known.is_some() && (trouble == Trouble::Lacks || !self.is_followed_by(&substitutes[number]))
+            };
+            let next = sources.next(Instant::now(), may_ask);
+            if sources.is_gap(may_ask) {
+                self.raise_gap();
+            }
+            let reached = match (next, known) {
+                (Next::Upstream, _) => self.dial_upstream(order, &mut connecting, &mut sources).await,
+                (Next::Substitute(number), Some(known)) => {
+                    let substitute = &mut substitutes[number];
+                    let trial =
+                        Trial { known, trouble: sources.trouble(), upstream_due: sources.upstream_due() };
+                    let (outcome, reached) = self.stand_in(order, substitute, trial).await?;
+                    sources.substitute_tried(number, Instant::now(), outcome, jitter());
+                    reached
+                }
+                (Next::Substitute(_), None) => None,
+                (Next::WaitUntil(at), _) => {
+                    self.closing.run_until_cancelled(tokio::time::sleep_until(at.into())).await;
+                    None
+                }
+            };
+            if let Some(backend) = reached {
+                self.from_upstream(order, backend, &mut connecting, &mut sources).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The newest timeline that a substitute may give WAL of.
+    fn known(&self, order: &Order) -> Option<TimelineId> {
+        let directive = self.inputs.directive.borrow();
+        let theirs = directive.timeline.filter(|_| directive.term == order.directive.term);
+        let own = self.store.report().borrow().tail.timeline;
+        sources::known(theirs, own, |timeline| self.store.history_file(timeline).is_some())
+    }
+
+    fn is_followed_by(&self, substitute: &Substitute) -> bool {
+        self.followers.has(&substitute.name)
+    }
+
+    async fn dial_upstream(
+        &self,
+        order: &Order,
+        connecting: &mut Connecting,
+        sources: &mut Sources,
+    ) -> Option<Backend> {
+        let node = &order.node.name;
+        let show = |last_error| {
+            self.show(Upstream::Connecting { node: node.clone(), since: connecting.since, last_error });
+        };
+        if !matches!(self.status.borrow().upstream, Upstream::Ended { .. }) {
+            show(connecting.last_error.clone());
+        }
+        let target = self.target(&order.node.address, order);
+        let error = match self.closing.run_until_cancelled(net::dial(&target, DIAL_LIMIT)).await? {
+            Ok(backend) => return Some(backend),
+            Err(error) => with_cause(&error),
+        };
+        if connecting.last_error.as_ref() != Some(&error) {
+            tracing::info!(%node, error, "upstream not reached");
+        }
+        show(Some(error.clone()));
+        connecting.last_error = Some(error);
+        sources.upstream_tried(Instant::now(), Outcome::Failed, jitter());
+        None
+    }
+
+    async fn from_upstream(
+        &mut self,
+        order: &Order,
+        backend: Backend,
+        connecting: &mut Connecting,
+        sources: &mut Sources,
+    ) -> Result<(), StoreError> {
+        let began = Instant::now();
+        let id = self.next_stream();
+        let status = self.status.clone();
+        let node = &order.node.name;
+        let mut publish = |progress: Progress| publish(&status, node, began, progress);
+        let end = self.stream(order, backend, Role::Named, id, &mut publish).await?;
+        let outcome = match &end {
+            StreamEnd::Refused { cause: Refusal::Removed, .. } => Outcome::Lacks,
+            _ if began.elapsed() > SERVED => Outcome::Served,
+            _ => Outcome::Failed,
+        };
+        let why = self.ended(node, end, connecting.last_error.as_deref());
+        connecting.last_error = Some(why);
+        sources.upstream_tried(Instant::now(), outcome, jitter());
+        Ok(())
+    }
+
+    /// What the upstream cannot give from somebody else, until the upstream is there again (then its connection is
+    /// returned), or, where it lacks WAL, until everything is here that the other one has.
+    async fn stand_in(
+        &mut self,
+        order: &Order,
+        substitute: &mut Substitute,
+        trial: Trial,
+    ) -> Result<(Outcome, Option<Backend>), StoreError> {
+        let target = self.target(&substitute.address, order);
+        let Some(dialed) = self.closing.run_until_cancelled(net::dial(&target, DIAL_LIMIT)).await else {
+            return Ok((Outcome::Failed, None));
+        };
+        let backend = match dialed.map_err(|error| with_cause(&error)).and_then(|b| substitute.accepts(b)) {
+            Ok(backend) => backend,
+            Err(why) => {
+                substitute.say(&why);
+                return Ok((Outcome::Failed, None));
+            }
+        };
+        let before = *self.store.tail().borrow();
+        let id = self.next_stream();
+        let (status, name) = (self.status.clone(), substitute.name.clone());
+        let mut publish = |progress: Progress| publish_substitute(&status, &name, progress);
+        let this = &*self;
+        let role = Role::Substitute { known: trial.known };
+        let (end, reached) = tokio::select! {
+            end = this.stream(order, backend, role, id, &mut publish) => (Some(end?), None),
+            backend = this.reach_upstream(order, trial.upstream_due), if trial.trouble == Trouble::Away => {
+                (None, Some(backend))
+            }
+            () = this.drained(), if trial.trouble == Trouble::Lacks => (None, None),
+        };
+        self.status.send_modify(|status| status.substitute = None);
+        self.store.change(Change::Settle).await?;
+        let outcome = match &end {
+            _ if *self.store.tail().borrow() != before => Outcome::Served,
+            None => Outcome::Lacks,
+            Some(StreamEnd::Refused { cause: Refusal::Removed, .. }) => Outcome::Lacks,
+            Some(_) => Outcome::Failed,
+        };
+        if let Some(end) = end {
+            self.raise_divergence(&substitute.name, &end);
+            substitute.say(&words(&end));
+        }
+        Ok((outcome, reached))
+    }
+
+    async fn reach_upstream(&self, order: &Order, due: Instant) -> Backend {
+        let target = self.target(&order.node.address, order);
+        tokio::time::sleep_until(due.into()).await;
         loop {
-            if !matches!(self.status.borrow().upstream, Upstream::Ended { .. }) {
-                let last_error = last_error.clone();
-                self.show(Upstream::Connecting { node: node.name.clone(), since, last_error });
+            if let Ok(backend) = net::dial(&target, DIAL_LIMIT).await {
+                return backend;
             }
-            let closing = self.closing.clone();
-            let target = self.target(node, directive.term);
-            let Some(dialed) = closing.run_until_cancelled(net::dial(&target, DIAL_LIMIT)).await else {
-                return Ok(());
-            };
-            let error = match dialed {
-                Ok(backend) => {
-                    let began = Instant::now();
-                    let end = self.stream(node, directive, backend).await?;
-                    if began.elapsed() > LAST_RETRY {
-                        retry = FIRST_RETRY;
-                    }
-                    self.ended(&node.name, end, last_error.as_deref())
-                }
-                Err(error) => {
-                    let text = with_cause(&error);
-                    if last_error.as_ref() != Some(&text) {
-                        tracing::info!(node = %node.name, error = text, "upstream not reached");
-                    }
-                    self.show(Upstream::Connecting {
-                        node: node.name.clone(),
-                        since,
-                        last_error: Some(text.clone()),
-                    });
-                    text
-                }
-            };
-            last_error = Some(error);
-            if closing.run_until_cancelled(tokio::time::sleep(retry)).await.is_none() {
-                return Ok(());
-            }
-            retry = (retry * 2).min(LAST_RETRY);
+            tokio::time::sleep(REACH_AGAIN).await;
         }
     }
 
-    fn target(&self, node: &Node, term: Term) -> Target {
-        let application_name = relay_application_name(&self.instance, term);
+    async fn drained(&self) {
+        let mut status = self.status.subscribe();
+        if status.wait_for(UpstreamStatus::is_drained).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    fn target(&self, address: &Address, order: &Order) -> Target {
+        let application_name = relay_application_name(&self.instance, order.directive.term);
         Target {
-            address: node.address.clone(),
+            address: address.clone(),
             user: self.inputs.user.clone(),
             database: "replication".into(),
             credentials: self.inputs.credentials.clone(),
@@ -142,30 +273,33 @@ impl Steering {
         }
     }
 
+    fn next_stream(&mut self) -> StreamId {
+        self.streams += 1;
+        StreamId(self.streams)
+    }
+
     async fn stream(
-        &mut self,
-        node: &Node,
-        directive: &Directive,
+        &self,
+        order: &Order,
         backend: Backend,
+        role: Role,
+        id: StreamId,
+        publish: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<StreamEnd, StoreError> {
         self.metrics.upstream_connects.inc();
         // What an earlier stream left in the queue is stored before the new one looks at the end.
         self.store.change(Change::Settle).await?;
-        if *self.store.server_parameters() != backend.parameters {
+        if role == Role::Named && *self.store.server_parameters() != backend.parameters {
             self.store.change(Change::Parameters(backend.parameters.clone())).await?;
         }
-        self.streams += 1;
         let config = ReceiverConfig {
+            role,
             slot: self.slot.clone(),
-            durability: directive.durability,
+            durability: order.directive.durability,
             upstream_timeout: self.upstream_timeout,
             ask_after: self.inputs.tuning.borrow().ask_after.min(self.upstream_timeout / 2),
             upstream_major: major(&backend.parameters),
         };
-        let id = StreamId(self.streams);
-        let since = Instant::now();
-        let status = self.status.clone();
-        let mut publish = |progress: Progress| publish(&status, &node.name, since, progress);
         let surroundings = Surroundings {
             store: &self.store,
             followers: &self.followers,
@@ -173,27 +307,149 @@ impl Steering {
             tuning: self.inputs.tuning.clone(),
             closing: &self.closing,
         };
-        receiver::stream(backend, config, id, surroundings, &mut publish).await
+        receiver::stream(backend, config, id, surroundings, publish).await
     }
 
     /// Says so, once for the same cause, and returns it.
     fn ended(&self, node: &NodeName, end: StreamEnd, last_error: Option<&str>) -> String {
-        let why = match &end {
-            StreamEnd::TimelineEnd { next, switchpoint } => {
-                format!("timeline {next} begins at {switchpoint}")
-            }
-            StreamEnd::Shutdown => "orderly shutdown".to_owned(),
-            StreamEnd::Lost { why } | StreamEnd::Refused { why } => why.clone(),
-        };
+        let why = words(&end);
+        self.raise_divergence(node.as_str(), &end);
         if last_error != Some(why.as_str()) {
             match &end {
-                StreamEnd::Refused { .. } => tracing::error!(%node, why, "upstream refused"),
-                _ => tracing::info!(%node, why, "WAL stream ended"),
+                // Others may have it; else it is a gap.
+                StreamEnd::Refused { cause: Refusal::Removed, .. } => {
+                    tracing::info!(%node, why, "the upstream does not keep the WAL that comes next");
+                }
+                StreamEnd::Refused { cause: Refusal::Diverged { .. }, .. } => {}
+                StreamEnd::Refused { cause: Refusal::Other, .. } => {
+                    tracing::error!(%node, why, "upstream refused");
+                }
+                StreamEnd::TimelineEnd { .. } | StreamEnd::Shutdown | StreamEnd::Lost { .. } => {
+                    tracing::info!(%node, why, "WAL stream ended");
+                }
             }
         }
         self.show(Upstream::Ended { node: node.clone(), at: Instant::now(), how: end });
         why
     }
+
+    fn raise_divergence(&self, source: &str, end: &StreamEnd) {
+        if let StreamEnd::Refused { cause: Refusal::Diverged { timeline, lsn }, .. } = *end {
+            let end = self.store.tail().borrow().durable;
+            self.raise(WalAlarm::Diverged { source: source.to_owned(), timeline, lsn, end });
+        }
+    }
+
+    fn raise_gap(&self) {
+        let tail = *self.store.tail().borrow();
+        self.raise(WalAlarm::Gap { timeline: tail.timeline, end: tail.durable });
+    }
+
+    fn raise(&self, alarm: WalAlarm) {
+        self.status.send_if_modified(|status| {
+            let is_new = status.alarm.as_ref() != Some(&alarm);
+            if is_new {
+                tracing::error!("{alarm}; what is stored stays as it is");
+                status.alarm = Some(alarm);
+            }
+            is_new
+        });
+    }
+}
+
+/// Whom to stream from, and the directive that says so.
+struct Order {
+    node: Node,
+    directive: Arc<Directive>,
+}
+
+/// Where the connection to the upstream stands.
+struct Connecting {
+    since: Instant,
+    last_error: Option<String>,
+}
+
+/// On what terms somebody is asked for WAL.
+struct Trial {
+    known: TimelineId,
+    trouble: Trouble,
+    upstream_due: Instant,
+}
+
+/// Who may stand in for the upstream.
+struct Substitute {
+    /// A node's name, or a relay's address.
+    name: String,
+    address: Address,
+    kind: Kind,
+    last_said: Option<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Node,
+    Relay,
+}
+
+impl Substitute {
+    /// A node that is no standby writes what nobody has elected it to (`in_hot_standby` is reported from PostgreSQL 14
+    /// on). A relay passes its upstream's word on; it looks at that itself.
+    fn accepts(&self, backend: Backend) -> Result<Backend, String> {
+        let is_standby =
+            backend.parameters.iter().any(|(name, value)| name == "in_hot_standby" && value == "on");
+        match self.kind {
+            Kind::Node if !is_standby => Err("it is no standby".to_owned()),
+            Kind::Node | Kind::Relay => Ok(backend),
+        }
+    }
+
+    /// Once for the same cause.
+    fn say(&mut self, why: &str) {
+        if self.last_said.as_deref() != Some(why) {
+            tracing::info!(source = self.name, why, "no more WAL from a substitute");
+            self.last_said = Some(why.to_owned());
+        }
+    }
+}
+
+fn substitutes(inputs: &RelayInputs, upstream: &NodeName) -> Vec<Substitute> {
+    let nodes = inputs.nodes.iter().filter(|node| node.name != *upstream);
+    let substitute =
+        |name, address: &Address, kind| Substitute { name, address: address.clone(), kind, last_said: None };
+    nodes
+        .map(|node| substitute(node.name.to_string(), &node.address, Kind::Node))
+        .chain(inputs.relays.iter().map(|relay| substitute(relay.to_string(), relay, Kind::Relay)))
+        .collect()
+}
+
+fn jitter() -> Jitter {
+    Jitter::new(rand::random())
+}
+
+fn words(end: &StreamEnd) -> String {
+    match end {
+        StreamEnd::TimelineEnd { next, switchpoint } => format!("timeline {next} begins at {switchpoint}"),
+        StreamEnd::Shutdown => "orderly shutdown".to_owned(),
+        StreamEnd::Lost { why } | StreamEnd::Refused { why, .. } => why.clone(),
+    }
+}
+
+fn publish_substitute(status: &watch::Sender<UpstreamStatus>, name: &str, progress: Progress) {
+    status.send_if_modified(|status| {
+        let mut next = status.clone();
+        if progress.streaming.is_some() {
+            if status.substitute.is_none() {
+                tracing::info!(source = name, "WAL comes from a substitute");
+            }
+            next.received = progress.received;
+            next.substitute = Some(status::Substitute { name: name.to_owned(), end: progress.upstream_end });
+            // The upstream itself may have told of more.
+            next.upstream_end = status.upstream_end.max(progress.upstream_end);
+        }
+        let changed = next != *status;
+        *status = next;
+        changed
+    });
 }
 
 fn publish(status: &watch::Sender<UpstreamStatus>, node: &NodeName, since: Instant, progress: Progress) {
@@ -204,6 +460,8 @@ fn publish(status: &watch::Sender<UpstreamStatus>, node: &NodeName, since: Insta
     });
     status.send_if_modified(|status| {
         let next = UpstreamStatus {
+            alarm: status.alarm.clone(),
+            substitute: None,
             upstream: upstream.unwrap_or_else(|| status.upstream.clone()),
             received: progress.received,
             // Of this upstream: another one's end says nothing of it.

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::NodeName;
+use crate::pg::TimelineId;
 
 /// The number of an election, the fencing token. Terms only grow, are durable before they are acted on, and an
 /// old term is refused everywhere.
@@ -60,6 +61,9 @@ pub struct Directive {
     /// Whom the relay streams from; `None`: from nobody (the relay closes the stream and then promises the
     /// term).
     pub upstream: Option<NodeName>,
+    /// On which `upstream` is, as it was verified: WAL of another one is nobody's history yet.
+    #[serde(default)]
+    pub timeline: Option<TimelineId>,
     pub durability: Durability,
 }
 
@@ -81,6 +85,7 @@ impl Directive {
             candidate: None,
             writes: Writes::Held { reason: "starting".to_owned() },
             upstream: None,
+            timeline: None,
             durability,
         }
     }

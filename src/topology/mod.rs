@@ -21,4 +21,6 @@ pub use health::{Health, NodeHealth, NodeState};
 pub use history::{Election, LeftBehind, Outcome, Phase, SavedTail};
 pub use node::{Address, InvalidNodeName, Node, NodeName, Role};
 pub use proxy::{ClientEvidence, ProxyStatus};
-pub use wal::{ArchiveStatus, Follower, FollowerState, Lag, StreamEnd, Upstream, WalStatus};
+pub use wal::{
+    ArchiveStatus, Follower, FollowerState, Lag, Refusal, StreamEnd, Upstream, WalAlarm, WalStatus,
+};

@@ -1,5 +1,6 @@
 //! Where the WAL stands: at the relay, at its upstream, at each follower.
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use super::{NodeName, Term};
@@ -23,6 +24,9 @@ pub struct WalStatus {
     /// The upstream's own end of WAL, as its last message told.
     pub upstream_end: Lsn,
     pub upstream: Upstream,
+    /// Who gives what `upstream` cannot give now: a standby's name, or another relay's address.
+    pub substitute: Option<String>,
+    pub alarm: Option<WalAlarm>,
     pub followers: Vec<Follower>,
     /// `None`: nothing is archived.
     pub archive: Option<ArchiveStatus>,
@@ -48,6 +52,8 @@ impl WalStatus {
             verified: Lsn::INVALID,
             upstream_end: Lsn::INVALID,
             upstream: Upstream::Idle,
+            substitute: None,
+            alarm: None,
             followers: Vec::new(),
             archive: None,
         }
@@ -92,7 +98,51 @@ pub enum StreamEnd {
     /// EOF, reset or silence: a failure.
     Lost { why: String },
     /// The upstream answered with an error, or is not the cluster it should be.
-    Refused { why: String },
+    Refused { why: String, cause: Refusal },
+}
+
+/// What about a refusal others act on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// It does not keep the WAL that comes next any more.
+    Removed,
+    /// Where we have WAL it has other bytes on the same timeline: two servers wrote on it.
+    Diverged {
+        timeline: TimelineId,
+        lsn: Lsn,
+    },
+    Other,
+}
+
+/// The relay does not go on by itself. It holds until the durable end moves again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WalAlarm {
+    /// Nobody who answers has the WAL behind `end`.
+    Gap { timeline: TimelineId, end: Lsn },
+    /// `source` has other WAL at `lsn` than what is stored up to `end`, which stays.
+    Diverged { source: String, timeline: TimelineId, lsn: Lsn, end: Lsn },
+}
+
+impl WalAlarm {
+    /// Nothing has come since it was raised, as the log ends at `durable` of `timeline`.
+    pub fn holds(&self, timeline: TimelineId, durable: Lsn) -> bool {
+        let (WalAlarm::Gap { timeline: on, end } | WalAlarm::Diverged { timeline: on, end, .. }) = self;
+        *on == timeline && durable <= *end
+    }
+}
+
+impl fmt::Display for WalAlarm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            WalAlarm::Gap { timeline, end } => {
+                write!(f, "no source has the WAL behind {end} of timeline {timeline} any more")
+            }
+            WalAlarm::Diverged { source, timeline, lsn, .. } => write!(
+                f,
+                "split brain: {source} has other WAL at {lsn} of timeline {timeline} than what is stored here"
+            ),
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -31,7 +31,7 @@ use crate::net::{ForServers, Lookups, Proxies, SocketMode};
 use crate::proxy::limits::Plan;
 use crate::proxy::peers::Peer;
 use crate::relay::archive::{ArchiveConfig, ArchiveUrl};
-use crate::topology::{Durability, Node, NodeName};
+use crate::topology::{Address, Durability, Node, NodeName};
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -207,6 +207,8 @@ pub struct Wal {
     pub dir: PathBuf,
     /// WAL kept for followers beyond what their slots pin.
     pub retain_bytes: u64,
+    /// Other relays' endpoints, asked for WAL that no node can give.
+    pub upstreams: Vec<Address>,
     pub archive: Option<ArchiveConfig>,
 }
 

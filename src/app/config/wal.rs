@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use super::Wal;
 use super::reader::{Findings, Problem, Section};
-use super::units::{duration, duration_or_off, number, parsed, path, size, word};
+use super::units::{duration, duration_or_off, number, parsed, path, size, texts, word};
 use crate::relay::archive::{ArchiveConfig, BackupPlan};
+use crate::topology::Address;
 
 /// As fast as the log comes, and a fifth of its size.
 const LEVEL: u32 = 3;
@@ -18,7 +19,8 @@ pub(super) fn wal(wal: &mut Section<'_>, directory: &Path) -> Option<Wal> {
     let dir = wal.required("dir", path);
     let retain_bytes = wal.section("retain", |retain| retain.or("size", 1 << 30, size));
     let archive = wal.section("archive", archive);
-    Some(Wal { dir: directory.join(dir?), retain_bytes, archive })
+    let upstreams = wal.or("upstreams", Vec::new(), addresses);
+    Some(Wal { dir: directory.join(dir?), retain_bytes, upstreams, archive })
 }
 
 /// The section of a document in which nothing else is looked at.
@@ -35,6 +37,11 @@ pub(super) fn alone(yaml: &str, directory: &Path) -> Result<Wal, Vec<Problem>> {
             Err(findings.problems.into_iter().map(below).collect())
         }
     }
+}
+
+fn addresses(value: &serde_yaml::Value) -> Result<Vec<Address>, String> {
+    let address = |text: String| text.parse::<Address>().map_err(|error| error.to_string());
+    texts(value)?.into_iter().map(address).collect()
 }
 
 /// `None` also when there is no such section.

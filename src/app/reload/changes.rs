@@ -155,10 +155,11 @@ fn compare_routing(routing: &Routing, next: &Routing) -> Vec<Compared> {
 }
 
 fn compare_wal(wal: &Wal, next: &Wal) -> Vec<Compared> {
-    let Wal { dir, retain_bytes, archive } = wal;
+    let Wal { dir, retain_bytes, upstreams, archive } = wal;
     vec![
         ("wal.dir", *dir == next.dir, Restart),
         ("wal.retain.size", *retain_bytes == next.retain_bytes, AtOnce),
+        ("wal.upstreams", *upstreams == next.upstreams, Restart),
         ("wal.archive", *archive == next.archive, Restart),
     ]
 }

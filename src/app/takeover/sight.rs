@@ -168,6 +168,8 @@ impl Wal {
             verified: self.verified,
             upstream_end: self.upstream_end,
             upstream,
+            substitute: None,
+            alarm: None,
             followers: self.followers.into_iter().map(|follower| follower.at(now)).collect(),
             archive: None,
         }
@@ -247,6 +249,7 @@ mod tests {
             primary: Some(pg1),
             writes: Writes::Open,
             upstream: Some("pg1".parse().expect("a name")),
+            timeline: None,
             ..Directive::starting(Durability::Quorum)
         };
         let node = |state| NodeHealth {

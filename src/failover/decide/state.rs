@@ -316,7 +316,9 @@ impl State {
             Follow::Nobody => None,
         };
         let candidate = self.candidate();
-        Directive { term: self.term, primary, candidate, writes, upstream, durability: self.durability }
+        let timeline = self.primary.as_ref().filter(|_| upstream.is_some()).map(|primary| primary.timeline);
+        let (term, durability) = (self.term, self.durability);
+        Directive { term, primary, candidate, writes, upstream, timeline, durability }
     }
 }
 

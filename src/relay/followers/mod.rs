@@ -145,6 +145,11 @@ impl Followers {
         registry.entries.iter().map(|(pid, entry)| registry.describe(*pid, entry, now)).collect()
     }
 
+    /// Whether somebody of that name follows.
+    pub(crate) fn has(&self, application_name: &str) -> bool {
+        self.registry.lock().entries.values().any(|entry| entry.application_name == application_name)
+    }
+
     /// What to tell upstream for all followers: the oldest of their xmins, or nothing to hold back.
     pub(crate) fn oldest_xmins(&self) -> Xmins {
         let registry = self.registry.lock();

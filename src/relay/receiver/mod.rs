@@ -7,7 +7,7 @@
 pub(crate) mod core;
 mod reply;
 
-pub(crate) use self::core::ReceiverConfig;
+pub(crate) use self::core::{ReceiverConfig, Role};
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -208,7 +208,7 @@ impl Shell<'_> {
 
     fn reported(&mut self, report: &super::store::Report) {
         if let Some((_, error)) = report.refused.as_ref().filter(|(id, _)| *id == self.id) {
-            self.core.handle(now(), Input::Unfit(error.to_string()));
+            self.core.handle(now(), Input::Unfit(error.clone()));
         }
         if let Some(lsn) =
             report.agreed_with(self.id).filter(|_| Some(report.tail.timeline) == self.streaming)

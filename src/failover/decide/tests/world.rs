@@ -16,7 +16,7 @@ use crate::failover::health::{Detect, Facts, ProbeResult, SlotState, Watch};
 use crate::pg::{Lsn, SystemIdentifier, TimelineId};
 use crate::topology::{
     Candidate, Directive, Durability, Election, Follower, FollowerState, Lag, Node, NodeName, ProxyStatus,
-    Role, StreamEnd, Term, Upstream, WalStatus, Writes,
+    Refusal, Role, StreamEnd, Term, Upstream, WalStatus, Writes,
 };
 
 pub(super) const SYSTEM: SystemIdentifier = SystemIdentifier(7);
@@ -309,7 +309,10 @@ impl World {
             return;
         }
         if server.timeline == self.wal.timeline && server.flush < self.wal.verified {
-            let how = StreamEnd::Refused { why: "WAL differs from what is stored".to_owned() };
+            let how = StreamEnd::Refused {
+                why: "WAL differs from what is stored".to_owned(),
+                cause: Refusal::Other,
+            };
             self.wal.upstream = Upstream::Ended { node: node.clone(), at: self.now.instant, how };
             return;
         }

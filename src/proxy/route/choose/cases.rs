@@ -61,6 +61,7 @@ fn world() -> World {
             candidate: None,
             writes: Writes::Open,
             upstream: Some(name("pg1")),
+            timeline: None,
             durability: Durability::Async,
         },
         health: Health {

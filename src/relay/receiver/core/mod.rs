@@ -4,6 +4,10 @@
 //! the durable end on the store's own timeline; at a timeline's end it goes on with the next one on the same
 //! connection (walreceiver.c, `WalRcvFetchTimeLineHistoryFiles`, `libpqrcv_endstreaming`).
 //!
+//! A [`Role::Substitute`] gives WAL of the timelines that are known already, and nothing else: it does not begin a
+//! log, its histories are not kept, and where the known history leaves the timeline at hand, what it has behind
+//! that is not taken.
+//!
 //! It does no I/O: the store's changes are outputs whose result comes back as input. It never skips WAL, never
 //! says it flushed what the store has not synced, and claims nothing about replay.
 
@@ -13,6 +17,7 @@ mod streaming;
 mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -23,8 +28,8 @@ use super::reply::Reply;
 use crate::pg::protocol::replication::{self, FullTransactionId};
 use crate::pg::wal::WalSegmentSize;
 use crate::pg::{ErrorFields, Lsn, PgTimestamp, SlotName, SqlState, SystemIdentifier, TimelineId};
-use crate::relay::store::Change;
-use crate::topology::{Durability, StreamEnd};
+use crate::relay::store::{Change, StoreError};
+use crate::topology::{Durability, Refusal, StreamEnd};
 
 /// How often the upstream hears of us when nothing happens.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
@@ -50,9 +55,20 @@ pub(crate) struct Stored {
     pub(crate) histories: BTreeMap<TimelineId, Bytes>,
 }
 
+/// Who the upstream is to us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// The one that the directive names: its history is the cluster's.
+    Named,
+    /// Somebody else, for what the named one cannot give. `known`: the newest timeline that may be followed, whose
+    /// history is stored.
+    Substitute { known: TimelineId },
+}
+
 #[derive(Clone, Debug)]
 pub(crate) struct ReceiverConfig {
-    /// Our slot at the upstream; made when it is missing.
+    pub(crate) role: Role,
+    /// Our slot at the upstream, made when it is missing; a substitute is used without one.
     pub(crate) slot: SlotName,
     pub(crate) durability: Durability,
     /// Silence for this long ends the stream.
@@ -76,7 +92,7 @@ pub(crate) enum Input {
     /// The store did what [`Output::Change`] asked for, or says why not.
     Changed(Result<(), String>),
     /// The store will not take what this stream offers.
-    Unfit(String),
+    Unfit(Arc<StoreError>),
     /// The oldest transactions that followers need.
     Feedback {
         xmin: Option<FullTransactionId>,
@@ -201,7 +217,8 @@ impl Receiver {
             }
             Input::Agreed(lsn) => self.agreed(now, lsn),
             Input::Changed(Ok(())) => self.changed(),
-            Input::Changed(Err(why)) | Input::Unfit(why) => self.refuse(why),
+            Input::Changed(Err(why)) => self.refuse(why),
+            Input::Unfit(error) => self.refuse_for(error.to_string(), refusal(&error)),
             Input::Feedback { xmin, catalog_xmin } => self.feedback(now, xmin, catalog_xmin),
             Input::AskAfter(silence) => self.config.ask_after = silence,
             Input::Tick => self.tick(now),
@@ -247,7 +264,16 @@ impl Receiver {
     /// An error of the upstream: a refusal, unless it only says that it is not (or no longer) there for us.
     fn fail(&mut self, error: &ErrorFields) {
         let passing = error.code.as_str().starts_with("57") || error.code == SqlState::OBJECT_IN_USE;
-        if passing { self.lose(error.to_string()) } else { self.refuse(error.to_string()) }
+        if passing {
+            return self.lose(error.to_string());
+        }
+        // "requested WAL segment ... has already been removed" (walsender.c, `WalSndSegmentOpen`).
+        let asked_for_wal = matches!(
+            self.phase,
+            Phase::Streaming(_) | Phase::Asking { question: Question::Stream { .. }, .. }
+        );
+        let removed = asked_for_wal && error.code == SqlState::UNDEFINED_FILE;
+        self.refuse_for(error.to_string(), if removed { Refusal::Removed } else { Refusal::Other });
     }
 
     fn lose(&mut self, why: String) {
@@ -255,7 +281,11 @@ impl Receiver {
     }
 
     fn refuse(&mut self, why: String) {
-        self.end(StreamEnd::Refused { why });
+        self.refuse_for(why, Refusal::Other);
+    }
+
+    fn refuse_for(&mut self, why: String, cause: Refusal) {
+        self.end(StreamEnd::Refused { why, cause });
     }
 
     fn end(&mut self, how: StreamEnd) {
@@ -263,5 +293,12 @@ impl Receiver {
             self.outputs.push_back(Output::End(how));
         }
         self.phase = Phase::Ended;
+    }
+}
+
+fn refusal(error: &StoreError) -> Refusal {
+    match *error {
+        StoreError::Diverged { timeline, lsn } => Refusal::Diverged { timeline, lsn },
+        _ => Refusal::Other,
     }
 }

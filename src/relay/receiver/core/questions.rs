@@ -4,12 +4,12 @@ use std::collections::VecDeque;
 
 use bytes::BytesMut;
 
-use super::{Output, Phase, Receiver, Reply, Stored};
+use super::{Output, Phase, Receiver, Reply, Role, Stored};
 use crate::pg::protocol::frontend;
 use crate::pg::wal::{History, WalSegmentSize};
 use crate::pg::{ErrorFields, Lsn, SqlState, TimelineId};
 use crate::relay::store::Change;
-use crate::topology::Durability;
+use crate::topology::{Durability, StreamEnd};
 
 /// From this version on READ_REPLICATION_SLOT exists.
 const READ_SLOT_SINCE: u32 = 15;
@@ -56,9 +56,12 @@ impl Receiver {
             Question::CreateSlot => format!("CREATE_REPLICATION_SLOT \"{slot}\" PHYSICAL RESERVE_WAL"),
             Question::ReadSlot => format!("READ_REPLICATION_SLOT \"{slot}\""),
             Question::History(timeline) => format!("TIMELINE_HISTORY {timeline}"),
-            Question::Stream { from } => {
-                format!("START_REPLICATION SLOT \"{slot}\" PHYSICAL {from} TIMELINE {timeline}")
-            }
+            Question::Stream { from } => match self.config.role {
+                Role::Named => {
+                    format!("START_REPLICATION SLOT \"{slot}\" PHYSICAL {from} TIMELINE {timeline}")
+                }
+                Role::Substitute { .. } => format!("START_REPLICATION PHYSICAL {from} TIMELINE {timeline}"),
+            },
         };
         let mut out = BytesMut::new();
         frontend::query(&command, &mut out);
@@ -119,6 +122,9 @@ impl Receiver {
             let own = self.stored.timeline;
             return self.refuse(format!("its timeline {timeline} is behind ours, {own}"));
         }
+        if self.config.role != Role::Named && !self.stored.durable.is_valid() {
+            return self.refuse("a log begins with WAL of the primary only".to_owned());
+        }
         let first_contact = self.stored.system.is_none();
         self.stored.system = Some(system);
         self.upstream_end = self.upstream_end.max(position);
@@ -143,7 +149,10 @@ impl Receiver {
             return self.lose("SHOW wal_segment_size was not answered".to_owned());
         };
         if size == self.stored.segment_size && self.stored.durable.is_valid() {
-            return self.ask(Question::CreateSlot);
+            return match self.config.role {
+                Role::Named => self.ask(Question::CreateSlot),
+                Role::Substitute { .. } => self.ask_histories(),
+            };
         }
         if self.stored.durable.is_valid() {
             let own = self.stored.segment_size;
@@ -192,12 +201,15 @@ impl Receiver {
                 .refuse(format!("its history of timeline {timeline} is not the one stored: another branch"));
         }
         let is_new = stored.is_none();
+        let named = self.config.role == Role::Named;
         if let Some(upstream) = self.upstream.as_mut().filter(|upstream| upstream.timeline == timeline) {
-            upstream.missing = missing_histories(&history, &self.stored);
+            if named {
+                upstream.missing = missing_histories(&history, &self.stored);
+            }
             upstream.history = history;
             upstream.history_known = true;
         }
-        if is_new {
+        if is_new && named {
             self.stored.histories.insert(timeline, content.clone());
             self.change(Change::KeepHistory { timeline, content }, Then::Histories);
         } else {
@@ -230,10 +242,22 @@ impl Receiver {
             let theirs = upstream.timeline;
             return self.refuse(format!("its timeline {theirs} does not descend from ours, {own}"));
         }
-        match upstream.history.next(own) {
+        let next = match self.config.role {
+            Role::Named => upstream.history.next(own),
+            // What it says of later timelines is not believed.
+            Role::Substitute { .. } => self.known_next(),
+        };
+        match next {
             Some((next, switchpoint)) if switchpoint <= self.stored.durable => self.follow(next, switchpoint),
             _ => self.ask(Question::Stream { from: size.segment_start(self.stored.durable) }),
         }
+    }
+
+    /// With a substitute: what comes behind our timeline in the history of the newest one that is known.
+    pub(super) fn known_next(&self) -> Option<(TimelineId, Lsn)> {
+        let Role::Substitute { known } = self.config.role else { return None };
+        let history = History::parse(known, self.stored.histories.get(&known)?).ok()?;
+        history.next(self.stored.timeline)
     }
 
     /// Our timeline ended at `switchpoint`, and we have all of it. Half a record beyond is what the old primary
@@ -270,6 +294,9 @@ impl Receiver {
         if switchpoint > end || next <= self.stored.timeline {
             return self
                 .refuse(format!("timeline {next} begins at {switchpoint}, but WAL came up to {end} only"));
+        }
+        if self.config.role != Role::Named {
+            return self.end(StreamEnd::TimelineEnd { next, switchpoint });
         }
         self.stored.durable = end;
         self.change(Change::Settle, Then::Identify);

@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 
 use super::{Now, Output, Phase, Receiver, Reply, STATUS_INTERVAL, UNHURRIED};
-use crate::pg::Lsn;
 use crate::pg::protocol::frontend;
 use crate::pg::protocol::replication::{
     self, FromServer, FullTransactionId, HotStandbyFeedback, StandbyStatus, XLogDataHeader,
 };
 use crate::pg::wal::{Expected, Verifier};
+use crate::pg::{Lsn, TimelineId};
 use crate::topology::{Durability, StreamEnd};
 
 /// How often hot standby feedback is repeated when it has not changed (`wal_receiver_status_interval`).
@@ -23,6 +23,8 @@ pub(super) struct Stream {
     /// <= next. Only this is acknowledged. It begins at the segment's start, before what is durable: what is
     /// stored already may be another branch's until it has been compared.
     agreed: Lsn,
+    /// A substitute's WAL is not taken behind the known end of its timeline.
+    until: Option<(TimelineId, Lsn)>,
     /// <= agreed: what the upstream was told last.
     told: Lsn,
     verifier: Verifier,
@@ -42,7 +44,9 @@ impl Receiver {
             system: self.stored.system,
         };
         let verifier = Verifier::new(from, expected);
-        self.phase = Phase::Streaming(Box::new(Stream { next: from, agreed: from, told: from, verifier }));
+        let until = self.known_next();
+        let stream = Stream { next: from, agreed: from, until, told: from, verifier };
+        self.phase = Phase::Streaming(Box::new(stream));
         self.outputs.push_back(Output::Streaming { timeline: self.stored.timeline, from });
         self.report(now, replication::Reply::NotRequested);
     }
@@ -83,8 +87,12 @@ impl Receiver {
         }
     }
 
-    fn wal(&mut self, start: Lsn, bytes: Bytes) {
+    fn wal(&mut self, start: Lsn, mut bytes: Bytes) {
         let Phase::Streaming(stream) = &mut self.phase else { return };
+        let until = stream.until.filter(|(_, until)| *until <= start.advanced(bytes.len() as u64));
+        if let Some((_, until)) = until {
+            bytes.truncate(usize::try_from(until.bytes_since(start)).unwrap_or(usize::MAX));
+        }
         if start != stream.next {
             let expected = stream.next;
             return self.refuse(format!("WAL at {start} was sent where {expected} is next"));
@@ -96,6 +104,9 @@ impl Receiver {
         let verified = stream.verifier.verified();
         self.stored.verified = self.stored.verified.max(verified.unwrap_or(Lsn::INVALID));
         self.outputs.push_back(Output::Append { at: start, bytes, verified });
+        if let Some((next, switchpoint)) = until {
+            self.end(StreamEnd::TimelineEnd { next, switchpoint });
+        }
     }
 
     pub(super) fn agreed(&mut self, now: Now, lsn: Lsn) {

@@ -1,16 +1,18 @@
 //! Conversations with a scripted upstream. What the receiver does is written down as one line per output.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 
-use super::{Input, Now, Output, Receiver, ReceiverConfig, Stored};
+use super::{Input, Now, Output, Receiver, ReceiverConfig, Role, Stored};
 use crate::pg::protocol::backend;
 use crate::pg::protocol::replication::{FromStandby, Keepalive, Reply, XLogDataHeader};
 use crate::pg::wal::WalSegmentSize;
 use crate::pg::wal::build::{SYSTEM, WalBuilder};
 use crate::pg::{ErrorFields, Lsn, PgTimestamp, SqlState, TimelineId};
+use crate::relay::store::StoreError;
 use crate::topology::Durability;
 
 struct Talk {
@@ -44,7 +46,12 @@ fn stored(durable: u64, verified: u64) -> Stored {
 
 impl Talk {
     fn new(stored: Stored, durability: Durability) -> Talk {
+        Talk::with(stored, durability, Role::Named)
+    }
+
+    fn with(stored: Stored, durability: Durability, role: Role) -> Talk {
         let config = ReceiverConfig {
+            role,
             slot: "bellwether_bw1".parse().expect("a slot name"),
             durability,
             upstream_timeout: Duration::from_secs(10),
@@ -303,7 +310,7 @@ fn gaps_and_bad_records_end_the_stream() {
     let mut talk = Talk::streaming(stored(0x30_0000, 0));
     talk.outputs();
     talk.wal(Lsn(0x30_2000), wal.bytes());
-    talk.says("Refused { why: \"WAL at 0/302000 was sent where 0/300000 is next\" }");
+    talk.says("Refused { why: \"WAL at 0/302000 was sent where 0/300000 is next\", cause: Other }");
 
     let mut talk = Talk::streaming(stored(0x30_0000, 0));
     talk.outputs();
@@ -456,8 +463,12 @@ fn ends_are_told_apart() {
     };
     assert_eq!(end(&|talk| talk.message(b'C', b"COPY 0\0")), "Shutdown");
     assert!(end(&|talk| talk.error(SqlState::ADMIN_SHUTDOWN)).starts_with("Lost"));
-    assert!(end(&|talk| talk.error(SqlState::UNDEFINED_FILE)).starts_with("Refused"));
-    assert!(end(&|talk| talk.input(Input::Unfit("differs".to_owned()))).starts_with("Refused"));
+    assert!(end(&|talk| talk.error(SqlState::UNDEFINED_FILE)).ends_with("cause: Removed }"));
+    let diverged = || StoreError::Diverged { timeline: TimelineId(1), lsn: Lsn(0x30_0010) };
+    assert!(
+        end(&|talk| talk.input(Input::Unfit(Arc::new(diverged()))))
+            .ends_with("cause: Diverged { timeline: TimelineId(1), lsn: 0/300010 } }")
+    );
     assert!(end(&|talk| talk.message(b'd', b"w123")).starts_with("Lost"));
     assert!(end(&|talk| talk.message(b'T', b"")).starts_with("Lost"));
 }
@@ -474,4 +485,55 @@ fn feedback_is_sent_once_a_second_at_most_and_repeated_seldom() {
         sent.extend(talk.outputs().iter().map(|_| millis));
     }
     assert_eq!(sent, [0, 1000, 11_000]);
+}
+
+/// A substitute on timeline `theirs`, where timeline 2 is known: its WAL is asked for, without a slot.
+fn stands_in(own: Stored, theirs: u32, history: Option<&str>) -> Talk {
+    let mut talk = Talk::with(own, Durability::Quorum, Role::Substitute { known: TimelineId(2) });
+    talk.outputs();
+    talk.identify(theirs, "0/400000");
+    talk.row(&[Some("1MB")]);
+    if let Some(history) = history {
+        talk.row(&[Some("x.history"), Some(history)]);
+    }
+    talk
+}
+
+#[test]
+fn a_substitute_gives_nothing_behind_the_known_end_of_its_timeline() {
+    let mut wal = WalBuilder::new(Lsn(0x30_0000), TimelineId(1));
+    while wal.end() < Lsn(0x38_1000) {
+        wal.record(500);
+    }
+    let begin = Lsn(0x30_0000);
+    let mut own = stored(begin.0, 0);
+    own.histories.insert(TimelineId(2), Bytes::from(HISTORY));
+    let mut talk = stands_in(own, 1, None);
+    let line = talk.outputs().pop();
+    assert_eq!(line.as_deref(), Some("ask START_REPLICATION PHYSICAL 0/300000 TIMELINE 1"));
+    talk.message(b'W', b"\0\0\0");
+    talk.outputs();
+    talk.wal(begin, wal.bytes());
+    let outputs = talk.outputs();
+    assert!(outputs[0].starts_with("append 524288 at 0/300000"), "{outputs:?}");
+    assert_eq!(outputs[1], "TimelineEnd { next: TimelineId(2), switchpoint: 0/380000 }");
+}
+
+#[test]
+fn the_known_timeline_is_followed_with_a_substitute_and_no_other() {
+    let mut own = stored(0x38_0000, 0x38_0000);
+    own.histories.insert(TimelineId(2), Bytes::from(HISTORY));
+    let mut talk = stands_in(own.clone(), 2, Some(HISTORY));
+    talk.done();
+    let follow = "Follow { timeline: TimelineId(2), switchpoint: 0/380000 }";
+    assert!(talk.outputs().contains(&follow.to_owned()));
+    // Another branch of the same number.
+    let last = |mut talk: Talk| talk.outputs().pop().unwrap_or_default();
+    assert!(last(stands_in(own.clone(), 2, Some("1\t0/390000\tx\n"))).contains("another branch"));
+    // It has been promoted where nobody elected it: what it has of timeline 2 is taken, what it made is not.
+    own.timeline = TimelineId(2);
+    let mut promoted = stands_in(own, 3, Some("1\t0/380000\tx\n2\t0/390000\tx\n"));
+    promoted.says(
+        "ask SHOW wal_segment_size|ask TIMELINE_HISTORY 3|ask START_REPLICATION PHYSICAL 0/300000 TIMELINE 2",
+    );
 }

@@ -119,6 +119,8 @@ impl Relay {
             verified: report.verified,
             upstream_end: self.upstream_end,
             upstream: self.upstream.clone(),
+            substitute: None,
+            alarm: None,
             followers: self.followers.snapshot(stage.instant()),
             archive: None,
         }

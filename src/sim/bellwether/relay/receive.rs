@@ -34,6 +34,7 @@ impl Relay {
         let Some(following) = self.following.as_ref().filter(|f| f.conn == Some(conn)) else { return };
         self.streams += 1;
         let config = receiver::ReceiverConfig {
+            role: receiver::Role::Named,
             slot: format!("bellwether_{INSTANCE}").parse().expect("a slot name"),
             durability: self.directive.durability,
             upstream_timeout: UPSTREAM_TIMEOUT,

@@ -111,7 +111,7 @@ impl Relay {
         if let Some(receiving) = self.receiver.as_mut().filter(|r| !r.waiting) {
             let now = receiver_now(stage);
             if let Some((_, error)) = report.refused.as_ref().filter(|(id, _)| *id == receiving.id) {
-                receiving.core.handle(now, receiver::Input::Unfit(error.to_string()));
+                receiving.core.handle(now, receiver::Input::Unfit(error.clone()));
             }
             let agreed = report.agreed_with(receiving.id);
             if let Some(lsn) = agreed.filter(|_| Some(report.tail.timeline) == receiving.streaming) {
