@@ -31,6 +31,7 @@ mod relay;
 mod reload;
 mod sessions;
 mod smoke;
+mod sources;
 mod stranded;
 mod takeover;
 mod tls;

@@ -272,7 +272,12 @@ impl Cluster {
 
     /// GET on the admin address.
     pub(crate) fn api(&self, path: &str) -> Result<Value, String> {
-        let (status, body) = self.http("GET", path)?;
+        self.api_at(self.admin_port, path)
+    }
+
+    /// GET on another instance's.
+    pub(crate) fn api_at(&self, admin_port: u16, path: &str) -> Result<Value, String> {
+        let (status, body) = self.http_at(admin_port, "GET", path)?;
         if status != 200 {
             return Err(format!("{path}: HTTP {status}: {body}"));
         }
@@ -281,8 +286,12 @@ impl Cluster {
 
     /// Status code and body.
     pub(crate) fn http(&self, method: &str, path: &str) -> Result<(u16, String), String> {
+        self.http_at(self.admin_port, method, path)
+    }
+
+    fn http_at(&self, admin_port: u16, method: &str, path: &str) -> Result<(u16, String), String> {
         let exchange = || -> std::io::Result<String> {
-            let mut socket = TcpStream::connect(("127.0.0.1", self.admin_port))?;
+            let mut socket = TcpStream::connect(("127.0.0.1", admin_port))?;
             socket.set_read_timeout(Some(Duration::from_secs(5)))?;
             write!(socket, "{method} {path} HTTP/1.0\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n")?;
             let mut answer = String::new();

@@ -5,8 +5,8 @@
 //!
 //! * at once, when the upstream says that it does not keep the WAL that comes next: whoever has it;
 //! * after [`PATIENCE`], when the upstream cannot be streamed from for another reason. Most of these reasons pass, or
-//!   end in another term. Then nobody is asked who follows this relay: what is shipped is durable here, so it has
-//!   nothing more.
+//!   end in another term. Then nobody is asked who follows this relay (and does not wait for more than it has, as one
+//!   does that came from another relay): what is shipped is durable here.
 //!
 //! What a substitute may give is bounded by [`known`]: WAL of timelines that are in the history of the directive's
 //! upstream as *it* has told it. Anything else could be a fork that lost its election, and a relay that holds WAL

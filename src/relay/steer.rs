@@ -124,7 +124,7 @@ impl Steering {
                 }
             };
             if let Some(backend) = reached {
-                self.from_upstream(order, backend, &mut connecting, &mut sources).await?;
+                self.upstream_reached(order, backend, &mut connecting, &mut sources).await?;
             }
         }
         Ok(())
@@ -139,7 +139,7 @@ impl Steering {
     }
 
     fn is_followed_by(&self, substitute: &Substitute) -> bool {
-        self.followers.has(&substitute.name)
+        self.followers.has_within(&substitute.name, self.store.tail().borrow().durable)
     }
 
     async fn dial_upstream(
@@ -169,7 +169,7 @@ impl Steering {
         None
     }
 
-    async fn from_upstream(
+    async fn upstream_reached(
         &mut self,
         order: &Order,
         backend: Backend,

@@ -145,9 +145,12 @@ impl Followers {
         registry.entries.iter().map(|(pid, entry)| registry.describe(*pid, entry, now)).collect()
     }
 
-    /// Whether somebody of that name follows.
-    pub(crate) fn has(&self, application_name: &str) -> bool {
-        self.registry.lock().entries.values().any(|entry| entry.application_name == application_name)
+    /// Whether somebody of that name follows, and waits for nothing behind `durable`: one that has come from another
+    /// relay may.
+    pub(crate) fn has_within(&self, application_name: &str, durable: Lsn) -> bool {
+        let follows =
+            |entry: &Entry| entry.application_name == application_name && entry.progress.sent <= durable;
+        self.registry.lock().entries.values().any(follows)
     }
 
     /// What to tell upstream for all followers: the oldest of their xmins, or nothing to hold back.
