@@ -215,7 +215,14 @@ impl Steering {
         let before = *self.store.tail().borrow();
         let id = self.next_stream();
         let (status, name) = (self.status.clone(), substitute.name.clone());
-        let mut publish = |progress: Progress| publish_substitute(&status, &name, progress);
+        let mut said = false;
+        let mut publish = |progress: Progress| {
+            if !said && progress.received > before.durable {
+                tracing::info!(source = name, from = %before.durable, "WAL comes from a substitute");
+                said = true;
+            }
+            publish_substitute(&status, &name, progress);
+        };
         let this = &*self;
         let role = Role::Substitute { known: trial.known };
         let (end, reached) = tokio::select! {
@@ -438,9 +445,6 @@ fn publish_substitute(status: &watch::Sender<UpstreamStatus>, name: &str, progre
     status.send_if_modified(|status| {
         let mut next = status.clone();
         if progress.streaming.is_some() {
-            if status.substitute.is_none() {
-                tracing::info!(source = name, "WAL comes from a substitute");
-            }
             next.received = progress.received;
             next.substitute = Some(status::Substitute { name: name.to_owned(), end: progress.upstream_end });
             // The upstream itself may have told of more.
