@@ -97,6 +97,7 @@ fn alone() -> RelayInputs {
         tuning: watch::channel(RelayTuning::default()).1,
         directive: watch::channel(Arc::new(Directive::starting(Durability::Async))).1,
         nodes: Vec::new(),
+        relays: Vec::new(),
         user: "bellwether".into(),
         credentials: Credentials::Trust,
         tls: TlsForServers::default(),
