@@ -7,8 +7,8 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::harness::wal::compare_with_primary;
 use crate::harness::{Cluster, Durability, Gate, Options, Server, eventually, free_port};
-use crate::relay::compare_with_primary;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
