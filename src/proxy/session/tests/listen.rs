@@ -5,9 +5,10 @@ use std::sync::Arc;
 use super::{Scene, answer, check, extended, query};
 use crate::pg::protocol::frame::Header;
 use crate::proxy::listen::Notification;
-use crate::proxy::session::core::{Core, PoolMode};
+use crate::proxy::session::core::{Core, Heard, PoolMode};
 use crate::proxy::session::knobs::Knobs;
 use crate::proxy::session::listening::Listens;
+use crate::proxy::session::losses::Loss;
 use crate::proxy::session::message::{cstr, put};
 
 const CLIENT: u32 = 4711;
@@ -241,4 +242,20 @@ fn what_others_said_by_way_of_the_server_comes_first() {
     scene.core.cleared();
     scene.settle();
     check(&scene, ">Q");
+}
+
+#[test]
+fn what_was_heard_is_told_although_the_ready_for_query_behind_it_is_lost() {
+    let mut scene = scene(PoolMode::Transaction);
+    scene.client(&query("LISTEN news")).server(&answer("C:UNLISTEN ZI"));
+    scene.client(&query("insert into t values (1)"));
+    scene.wires[1].clear();
+    scene.down.input.push(&answer("C:INSERT_0_1 ZI"));
+    assert!(matches!(scene.core.server(&mut scene.down, &mut scene.server), Heard::Settle));
+    scene.core.settled(heard(&["news", "others"]));
+    scene.lose(Loss::Connection);
+    assert!(scene.core.is_at_rest(&scene.up));
+    scene.core.tell(&[], &mut scene.down);
+    scene.flush();
+    told(&mut scene, "INSERT 0 1 I 7:news");
 }
