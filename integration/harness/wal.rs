@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bellwether::pg::wal::{Expected, SegmentFile, Verifier, WalSegmentSize};
+use bellwether::pg::wal::{Expected, History, SegmentFile, Verifier, WalSegmentSize, history_file_name};
 use bellwether::pg::{Lsn, TimelineId};
 
 use super::cluster::{Cluster, Server};
@@ -25,10 +25,13 @@ pub(crate) fn compare_up_to(store: &Path, server: &Path, end: u64) -> u64 {
     let last =
         last.unwrap_or_else(|| panic!("{} has no segment that ends at or behind {end}", server.display()));
     assert!(kept.contains_key(last), "{} holds WAL in {last}, which the store lacks", server.display());
+    let history = history(store, timeline(last));
     let mut compared = 0;
     for (name, path) in &kept {
         let Some(theirs) = servers.get(name) else { continue };
         let start = segment_start(name);
+        // What an old timeline has beyond its end may be in one place and not in another.
+        let end = history.switchpoint(timeline(name)).map_or(end, |fork| end.min(fork.0));
         let length = end.saturating_sub(start).min(SEGMENT_BYTES) as usize;
         if length == 0 {
             continue;
@@ -39,6 +42,17 @@ pub(crate) fn compare_up_to(store: &Path, server: &Path, end: u64) -> u64 {
         compared += length as u64;
     }
     compared
+}
+
+fn timeline(name: &str) -> TimelineId {
+    SegmentFile::parse(name, WalSegmentSize::default()).expect("a segment").timeline
+}
+
+fn history(store: &Path, timeline: TimelineId) -> History {
+    match fs::read(store.join(history_file_name(timeline))) {
+        Ok(content) => History::parse(timeline, &content).expect("a history"),
+        Err(_) => History::without_ancestors(timeline),
+    }
 }
 
 /// Waits until the relay has the primary's end durable, then compares every segment that both still have.

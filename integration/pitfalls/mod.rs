@@ -5,10 +5,16 @@
 //! | 1 | WAL shipped before it is synced | fdatasync hangs; kill -9 and power cuts under load | `durable` |
 //! | 2 | acknowledged before it is synced | power cuts that take every unsynced write; the primary lost, too | `durable` |
 //! | 3 | a failed sync tried again | one EIO | `durable` |
+//! | 4 | WAL of an old timeline beyond its end | the relay holds segments of it | `timeline` |
+//! | 5 | promoted before all is there | only the relay has an acknowledged commit; replay is paused | `timeline` |
+//! | 7 | a switch that only a new connection survives | real standbys of every major | `timeline` |
+//! | 8 | a fork segment without its beginning | its start is asked for on the new timeline | `timeline` |
+//! | 9 | zeros or a file's size taken for the end | a promoted server's own fork segment, stale pages and all | `timeline` |
 //! | 13 | an error for who asks slightly ahead | the next segment's start at a quiet end | `crowd` |
 //! | 15 | a slow follower slows the others or fills the memory | a walreceiver stopped under load | `crowd` |
 //! | 16 | both sides write and neither reads | a follower that floods status updates and never reads | `crowd` |
-//! | 17 | WAL removed that somebody needs | a slot in the middle of a segment, and pruning behind it | `crowd` |
+//! | 17 | WAL removed that somebody needs | a slot in the middle of a segment, and pruning behind it; a rewound node whose WAL the primary has no more | `crowd`, `timeline` |
 
 mod crowd;
 mod durable;
+mod timeline;

@@ -476,8 +476,9 @@ fn explain(error: &dyn std::error::Error) -> String {
 
 /// Every configured node has a slot as soon as there is WAL to hold back for it.
 async fn ensure_node_slots(store: Store, slots: Arc<Slots>, nodes: Vec<Node>) {
-    let mut tail = store.tail();
-    let Ok(first) = tail.wait_for(|tail| tail.durable.is_valid()).await.map(|tail| *tail) else { return };
+    let mut report = store.report();
+    let begun = report.wait_for(|report| report.tail.durable.is_valid());
+    let Ok(first) = begun.await.map(|report| report.tail) else { return };
     for node in &nodes {
         let restart = RestartPoint { timeline: first.timeline, lsn: first.durable };
         slots.ensure(&node.name.slot(), Some(restart));

@@ -212,7 +212,7 @@ impl Steering {
                 return Ok((Outcome::Failed, None));
             }
         };
-        let before = *self.store.tail().borrow();
+        let before = self.store.report().borrow().tail;
         let id = self.next_stream();
         let (status, name) = (self.status.clone(), substitute.name.clone());
         let mut said = false;
@@ -235,7 +235,7 @@ impl Steering {
         self.status.send_modify(|status| status.substitute = None);
         self.store.change(Change::Settle).await?;
         let outcome = match &end {
-            _ if *self.store.tail().borrow() != before => Outcome::Served,
+            _ if self.store.report().borrow().tail != before => Outcome::Served,
             None => Outcome::Lacks,
             Some(StreamEnd::Refused { cause: Refusal::Removed, .. }) => Outcome::Lacks,
             Some(_) => Outcome::Failed,
@@ -342,13 +342,13 @@ impl Steering {
 
     fn raise_divergence(&self, source: &str, end: &StreamEnd) {
         if let StreamEnd::Refused { cause: Refusal::Diverged { timeline, lsn }, .. } = *end {
-            let end = self.store.tail().borrow().durable;
+            let end = self.store.report().borrow().tail.durable;
             self.raise(WalAlarm::Diverged { source: source.to_owned(), timeline, lsn, end });
         }
     }
 
     fn raise_gap(&self) {
-        let tail = *self.store.tail().borrow();
+        let tail = self.store.report().borrow().tail;
         self.raise(WalAlarm::Gap { timeline: tail.timeline, end: tail.durable });
     }
 

@@ -417,7 +417,7 @@ struct Unsynced {
 impl Process {
     /// How far the store says that it is durable.
     fn tail(&self) -> Unsynced {
-        let tail = *self.store.store.tail().borrow();
+        let tail = self.store.store.report().borrow().tail;
         Unsynced { timeline: tail.timeline, from: tail.durable }
     }
 }

@@ -143,9 +143,8 @@ impl Case<'_> {
         let Some(follower) = self.view.node(candidate).and_then(|n| self.follower(n)) else {
             return self.next_candidate(candidate);
         };
-        // Half a record behind the last whole one is not found again when the relay restarts: nobody can have it then.
-        let held = fenced.durable.min(self.view.wal.durable).max(fenced.verified);
-        if held <= follower.flush {
+        // Half a record behind the last whole one is shipped to nobody.
+        if fenced.verified <= follower.flush {
             let step = Step::Prepare { candidate: candidate.clone() };
             return self.enter(RuleId::E4, step);
         }

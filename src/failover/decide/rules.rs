@@ -85,7 +85,11 @@ pub const RULES: &[Rule] = &[
         "candidate",
         "a standby that may be promoted streams from the relay on its timeline, and no more WAL than max_lost_bytes would be lost; one that failed before only without another, and without the old primary (E2)",
     ),
-    rule(RuleId::E4, "caught up", "the candidate has flushed everything the relay held when it promised"),
+    rule(
+        RuleId::E4,
+        "caught up",
+        "the candidate has flushed every whole record that the relay held when it promised",
+    ),
     rule(
         RuleId::E5,
         "prepared",

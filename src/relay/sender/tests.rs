@@ -65,7 +65,7 @@ impl World {
         let bytes = Bytes::copy_from_slice(&self.wal.bytes()[at(self.streamed)..at(self.wal.end())]);
         self.shared
             .store
-            .append(StreamId(1), self.streamed, bytes, None, Waiting::Commits)
+            .append(StreamId(1), self.streamed, bytes, Some(self.wal.end()), Waiting::Commits)
             .await
             .expect("queued");
         self.streamed = self.wal.end();

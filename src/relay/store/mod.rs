@@ -163,6 +163,7 @@ impl Store {
         let opened = Opened::read(&files, config)?;
         let (durable, timeline) = (opened.durable, opened.control.timeline);
         let tail = Tail { timeline, durable };
+        metrics.durable_lsn.set(i64::try_from(durable.0).unwrap_or(i64::MAX));
         let report = Report {
             tail,
             verified: durable,
@@ -223,6 +224,9 @@ impl Store {
         self.shared.files.lock_held()
     }
 
+    /// How far followers are served: to the end of the last whole durable record. The first half of one may be all
+    /// that there ever is of it, and a standby that holds it across a segment's end waits for the rest, on the new
+    /// timeline too (`XLogPageRead` in xlogrecovery.c), until that has come as far by itself.
     pub(crate) fn tail(&self) -> watch::Receiver<Tail> {
         self.shared.tail.subscribe()
     }

@@ -55,11 +55,13 @@ impl World {
         let bytes = self.bytes(from, to);
         let mut at = from;
         for chunk in bytes.chunks(77_777) {
+            let end = at.advanced(chunk.len() as u64);
+            let whole = self.wal.record_ends().take_while(|lsn| *lsn <= end).last();
             store
-                .append(StreamId(1), at, Bytes::copy_from_slice(chunk), None, Waiting::Commits)
+                .append(StreamId(1), at, Bytes::copy_from_slice(chunk), whole, Waiting::Commits)
                 .await
                 .expect("queued");
-            at = at.advanced(chunk.len() as u64);
+            at = end;
         }
         reached(store, to).await;
     }
@@ -97,8 +99,23 @@ async fn after_a_failed_sync_nothing_is_acknowledged_ever_again() {
 }
 
 async fn reached(store: &Store, lsn: Lsn) {
-    let mut tail = store.tail();
-    tail.wait_for(|tail| tail.durable >= lsn).await.expect("the store lives");
+    let mut report = store.report();
+    report.wait_for(|report| report.tail.durable >= lsn).await.expect("the store lives");
+}
+
+/// The first half of a record is durable, too, and may be all that there ever is of it.
+#[tokio::test]
+async fn followers_are_served_whole_records() {
+    let mut world = World::new();
+    three_segments(&mut world);
+    let store = world.begun().await;
+    let whole: Vec<Lsn> = world.wal.record_ends().collect();
+    let [.., before, last] = whole.as_slice() else { panic!("several records") };
+    world.stream(&store, START, Lsn(last.0 - 8)).await;
+    assert_eq!(store.tail().borrow().durable, *before);
+    assert_eq!(read_all(&store, 1, START).await, world.bytes(START, *before));
+    world.stream(&store, Lsn(last.0 - 8), *last).await;
+    assert_eq!(store.tail().borrow().durable, *last);
 }
 
 async fn read_all(store: &Store, timeline: u32, from: Lsn) -> Vec<u8> {

@@ -302,11 +302,11 @@ impl Writer {
     fn publish(&self) {
         self.metrics.durable_lsn.set(i64::try_from(self.durable.0).unwrap_or(i64::MAX));
         let tail = Tail { timeline: self.control.timeline, durable: self.durable };
+        let verified = self.verified.min(self.durable);
         self.shared.tail.send_if_modified(|known| {
-            *known = tail;
+            *known = Tail { durable: verified, ..tail };
             false
         });
-        let verified = self.verified.min(self.durable);
         self.shared.change_report(|report| {
             *report = Report {
                 tail,

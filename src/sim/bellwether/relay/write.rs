@@ -54,7 +54,7 @@ impl Relay {
                 Work::Change { change, then } => self.change(stage, change, then),
             }
         }
-        let unsynced = self.store.tail().borrow().durable;
+        let unsynced = self.store.report().borrow().tail.durable;
         if let Some(receiving) = &mut self.receiver
             && stage.plant == Some(Plant::AcknowledgeBeforeSync)
         {
@@ -130,7 +130,7 @@ impl Relay {
     }
 
     pub(super) fn ensure_slots(&mut self) {
-        let tail = self.tail();
+        let tail = self.store.report().borrow().tail;
         if tail.durable.is_valid() {
             for node in &self.nodes {
                 let restart = RestartPoint { timeline: tail.timeline, lsn: tail.durable };
