@@ -290,6 +290,7 @@ impl Plane {
             inputs: inputs.clone(),
             config: SenderConfig { wal_sender_timeout: config.follower_timeout },
             metrics: plan.sender_metrics.clone(),
+            apart: sender::Apart::default(),
             shutdown: shutdown.clone(),
         });
         Ok(Plane { config, inputs, slot, store, slots, followers, metrics, senders, archived, shutdown })

@@ -2,9 +2,11 @@
 //!
 //! [`core`] decides, this module does: it reads and writes the socket at the same time (a follower that only
 //! talks, or only listens, blocks nothing), fetches WAL from the store, and keeps the time. A slow follower waits
-//! behind its own socket and is dropped after `wal_sender_timeout`; the others never notice.
+//! behind its own socket and is dropped after `wal_sender_timeout`, one that is far behind is served [`apart`]; the
+//! others never notice.
 #![expect(clippy::disallowed_methods, reason = "shell: reads both clocks")]
 
+mod apart;
 pub(crate) mod core;
 mod error;
 mod metrics;
@@ -15,6 +17,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use apart::Apart;
 pub(crate) use metrics::Metrics;
 
 use std::future::Future;
@@ -29,7 +32,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
 
-use crate::net::{Client, Stream};
+use crate::net::{Client, Detached, Stream};
 use crate::pg::protocol::frame::{HEADER_LEN, Header};
 use crate::pg::protocol::frontend;
 use crate::pg::wal::{History, WalSegmentSize};
@@ -41,6 +44,7 @@ use super::backups::Backups;
 use super::followers::Followers;
 use super::slots::Slots;
 use super::store::{Store, StoreError, Tail};
+use apart::Place;
 use outbox::Outbox;
 use passage::{Below, NoSource, Passage};
 
@@ -71,6 +75,7 @@ pub(crate) struct Shared {
     pub(crate) inputs: RelayInputs,
     pub(crate) config: SenderConfig,
     pub(crate) metrics: Metrics,
+    pub(crate) apart: Apart,
     pub(crate) shutdown: CancellationToken,
 }
 
@@ -79,8 +84,8 @@ pub(crate) async fn serve(client: Client, shared: Arc<Shared>) {
     let peer = peer(&client, &shared);
     let _registration = Registration { shared: Arc::clone(&shared), pid: peer.pid };
     info!(pid = peer.pid, follower = peer.application_name, user = &*peer.user, "follower connected");
-    let mut connection = Connection::new(client, &peer, Arc::clone(&shared));
-    let end = connection.run().await;
+    let connection = Connection::new(client, &peer, Arc::clone(&shared));
+    let end = connection.serve().await;
     let reason = match &end {
         Ok(CloseReason::Terminate) => "terminated",
         Ok(CloseReason::Timeout) => "timeout",
@@ -134,6 +139,12 @@ struct Connection {
     reading: Option<Pin<Box<dyn Future<Output = ReadDone> + Send>>>,
 }
 
+/// How a stay at one place ended.
+enum Stay {
+    Closed(CloseReason),
+    Elsewhere,
+}
+
 enum Event {
     Received(io::Result<usize>),
     Written(io::Result<usize>),
@@ -169,11 +180,77 @@ impl Connection {
         }
     }
 
-    async fn run(&mut self) -> io::Result<CloseReason> {
+    /// Here, and apart for as long as it is far behind.
+    async fn serve(mut self) -> io::Result<CloseReason> {
+        let shared = Arc::clone(&self.shared);
+        loop {
+            if let Stay::Closed(reason) = self.run(Place::Plane).await? {
+                return Ok(reason);
+            }
+            let (stream, rest) = self.detach()?;
+            let apart = async move {
+                let mut connection = rest(stream.attach()?);
+                match connection.run(Place::Apart).await? {
+                    Stay::Closed(reason) => Ok(Err(reason)),
+                    Stay::Elsewhere => connection.detach().map(Ok),
+                }
+            };
+            let (stream, rest) = match shared.apart.spawn(apart)?.await {
+                Ok(Ok(Ok(connection))) => connection,
+                Ok(Ok(Err(reason))) => return Ok(reason),
+                Ok(Err(lost)) => return Err(lost),
+                Err(ended) => match ended.try_into_panic() {
+                    Ok(panic) => std::panic::resume_unwind(panic),
+                    Err(cancelled) => return Err(io::Error::other(cancelled)),
+                },
+            };
+            self = rest(stream.attach()?);
+        }
+    }
+
+    /// Out of this thread's runtime, and how it goes on in another one.
+    fn detach(self) -> io::Result<(Detached, impl FnOnce(Stream) -> Connection + Send)> {
+        let Connection {
+            shared,
+            pid,
+            application_name,
+            core,
+            tail,
+            told,
+            reader,
+            writer,
+            inbox,
+            outbox,
+            reading,
+        } = self;
+        let stream = reader.unsplit(writer).detach()?;
+        let rest = move |stream| {
+            let (reader, writer) = tokio::io::split(stream);
+            Connection {
+                shared,
+                pid,
+                application_name,
+                core,
+                tail,
+                told,
+                reader,
+                writer,
+                inbox,
+                outbox,
+                reading,
+            }
+        };
+        Ok((stream, rest))
+    }
+
+    async fn run(&mut self, place: Place) -> io::Result<Stay> {
         loop {
             if let Some(reason) = self.carry_out().await? {
                 self.say_farewell(reason).await;
-                return Ok(reason);
+                return Ok(Stay::Closed(reason));
+            }
+            if place.next(self.core.behind()) != place {
+                return Ok(Stay::Elsewhere);
             }
             if self.core.takes_messages() && self.next_message() {
                 continue;

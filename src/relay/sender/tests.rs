@@ -53,6 +53,7 @@ impl World {
             inputs: alone(),
             config: SenderConfig { wal_sender_timeout },
             metrics: Metrics::new(&registry).expect("a fresh registry"),
+            apart: super::Apart::default(),
             shutdown: CancellationToken::new(),
         });
         World { shared, wal, streamed: START, _directory: directory }

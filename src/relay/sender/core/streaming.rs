@@ -137,6 +137,14 @@ impl<S: WalSource> Walsender<S> {
         }
     }
 
+    /// How many bytes that may be sent have not been handed out.
+    pub(crate) fn behind(&self) -> u64 {
+        match &self.phase {
+            Phase::Streaming(stream) => stream.limit(self.tail.durable).bytes_since(stream.sent),
+            _ => 0,
+        }
+    }
+
     /// Sends what may be sent and there is room for.
     pub(super) fn pump(&mut self, now: Now) {
         while let Phase::Streaming(stream) = &mut self.phase {
