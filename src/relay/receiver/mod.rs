@@ -4,6 +4,7 @@
 //! answers back. Dropping the future of [`stream`] closes the connection.
 #![expect(clippy::disallowed_methods, reason = "shell: reads the clocks")]
 
+mod buffers;
 pub(crate) mod core;
 mod reply;
 
@@ -11,11 +12,12 @@ pub(crate) use self::core::{ReceiverConfig, Role};
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut as _, Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use self::buffers::Buffers;
 use self::core::{Input, Now, Output, Receiver, Stored};
 use super::config::RelayTuning;
 use super::followers::Followers;
@@ -26,10 +28,8 @@ use crate::pg::protocol::frame::{HEADER_LEN, Header};
 use crate::pg::{Lsn, PgTimestamp, TimelineId};
 use crate::topology::{Durability, StreamEnd};
 
-/// Asked from the allocator at a time; a read takes what is there up to this.
-const READ_BUFFER: usize = 1 << 20;
-/// Less room than this and the rest of a message moves to a new buffer.
-const MIN_READ: usize = 128 << 10;
+/// A read takes what is there up to this: it is looked at next, while it is in the processor's cache.
+const MAX_READ: usize = 256 << 10;
 /// Stock walsenders send 128 KiB at most (`MAX_SEND_SIZE`).
 const MAX_MESSAGE: usize = 16 << 20;
 /// While the store takes nothing, the upstream hears from us this often.
@@ -80,6 +80,7 @@ pub(crate) async fn stream(
     let shell = Shell {
         socket: backend.stream,
         buffer: backend.received,
+        buffers: Buffers::default(),
         core: Receiver::new(config, stored, now()),
         id,
         waiting,
@@ -111,6 +112,7 @@ fn stored(store: &Store) -> Stored {
 struct Shell<'a> {
     socket: crate::net::Stream,
     buffer: BytesMut,
+    buffers: Buffers,
     core: Receiver,
     id: StreamId,
     waiting: Waiting,
@@ -150,12 +152,11 @@ impl Shell<'_> {
             if let Err(why) = self.flush().await {
                 return Ok(StreamEnd::Lost { why });
             }
-            if self.buffer.capacity() - self.buffer.len() < MIN_READ {
-                self.buffer.reserve(READ_BUFFER);
-            }
+            self.buffers.make_room(&mut self.buffer);
             let deadline = self.core.poll_timeout();
+            let mut room = (&mut self.buffer).limit(MAX_READ);
             let event = tokio::select! {
-                read = self.socket.read_buf(&mut self.buffer) => Event::Read(read),
+                read = self.socket.read_buf(&mut room) => Event::Read(read),
                 changed = report.changed() => {
                     changed.map_err(|_| StoreError::Stopped)?;
                     Event::Report

@@ -195,7 +195,9 @@ impl Store {
             recycled: opened.spares,
             recycled_count: 0,
             current: None,
-            pending: Vec::new(),
+            pending: VecDeque::new(),
+            pending_bytes: 0,
+            wanted: config.ring_bytes,
             refused: None,
         };
         let (commands, receiver) = mpsc::channel(QUEUE_COMMANDS);

@@ -1,10 +1,10 @@
 //! The thread that owns the log's end: it alone writes, syncs and moves the durable LSN.
 //!
 //! Group commit: everything that has been handed over while a sync ran is written, then one `fdatasync` covers
-//! it, then the durable LSN moves. Where no commit waits for it, syncs keep a distance ([`PACE`]). A failed sync is never tried again, since the kernel may have dropped the
-//! pages it could not write: the thread ends, and with it the WAL plane. A full disk is different, because it
-//! is met while a segment is allocated, before any byte of WAL depends on it: the thread waits, nothing is
-//! acknowledged meanwhile, and the upstream keeps what we lack.
+//! it, then the durable LSN moves. Where no commit waits for it, syncs keep a distance ([`PACE`]). A failed sync is
+//! never tried again, since the kernel may have dropped the pages it could not write: the thread ends, and with it
+//! the WAL plane. A full disk is different, because it is met while a segment is allocated, before any byte of WAL
+//! depends on it: the thread waits, nothing is acknowledged meanwhile, and the upstream keeps what we lack.
 #![expect(clippy::disallowed_methods, reason = "shell: measures how long a sync takes")]
 
 use std::collections::VecDeque;
@@ -29,8 +29,8 @@ use crate::topology::Term;
 const GROUP_BYTES: usize = 8 << 20;
 
 /// From the begin of one sync to that of the next, at least, where no commit waits. Every sync is a message to each
-/// follower, and their answers; and no finer steps than this are published (`relay/status`).
-const PACE: Duration = Duration::from_millis(5);
+/// follower, and their answers; but a follower's lag grows by as much as this.
+const PACE: Duration = Duration::from_millis(1);
 
 /// Old segments kept for use as new ones; further ones are removed.
 const MAX_RECYCLED: usize = 4;
@@ -109,8 +109,11 @@ pub(super) struct Writer {
     pub(super) recycled: VecDeque<String>,
     pub(super) recycled_count: u64,
     pub(super) current: Option<(SegmentFile, Segment)>,
-    /// Written, not synced yet.
-    pub(super) pending: Vec<(Lsn, Bytes)>,
+    /// The newest of what is written and not synced yet, as much as the ring wants.
+    pub(super) pending: VecDeque<(Lsn, Bytes)>,
+    pub(super) pending_bytes: usize,
+    /// What the ring wanted last.
+    pub(super) wanted: usize,
     /// A stream that offered what does not fit; the rest of it is ignored.
     pub(super) refused: Option<StreamId>,
 }
@@ -202,7 +205,12 @@ impl Writer {
             self.end = self.end.advanced(now.len() as u64);
             rest = later;
         }
-        self.pending.push((begin, fresh));
+        self.pending_bytes += fresh.len();
+        self.pending.push_back((begin, fresh));
+        while self.pending_bytes > self.wanted {
+            let Some((_, oldest)) = self.pending.pop_front() else { break };
+            self.pending_bytes -= oldest.len();
+        }
         Ok(())
     }
 
@@ -294,6 +302,8 @@ impl Writer {
             for (at, bytes) in self.pending.drain(..) {
                 state.ring.push(at, bytes);
             }
+            self.pending_bytes = 0;
+            self.wanted = state.ring.wanted();
         }
         self.publish();
         Ok(())
@@ -441,10 +451,10 @@ mod tests {
 
     #[test]
     fn only_what_nobody_waits_for_is_paced() {
-        let millis = Duration::from_millis;
+        let (millis, micros) = (Duration::from_millis, Duration::from_micros);
         assert_eq!(pause(Waiting::Commits, Some(millis(0))), millis(0));
         assert_eq!(pause(Waiting::Nobody, Some(millis(0))), PACE);
-        assert_eq!(pause(Waiting::Nobody, Some(millis(3))), PACE - millis(3));
+        assert_eq!(pause(Waiting::Nobody, Some(micros(300))), PACE - micros(300));
         assert_eq!(pause(Waiting::Nobody, Some(millis(900))), millis(0), "after a silence at once");
         assert_eq!(pause(Waiting::Nobody, None), millis(0));
     }
