@@ -17,6 +17,7 @@ mod fuzzed;
 #[allow(dead_code, unused_imports, reason = "the benchmark uses more of the harness than the tests")]
 mod harness;
 mod ipv6;
+mod inspect;
 mod lag_gate;
 mod leak;
 mod listen;

@@ -407,6 +407,10 @@ mod tests {
             ("restore --data-dir d --config a.yaml", false),
             ("restore --to-latest --data-dir d", false),
             ("restore --to-latest --data-dir d --archive file:///a --config a.yaml", false),
+            ("wal ls", true),
+            ("wal ls --dir d --json", true),
+            ("wal verify --config a.yaml", true),
+            ("wal verify --config a.yaml --dir d", false),
             ("runn", false),
         ] {
             let words = std::iter::once("bellwether").chain(line.split(' '));

@@ -15,6 +15,7 @@ mod backups;
 mod config;
 mod error;
 mod followers;
+pub mod inspect;
 mod metrics;
 mod receiver;
 mod retention;

@@ -6,12 +6,18 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
+use super::inspect::{self, Ls, Verify};
 use crate::app::config::{self, LoadError};
 use crate::pg::SystemIdentifier;
 use crate::relay::archive::{self, ArchiveUrl, FetchError, Fetched, Server, Sources};
 
 #[derive(Debug, Subcommand)]
 pub(in crate::app) enum Wal {
+    /// List what is in a directory of WAL: timelines, segments, ends, slots
+    Ls(Ls),
+    /// Check every page, record and checksum of a directory of WAL, and that nothing is missing
+    #[command(after_help = "Exit codes: 0 all is whole, 1 something is wrong or could not be read.")]
+    Verify(Verify),
     /// Fetch one file for a server that recovers: restore_command = 'bellwether wal get %f "%p" --config FILE'
     #[command(
         after_help = "Exit codes: 0 it is there, 1 there is no such file (or none for a standby now), 255 it \
@@ -56,6 +62,8 @@ const FAILED: u8 = 255;
 
 pub(in crate::app) async fn wal(command: Wal) -> ExitCode {
     match command {
+        Wal::Ls(command) => inspect::told(inspect::list(&command)),
+        Wal::Verify(command) => inspect::told(inspect::verify(&command)),
         Wal::Get(command) => {
             let server = server(Path::new("."));
             let (code, complaint) = outcome(get(command, server).await, server);

@@ -53,12 +53,8 @@ pub(crate) enum SlotError {
 pub(crate) enum SlotFileError {
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("{directory}/{} is not a file of slots", Slots::FILE_NAME)]
-    Content {
-        directory: String,
-        #[source]
-        source: serde_json::Error,
-    },
+    #[error("{directory}/{} is not a file of slots: {why}", Slots::FILE_NAME)]
+    Content { directory: String, why: String },
     #[error("{directory}/{} names a slot {name:?}, which no slot can be called", Slots::FILE_NAME)]
     Name { directory: String, name: String },
 }
@@ -78,11 +74,12 @@ struct SlotFile {
     slots: Vec<SavedSlot>,
 }
 
-#[derive(Serialize, Deserialize)]
+/// A line of the file.
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct SavedSlot {
-    name: String,
-    restart: Option<RestartPoint>,
+pub(crate) struct SavedSlot {
+    pub(crate) name: String,
+    pub(crate) restart: Option<RestartPoint>,
 }
 
 impl SlotError {
@@ -102,7 +99,13 @@ impl SlotError {
 }
 
 impl Slots {
-    const FILE_NAME: &str = "slots.json";
+    pub(crate) const FILE_NAME: &str = "slots.json";
+
+    /// What such a file says.
+    pub(crate) fn decode(content: &[u8]) -> Result<Vec<SavedSlot>, String> {
+        let file: SlotFile = serde_json::from_slice(content).map_err(|error| error.to_string())?;
+        Ok(file.slots)
+    }
 
     /// The slots that the directory holds; none when it has no file yet.
     pub(crate) fn open(files: Files) -> Result<Slots, SlotFileError> {
@@ -180,9 +183,7 @@ impl Slots {
 
 fn read(files: &Files) -> Result<Vec<SavedSlot>, SlotFileError> {
     let Some(content) = files.read_whole(Slots::FILE_NAME)? else { return Ok(Vec::new()) };
-    let not_slots = |source| SlotFileError::Content { directory: files.directory(), source };
-    let file: SlotFile = serde_json::from_slice(&content).map_err(not_slots)?;
-    Ok(file.slots)
+    Slots::decode(&content).map_err(|why| SlotFileError::Content { directory: files.directory(), why })
 }
 
 #[cfg(test)]

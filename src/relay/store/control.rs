@@ -8,19 +8,17 @@ use crate::pg::wal::WalSegmentSize;
 use crate::pg::{SystemIdentifier, TimelineId};
 use crate::topology::Term;
 
-pub(super) const FILE_NAME: &str = "control.json";
-
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Control {
+pub(crate) struct Control {
     format: u32,
     /// `None` until the first upstream was seen.
-    pub(super) system: Option<SystemIdentifier>,
+    pub(crate) system: Option<SystemIdentifier>,
     segment_size: u64,
     /// The timeline being received; its history file and fork segment were durable before it was written here.
-    pub(super) timeline: TimelineId,
+    pub(crate) timeline: TimelineId,
     /// Never falls.
-    pub(super) promised: Term,
+    pub(crate) promised: Term,
     /// The last upstream's ParameterStatus set, so that followers are greeted while no upstream is there.
     pub(super) parameters: Vec<(String, String)>,
 }
@@ -41,7 +39,9 @@ impl Default for Control {
 }
 
 impl Control {
-    pub(super) fn segment_size(&self) -> WalSegmentSize {
+    pub(crate) const FILE_NAME: &str = "control.json";
+
+    pub(crate) fn segment_size(&self) -> WalSegmentSize {
         WalSegmentSize::new(self.segment_size).expect("checked when it was set or read")
     }
 
@@ -52,6 +52,10 @@ impl Control {
     pub(super) fn encode(&self) -> String {
         let json = serde_json::to_string(self).expect("a struct of plain values is JSON");
         format!("{json}\ncrc32c {:08x}\n", crc32c::crc32c(json.as_bytes()))
+    }
+
+    pub(crate) fn decode_bytes(content: &[u8]) -> Result<Control, String> {
+        Control::decode(std::str::from_utf8(content).map_err(|e| e.to_string())?)
     }
 
     pub(super) fn decode(text: &str) -> Result<Control, String> {

@@ -12,7 +12,7 @@ use super::disk::{Disk, DiskFile, HostDisk};
 use crate::pg::wal::WalSegmentSize;
 
 /// Prepared segments that have no place in the log yet. The name is no segment's, so that no tool reads them.
-pub(super) const SPARE_PREFIX: &str = "spare.";
+pub(crate) const SPARE_PREFIX: &str = "spare.";
 const TEMPORARY_SUFFIX: &str = ".tmp";
 
 /// Of a file that is read as a whole: what is longer is not ours, and does not parse.

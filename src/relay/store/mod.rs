@@ -20,10 +20,11 @@ mod spare;
 mod stepped;
 mod writer;
 
+pub(crate) use control::Control;
 #[cfg(test)]
 pub(crate) use disk::{Disk, DiskFile};
 pub(crate) use error::StoreError;
-pub(crate) use files::{Files, LockHeld};
+pub(crate) use files::{Files, LockHeld, SPARE_PREFIX};
 #[cfg(test)]
 pub(crate) use platter::Platter;
 #[cfg(test)]
@@ -38,8 +39,6 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 
-use self::control::Control;
-use self::files::SPARE_PREFIX;
 use self::ring::Ring;
 use self::writer::{Command, Writer};
 use super::metrics::Metrics;
@@ -399,7 +398,7 @@ struct Opened {
 impl Opened {
     fn read(files: &Files, config: &StoreConfig) -> Result<Opened, StoreError> {
         let names = files.names()?;
-        let control = match files.read_whole(control::FILE_NAME)? {
+        let control = match files.read_whole(Control::FILE_NAME)? {
             Some(content) => decode_control(&content)?,
             None => Control::default(),
         };
@@ -441,9 +440,8 @@ impl Opened {
 }
 
 fn decode_control(content: &[u8]) -> Result<Control, StoreError> {
-    let fail = |why: String| StoreError::Control { file: control::FILE_NAME.to_owned(), why };
-    let text = std::str::from_utf8(content).map_err(|e| fail(e.to_string()))?;
-    Control::decode(text).map_err(fail)
+    let fail = |why| StoreError::Control { file: Control::FILE_NAME.to_owned(), why };
+    Control::decode_bytes(content).map_err(fail)
 }
 
 fn read_histories(files: &Files, names: &[String]) -> Result<BTreeMap<TimelineId, Bytes>, StoreError> {

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
-use super::control::{self, Control};
+use super::control::Control;
 use super::files::{Files, SPARE_PREFIX, Segment};
 use super::layout::{first_kept, place, within_segment};
 use super::{Report, Shared, StoreError, StreamId, Tail};
@@ -439,7 +439,7 @@ impl Writer {
     }
 
     fn save_control(&self) -> Result<(), StoreError> {
-        self.files.replace(control::FILE_NAME, self.control.encode().as_bytes())
+        self.files.replace(Control::FILE_NAME, self.control.encode().as_bytes())
     }
 }
 
