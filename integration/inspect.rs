@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -20,14 +21,22 @@ fn wal_ls_and_verify() {
     let mut cluster = Cluster::start(Options::default());
     let store = cluster.wal_dir();
     // The end moves meanwhile.
-    thread::scope(|scope| {
-        let load = scope.spawn(|| (0..3).for_each(|_| drop(cluster.psql(FILL).expect("WAL"))));
-        let mut looks = 0;
-        while !load.is_finished() || looks < 3 {
-            clean(&verify(&store));
-            looks += 1;
-        }
+    let loaded = AtomicBool::new(false);
+    let looks = thread::scope(|scope| {
+        let looking = scope.spawn(|| {
+            let mut looks = 0;
+            while !loaded.load(Ordering::Relaxed) {
+                clean(&verify(&store));
+                looks += 1;
+            }
+            looks
+        });
+        let filled: Vec<_> = (0..3).map(|_| cluster.psql(FILL)).collect();
+        loaded.store(true, Ordering::Relaxed);
+        assert!(filled.iter().all(Result::is_ok), "{filled:?}");
+        looking.join().expect("the store is clean")
     });
+    assert!(looks > 0, "nobody looked");
     cluster.signal(&cluster.primary(), Signal::SIGKILL);
     eventually("writes", Duration::from_secs(30), || cluster.psql(FILL));
     cluster.await_steady();
@@ -52,13 +61,16 @@ fn wal_ls_and_verify() {
     one_thing_wrong(&store);
 }
 
+/// A segment's name and content; `None`: it is left out.
+type Change<'a> = dyn Fn(&str, Vec<u8>) -> Option<Vec<u8>> + 'a;
+
 /// In copies of the first segments.
 fn one_thing_wrong(store: &Path) {
     let mut names: Vec<String> = names(store);
     names.retain(|name| name.len() == 24 && name.starts_with("00000001"));
     names.truncate(4);
     assert_eq!(names.len(), 4, "little WAL");
-    let copy = |change: &dyn Fn(&str, Vec<u8>) -> Option<Vec<u8>>| {
+    let copy = |change: &Change<'_>| {
         let directory = tempfile::tempdir().expect("a temporary directory");
         for name in &names {
             let content = fs::read(store.join(name)).expect("a segment");

@@ -63,10 +63,7 @@ pub(super) fn relay(config: &Config) -> RelayConfig {
 }
 
 pub(super) fn relay_tuning(config: &Config) -> RelayTuning {
-    RelayTuning {
-        retain_bytes: config.wal.retain_bytes,
-        ask_after: (config.routing.max_lag_time / 3).max(LEAST_SILENCE),
-    }
+    RelayTuning { retain: config.wal.retain, ask_after: (config.routing.max_lag_time / 3).max(LEAST_SILENCE) }
 }
 
 pub(super) fn relay_inputs(

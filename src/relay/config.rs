@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::archive::ArchiveConfig;
+use super::retention::Retain;
 use crate::net::{Credentials, TlsForServers};
 use crate::topology::{Address, Directive, Node};
 
@@ -16,8 +17,6 @@ pub struct RelayConfig {
     pub instance: String,
     /// Of the segment files; made when missing.
     pub directory: PathBuf,
-    /// What one slot may hold back at most; a follower further behind has to be made anew.
-    pub max_slot_bytes: u64,
     /// Durable WAL kept in memory for followers that are close.
     pub ring_bytes: usize,
     /// Where everything is archived; `None`: nowhere.
@@ -34,7 +33,6 @@ impl RelayConfig {
         RelayConfig {
             instance: instance.into(),
             directory: directory.into(),
-            max_slot_bytes: 64 << 30,
             ring_bytes: 16 << 20,
             archive: None,
             upstream_timeout: Duration::from_secs(10),
@@ -46,8 +44,8 @@ impl RelayConfig {
 /// What may change while the plane runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RelayTuning {
-    /// WAL kept behind the durable end beside what slots pin.
-    pub retain_bytes: u64,
+    /// How much WAL is kept, and how much may be held back.
+    pub retain: Retain,
     /// An upstream that is silent for this long is asked for a sign of life, so that others can tell what is
     /// not there from what is not known. Not more than half of `upstream_timeout` counts.
     pub ask_after: Duration,
@@ -55,7 +53,7 @@ pub struct RelayTuning {
 
 impl Default for RelayTuning {
     fn default() -> RelayTuning {
-        RelayTuning { retain_bytes: 1 << 30, ask_after: Duration::from_millis(300) }
+        RelayTuning { retain: Retain::default(), ask_after: Duration::from_millis(300) }
     }
 }
 

@@ -1,6 +1,8 @@
 //! What the WAL plane counts.
 
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, Registry};
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, IntGaugeVec, Opts, Registry};
+
+use super::{SlotView, WalAvailability};
 
 use crate::topology::WalAlarm;
 
@@ -13,6 +15,9 @@ pub(crate) struct Metrics {
     pub(crate) upstream_connects: IntCounter,
     gap: IntGauge,
     divergence: IntGauge,
+    /// By state: `active`, `inactive`, `lost`.
+    slots: IntGaugeVec,
+    slot_retained: IntGaugeVec,
 }
 
 impl Metrics {
@@ -41,6 +46,17 @@ impl Metrics {
                 "bellwether_wal_divergence",
                 "1 while a source has other WAL than what is stored: split brain",
             )?,
+            slots: IntGaugeVec::new(
+                Opts::new("bellwether_slots", "The relay's replication slots by state"),
+                &["state"],
+            )?,
+            slot_retained: IntGaugeVec::new(
+                Opts::new(
+                    "bellwether_slot_retained_bytes",
+                    "WAL behind the restart point of a replication slot",
+                ),
+                &["slot"],
+            )?,
         };
         registry.register(Box::new(metrics.received_bytes.clone()))?;
         registry.register(Box::new(metrics.durable_lsn.clone()))?;
@@ -48,7 +64,27 @@ impl Metrics {
         registry.register(Box::new(metrics.upstream_connects.clone()))?;
         registry.register(Box::new(metrics.gap.clone()))?;
         registry.register(Box::new(metrics.divergence.clone()))?;
+        registry.register(Box::new(metrics.slots.clone()))?;
+        registry.register(Box::new(metrics.slot_retained.clone()))?;
         Ok(metrics)
+    }
+
+    pub(super) fn observe_slots(&self, slots: &[SlotView]) {
+        let state = |slot: &&SlotView| match (slot.wal_status, slot.active_pid) {
+            (Some(WalAvailability::Lost), _) => "lost",
+            (_, Some(_)) => "active",
+            (_, None) => "inactive",
+        };
+        for wanted in ["active", "inactive", "lost"] {
+            let count = slots.iter().filter(|slot| state(slot) == wanted).count();
+            self.slots.with_label_values(&[wanted]).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+        // A dropped slot has no value any more.
+        self.slot_retained.reset();
+        for slot in slots {
+            let retained = i64::try_from(slot.retained_bytes).unwrap_or(i64::MAX);
+            self.slot_retained.with_label_values(&[slot.name.as_str()]).set(retained);
+        }
     }
 
     pub(super) fn show(&self, alarm: Option<&WalAlarm>) {

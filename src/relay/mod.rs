@@ -28,6 +28,7 @@ mod store;
 
 pub use config::{RelayConfig, RelayInputs, RelayTuning};
 pub use error::RelayError;
+pub use retention::{Retain, WalAvailability};
 
 /// The parts that the simulation drives with a shell of its own.
 #[cfg(test)]
@@ -58,18 +59,19 @@ use self::backups::Backups;
 use self::error::Cause;
 use self::followers::Followers;
 use self::metrics::Metrics;
+use self::retention::keeper::Keeper;
 use self::sender::SenderConfig;
-use self::slots::{RestartPoint, Slots};
+use self::slots::{RestartPoint, SlotStatus, Slots};
 use self::status::UpstreamStatus;
 use self::steer::Steering;
-use self::store::{Files, LockHeld, Store, StoreConfig};
+use self::store::{Files, LockHeld, Store, StoreConfig, Tail};
 use crate::net::{Client, Detached, Stream, Target};
 use crate::pg::{Lsn, SlotName, TimelineId};
 use crate::topology::{ArchiveStatus, Node, WalStatus};
 
 /// Replication clients that wait for the plane's thread. When full, the listener's task waits.
 const ARRIVALS: usize = 64;
-/// How often the slots' file follows the slots.
+/// How often the slots' file, and their metrics, follow the slots.
 const SLOTS_SAVED_EVERY: Duration = Duration::from_secs(1);
 /// For the upstream to close its end after we have said goodbye.
 const GOODBYE_LIMIT: Duration = Duration::from_secs(2);
@@ -118,8 +120,28 @@ struct Open {
 pub struct SlotView {
     pub name: SlotName,
     pub active_pid: Option<u32>,
-    /// The oldest WAL that its follower may ask for; `None`: nothing is held back yet.
+    /// The oldest WAL that its follower may ask for; `None`: nothing is held back (yet, or any more).
     pub restart: Option<(TimelineId, Lsn)>,
+    /// `None`: nothing is held back yet.
+    pub wal_status: Option<WalAvailability>,
+    /// WAL behind its restart point.
+    pub retained_bytes: u64,
+    /// WAL that can be written before the slot is in danger; `None`: it is lost, or holds nothing back.
+    pub safe_wal_size: Option<u64>,
+}
+
+impl SlotView {
+    fn new(status: SlotStatus, retain: &Retain, durable: Lsn) -> SlotView {
+        let retained = status.restart.map(|restart| durable.bytes_since(restart.lsn.min(durable)));
+        SlotView {
+            wal_status: retention::availability(retain, &status, durable),
+            retained_bytes: retained.unwrap_or(0),
+            safe_wal_size: retained.map(|retained| retain.max_size.saturating_sub(retained)),
+            name: status.name,
+            active_pid: status.active_pid,
+            restart: status.restart.map(|restart| (restart.timeline, restart.lsn)),
+        }
+    }
 }
 
 /// A client on its way from a worker's runtime to ours.
@@ -196,13 +218,11 @@ impl Relay {
     }
 
     pub fn slots(&self) -> Vec<SlotView> {
-        let view = |status: slots::SlotStatus| SlotView {
-            name: status.name,
-            active_pid: status.active_pid,
-            restart: status.restart.map(|restart| (restart.timeline, restart.lsn)),
-        };
-        let statuses = self.open.lock().as_ref().map(|open| open.slots.statuses());
-        statuses.unwrap_or_default().into_iter().map(view).collect()
+        let open = self.open.lock().as_ref().map(|open| open.slots.clone());
+        let statuses = open.map_or_else(Vec::new, |slots| slots.statuses());
+        let retain = self.plan.inputs.tuning.borrow().retain;
+        let durable = self.plan.status.borrow().durable;
+        statuses.into_iter().map(|status| SlotView::new(status, &retain, durable)).collect()
     }
 
     /// Hands a replication client over; it is served on the plane's own thread from here on.
@@ -274,15 +294,23 @@ impl Plane {
         let (config, inputs, metrics) = (plan.config.clone(), plan.inputs.clone(), plan.metrics.clone());
         let slot = slot_name(&config.instance)?;
         let store_config =
-            StoreConfig { retain_bytes: inputs.tuning.borrow().retain_bytes, ring_bytes: config.ring_bytes };
+            StoreConfig { retain_bytes: inputs.tuning.borrow().retain.size, ring_bytes: config.ring_bytes };
         let files = Files::open(&config.directory)?;
         let store = Store::open(files.clone(), &store_config, &metrics)?;
-        let slots = Arc::new(Slots::open(files)?);
+        let slots = Arc::new(Slots::open(files.clone())?);
         let followers = Arc::new(Followers::new());
         let backups = Arc::new(Backups::default());
         let (archive_status, archived) = watch::channel(None);
         let unarchived = archive(plan, &store, archive_status, &shutdown)?;
-        pin(&store, &slots, held_beside_slots(&backups, unarchived), &inputs, config.max_slot_bytes);
+        let keeper = Keeper {
+            files,
+            slots: slots.clone(),
+            tuning: inputs.tuning.clone(),
+            directive: inputs.directive.clone(),
+            tail: store.tail(),
+            others: Box::new(held_beside_slots(&backups, unarchived)),
+        };
+        store.set_pins(Box::new(move |kept| keeper.pinned(kept)));
         let senders = Arc::new(sender::Shared {
             store: store.clone(),
             slots: slots.clone(),
@@ -340,22 +368,6 @@ fn held_beside_slots(
         let unarchived = unarchived.as_ref().map(archive::Hold::from);
         backups.oldest(Instant::now()).into_iter().chain(unarchived).min()
     }
-}
-
-/// The store asks what it must keep.
-fn pin(
-    store: &Store,
-    slots: &Arc<Slots>,
-    others: impl Fn() -> Option<Lsn> + Send + Sync + 'static,
-    inputs: &RelayInputs,
-    max_bytes: u64,
-) {
-    let (slots, directive, tail) = (slots.clone(), inputs.directive.clone(), store.tail());
-    store.set_pins(Box::new(move || {
-        let primary = directive.borrow().primary.as_ref().map(crate::topology::NodeName::slot);
-        let (statuses, durable) = (slots.statuses(), tail.borrow().durable);
-        retention::pinned(&statuses, others(), primary.as_ref(), durable, max_bytes)
-    }));
 }
 
 /// `bellwether_<instance>`, a `-` written as `_`.
@@ -429,9 +441,11 @@ fn spawn(
         "status",
         status::publish(store.clone(), followers.clone(), upstream_seen, archived, status, metrics.clone()),
     ));
-    tasks.spawn(named("node slots", ensure_node_slots(store.clone(), slots, inputs.nodes.clone())));
+    tasks.spawn(named("node slots", ensure_node_slots(store.clone(), slots.clone(), inputs.nodes.clone())));
     tasks.spawn(named("followers", take_in(arriving, senders)));
     tasks.spawn(named("retention", retain(store.clone(), inputs.tuning.clone())));
+    let measuring = measure_slots(slots, store.tail(), inputs.tuning.clone(), metrics.clone());
+    tasks.spawn(named("slot metrics", measuring));
     let steering = Steering {
         inputs,
         instance: config.instance,
@@ -488,10 +502,26 @@ async fn ensure_node_slots(store: Store, slots: Arc<Slots>, nodes: Vec<Node>) {
     std::future::pending::<()>().await;
 }
 
+/// Never ends.
+async fn measure_slots(
+    slots: Arc<Slots>,
+    tail: watch::Receiver<Tail>,
+    tuning: watch::Receiver<RelayTuning>,
+    metrics: Metrics,
+) {
+    loop {
+        let (retain, durable) = (tuning.borrow().retain, tail.borrow().durable);
+        let view = |status| SlotView::new(status, &retain, durable);
+        let views: Vec<SlotView> = slots.statuses().into_iter().map(view).collect();
+        metrics.observe_slots(&views);
+        tokio::time::sleep(SLOTS_SAVED_EVERY).await;
+    }
+}
+
 /// As much WAL as is said now. Never ends.
 async fn retain(store: Store, mut tuning: watch::Receiver<RelayTuning>) {
     while tuning.changed().await.is_ok() {
-        let bytes = tuning.borrow_and_update().retain_bytes;
+        let bytes = tuning.borrow_and_update().retain.size;
         store.retain(bytes);
     }
     std::future::pending::<()>().await;

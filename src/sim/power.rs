@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use prometheus::Registry;
@@ -468,6 +469,14 @@ impl Disk for Sloppy {
 
     fn sync(&self) -> io::Result<()> {
         if self.plant == Plant::NoDirectorySync { Ok(()) } else { self.disk.sync() }
+    }
+
+    fn modified(&self, name: &str) -> io::Result<SystemTime> {
+        self.disk.modified(name)
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        self.disk.free_bytes()
     }
 }
 

@@ -4,7 +4,7 @@ use prometheus::proto::MetricFamily;
 
 use super::table::{Columns, Table, Type, value};
 use crate::admin::view::{ClusterView, WritesView};
-use crate::relay::SlotView;
+use crate::relay::{SlotView, WalAvailability};
 use crate::topology::{Election, Outcome};
 
 use Type::{Float8, Int4, Int8, Text};
@@ -181,6 +181,9 @@ const SLOTS: Columns = &[
     ("active_pid", Int4),
     ("restart_timeline", Int4),
     ("restart_lsn", Text),
+    ("wal_status", Text),
+    ("retained_bytes", Int8),
+    ("safe_wal_size", Int8),
 ];
 
 pub(super) fn slots(slots: &[SlotView]) -> Table {
@@ -191,6 +194,9 @@ pub(super) fn slots(slots: &[SlotView]) -> Table {
             slot.active_pid.and_then(value),
             slot.restart.map(|(timeline, _)| timeline).and_then(value),
             slot.restart.map(|(_, lsn)| lsn).and_then(value),
+            slot.wal_status.map(WalAvailability::as_str).and_then(value),
+            value(slot.retained_bytes),
+            slot.safe_wal_size.and_then(value),
         ]
     });
     Table::new(SLOTS, rows)

@@ -107,6 +107,7 @@ fn inventory_text(inventory: &Inventory) -> String {
             (Some(timeline), Some(lsn), holds) => {
                 format!("from {lsn} of timeline {timeline}, holds {}", mebibytes(holds.unwrap_or_default()))
             }
+            _ if slot.lost => "lost: what it held back exceeded wal.retain".to_owned(),
             _ => "holds nothing yet".to_owned(),
         };
         let _ = writeln!(text, "slot       {}: {holds}", slot.name);

@@ -31,6 +31,7 @@ use crate::net::{ForServers, Lookups, Proxies, SocketMode};
 use crate::proxy::limits::Plan;
 use crate::proxy::peers::Peer;
 use crate::relay::archive::{ArchiveConfig, ArchiveUrl};
+use crate::relay::Retain;
 use crate::topology::{Address, Durability, Node, NodeName};
 
 #[derive(Clone, Debug)]
@@ -205,8 +206,7 @@ pub enum Balance {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wal {
     pub dir: PathBuf,
-    /// WAL kept for followers beyond what their slots pin.
-    pub retain_bytes: u64,
+    pub retain: Retain,
     /// Other relays' endpoints, asked for WAL that no node can give.
     pub upstreams: Vec<Address>,
     pub archive: Option<ArchiveConfig>,

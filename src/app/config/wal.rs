@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use super::Wal;
 use super::reader::{Findings, Problem, Section};
-use super::units::{duration, duration_or_off, number, parsed, path, size, texts, word};
+use super::units::{duration, duration_or_off, number, parsed, path, size, text, texts, word};
+use crate::relay::Retain;
 use crate::relay::archive::{ArchiveConfig, BackupPlan};
 use crate::topology::Address;
 
@@ -17,10 +18,29 @@ const BACKUPS_KEPT: u32 = 7;
 
 pub(super) fn wal(wal: &mut Section<'_>, directory: &Path) -> Option<Wal> {
     let dir = wal.required("dir", path);
-    let retain_bytes = wal.section("retain", |retain| retain.or("size", 1 << 30, size));
+    let retain = wal.section("retain", retain);
     let archive = wal.section("archive", archive);
     let upstreams = wal.or("upstreams", Vec::new(), addresses);
-    Some(Wal { dir: directory.join(dir?), retain_bytes, upstreams, archive })
+    Some(Wal { dir: directory.join(dir?), retain: retain?, upstreams, archive })
+}
+
+fn retain(retain: &mut Section<'_>) -> Option<Retain> {
+    let default = Retain::default();
+    let read = Retain {
+        size: retain.or("size", default.size, size),
+        age: retain.or("age", default.age, age),
+        max_size: retain.or("max_size", default.max_size, size),
+        min_free: retain.or("min_free", default.min_free, size),
+    };
+    if read.max_size < read.size {
+        retain.problem("max_size", "is less than size");
+    }
+    Some(read)
+}
+
+/// Here zero has a meaning.
+fn age(value: &serde_yaml::Value) -> Result<Duration, String> {
+    if text(value).is_ok_and(|text| text == "0s") { Ok(Duration::ZERO) } else { duration(value) }
 }
 
 /// The section of a document in which nothing else is looked at.

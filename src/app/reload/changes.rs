@@ -5,6 +5,7 @@
 
 use crate::app::config::{Auth, Config, Failover, Log, NodeConfig, Pool, Routing, Shutdown, Tls, Wal};
 use crate::proxy::limits::{Plan, Settings, Totals};
+use crate::relay::Retain;
 
 /// What a key's new value holds for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,10 +156,13 @@ fn compare_routing(routing: &Routing, next: &Routing) -> Vec<Compared> {
 }
 
 fn compare_wal(wal: &Wal, next: &Wal) -> Vec<Compared> {
-    let Wal { dir, retain_bytes, upstreams, archive } = wal;
+    let Wal { dir, retain: Retain { size, age, max_size, min_free }, upstreams, archive } = wal;
     vec![
         ("wal.dir", *dir == next.dir, Restart),
-        ("wal.retain.size", *retain_bytes == next.retain_bytes, AtOnce),
+        ("wal.retain.size", *size == next.retain.size, AtOnce),
+        ("wal.retain.age", *age == next.retain.age, AtOnce),
+        ("wal.retain.max_size", *max_size == next.retain.max_size, AtOnce),
+        ("wal.retain.min_free", *min_free == next.retain.min_free, AtOnce),
         ("wal.upstreams", *upstreams == next.upstreams, Restart),
         ("wal.archive", *archive == next.archive, Restart),
     ]
@@ -267,8 +271,8 @@ state: {file: state}
         check("", "server_login: {user: bellwether, password: x}", &[("server_login", Restart)]);
         check(
             "",
-            "wal: {dir: other, retain: {size: 2GiB}}",
-            &[("wal.dir", Restart), ("wal.retain.size", AtOnce)],
+            "wal: {dir: other, retain: {size: 2GiB, max_size: 3GiB}}",
+            &[("wal.dir", Restart), ("wal.retain.size", AtOnce), ("wal.retain.max_size", AtOnce)],
         );
         check(
             "",

@@ -136,6 +136,7 @@ impl Directory {
             name: slot.name.clone(),
             restart_timeline: slot.restart.map(|restart| restart.timeline),
             restart_lsn: slot.restart.map(|restart| restart.lsn),
+            lost: slot.invalidated.is_some(),
             holds_bytes: slot.restart.zip(end).map(|(restart, end)| end.bytes_since(restart.lsn.min(end))),
         });
         Inventory {

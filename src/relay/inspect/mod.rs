@@ -80,6 +80,8 @@ pub struct SlotView {
     pub restart_lsn: Option<Lsn>,
     /// WAL that it holds back.
     pub holds_bytes: Option<u64>,
+    /// It was given up: what it held back exceeded `wal.retain`.
+    pub lost: bool,
 }
 
 /// What a verification has found.

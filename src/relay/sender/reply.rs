@@ -16,6 +16,11 @@ impl ServerMajor {
         self >= ServerMajor(15)
     }
 
+    /// `error_if_invalid` of `ReplicationSlotAcquire` came with 18.
+    pub(super) fn refuses_lost_slots(self) -> bool {
+        self >= ServerMajor(18)
+    }
+
     fn timeline_column(self) -> Column<'static> {
         if self >= ServerMajor(16) { Column::int8("timeline") } else { Column::int4("timeline") }
     }

@@ -32,6 +32,28 @@ pub(crate) struct SlotStatus {
     pub(crate) active_pid: Option<u32>,
     /// `None`: nothing is held back until a follower has used the slot.
     pub(crate) restart: Option<RestartPoint>,
+    /// The slot holds nothing back any more, since it would have been too much.
+    pub(crate) invalidated: Option<Invalidation>,
+}
+
+impl SlotStatus {
+    pub(crate) fn is_lost(&self) -> bool {
+        self.invalidated.is_some()
+    }
+}
+
+/// `invalidation_reason` of pg_replication_slots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Invalidation {
+    WalRemoved,
+}
+
+/// Whether the store has the WAL that a follower asks for first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Available {
+    Kept,
+    Removed,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -42,6 +64,8 @@ pub(crate) enum SlotError {
     Exists(String),
     #[error("replication slot \"{name}\" is active for PID {pid}")]
     Active { name: String, pid: u32 },
+    #[error("can no longer access replication slot \"{0}\"")]
+    Lost(String),
     #[error("replication slot name \"{0}\" is not valid")]
     InvalidName(String),
     #[error("all replication slots are in use")]
@@ -80,6 +104,8 @@ struct SlotFile {
 pub(crate) struct SavedSlot {
     pub(crate) name: String,
     pub(crate) restart: Option<RestartPoint>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) invalidated: Option<Invalidation>,
 }
 
 impl SlotError {
@@ -90,6 +116,8 @@ impl SlotError {
             SlotError::Missing(_) => fields(SqlState::UNDEFINED_OBJECT),
             SlotError::Exists(_) => fields(SqlState::DUPLICATE_OBJECT),
             SlotError::Active { .. } => fields(SqlState::OBJECT_IN_USE),
+            SlotError::Lost(_) => fields(SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE)
+                .with_detail("This replication slot has been invalidated due to \"wal_removed\"."),
             SlotError::InvalidName(_) => fields(SqlState::INVALID_NAME).with_hint(
                 "Replication slot names may only contain lower case letters, numbers, and the underscore character.",
             ),
@@ -113,7 +141,7 @@ impl Slots {
         for saved in read(&files)? {
             let invalid = |_| SlotFileError::Name { directory: files.directory(), name: saved.name.clone() };
             let name = saved.name.parse().map_err(invalid)?;
-            table.restore(name, saved.restart);
+            table.restore(name, saved.restart, saved.invalidated);
         }
         Ok(Slots { files, table: Mutex::new(table), file: Mutex::new(()) })
     }
@@ -139,9 +167,20 @@ impl Slots {
         self.table.lock().drop_slot(name, pid)
     }
 
-    /// The slot is `pid`'s until released, and holds WAL back from `start` at least.
-    pub(crate) fn acquire(&self, name: &str, pid: u32, start: RestartPoint) -> Result<SlotName, SlotError> {
-        self.table.lock().acquire(name, pid, start)
+    /// The slot is `pid`'s until released, and holds WAL back from `start` at least, if that is there.
+    pub(crate) fn acquire(
+        &self,
+        name: &str,
+        pid: u32,
+        start: RestartPoint,
+        available: Available,
+    ) -> Result<SlotName, SlotError> {
+        self.table.lock().acquire(name, pid, start, available)
+    }
+
+    /// The slot holds nothing back any more; returns what it did. `None`: it did not.
+    pub(crate) fn invalidate(&self, name: &SlotName) -> Option<RestartPoint> {
+        self.table.lock().invalidate(name)
     }
 
     pub(crate) fn release(&self, name: &SlotName, pid: u32) {
@@ -170,7 +209,11 @@ impl Slots {
     pub(crate) fn save(&self) -> Result<(), SlotFileError> {
         let _writing = self.file.lock();
         let Some(slots) = self.table.lock().take_unsaved() else { return Ok(()) };
-        let saved = |slot: SlotStatus| SavedSlot { name: slot.name.to_string(), restart: slot.restart };
+        let saved = |slot: SlotStatus| SavedSlot {
+            name: slot.name.to_string(),
+            restart: slot.restart,
+            invalidated: slot.invalidated,
+        };
         let content = SlotFile { slots: slots.into_iter().map(saved).collect() };
         let text = serde_json::to_vec_pretty(&content).expect("a struct of plain values is JSON");
         let replaced = self.files.replace(Self::FILE_NAME, &text);
@@ -188,7 +231,7 @@ fn read(files: &Files) -> Result<Vec<SavedSlot>, SlotFileError> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Files, RestartPoint, SlotFileError, Slots};
+    use super::{Files, RestartPoint, SlotFileError, SlotStatus, Slots};
     use crate::pg::protocol::replication::SlotLifetime::{Persistent, Temporary};
     use crate::pg::{Lsn, TimelineId};
 
@@ -206,11 +249,15 @@ mod tests {
             slots.create("kept", Persistent, Some(restart), 1).expect("a new name");
             slots.create("unused", Persistent, None, 1).expect("a new name");
             slots.create("gone", Temporary, Some(restart), 1).expect("a new name");
+            slots.create("lost", Persistent, Some(restart), 1).expect("a new name");
+            assert_eq!(slots.invalidate(&"lost".parse().expect("a name")), Some(restart));
             slots.save().expect("a writable directory");
         }
         let slots = open(&directory).expect("its own file");
-        let found: Vec<_> = slots.statuses().into_iter().map(|s| (s.name.to_string(), s.restart)).collect();
-        assert_eq!(found, [("kept".to_owned(), Some(restart)), ("unused".to_owned(), None)]);
+        let described = |s: SlotStatus| (s.name.to_string(), s.restart, s.is_lost());
+        let found: Vec<_> = slots.statuses().into_iter().map(described).collect();
+        let expected = [("kept", Some(restart), false), ("lost", None, true), ("unused", None, false)];
+        assert_eq!(found, expected.map(|(name, restart, lost)| (name.to_owned(), restart, lost)));
     }
 
     #[test]

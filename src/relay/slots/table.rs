@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{RestartPoint, SlotError, SlotStatus};
+use super::{Available, Invalidation, RestartPoint, SlotError, SlotStatus};
 use crate::pg::SlotName;
 use crate::pg::protocol::replication::SlotLifetime;
 
@@ -24,6 +24,8 @@ pub(super) enum Changes {
 struct Slot {
     /// `None`: nothing is held back until a follower has used the slot.
     restart: Option<RestartPoint>,
+    /// Then it has no restart point.
+    invalidated: Option<Invalidation>,
     owner: Owner,
     /// The connection that streams with it.
     active_pid: Option<u32>,
@@ -40,15 +42,20 @@ impl SlotTable {
     /// A slot holds WAL back without end: more than this are refused with 53400.
     const MAX_SLOTS: usize = 256;
 
-    pub(super) fn restore(&mut self, name: SlotName, restart: Option<RestartPoint>) {
-        self.slots.insert(name, Slot { restart, owner: Owner::Everybody, active_pid: None });
+    pub(super) fn restore(
+        &mut self,
+        name: SlotName,
+        restart: Option<RestartPoint>,
+        invalidated: Option<Invalidation>,
+    ) {
+        self.slots.insert(name, Slot { restart, invalidated, owner: Owner::Everybody, active_pid: None });
     }
 
     pub(super) fn ensure(&mut self, name: &SlotName, restart: Option<RestartPoint>) {
         match self.slots.get_mut(name) {
-            Some(slot) if slot.restart.is_some() || restart.is_none() => return,
+            Some(slot) if slot.restart.is_some() || slot.invalidated.is_some() || restart.is_none() => return,
             Some(slot) => slot.restart = restart,
-            None => self.restore(name.clone(), restart),
+            None => self.restore(name.clone(), restart, None),
         }
         self.changes = Changes::Unsaved;
     }
@@ -73,7 +80,7 @@ impl SlotTable {
             None if self.slots.len() >= Self::MAX_SLOTS => return Err(SlotError::Full),
             None => {}
         }
-        self.slots.insert(name, Slot { restart, owner, active_pid: None });
+        self.slots.insert(name, Slot { restart, invalidated: None, owner, active_pid: None });
         self.changed(owner);
         Ok(())
     }
@@ -91,16 +98,34 @@ impl SlotTable {
         name: &str,
         pid: u32,
         start: RestartPoint,
+        available: Available,
     ) -> Result<SlotName, SlotError> {
         let (name, slot) = self.find(name, pid)?;
+        if slot.invalidated.is_some() && available == Available::Removed {
+            return Err(SlotError::Lost(name.to_string()));
+        }
         slot.active_pid = Some(pid);
-        // Whatever the slot promised before: from here on its follower needs all from `start`.
-        if slot.restart.is_none_or(|restart| start.lsn < restart.lsn) {
+        // Whatever the slot promised before: from here on its follower needs all from `start`. What is not there
+        // any more it will be refused, and the slot holds what it held. A lost slot whose follower has found the
+        // missing WAL elsewhere, or was made anew, is as good as a new one (slot.c wants it dropped first).
+        let needs_more = slot.restart.is_none_or(|restart| start.lsn < restart.lsn);
+        if needs_more && available == Available::Kept {
             slot.restart = Some(start);
+            slot.invalidated = None;
             let owner = slot.owner;
             self.changed(owner);
         }
         Ok(name)
+    }
+
+    /// As `InvalidatePossiblyObsoleteSlot`; its user is not disturbed, and will find its WAL removed.
+    pub(super) fn invalidate(&mut self, name: &SlotName) -> Option<RestartPoint> {
+        let slot = self.slots.get_mut(name)?;
+        let restart = slot.restart.take()?;
+        slot.invalidated = Some(Invalidation::WalRemoved);
+        let owner = slot.owner;
+        self.changed(owner);
+        Some(restart)
     }
 
     pub(super) fn release(&mut self, name: &SlotName, pid: u32) {
@@ -118,7 +143,8 @@ impl SlotTable {
     }
 
     pub(super) fn advance(&mut self, name: &SlotName, flushed: RestartPoint) {
-        let Some(slot) = self.slots.get_mut(name) else { return };
+        let slot = self.slots.get_mut(name).filter(|slot| slot.invalidated.is_none());
+        let Some(slot) = slot else { return };
         let further = slot
             .restart
             .is_none_or(|restart| restart.timeline != flushed.timeline || restart.lsn < flushed.lsn);
@@ -179,7 +205,8 @@ fn describe(name: &SlotName, slot: &Slot) -> SlotStatus {
         Owner::Everybody => SlotLifetime::Persistent,
         Owner::Connection(_) => SlotLifetime::Temporary,
     };
-    SlotStatus { name: name.clone(), lifetime, active_pid: slot.active_pid, restart: slot.restart }
+    let Slot { restart, invalidated, active_pid, .. } = *slot;
+    SlotStatus { name: name.clone(), lifetime, active_pid, restart, invalidated }
 }
 
 #[cfg(test)]
@@ -187,6 +214,7 @@ mod tests {
     use super::SlotTable;
     use crate::pg::protocol::replication::SlotLifetime::{Persistent, Temporary};
     use crate::pg::{Lsn, SlotName, TimelineId};
+    use crate::relay::slots::Available::{Kept, Removed};
     use crate::relay::slots::{RestartPoint, SlotError};
 
     fn at(timeline: u32, lsn: u64) -> RestartPoint {
@@ -204,18 +232,18 @@ mod tests {
     #[test]
     fn one_user_at_a_time() {
         let mut table = SlotTable::default();
-        assert_eq!(table.acquire("a", 1, at(1, 0)), Err(SlotError::Missing("a".to_owned())));
+        assert_eq!(table.acquire("a", 1, at(1, 0), Kept), Err(SlotError::Missing("a".to_owned())));
         assert_eq!(table.create("a", Persistent, None, 1), Ok(()));
         assert_eq!(table.create("a", Persistent, None, 1), Err(SlotError::Exists("a".to_owned())));
         assert_eq!(table.create("A", Persistent, None, 1), Err(SlotError::InvalidName("A".to_owned())));
-        assert_eq!(table.acquire("a", 1, at(1, 0)), Ok(name("a")));
+        assert_eq!(table.acquire("a", 1, at(1, 0), Kept), Ok(name("a")));
         let in_use = SlotError::Active { name: "a".to_owned(), pid: 1 };
-        assert_eq!(table.acquire("a", 2, at(1, 0)), Err(in_use.clone()));
+        assert_eq!(table.acquire("a", 2, at(1, 0), Kept), Err(in_use.clone()));
         assert_eq!(table.drop_slot("a", 2), Err(in_use));
         // Not its user: nothing is released.
         table.release(&name("a"), 2);
         table.release(&name("a"), 1);
-        assert_eq!(table.acquire("a", 2, at(1, 0)), Ok(name("a")));
+        assert_eq!(table.acquire("a", 2, at(1, 0), Kept), Ok(name("a")));
         table.release_all(2);
         assert_eq!(table.drop_slot("a", 3), Ok(()));
         assert_eq!(table.drop_slot("A", 3), Err(SlotError::Missing("A".to_owned())));
@@ -228,7 +256,7 @@ mod tests {
         assert_eq!(table.create("t", Temporary, Some(at(2, 900)), 7), Ok(()));
         assert_eq!(restart(&table, "t"), Some(at(1, 100)));
         assert_eq!(table.create("t", Temporary, None, 8), Err(SlotError::Exists("t".to_owned())));
-        assert!(matches!(table.acquire("t", 8, at(1, 0)), Err(SlotError::Active { pid: 7, .. })));
+        assert!(matches!(table.acquire("t", 8, at(1, 0), Kept), Err(SlotError::Active { pid: 7, .. })));
         assert_eq!(table.take_unsaved(), None);
         table.release_all(7);
         assert_eq!(table.statuses(), []);
@@ -244,7 +272,7 @@ mod tests {
         table.advance(&name("a"), at(1, 2000));
         assert_eq!(restart(&table, "a"), Some(at(1, 3000)));
         // The follower was rewound and starts again from an earlier segment.
-        assert_eq!(table.acquire("a", 1, at(1, 512)), Ok(name("a")));
+        assert_eq!(table.acquire("a", 1, at(1, 512), Kept), Ok(name("a")));
         assert_eq!(restart(&table, "a"), Some(at(1, 512)));
         table.advance(&name("a"), at(2, 400));
         assert_eq!(restart(&table, "a"), Some(at(2, 400)));
@@ -252,6 +280,24 @@ mod tests {
         assert_eq!(restart(&table, "b"), None);
         table.ensure(&name("b"), Some(at(1, 300)));
         assert_eq!(restart(&table, "b"), Some(at(1, 300)));
+    }
+
+    #[test]
+    fn a_lost_slot_is_good_again_for_who_lacks_nothing() {
+        let mut table = SlotTable::default();
+        table.ensure(&name("a"), Some(at(1, 1000)));
+        assert_eq!(table.invalidate(&name("a")), Some(at(1, 1000)));
+        assert_eq!(table.invalidate(&name("a")), None, "once");
+        // Nothing of the relay's own doing revives it.
+        table.ensure(&name("a"), Some(at(1, 2000)));
+        table.advance(&name("a"), at(1, 2000));
+        assert_eq!(restart(&table, "a"), None);
+        assert_eq!(table.acquire("a", 1, at(1, 900), Removed), Err(SlotError::Lost("a".to_owned())));
+        assert_eq!(table.acquire("a", 1, at(1, 1500), Kept), Ok(name("a")));
+        assert_eq!(restart(&table, "a"), Some(at(1, 1500)));
+        // Who asks for what is gone takes nothing from a slot that holds.
+        assert_eq!(table.acquire("a", 1, at(1, 10), Removed), Ok(name("a")));
+        assert_eq!(restart(&table, "a"), Some(at(1, 1500)));
     }
 
     #[test]

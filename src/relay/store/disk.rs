@@ -9,7 +9,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use nix::fcntl::{Flock, FlockArg};
 
@@ -33,6 +33,10 @@ pub(crate) trait Disk: fmt::Debug + Send + Sync {
     fn remove(&self, name: &str) -> io::Result<()>;
     /// Makes the directory's entries durable.
     fn sync(&self) -> io::Result<()>;
+    /// When the file was last written.
+    fn modified(&self, name: &str) -> io::Result<SystemTime>;
+    /// Left on the file system for who is not its administrator.
+    fn free_bytes(&self) -> io::Result<u64>;
 }
 
 /// An open file. It stays the same file when its name is given to another.
@@ -100,6 +104,15 @@ impl Disk for HostDisk {
 
     fn sync(&self) -> io::Result<()> {
         File::open(&self.directory)?.sync_all()
+    }
+
+    fn modified(&self, name: &str) -> io::Result<SystemTime> {
+        fs::metadata(self.path(name))?.modified()
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        let file_system = rustix::fs::statvfs(&self.directory)?;
+        Ok(file_system.f_bavail.saturating_mul(file_system.f_frsize))
     }
 }
 

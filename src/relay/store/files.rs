@@ -6,6 +6,7 @@
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Weak};
+use std::time::SystemTime;
 
 use super::StoreError;
 use super::disk::{Disk, DiskFile, HostDisk};
@@ -59,6 +60,15 @@ impl Files {
 
     pub(crate) fn directory(&self) -> String {
         self.disk.directory()
+    }
+
+    pub(crate) fn free_bytes(&self) -> Result<u64, StoreError> {
+        self.disk.free_bytes().map_err(StoreError::io("look for room in", &self.directory()))
+    }
+
+    /// When the file was last written.
+    pub(crate) fn modified(&self, name: &str) -> Result<SystemTime, StoreError> {
+        self.disk.modified(name).map_err(StoreError::io("look at", name))
     }
 
     pub(super) fn names(&self) -> Result<Vec<String>, StoreError> {

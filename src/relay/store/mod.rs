@@ -52,8 +52,23 @@ const QUEUE_COMMANDS: usize = 4096;
 const QUEUE_UNITS: usize = 32 << 10;
 const QUEUE_UNIT: usize = 1 << 10;
 
-/// The oldest LSN that a replication slot still needs.
-pub(crate) type Pins = Box<dyn Fn() -> Option<Lsn> + Send + Sync>;
+/// The oldest LSN that somebody still needs.
+pub(crate) type Pins = Box<dyn Fn(&Kept) -> Option<Lsn> + Send + Sync>;
+
+/// What the store has when it asks what must stay.
+#[derive(Clone, Debug)]
+pub(crate) struct Kept {
+    pub(crate) segment_size: WalSegmentSize,
+    /// In the order of the log.
+    pub(crate) segments: Vec<SegmentFile>,
+}
+
+impl Kept {
+    /// Start of the oldest segment.
+    pub(crate) fn oldest(&self) -> Option<Lsn> {
+        self.segments.first().map(|segment| self.segment_size.start(segment.number))
+    }
+}
 
 #[derive(Clone, Debug)]
 pub(crate) struct StoreConfig {

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use parking_lot::Mutex;
 
@@ -226,6 +227,14 @@ impl Disk for Platter {
             state.kept_names = state.names.clone();
             Ok(())
         })
+    }
+
+    fn modified(&self, _name: &str) -> io::Result<SystemTime> {
+        Ok(SystemTime::UNIX_EPOCH)
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        Ok(self.state.lock().room.unwrap_or(u64::MAX))
     }
 }
 

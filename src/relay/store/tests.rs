@@ -288,7 +288,7 @@ async fn old_segments_become_new_ones_unless_a_slot_needs_them() {
     }
     let end = world.wal.end();
     let store = world.begun().await;
-    store.set_pins(Box::new(|| Some(Lsn(0x75_0000))));
+    store.set_pins(Box::new(|_| Some(Lsn(0x75_0000))));
     world.stream(&store, START, end).await;
     assert_eq!(store.oldest(TimelineId(1)), Some(Lsn(0x70_0000)));
     let gone = store.read(TimelineId(1), START, 10).await;

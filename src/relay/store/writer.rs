@@ -19,7 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use super::control::Control;
 use super::files::{Files, SPARE_PREFIX, Segment};
 use super::layout::{first_kept, place, within_segment};
-use super::{Report, Shared, StoreError, StreamId, Tail};
+use super::{Kept, Report, Shared, StoreError, StreamId, Tail};
 use crate::pg::wal::{History, SegmentFile, SegmentNumber, WalSegmentSize, history_file_name};
 use crate::pg::{Lsn, SystemIdentifier, TimelineId};
 use crate::relay::metrics::Metrics;
@@ -328,10 +328,17 @@ impl Writer {
         });
     }
 
+    fn kept(&self) -> Kept {
+        let segment_size = self.control.segment_size();
+        let mut segments: Vec<SegmentFile> = self.shared.state.lock().segments.iter().copied().collect();
+        segments.sort_unstable_by_key(|segment| (segment.number, segment.timeline));
+        Kept { segment_size, segments }
+    }
+
     /// Removes what nobody needs any more; the newest of it become segments again.
     fn prune(&mut self) -> Result<(), StoreError> {
         let size = self.control.segment_size();
-        let pinned = self.shared.pins.get().and_then(|pins| pins());
+        let pinned = self.shared.pins.get().and_then(|pins| pins(&self.kept()));
         let retain_bytes = self.shared.retain_bytes.load(Ordering::Relaxed);
         let keep = first_kept(self.durable, retain_bytes, pinned, size);
         loop {

@@ -5,12 +5,12 @@ use bytes::Bytes;
 use crate::pg::protocol::replication::{
     FromStandby, Keepalive, Reply as ReplyRequest, StandbyStatus, Wait, XLogDataHeader,
 };
-use crate::pg::{Lsn, TimelineId};
+use crate::pg::{Lsn, SlotName, TimelineId};
 use crate::relay::followers::{Progress, Xmins};
 use crate::relay::sender::error::{Fatal, Refusal};
 use crate::relay::sender::reply::{Reply, xlog_data_header};
 use crate::relay::sender::stream::{Due, Replay, Sending, Step, Stream, StreamClock, TimelineEnd};
-use crate::relay::slots::RestartPoint;
+use crate::relay::slots::{Available, RestartPoint, SlotError};
 use crate::relay::store::Tail;
 use crate::topology::FollowerState;
 
@@ -26,17 +26,18 @@ impl<S: WalSource> Walsender<S> {
         timeline: Option<TimelineId>,
     ) -> Outcome {
         let timeline = timeline.unwrap_or(self.tail.timeline);
-        let acquire = |slot| self.slots.acquire(slot, self.pid, RestartPoint { timeline, lsn: start });
-        let slot = slot.map(acquire).transpose()?;
         let mut stream = Stream {
             timeline,
-            slot,
+            slot: None,
             sent: start,
             end: None,
             sending: Sending::Wal,
             clock: StreamClock::new(self.config, now.at),
         };
         let outcome = self.place(&mut stream);
+        if let Some(slot) = slot {
+            stream.slot = self.acquire(slot, &stream)?;
+        }
         match (outcome, stream.end) {
             (Err(refusal), _) => {
                 self.release(&stream);
@@ -57,6 +58,17 @@ impl<S: WalSource> Walsender<S> {
                 self.phase = Phase::Streaming(stream);
                 available
             }
+        }
+    }
+
+    /// `None`: a lost slot before 18, whose servers find the missing segment only when they open it.
+    fn acquire(&self, slot: &str, stream: &Stream) -> Result<Option<SlotName>, Refusal> {
+        let restart = RestartPoint { timeline: stream.timeline, lsn: stream.sent };
+        let is_ahead = stream.end.is_none() && self.tail.durable <= stream.sent;
+        let available = if is_ahead || self.is_kept(stream) { Available::Kept } else { Available::Removed };
+        match self.slots.acquire(slot, self.pid, restart, available) {
+            Err(SlotError::Lost(_)) if !self.major().refuses_lost_slots() => Ok(None),
+            acquired => Ok(Some(acquired?)),
         }
     }
 

@@ -19,7 +19,7 @@ use crate::relay::sender::core::{
     Input, Now, Output, Peer, ReadFailure, SlotsNotSaved, WalSource, Walsender,
 };
 use crate::relay::sender::passage::NoSource;
-use crate::relay::slots::{RestartPoint, SlotStatus, Slots};
+use crate::relay::slots::{Available, RestartPoint, SlotStatus, Slots};
 use crate::relay::store::{Files, Tail};
 
 /// A store whose byte at each position is a function of the position.
@@ -77,7 +77,7 @@ impl World {
     pub(super) fn used_slot(self, name: &str, pid: u32) -> World {
         let world = self.slot(name);
         let start = RestartPoint { timeline: TimelineId(1), lsn: Lsn(16 << 20) };
-        world.slots.acquire(name, pid, start).expect("a free slot");
+        world.slots.acquire(name, pid, start, Available::Kept).expect("a free slot");
         world
     }
 }

@@ -1,0 +1,216 @@
+//! How far back WAL is kept. PURE; [`keeper`] looks things up and does what is decided.
+//!
+//! Kept is what the greediest wants: so many bytes behind the durable end (`size`), what was written lately (`age`),
+//! what slots and base backups need, what is not archived yet. All but `size` is bounded by a hard cap: `max_size` behind the durable
+//! end, and what would leave less than `min_free` of the file system. A slot that needs more is lost: visibly, and
+//! before the disk is full, since a full disk helps no follower and stops the primary's commits.
+
+pub(super) mod keeper;
+
+use std::time::Duration;
+
+use super::slots::SlotStatus;
+use crate::pg::wal::WalSegmentSize;
+use crate::pg::{Lsn, SlotName};
+
+/// `wal.retain`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retain {
+    /// Kept behind the durable end whatever happens.
+    pub size: u64,
+    /// What was written so lately is kept.
+    pub age: Duration,
+    /// What slots, age and archive hold back at most behind the durable end, in bytes.
+    pub max_size: u64,
+    /// Left free of the file system, in bytes; below that, what is held back beyond `size` gives way.
+    pub min_free: u64,
+}
+
+impl Default for Retain {
+    fn default() -> Retain {
+        Retain { size: 1 << 30, age: Duration::ZERO, max_size: 64 << 30, min_free: 1 << 30 }
+    }
+}
+
+/// What the decision looks at.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Facts<'a> {
+    pub(super) durable: Lsn,
+    /// Start of the oldest segment there is.
+    pub(super) oldest: Lsn,
+    pub(super) segment_size: WalSegmentSize,
+    /// Start of the oldest segment that was written within `age`.
+    pub(super) young_from: Option<Lsn>,
+    /// What base backups need, and what is not archived.
+    pub(super) others: Option<Lsn>,
+    pub(super) free_bytes: u64,
+    pub(super) slots: &'a [SlotStatus],
+    /// The primary's own slot pins nothing while nobody uses it: a primary follows nobody.
+    pub(super) primary: Option<&'a SlotName>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Decision {
+    /// All from here on is held back, beside `size`.
+    pub(super) from: Option<Lsn>,
+    /// What these need cannot be kept.
+    pub(super) lost: Vec<SlotName>,
+}
+
+/// `wal_status` of pg_replication_slots (`GetWALAvailability` in xlog.c), with `size` for `max_wal_size`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WalAvailability {
+    /// Within what is kept anyway.
+    Reserved,
+    /// Kept because of the slot.
+    Extended,
+    /// Beyond the cap: about to be lost.
+    Unreserved,
+    Lost,
+}
+
+impl WalAvailability {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            WalAvailability::Reserved => "reserved",
+            WalAvailability::Extended => "extended",
+            WalAvailability::Unreserved => "unreserved",
+            WalAvailability::Lost => "lost",
+        }
+    }
+}
+
+pub(super) fn decide(retain: &Retain, facts: &Facts<'_>) -> Decision {
+    let cap = facts.segment_size.segment_start(cap(retain, facts));
+    let is_idle_primary = |slot: &SlotStatus| slot.active_pid.is_none() && facts.primary == Some(&slot.name);
+    let needed = facts.slots.iter().filter(|slot| !is_idle_primary(slot));
+    let needed = needed.filter_map(|slot| slot.restart.map(|restart| (slot, restart.lsn)));
+    let (kept, lost): (Vec<_>, Vec<_>) = needed.partition(|(_, restart)| *restart >= cap);
+    let by_slots = kept.into_iter().map(|(_, restart)| restart).min();
+    let from = [by_slots, facts.young_from, facts.others].into_iter().flatten().min();
+    Decision {
+        from: from.map(|from| from.max(cap)),
+        lost: lost.into_iter().map(|(slot, _)| slot.name.clone()).collect(),
+    }
+}
+
+/// Nothing before it can be held back, and what is not there any more cannot either.
+fn cap(retain: &Retain, facts: &Facts<'_>) -> Lsn {
+    let behind = |bytes: u64| Lsn(facts.durable.0.saturating_sub(bytes));
+    let by_size = behind(retain.max_size.max(retain.size));
+    let missing = retain.min_free.saturating_sub(facts.free_bytes);
+    // The oldest go first; what `size` keeps stays, so that no short squeeze costs a follower that is close.
+    let by_room =
+        if missing == 0 { Lsn::INVALID } else { facts.oldest.advanced(missing).min(behind(retain.size)) };
+    by_size.max(by_room).max(facts.oldest)
+}
+
+/// How a slot stands now; `None`: it holds nothing back yet.
+pub(super) fn availability(retain: &Retain, slot: &SlotStatus, durable: Lsn) -> Option<WalAvailability> {
+    if slot.is_lost() {
+        return Some(WalAvailability::Lost);
+    }
+    let behind = durable.bytes_since(slot.restart?.lsn.min(durable));
+    Some(if behind <= retain.size {
+        WalAvailability::Reserved
+    } else if behind <= retain.max_size {
+        WalAvailability::Extended
+    } else {
+        WalAvailability::Unreserved
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{Decision, Facts, Retain, WalAvailability, availability, decide};
+    use crate::pg::protocol::replication::SlotLifetime;
+    use crate::pg::wal::WalSegmentSize;
+    use crate::pg::{Lsn, SlotName, TimelineId};
+    use crate::relay::slots::{Invalidation, RestartPoint, SlotStatus};
+
+    const MIB: u64 = 1 << 20;
+    const RETAIN: Retain =
+        Retain { size: 10 * MIB, age: Duration::ZERO, max_size: 50 * MIB, min_free: 100 * MIB };
+
+    fn slot(name: &str, active_pid: Option<u32>, restart: Option<u64>) -> SlotStatus {
+        let restart = restart.map(|mib| RestartPoint { timeline: TimelineId(1), lsn: Lsn(mib * MIB) });
+        let (name, lifetime) = (name_of(name), SlotLifetime::Persistent);
+        SlotStatus { name, lifetime, active_pid, restart, invalidated: None }
+    }
+
+    fn name_of(name: &str) -> SlotName {
+        name.parse().expect("a slot name")
+    }
+
+    /// At MiB 100, with everything from MiB 20 on and much room.
+    fn facts(slots: &[SlotStatus]) -> Facts<'_> {
+        Facts {
+            durable: Lsn(100 * MIB),
+            oldest: Lsn(20 * MIB),
+            segment_size: WalSegmentSize::new(MIB).expect("a size"),
+            young_from: None,
+            others: None,
+            free_bytes: u64::MAX,
+            slots,
+            primary: None,
+        }
+    }
+
+    fn check(facts: &Facts<'_>, from: Option<u64>, lost: &[&str]) {
+        let expected = Decision {
+            from: from.map(|mib| Lsn(mib * MIB)),
+            lost: lost.iter().map(|name| name_of(name)).collect(),
+        };
+        assert_eq!(decide(&RETAIN, facts), expected, "{facts:?}");
+    }
+
+    #[test]
+    fn the_greediest_is_heard_up_to_the_cap() {
+        let slots = [slot("a", None, Some(60)), slot("b", Some(7), Some(80)), slot("c", None, None)];
+        check(&facts(&slots), Some(60), &[]);
+        check(&facts(&slots[2..]), None, &[]);
+        check(&Facts { young_from: Some(Lsn(55 * MIB)), ..facts(&slots) }, Some(55), &[]);
+        check(&Facts { young_from: Some(Lsn(30 * MIB)), ..facts(&slots) }, Some(50), &[]);
+        check(&Facts { others: Some(Lsn(52 * MIB)), ..facts(&slots) }, Some(52), &[]);
+        check(&Facts { others: Some(Lsn(20 * MIB)), ..facts(&slots) }, Some(50), &[]);
+    }
+
+    #[test]
+    fn who_needs_more_than_the_cap_is_lost() {
+        let slots = [slot("a", None, Some(49)), slot("b", Some(7), Some(50))];
+        check(&facts(&slots), Some(50), &["a"]);
+        // Also one that is in use, and one whose WAL has gone already.
+        check(&facts(&[slot("a", Some(1), Some(30))]), None, &["a"]);
+        check(&Facts { oldest: Lsn(80 * MIB), ..facts(&slots) }, None, &["a", "b"]);
+        let a = name_of("a");
+        check(&Facts { primary: Some(&a), ..facts(&slots) }, Some(50), &[]);
+        let streams = [slot("a", Some(9), Some(60))];
+        check(&Facts { primary: Some(&a), ..facts(&streams) }, Some(60), &[]);
+    }
+
+    #[test]
+    fn before_the_disk_is_full_the_furthest_behind_gives_way() {
+        let slots = [slot("a", None, Some(60)), slot("b", None, Some(70)), slot("c", None, Some(95))];
+        let free = |mib: u64| Facts { free_bytes: mib * MIB, oldest: Lsn(60 * MIB), ..facts(&slots) };
+        check(&free(100), Some(60), &[]);
+        check(&free(99), Some(70), &["a"]);
+        check(&free(90), Some(70), &["a"]);
+        check(&free(89), Some(95), &["a", "b"]);
+        // What is kept anyway stays with its slots: only acknowledging less helps then.
+        check(&free(0), Some(95), &["a", "b"]);
+    }
+
+    #[test]
+    fn the_status_has_the_words_of_pg_replication_slots() {
+        let status = |slot: &SlotStatus| availability(&RETAIN, slot, Lsn(100 * MIB));
+        assert_eq!(status(&slot("a", None, None)), None);
+        assert_eq!(status(&slot("a", None, Some(120))), Some(WalAvailability::Reserved));
+        assert_eq!(status(&slot("a", None, Some(90))), Some(WalAvailability::Reserved));
+        assert_eq!(status(&slot("a", None, Some(89))), Some(WalAvailability::Extended));
+        assert_eq!(status(&slot("a", None, Some(49))), Some(WalAvailability::Unreserved));
+        let lost = SlotStatus { invalidated: Some(Invalidation::WalRemoved), ..slot("a", None, None) };
+        assert_eq!(status(&lost), Some(WalAvailability::Lost));
+    }
+}
