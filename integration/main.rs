@@ -16,8 +16,8 @@ mod failover;
 mod fuzzed;
 #[allow(dead_code, unused_imports, reason = "the benchmark uses more of the harness than the tests")]
 mod harness;
-mod ipv6;
 mod inspect;
+mod ipv6;
 mod lag_gate;
 mod leak;
 mod listen;

@@ -15,6 +15,7 @@ pub(crate) struct Metrics {
     pub(crate) upstream_connects: IntCounter,
     gap: IntGauge,
     divergence: IntGauge,
+    pub(crate) disk_full: IntGauge,
     /// By state: `active`, `inactive`, `lost`.
     slots: IntGaugeVec,
     slot_retained: IntGaugeVec,
@@ -46,6 +47,10 @@ impl Metrics {
                 "bellwether_wal_divergence",
                 "1 while a source has other WAL than what is stored: split brain",
             )?,
+            disk_full: IntGauge::new(
+                "bellwether_wal_disk_full",
+                "1 while WAL is not acknowledged because the disk is full",
+            )?,
             slots: IntGaugeVec::new(
                 Opts::new("bellwether_slots", "The relay's replication slots by state"),
                 &["state"],
@@ -64,6 +69,7 @@ impl Metrics {
         registry.register(Box::new(metrics.upstream_connects.clone()))?;
         registry.register(Box::new(metrics.gap.clone()))?;
         registry.register(Box::new(metrics.divergence.clone()))?;
+        registry.register(Box::new(metrics.disk_full.clone()))?;
         registry.register(Box::new(metrics.slots.clone()))?;
         registry.register(Box::new(metrics.slot_retained.clone()))?;
         Ok(metrics)

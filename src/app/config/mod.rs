@@ -30,8 +30,8 @@ use crate::net::authenticate::Rules;
 use crate::net::{ForServers, Lookups, Proxies, SocketMode};
 use crate::proxy::limits::Plan;
 use crate::proxy::peers::Peer;
-use crate::relay::archive::{ArchiveConfig, ArchiveUrl};
 use crate::relay::Retain;
+use crate::relay::archive::{ArchiveConfig, ArchiveUrl};
 use crate::topology::{Address, Durability, Node, NodeName};
 
 #[derive(Clone, Debug)]

@@ -409,21 +409,29 @@ async fn sleep_until(deadline: Option<Instant>) {
 }
 
 async fn save_slots(slots: Arc<Slots>) -> Result<(), SlotsNotSaved> {
-    let saved = tokio::task::spawn_blocking(move || slots.save()).await;
-    let cause: &dyn std::error::Error = match &saved {
-        Ok(Ok(())) => return Ok(()),
-        Ok(Err(cause)) => cause,
-        Err(cause) => cause,
-    };
-    error!(error = cause, "replication slots not saved");
-    Err(SlotsNotSaved)
+    try_to_save(slots).await.map_err(|why| {
+        error!(error = why, "replication slots not saved");
+        SlotsNotSaved
+    })
+}
+
+async fn try_to_save(slots: Arc<Slots>) -> Result<(), String> {
+    match tokio::task::spawn_blocking(move || slots.save()).await {
+        Ok(saved) => saved.map_err(|error| super::explain(&error)),
+        Err(panic) => Err(panic.to_string()),
+    }
 }
 
 /// Writes the slots' file once per `interval` while there is something new, and once more at the end.
 pub(crate) async fn keep_slots_saved(slots: Arc<Slots>, interval: Duration, shutdown: CancellationToken) {
+    let mut last = Ok(());
     while tokio::time::timeout(interval, shutdown.cancelled()).await.is_err() {
-        // The error is logged there; the table stays marked and is tried again: nothing was acknowledged.
-        let _ = save_slots(Arc::clone(&slots)).await;
+        // The table stays marked and is tried again: nothing was acknowledged. A disk that stays full is told once.
+        let saved = try_to_save(Arc::clone(&slots)).await;
+        if let Some(why) = saved.as_ref().err().filter(|_| last != saved) {
+            error!(error = %why, "replication slots not saved");
+        }
+        last = saved;
     }
     let _ = save_slots(slots).await;
 }

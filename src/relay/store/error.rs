@@ -62,7 +62,8 @@ impl StoreError {
         matches!(self, StoreError::Gap { .. } | StoreError::Diverged { .. })
     }
 
-    pub(super) fn is_disk_full(&self) -> bool {
-        matches!(self, StoreError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull)
+    pub(crate) fn is_disk_full(&self) -> bool {
+        let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
+        matches!(self, StoreError::Io { source, .. } if full.contains(&source.kind()))
     }
 }

@@ -213,6 +213,7 @@ impl Store {
             pending_bytes: 0,
             wanted: config.ring_bytes,
             refused: None,
+            room: writer::Room::Enough,
         };
         let (commands, receiver) = mpsc::channel(QUEUE_COMMANDS);
         let store = Store { shared, commands, queue: Arc::new(Semaphore::new(QUEUE_UNITS)) };

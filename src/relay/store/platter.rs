@@ -43,6 +43,8 @@ struct State {
     cut_at: Option<u64>,
     /// Bytes that can still be allocated; `None`: any number.
     room: Option<u64>,
+    /// Whether something was refused for lack of it.
+    refused: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -110,6 +112,11 @@ impl Platter {
     /// So many bytes more can be allocated.
     pub(crate) fn set_room(&self, bytes: Option<u64>) {
         self.state.lock().room = bytes;
+    }
+
+    /// Whether there was too little room for something.
+    pub(crate) fn refused(&self) -> bool {
+        self.state.lock().refused
     }
 
     /// The next sync of the file fails.
@@ -302,7 +309,9 @@ impl DiskFile for Open {
             let file = state.files.get_mut(&self.file).expect("files are never forgotten");
             let grows = (offset + bytes.len() as u64).saturating_sub(file.seen.len);
             if let Some(room) = &mut state.room {
-                *room = room.checked_sub(grows).ok_or(io::ErrorKind::StorageFull)?;
+                let left = room.checked_sub(grows);
+                state.refused |= left.is_none();
+                *room = left.ok_or(io::ErrorKind::StorageFull)?;
             }
             file.seen.write(offset, bytes);
             file.writes.push(Write { offset, bytes: bytes.to_vec() });

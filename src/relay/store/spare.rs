@@ -9,7 +9,7 @@ use super::writer::Spare;
 use crate::pg::wal::WalSegmentSize;
 
 /// How often a full disk is tried again.
-const RETRY: Duration = Duration::from_secs(1);
+pub(super) const RETRY: Duration = Duration::from_secs(1);
 
 /// One waits in the channel and one in the thread's hands: two segments ahead. The thread ends with the
 /// receiver.

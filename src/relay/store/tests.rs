@@ -9,6 +9,7 @@ use super::{Change, Files, Metrics, Platter, Store, StoreConfig, StoreError, Str
 use crate::pg::wal::build::{SYSTEM, WalBuilder};
 use crate::pg::wal::{SegmentFile, SegmentNumber};
 use crate::pg::{Lsn, TimelineId};
+use crate::topology::Term;
 
 const START: Lsn = Lsn(0x30_0000);
 
@@ -96,6 +97,36 @@ async fn after_a_failed_sync_nothing_is_acknowledged_ever_again() {
     assert_eq!(store.tail().borrow().durable, first);
     let again = store.append(StreamId(1), first, more, None, Waiting::Commits).await;
     assert!(matches!(again, Err(StoreError::Stopped)), "{again:?}");
+}
+
+#[tokio::test]
+async fn a_full_disk_only_makes_everybody_wait() {
+    let mut world = World::new();
+    three_segments(&mut world);
+    let end = world.wal.end();
+    let platter = Platter::default();
+    let store = world.begun_on(Files::on(Arc::new(platter.clone())).expect("an empty disk")).await;
+    // Room for the first segment; the promise of a term and further segments have none.
+    world.stream(&store, START, Lsn(START.0 + 1000)).await;
+    platter.set_room(Some(10));
+    let promise = {
+        let store = store.clone();
+        async move { store.change(Change::Promise(Term(7))).await }
+    };
+    let streaming = async { world.stream(&store, START, end).await };
+    let refused = async {
+        let full = || platter.refused();
+        while !full() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(store.report().borrow().promised, Term(0));
+        platter.set_room(None);
+    };
+    let (promised, (), ()) = tokio::join!(promise, streaming, refused);
+    promised.expect("promised when there is room");
+    assert_eq!(store.report().borrow().promised, Term(7));
+    assert!(store.failed().borrow().is_none());
+    assert_eq!(read_all(&store, 1, START).await, world.wal.bytes());
 }
 
 async fn reached(store: &Store, lsn: Lsn) {

@@ -116,6 +116,33 @@ pub(super) struct Writer {
     pub(super) wanted: usize,
     /// A stream that offered what does not fit; the rest of it is ignored.
     pub(super) refused: Option<StreamId>,
+    pub(super) room: Room,
+}
+
+/// Whether the disk has room, as far as the writer has met it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Room {
+    Enough,
+    None,
+}
+
+impl Room {
+    /// Told once, until there is room again.
+    fn missing(&mut self, error: &StoreError, end: Lsn, metrics: &Metrics) {
+        if *self == Room::Enough {
+            tracing::warn!(%error, %end, "disk full: WAL is not acknowledged");
+        }
+        *self = Room::None;
+        metrics.disk_full.set(1);
+    }
+
+    fn found(&mut self, metrics: &Metrics) {
+        if *self == Room::None {
+            tracing::info!("the disk has room again: WAL is acknowledged");
+        }
+        *self = Room::Enough;
+        metrics.disk_full.set(0);
+    }
 }
 
 impl Command {
@@ -267,17 +294,34 @@ impl Writer {
         let size = self.control.segment_size();
         let files = self.files.clone();
         let spares = self.spares.get_or_insert_with(|| super::spare::start(files, size));
-        let mut warned = false;
         loop {
             match spares.recv().map_err(|_| StoreError::Stopped)? {
-                Ok(name) => return Ok(name),
+                Ok(name) => {
+                    self.room.found(&self.metrics);
+                    return Ok(name);
+                }
+                Err(error) if error.is_disk_full() => self.room.missing(&error, self.end, &self.metrics),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Replaces a small file. Waits while the disk is full: the old content stands until then.
+    fn replace(&mut self, name: &str, content: &[u8]) -> Result<(), StoreError> {
+        loop {
+            match self.files.replace(name, content) {
                 Err(error) if error.is_disk_full() => {
-                    if !warned {
-                        tracing::warn!(%error, end = %self.end, "disk full: WAL is not acknowledged");
-                        warned = true;
+                    self.room.missing(&error, self.end, &self.metrics);
+                    // What is allocated ahead of need is room for what is needed now.
+                    match self.recycled.pop_front() {
+                        Some(spare) => self.files.remove(&spare)?,
+                        None => std::thread::sleep(super::spare::RETRY),
                     }
                 }
-                Err(error) => return Err(error),
+                replaced => {
+                    self.room.found(&self.metrics);
+                    return replaced;
+                }
             }
         }
     }
@@ -375,7 +419,7 @@ impl Writer {
             }
             Change::Begin { timeline, start } => self.begin(timeline, start)?,
             Change::KeepHistory { timeline, content } => {
-                self.files.replace(&history_file_name(timeline), &content)?;
+                self.replace(&history_file_name(timeline), &content)?;
                 self.shared.state.lock().histories.insert(timeline, content);
             }
             Change::Follow { timeline, switchpoint } => self.follow(timeline, switchpoint)?,
@@ -445,8 +489,9 @@ impl Writer {
         Ok(())
     }
 
-    fn save_control(&self) -> Result<(), StoreError> {
-        self.files.replace(Control::FILE_NAME, self.control.encode().as_bytes())
+    fn save_control(&mut self) -> Result<(), StoreError> {
+        let content = self.control.encode();
+        self.replace(Control::FILE_NAME, content.as_bytes())
     }
 }
 
