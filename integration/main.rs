@@ -30,6 +30,7 @@ mod protocol_versions;
 mod proxy_protocol;
 mod relay;
 mod reload;
+mod remote_apply;
 mod sessions;
 mod smoke;
 mod sources;

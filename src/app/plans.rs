@@ -63,7 +63,11 @@ pub(super) fn relay(config: &Config) -> RelayConfig {
 }
 
 pub(super) fn relay_tuning(config: &Config) -> RelayTuning {
-    RelayTuning { retain: config.wal.retain, ask_after: (config.routing.max_lag_time / 3).max(LEAST_SILENCE) }
+    RelayTuning {
+        remote_apply: config.wal.remote_apply,
+        retain: config.wal.retain,
+        ask_after: (config.routing.max_lag_time / 3).max(LEAST_SILENCE),
+    }
 }
 
 pub(super) fn relay_inputs(
@@ -126,6 +130,7 @@ pub(super) fn failover_tuning(config: &Config) -> Tuning {
 pub(super) fn proxy(config: &Config) -> ProxyConfig {
     let (pool, routing) = (&config.pool, &config.routing);
     ProxyConfig {
+        remote_apply: config.wal.remote_apply,
         plan: Arc::new(pool.limits.clone()),
         connect_timeout: pool.connect_timeout,
         hold_clients: config.failover.hold_clients,

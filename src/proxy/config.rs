@@ -7,6 +7,7 @@ use super::limits::Plan;
 use super::peers::Peers;
 use super::route::{Consistency, Policy, Route};
 use crate::net::{Credentials, TlsForServers};
+use crate::topology::RemoteApply;
 
 /// May change while the plane runs ([`Proxy::reconfigure`](super::Proxy::reconfigure)).
 #[derive(Clone, Debug)]
@@ -18,6 +19,8 @@ pub struct ProxyConfig {
     /// How long a transaction waits for writes to open; then 57P03.
     pub hold_clients: Duration,
     pub policy: Policy,
+    /// Of commits under quorum durability.
+    pub remote_apply: RemoteApply,
     /// Of sessions that ask for none.
     pub consistency: Consistency,
     /// To whom a CancelRequest may be passed on. This instance's own mark stays what it was at the start.
@@ -31,6 +34,7 @@ impl Default for ProxyConfig {
             connect_timeout: Duration::from_secs(15),
             hold_clients: Duration::from_secs(30),
             policy: Policy::default(),
+            remote_apply: RemoteApply::Off,
             consistency: Consistency::Session,
             peers: Peers::default(),
         }

@@ -136,6 +136,11 @@ impl Settings {
         self.value("synchronous_commit").is_none_or(route::waits_for_quorum)
     }
 
+    /// ... and to be replayed there.
+    pub(crate) fn awaits_replay(&self) -> bool {
+        self.value("synchronous_commit").is_some_and(|value| value.eq_ignore_ascii_case("remote_apply"))
+    }
+
     /// Those of these settings that may say what a text means when it is parsed, as a key: all but the ones that are
     /// known not to.
     pub(crate) fn parse_context(&self) -> Arc<[u8]> {

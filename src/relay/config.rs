@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use super::archive::ArchiveConfig;
 use super::retention::Retain;
 use crate::net::{Credentials, TlsForServers};
-use crate::topology::{Address, Directive, Node};
+use crate::topology::{Address, Directive, Node, RemoteApply};
 
 #[derive(Clone, Debug)]
 pub struct RelayConfig {
@@ -49,11 +49,17 @@ pub struct RelayTuning {
     /// An upstream that is silent for this long is asked for a sign of life, so that others can tell what is
     /// not there from what is not known. Not more than half of `upstream_timeout` counts.
     pub ask_after: Duration,
+    /// Whether the followers' replay is reported upstream.
+    pub remote_apply: RemoteApply,
 }
 
 impl Default for RelayTuning {
     fn default() -> RelayTuning {
-        RelayTuning { retain: Retain::default(), ask_after: Duration::from_millis(300) }
+        RelayTuning {
+            retain: Retain::default(),
+            ask_after: Duration::from_millis(300),
+            remote_apply: RemoteApply::Off,
+        }
     }
 }
 

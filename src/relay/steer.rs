@@ -310,6 +310,7 @@ impl Steering {
         let surroundings = Surroundings {
             store: &self.store,
             followers: &self.followers,
+            nodes: &self.inputs.nodes,
             metrics: &self.metrics,
             tuning: self.inputs.tuning.clone(),
             closing: &self.closing,

@@ -37,6 +37,16 @@ pub enum Durability {
     Quorum,
 }
 
+/// Under quorum durability: what becomes of a commit that waits to be replayed (`synchronous_commit = remote_apply`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RemoteApply {
+    /// It is refused: the relay replays nothing, so the commit would wait for ever.
+    #[default]
+    Off,
+    /// The relay reports how far all nodes that stream from it have replayed; while none does, the commit waits.
+    Followers,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Writes {

@@ -16,7 +16,7 @@ mod node;
 mod proxy;
 mod wal;
 
-pub use directive::{Candidate, Directive, Durability, Term, Writes, relay_application_name};
+pub use directive::{Candidate, Directive, Durability, RemoteApply, Term, Writes, relay_application_name};
 pub use health::{Health, NodeHealth, NodeState};
 pub use history::{Election, LeftBehind, Outcome, Phase, SavedTail};
 pub use node::{Address, InvalidNodeName, Node, NodeName, Role};

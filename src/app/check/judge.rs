@@ -5,7 +5,7 @@ use super::facts::{Facts, NoFacts};
 use super::hba::{self, Match, Purpose};
 use crate::app::config::{AuthQuery, Config, ListenOn, NodeConfig};
 use crate::net::LookupStatement;
-use crate::topology::Durability;
+use crate::topology::{Durability, RemoteApply};
 
 /// The oldest PostgreSQL that we know.
 const OLDEST_VERSION: i32 = 140_000;
@@ -159,6 +159,14 @@ fn settings(config: &Config, node: &NodeConfig, facts: &Facts) -> Vec<Finding> {
     if let Some(value) = weak.filter(|_| config.durability == Durability::Quorum) {
         let what = format!("synchronous_commit is {value}: commits would slip past durability quorum");
         let mend = "ALTER SYSTEM SET synchronous_commit = on; SELECT pg_reload_conf();";
+        findings.push(Finding::error(place(node), what).mend(mend));
+    }
+    let unreplayed = config.durability == Durability::Quorum && config.wal.remote_apply == RemoteApply::Off;
+    if unreplayed && setting("synchronous_commit") == Some("remote_apply") {
+        let what =
+            "synchronous_commit is remote_apply: commits would wait for ever, the relay replays nothing";
+        let mend = "wal: {remote_apply: followers} in the configuration, or \
+                    ALTER SYSTEM SET synchronous_commit = on; SELECT pg_reload_conf();";
         findings.push(Finding::error(place(node), what).mend(mend));
     }
     findings

@@ -32,7 +32,7 @@ use crate::proxy::limits::Plan;
 use crate::proxy::peers::Peer;
 use crate::relay::Retain;
 use crate::relay::archive::{ArchiveConfig, ArchiveUrl};
-use crate::topology::{Address, Durability, Node, NodeName};
+use crate::topology::{Address, Durability, Node, NodeName, RemoteApply};
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -209,6 +209,8 @@ pub struct Wal {
     pub retain: Retain,
     /// Other relays' endpoints, asked for WAL that no node can give.
     pub upstreams: Vec<Address>,
+    /// Of commits under `durability: quorum`.
+    pub remote_apply: RemoteApply,
     pub archive: Option<ArchiveConfig>,
 }
 

@@ -8,7 +8,7 @@ use super::reader::{Findings, Problem, Section};
 use super::units::{duration, duration_or_off, number, parsed, path, size, text, texts, word};
 use crate::relay::Retain;
 use crate::relay::archive::{ArchiveConfig, BackupPlan};
-use crate::topology::Address;
+use crate::topology::{Address, RemoteApply};
 
 /// As fast as the log comes, and a fifth of its size.
 const LEVEL: u32 = 3;
@@ -21,7 +21,9 @@ pub(super) fn wal(wal: &mut Section<'_>, directory: &Path) -> Option<Wal> {
     let retain = wal.section("retain", retain);
     let archive = wal.section("archive", archive);
     let upstreams = wal.or("upstreams", Vec::new(), addresses);
-    Some(Wal { dir: directory.join(dir?), retain: retain?, upstreams, archive })
+    let rules = [("off", RemoteApply::Off), ("followers", RemoteApply::Followers)];
+    let remote_apply = wal.or("remote_apply", RemoteApply::Off, word(&rules));
+    Some(Wal { dir: directory.join(dir?), retain: retain?, upstreams, remote_apply, archive })
 }
 
 fn retain(retain: &mut Section<'_>) -> Option<Retain> {

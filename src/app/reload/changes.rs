@@ -156,13 +156,14 @@ fn compare_routing(routing: &Routing, next: &Routing) -> Vec<Compared> {
 }
 
 fn compare_wal(wal: &Wal, next: &Wal) -> Vec<Compared> {
-    let Wal { dir, retain: Retain { size, age, max_size, min_free }, upstreams, archive } = wal;
+    let Wal { dir, retain: Retain { size, age, max_size, min_free }, upstreams, remote_apply, archive } = wal;
     vec![
         ("wal.dir", *dir == next.dir, Restart),
         ("wal.retain.size", *size == next.retain.size, AtOnce),
         ("wal.retain.age", *age == next.retain.age, AtOnce),
         ("wal.retain.max_size", *max_size == next.retain.max_size, AtOnce),
         ("wal.retain.min_free", *min_free == next.retain.min_free, AtOnce),
+        ("wal.remote_apply", *remote_apply == next.remote_apply, NewConnections),
         ("wal.upstreams", *upstreams == next.upstreams, Restart),
         ("wal.archive", *archive == next.archive, Restart),
     ]

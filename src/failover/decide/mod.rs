@@ -194,9 +194,11 @@ pub fn obstacle(view: &View<'_>, state: &State, policy: &Policy, now: Now) -> Op
         Phase::Establishing { step, since_ms, .. } => {
             let waited = u128::from(now.unix_ms.saturating_sub(*since_ms));
             let waits = waited >= policy.open_timeout.as_millis();
-            dead(view).or_else(|| establish::obstacle_to_open(view, state, *step).filter(|_| waits))
+            dead(view)
+                .or_else(|| relay_stays(view))
+                .or_else(|| establish::obstacle_to_open(view, state, *step).filter(|_| waits))
         }
-        Phase::Steady => dead(view),
+        Phase::Steady => dead(view).or_else(|| relay_stays(view)),
         Phase::Election(election) => Case { view, state, policy, election, now }.obstacle(),
     }
 }
@@ -204,6 +206,11 @@ pub fn obstacle(view: &View<'_>, state: &State, policy: &Policy, now: Now) -> Op
 fn dead(view: &View<'_>) -> Option<String> {
     let PrimaryVerdict::Dead { evidence, .. } = &view.verdict else { return None };
     Some(format!("the primary is dead and failover is not automatic: {}", evidence.join("; ")))
+}
+
+/// It neither skips WAL nor takes another branch's.
+fn relay_stays(view: &View<'_>) -> Option<String> {
+    view.wal.alarm.as_ref().map(|alarm| format!("the relay does not go on: {alarm}"))
 }
 
 /// Marks in `health` the nodes that answer and must not be used.

@@ -30,11 +30,11 @@ use super::evidence::{DialEvidence, NodeEvidence};
 use super::guc::Startup;
 use super::pool::{BackendKey, Key, Permit};
 use super::route::{Route, classify};
-use super::session::REFUSED;
 use super::session::lane::Lane;
 use super::session::message::{self, Status};
 use super::session::run::{application_name, shutting_down};
 use super::session::wire::{farewell, read_lane, write_lane};
+use super::session::{REPLAYED, Refusal, WEAKER};
 use super::timeouts::{Activity, Doing};
 use super::{Shared, session};
 use crate::net::{self, Client, DialError, Stream, Target};
@@ -42,7 +42,7 @@ use crate::pg::error::{ErrorFields, Severity, SqlState};
 use crate::pg::protocol::frame::{HEADER_LEN, InvalidLength};
 use crate::pg::protocol::startup::CancelKey;
 use crate::pg::protocol::{backend, frontend};
-use crate::topology::{Durability, NodeName, Term};
+use crate::topology::{Durability, NodeName, RemoteApply, Term};
 
 /// Between two looks at whether what is waited for has come.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
@@ -76,9 +76,9 @@ fn unfit(shared: &Shared, entrance: Entrance, client: &Client) -> Option<ErrorFi
         let message = "logical replication needs the primary, and this listener is for standbys";
         return Some(ErrorFields::fatal(SqlState::READ_ONLY_SQL_TRANSACTION, message));
     }
-    let is_quorum = shared.inputs.directive.borrow().durability == Durability::Quorum;
-    let weak = is_quorum && !Startup::read(&client.parameters).settings.waits_for_quorum();
-    weak.then(session::run::weaker_than_quorum)
+    let durability = shared.inputs.directive.borrow().durability;
+    let settings = Startup::read(&client.parameters).settings;
+    session::run::unfit_commits(&settings, durability, shared.config().remote_apply)
 }
 
 /// A server connection that is one client's.
@@ -355,6 +355,8 @@ impl<'a> Replication<'a> {
 
     fn approve_up(&mut self) -> Result<(), End> {
         let is_quorum = self.is_quorum();
+        let remote_apply = self.shared.config().remote_apply;
+        let refused = |message: &[u8]| if is_quorum { refusal(message, remote_apply) } else { None };
         loop {
             let length = match self.upward.next(self.up.unread())? {
                 Next::Nothing => return Ok(()),
@@ -363,12 +365,15 @@ impl<'a> Replication<'a> {
                     self.farewell = Farewell::Said;
                     message.len()
                 }
-                Next::Message(frontend::QUERY, message) if is_quorum && weakens_commits(message) => {
-                    // In its place a text that the server refuses, so that the answers stay in order.
+                Next::Message(frontend::QUERY, message) => {
                     let length = message.len();
-                    self.up.skip(length);
-                    message::put_query(self.up.out(), REFUSED);
-                    continue;
+                    if let Some(refusal) = refused(message) {
+                        // In its place a text that the server refuses, so that the answers stay in order.
+                        self.up.skip(length);
+                        message::put_query(self.up.out(), refusal.instead);
+                        continue;
+                    }
+                    length
                 }
                 Next::Message(_, message) => message.len(),
             };
@@ -454,10 +459,15 @@ impl std::fmt::Display for End {
     }
 }
 
-/// Whether commits behind this Query would be told before they are durable on the quorum.
-fn weakens_commits(message: &[u8]) -> bool {
-    let text = message.get(HEADER_LEN..message.len() - 1).and_then(|text| std::str::from_utf8(text).ok());
-    text.is_some_and(|text| classify(text).weakens_commits())
+/// Commits behind this Query would be told before they are durable on the quorum, or wait for it in vain.
+fn refusal(message: &[u8], remote_apply: RemoteApply) -> Option<Refusal> {
+    let text = message.get(HEADER_LEN..message.len() - 1).and_then(|text| std::str::from_utf8(text).ok())?;
+    let verdict = classify(text);
+    match remote_apply {
+        _ if verdict.weakens_commits() => Some(WEAKER),
+        RemoteApply::Off if verdict.awaits_replay() => Some(REPLAYED),
+        RemoteApply::Off | RemoteApply::Followers => None,
+    }
 }
 
 fn failover() -> ErrorFields {

@@ -350,6 +350,9 @@ impl<'a> Statements<'a> {
                 });
                 if !args.iter().map(settings::text).all(|value| catalog::waits_for_quorum(&value)) {
                     self.findings.pin(SessionEffect::WeakCommit);
+                } else if args.iter().any(|value| settings::text(value).eq_ignore_ascii_case("remote_apply"))
+                {
+                    self.findings.pin(SessionEffect::ReplayedCommit);
                 }
             }
             // Of the current transaction, whatever the spelling (guc_tables.c: GUC_NO_RESET_ALL, reset at its end).

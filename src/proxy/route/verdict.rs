@@ -115,10 +115,18 @@ impl Verdict {
     /// Commits would be told before they are durable on the quorum: by this text, or by what it prepares, which
     /// could be executed where its text is not at hand.
     pub fn weakens_commits(&self) -> bool {
+        self.has_or_prepares(&SessionEffect::WeakCommit)
+    }
+
+    /// Commits would wait until they are replayed, in the same way.
+    pub fn awaits_replay(&self) -> bool {
+        self.has_or_prepares(&SessionEffect::ReplayedCommit)
+    }
+
+    fn has_or_prepares(&self, wanted: &SessionEffect) -> bool {
         self.session.iter().any(|effect| match effect {
-            SessionEffect::WeakCommit => true,
-            SessionEffect::Prepare(prepare) => prepare.verdict.weakens_commits(),
-            _ => false,
+            SessionEffect::Prepare(prepare) => prepare.verdict.has_or_prepares(wanted),
+            effect => effect == wanted,
         })
     }
 }
@@ -447,6 +455,8 @@ pub enum SessionEffect {
     /// `synchronous_commit` is set to a value under which a commit does not wait to be flushed on the synchronous
     /// standbys. Beside the effect of setting it; not a pin by itself.
     WeakCommit,
+    /// To `remote_apply`, in the same way: a commit waits until it is replayed.
+    ReplayedCommit,
 }
 
 /// A call about a session-level advisory lock.
@@ -525,6 +535,7 @@ impl SessionEffect {
             SessionEffect::Call => "call",
             SessionEffect::Function(_) => "function",
             SessionEffect::WeakCommit => "weak_commit",
+            SessionEffect::ReplayedCommit => "replayed_commit",
         }
     }
 }

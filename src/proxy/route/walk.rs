@@ -479,9 +479,14 @@ impl Findings {
             Some("set_config") => {
                 let name = args.first().and_then(constant).unwrap_or("set_config");
                 self.session(settings::set_config(name, args.get(2)));
-                let keeps = args.get(1).and_then(constant).is_some_and(catalog::waits_for_quorum);
-                if name.eq_ignore_ascii_case("synchronous_commit") && !keeps {
-                    self.pin(SessionEffect::WeakCommit);
+                if name.eq_ignore_ascii_case("synchronous_commit") {
+                    match args.get(1).and_then(constant).filter(|value| catalog::waits_for_quorum(value)) {
+                        None => self.pin(SessionEffect::WeakCommit),
+                        Some(value) if value.eq_ignore_ascii_case("remote_apply") => {
+                            self.pin(SessionEffect::ReplayedCommit);
+                        }
+                        Some(_) => {}
+                    }
                 }
             }
             Some("setseed") => self.session(SessionEffect::Function("setseed".into())),

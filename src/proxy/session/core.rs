@@ -19,6 +19,7 @@ use super::portals::Portals;
 use super::reported::Reported;
 use super::state::{End, SessionState};
 use super::unit::{Failure, Outcome, Pace, Progress, Unit};
+use super::upstream::{REPLAYED, Refusal, WEAKER};
 use crate::pg::error::{ErrorFields, SqlState};
 use crate::pg::protocol::frame::InvalidLength;
 use crate::proxy::guc::Settings;
@@ -27,7 +28,7 @@ use crate::proxy::route::{
     Access, Classifier, MayAlter, MayWrite, OwnWrite, SessionEffect, TransactionEffect, TransactionEnd,
     Verdict, WriteReason,
 };
-use crate::topology::Durability;
+use crate::topology::{Durability, RemoteApply};
 
 /// How long a client keeps a server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -112,6 +113,7 @@ pub(crate) struct Texts<'a> {
 pub(crate) struct Core {
     pub(super) mode: PoolMode,
     durability: Durability,
+    remote_apply: RemoteApply,
     pub(super) ledger: Ledger,
     /// Bytes of the client's message under way that are still to be forwarded, or to be left out.
     pub(super) up_pass: usize,
@@ -174,6 +176,7 @@ impl Core {
         Core {
             mode,
             durability: Durability::Async,
+            remote_apply: RemoteApply::Off,
             ledger: Ledger::default(),
             up_pass: 0,
             up_skip: 0,
@@ -210,9 +213,19 @@ impl Core {
         Core { durability, ..self }
     }
 
-    /// What would slip past the quorum is not run.
-    pub(super) fn refuses(&self, verdict: &Verdict) -> bool {
-        self.durability == Durability::Quorum && verdict.weakens_commits()
+    #[must_use]
+    pub(crate) fn with_remote_apply(self, remote_apply: RemoteApply) -> Core {
+        Core { remote_apply, ..self }
+    }
+
+    /// What would slip past the quorum, or wait for it in vain, is not run.
+    pub(super) fn refuses(&self, verdict: &Verdict) -> Option<Refusal> {
+        match (self.durability, self.remote_apply) {
+            (Durability::Async, _) => None,
+            (Durability::Quorum, _) if verdict.weakens_commits() => Some(WEAKER),
+            (Durability::Quorum, RemoteApply::Off) if verdict.awaits_replay() => Some(REPLAYED),
+            (Durability::Quorum, RemoteApply::Off | RemoteApply::Followers) => None,
+        }
     }
 
     #[must_use]

@@ -7,7 +7,7 @@ use super::listening::Notified;
 use super::message::{self, Status, put};
 use super::names::undo;
 use super::unit::Failure;
-use super::upstream::{REFUSED_VALUE, WEAKER_THAN_QUORUM};
+use super::upstream::Refusal;
 use crate::pg::error::{ErrorFields, Severity, SqlState};
 use crate::pg::protocol::frame::{HEADER_LEN, Header};
 use crate::proxy::route::SessionEffect;
@@ -310,8 +310,8 @@ impl Core {
         let error = message::read_error(whole)?;
         match (error.code, self.ledger.head()) {
             // Ours. The values that the server would accept are not those that the client may have.
-            (SqlState::INVALID_PARAMETER_VALUE, _) if error.message.contains(REFUSED_VALUE) => {
-                return message::with_text(whole, WEAKER_THAN_QUORUM);
+            (SqlState::INVALID_PARAMETER_VALUE, _) if Refusal::words_for(&error.message).is_some() => {
+                return message::with_text(whole, Refusal::words_for(&error.message)?);
             }
             // In a failed block nothing can be brought, either.
             (

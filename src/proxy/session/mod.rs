@@ -32,7 +32,7 @@ mod unit;
 mod upstream;
 pub(crate) mod wire;
 
-pub(in crate::proxy) use upstream::REFUSED;
+pub(in crate::proxy) use upstream::{REPLAYED, Refusal, WEAKER};
 
 #[cfg(test)]
 mod tests;

@@ -22,7 +22,7 @@ use super::look::MAX_LOOK;
 use super::losses::Loss;
 use super::message;
 use super::tally::Tally;
-use super::upstream::WEAKER_THAN_QUORUM;
+use super::upstream::{NOBODY_REPLAYS, WEAKER_THAN_QUORUM};
 use super::wire::{farewell, read_lane, write_lane};
 use crate::net::{Client, Credentials, Stream};
 use crate::pg::error::{ErrorFields, SqlState};
@@ -35,7 +35,7 @@ use crate::proxy::pool::{Lease, Pool};
 use crate::proxy::stats::Counts;
 use crate::proxy::timeouts::{Activity, Doing};
 use crate::proxy::{Shared, Worker};
-use crate::topology::{Durability, NodeName, Role};
+use crate::topology::{Durability, NodeName, RemoteApply, Role};
 
 /// How long SHOW bellwether.lsn waits for the position of the write before it; then it is empty.
 const POSITION_LIMIT: Duration = Duration::from_secs(1);
@@ -141,7 +141,8 @@ impl<'a> Session<'a> {
         let startup = Startup::read(&parameters);
         let durability = shared.inputs.directive.borrow().durability;
         let defaults = Defaults { route: entrance.route, consistency: config.consistency };
-        let admitted = counted.and_then(|entered| Ok((entered, admit(&startup, defaults, durability)?)));
+        let admitted = counted
+            .and_then(|entered| Ok((entered, admit(&startup, defaults, durability, config.remote_apply)?)));
         let (entered, knobs) = match admitted {
             Ok(admitted) => admitted,
             Err(error) => {
@@ -155,6 +156,7 @@ impl<'a> Session<'a> {
         #[expect(clippy::cast_possible_truncation, reason = "only has to be unique among living sessions")]
         let core = Core::new(mode, number as u32, knobs)
             .with_durability(durability)
+            .with_remote_apply(config.remote_apply)
             .with_settings(worker.startup(startup.settings))
             .with_schema(shared.statements.schema.clone());
         let about = About {
@@ -204,9 +206,14 @@ impl<'a> Session<'a> {
 }
 
 /// What the startup packet says of routing, if it says nothing that cannot be had.
-fn admit(startup: &Startup, defaults: Defaults, durability: Durability) -> Result<Knobs, ErrorFields> {
-    if durability == Durability::Quorum && !startup.settings.waits_for_quorum() {
-        return Err(weaker_than_quorum());
+fn admit(
+    startup: &Startup,
+    defaults: Defaults,
+    durability: Durability,
+    remote_apply: RemoteApply,
+) -> Result<Knobs, ErrorFields> {
+    if let Some(unfit) = unfit_commits(&startup.settings, durability, remote_apply) {
+        return Err(unfit);
     }
     let knobs = Knobs::new(defaults, &startup.knobs);
     knobs.map_err(|error| ErrorFields::fatal(error.sqlstate(), error.to_string()))
@@ -580,6 +587,19 @@ pub(in crate::proxy) fn shutting_down() -> ErrorFields {
     ErrorFields::fatal(SqlState::ADMIN_SHUTDOWN, "terminating connection due to administrator command")
 }
 
-pub(in crate::proxy) fn weaker_than_quorum() -> ErrorFields {
-    ErrorFields::fatal(SqlState::INVALID_PARAMETER_VALUE, WEAKER_THAN_QUORUM)
+/// Why a session cannot begin with the `synchronous_commit` that it asks for.
+pub(in crate::proxy) fn unfit_commits(
+    settings: &Settings,
+    durability: Durability,
+    remote_apply: RemoteApply,
+) -> Option<ErrorFields> {
+    let fatal = |words| Some(ErrorFields::fatal(SqlState::INVALID_PARAMETER_VALUE, words));
+    match durability {
+        Durability::Async => None,
+        Durability::Quorum if !settings.waits_for_quorum() => fatal(WEAKER_THAN_QUORUM),
+        Durability::Quorum if remote_apply == RemoteApply::Off && settings.awaits_replay() => {
+            fatal(NOBODY_REPLAYS)
+        }
+        Durability::Quorum => None,
+    }
 }

@@ -19,11 +19,41 @@ use crate::proxy::route::{KnobCommand, Shown, Verdict};
 pub(super) const WEAKER_THAN_QUORUM: &str =
     "synchronous_commit must not be weaker than the cluster's durability, which is quorum";
 
-/// Sent in place of a text that would let commits slip past the quorum. The server refuses it (22023), so that
-/// a transaction block fails as it does after any other error.
-pub(in crate::proxy) const REFUSED: &str = "SET synchronous_commit TO 'weaker than quorum durability'";
-/// By this the server's error about it is known, in whatever language.
-pub(super) const REFUSED_VALUE: &str = "weaker than quorum durability";
+/// ... or to wait for what does not come.
+pub(super) const NOBODY_REPLAYS: &str = "synchronous_commit = remote_apply would wait for ever: no standby's replay counts \
+     towards the quorum (wal.remote_apply: followers makes it count)";
+
+/// Why a text is not run under quorum durability.
+#[derive(Debug, PartialEq, Eq)]
+pub(in crate::proxy) struct Refusal {
+    /// Sent in its place. The server refuses it (22023), so that a transaction block fails as it does after any other
+    /// error.
+    pub(in crate::proxy) instead: &'static str,
+    /// By this the server's error about it is known, in whatever language.
+    value: &'static str,
+    words: &'static str,
+}
+
+/// Commits would slip past the quorum.
+pub(in crate::proxy) const WEAKER: Refusal = Refusal {
+    instead: "SET synchronous_commit TO 'weaker than quorum durability'",
+    value: "weaker than quorum durability",
+    words: WEAKER_THAN_QUORUM,
+};
+
+/// Commits would wait for ever.
+pub(in crate::proxy) const REPLAYED: Refusal = Refusal {
+    instead: "SET synchronous_commit TO 'replayed by nobody'",
+    value: "replayed by nobody",
+    words: NOBODY_REPLAYS,
+};
+
+impl Refusal {
+    /// What the client is told in the place of a server's error of this text.
+    pub(super) fn words_for(error: &str) -> Option<&'static str> {
+        [WEAKER, REPLAYED].iter().find(|refusal| error.contains(refusal.value)).map(|refusal| refusal.words)
+    }
+}
 
 /// Between two messages.
 #[derive(Debug)]
@@ -310,7 +340,8 @@ impl Core {
             }
         };
         let verdict = self.resolved(verdict);
-        if !self.refuses(&verdict)
+        let refusal = self.refuses(&verdict);
+        if refusal.is_none()
             && self.bring_names(&verdict, lanes.up, server, texts.statements) == Readiness::Waits
         {
             return Step::Wait(0);
@@ -319,11 +350,11 @@ impl Core {
         // exec_simple_query drops the unnamed statement, if it is not skipped.
         self.prepared.forget_unnamed();
         server.statements.unnamed = if self.unit.open { NOT_KNOWN } else { 0 };
-        if self.refuses(&verdict) {
+        if let Some(refusal) = refusal {
             self.unit.sent();
             self.unit.replay.give_up();
             lanes.up.skip(header.total);
-            message::put_query(lanes.up.out(), REFUSED);
+            message::put_query(lanes.up.out(), refusal.instead);
             self.ledger.sent(Owed::Query(Follow::default()));
             return Step::Next;
         }
@@ -407,8 +438,15 @@ impl Core {
             self.ahead.push_front(verdict);
             return Step::Wait(0);
         }
-        if self.refuses(&verdict) {
-            return self.parse_instead(header, REFUSED, Arc::new(look::nothing()), lanes, server, texts);
+        if let Some(refusal) = self.refuses(&verdict) {
+            return self.parse_instead(
+                header,
+                refusal.instead,
+                Arc::new(look::nothing()),
+                lanes,
+                server,
+                texts,
+            );
         }
         let text = || Parse::read(&lanes.up.unread()[..header.total]).map(|parse| parse.text);
         match self.stand_in(&verdict, text) {

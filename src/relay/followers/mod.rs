@@ -153,6 +153,16 @@ impl Followers {
         self.registry.lock().entries.values().any(follows)
     }
 
+    /// How far all of those have replayed that stream `timeline` and `counts` says of their names; `None`: nobody does.
+    pub(crate) fn replayed_by_all(&self, timeline: TimelineId, counts: impl Fn(&str) -> bool) -> Option<Lsn> {
+        let registry = self.registry.lock();
+        let streams = |entry: &&Entry| {
+            let Progress { timeline: on, state, .. } = entry.progress;
+            on == timeline && state != FollowerState::Startup && counts(&entry.application_name)
+        };
+        registry.entries.values().filter(streams).map(|entry| entry.progress.replay).min()
+    }
+
     /// What to tell upstream for all followers: the oldest of their xmins, or nothing to hold back.
     pub(crate) fn oldest_xmins(&self) -> Xmins {
         let registry = self.registry.lock();
@@ -233,6 +243,19 @@ mod tests {
         assert_eq!(lag(at(90)), Lag { bytes: 200, time: Duration::from_millis(40) });
         followers.update(pid, replayed(300));
         assert_eq!(lag(at(9000)), Lag::default());
+    }
+
+    #[test]
+    fn what_all_nodes_have_replayed() {
+        let (followers, now) = (Followers::new(), Instant::now());
+        let [a, b, stranger] = ["a", "b", "x"].map(|name| followers.register(name.to_owned(), now));
+        let all = |timeline| followers.replayed_by_all(TimelineId(timeline), |name| name != "x");
+        assert_eq!(all(1), None, "none streams");
+        followers.update(stranger, replayed(50));
+        followers.update(a, replayed(300));
+        assert_eq!(all(1), Some(Lsn(300)));
+        followers.update(b, replayed(200));
+        assert_eq!((all(1), all(2)), (Some(Lsn(200)), None));
     }
 
     #[test]

@@ -26,7 +26,7 @@ use super::store::{Store, StoreError, StreamId, Waiting};
 use crate::net::Backend;
 use crate::pg::protocol::frame::{HEADER_LEN, Header};
 use crate::pg::{Lsn, PgTimestamp, TimelineId};
-use crate::topology::{Durability, StreamEnd};
+use crate::topology::{Durability, Node, RemoteApply, StreamEnd};
 
 /// A read takes what is there up to this: it is looked at next, while it is in the processor's cache.
 const MAX_READ: usize = 256 << 10;
@@ -57,6 +57,8 @@ fn now() -> Now {
 pub(crate) struct Surroundings<'a> {
     pub(crate) store: &'a Store,
     pub(crate) followers: &'a Followers,
+    /// Whose replay counts where that is reported.
+    pub(crate) nodes: &'a [Node],
     pub(crate) metrics: &'a Metrics,
     pub(crate) tuning: watch::Receiver<RelayTuning>,
     /// The stream is ended in order.
@@ -68,7 +70,7 @@ pub(crate) async fn stream(
     backend: Backend,
     config: ReceiverConfig,
     id: StreamId,
-    Surroundings { store, followers, metrics, tuning, closing }: Surroundings<'_>,
+    Surroundings { store, followers, nodes, metrics, tuning, closing }: Surroundings<'_>,
     publish: &mut (dyn FnMut(Progress) + Send),
 ) -> Result<StreamEnd, StoreError> {
     let stored = stored(store);
@@ -86,6 +88,7 @@ pub(crate) async fn stream(
         waiting,
         store,
         followers,
+        nodes,
         metrics,
         tuning,
         write_limit,
@@ -118,6 +121,7 @@ struct Shell<'a> {
     waiting: Waiting,
     store: &'a Store,
     followers: &'a Followers,
+    nodes: &'a [Node],
     metrics: &'a Metrics,
     tuning: watch::Receiver<RelayTuning>,
     /// An upstream that takes nothing for this long is lost.
@@ -132,6 +136,7 @@ enum Event {
     Read(std::io::Result<usize>),
     Report,
     Tuning,
+    Followers,
     Timer,
     Closing,
 }
@@ -139,6 +144,7 @@ enum Event {
 impl Shell<'_> {
     async fn run(mut self, publish: &mut (dyn FnMut(Progress) + Send)) -> Result<StreamEnd, StoreError> {
         let mut report = self.store.report();
+        let mut followers = self.followers.subscribe();
         loop {
             if let Some(end) = self.carry_out().await? {
                 return Ok(end);
@@ -154,6 +160,7 @@ impl Shell<'_> {
             }
             self.buffers.make_room(&mut self.buffer);
             let deadline = self.core.poll_timeout();
+            let tells_replay = self.tuning.borrow().remote_apply == RemoteApply::Followers;
             let mut room = (&mut self.buffer).limit(MAX_READ);
             let event = tokio::select! {
                 read = self.socket.read_buf(&mut room) => Event::Read(read),
@@ -162,6 +169,7 @@ impl Shell<'_> {
                     Event::Report
                 }
                 Ok(()) = self.tuning.changed() => Event::Tuning,
+                Ok(()) = followers.changed(), if tells_replay => Event::Followers,
                 () = sleep_until(deadline) => Event::Timer,
                 () = self.closing.cancelled() => Event::Closing,
             };
@@ -174,6 +182,7 @@ impl Shell<'_> {
                     let ask_after = self.tuning.borrow_and_update().ask_after.min(self.write_limit / 2);
                     self.core.handle(now(), Input::AskAfter(ask_after));
                 }
+                Event::Followers => self.followers_moved(),
                 Event::Closing => return Ok(StreamEnd::Lost { why: self.say_goodbye().await }),
                 Event::Report => {}
             }
@@ -198,6 +207,14 @@ impl Shell<'_> {
             }
         }
         "closed by this relay".to_owned()
+    }
+
+    fn followers_moved(&mut self) {
+        let counts = |name: &str| self.nodes.iter().any(|node| node.name.as_str() == name);
+        let replayed = self.streaming.and_then(|timeline| self.followers.replayed_by_all(timeline, counts));
+        if let Some(lsn) = replayed {
+            self.core.handle(now(), Input::Replayed(lsn));
+        }
     }
 
     fn timer(&mut self) {

@@ -41,6 +41,36 @@ fn under_quorum_no_client_chooses_weaker_commits() {
     }
 }
 
+#[test]
+fn commits_wait_for_replay_only_where_the_followers_count() {
+    use crate::topology::{Durability, RemoteApply};
+    for (rule, text, refused) in [
+        (RemoteApply::Off, "set synchronous_commit = remote_apply", true),
+        (RemoteApply::Off, "select set_config('synchronous_commit', 'remote_apply', false)", true),
+        (
+            RemoteApply::Off,
+            "prepare p as select set_config('synchronous_commit', 'remote_apply', false)",
+            true,
+        ),
+        (RemoteApply::Off, "set synchronous_commit = on", false),
+        (RemoteApply::Followers, "begin; set local synchronous_commit = 'remote_apply'; commit", false),
+        (RemoteApply::Followers, "set synchronous_commit = off", true),
+    ] {
+        let mut scene = Scene::new();
+        scene.core = Core::new(PoolMode::Transaction, 1, Knobs::default())
+            .with_durability(Durability::Quorum)
+            .with_remote_apply(rule);
+        scene.attached = true;
+        scene.up.input.push(&query(text));
+        let mut texts = Texts { classifier: &mut scene.classifier, statements: &scene.statements };
+        let (up, down) = (&mut scene.up, &mut scene.down);
+        scene.core.attached(Takes::Everything, &mut scene.server, up);
+        let _ = scene.core.client(up, down, Some(&mut scene.server), &mut texts);
+        let sent = String::from_utf8_lossy(up.pending()).into_owned();
+        assert_eq!(sent.contains(text), !refused, "{rule:?} {text}");
+    }
+}
+
 /// NoticeResponse of `SyncRepWaitForLSN`.
 fn cancelled_wait() -> Vec<u8> {
     let mut out = vec![];

@@ -9,7 +9,8 @@
 //! that is not taken.
 //!
 //! It does no I/O: the store's changes are outputs whose result comes back as input. It never skips WAL, never
-//! says it flushed what the store has not synced, and claims nothing about replay.
+//! says it flushed what the store has not synced, and claims no replay of its own: what it says of that are its
+//! followers' words ([`Input::Replayed`]), or nothing.
 
 mod questions;
 mod streaming;
@@ -98,6 +99,8 @@ pub(crate) enum Input {
         xmin: Option<FullTransactionId>,
         catalog_xmin: Option<FullTransactionId>,
     },
+    /// The followers that count have replayed up to here.
+    Replayed(Lsn),
     /// Another [`ReceiverConfig::ask_after`].
     AskAfter(Duration),
     Tick,
@@ -142,6 +145,8 @@ pub(crate) struct Receiver {
     asked: bool,
     status_at: Instant,
     feedback: Feedback,
+    /// What the followers have replayed; told as ours where commits may wait for it.
+    replayed: Lsn,
 }
 
 #[derive(Debug)]
@@ -176,6 +181,7 @@ impl Receiver {
             asked: false,
             status_at: now.at,
             feedback: Feedback::default(),
+            replayed: Lsn::INVALID,
         };
         receiver.ask(Question::Identify);
         receiver
@@ -220,6 +226,7 @@ impl Receiver {
             Input::Changed(Err(why)) => self.refuse(why),
             Input::Unfit(error) => self.refuse_for(error.to_string(), refusal(&error)),
             Input::Feedback { xmin, catalog_xmin } => self.feedback(now, xmin, catalog_xmin),
+            Input::Replayed(lsn) => self.replayed(now, lsn),
             Input::AskAfter(silence) => self.config.ask_after = silence,
             Input::Tick => self.tick(now),
         }

@@ -159,8 +159,25 @@ impl Receiver {
         self.outputs.push_back(Output::Send(status));
     }
 
+    pub(super) fn replayed(&mut self, now: Now, lsn: Lsn) {
+        let said = self.apply();
+        self.replayed = self.replayed.max(lsn);
+        if matches!(self.phase, Phase::Streaming(_)) && self.apply() > said {
+            self.report(now, replication::Reply::NotRequested);
+        }
+    }
+
+    /// Never more than what is acknowledged of this stream.
+    fn apply(&self) -> Lsn {
+        match &self.phase {
+            Phase::Streaming(stream) => self.replayed.min(stream.agreed),
+            _ => self.replayed.min(self.stored.durable),
+        }
+    }
+
     /// `flush` is what the store has synced of this stream and nothing more: it releases the upstream's
-    /// synchronous commits. So does `write` those of `remote_write`. `apply` stays 0/0, we replay nothing.
+    /// synchronous commits. So does `write` those of `remote_write`. `apply` releases those of `remote_apply`; we replay
+    /// nothing, so it is what followers have, where they are to count, and 0/0 otherwise.
     pub(super) fn status(&self, now: Now, reply: replication::Reply) -> Bytes {
         let durable = self.stored.durable;
         let (write, flush) = match &self.phase {
@@ -168,7 +185,7 @@ impl Receiver {
             Phase::Streaming(stream) => (stream.next, stream.agreed),
             _ => (durable, durable),
         };
-        let status = StandbyStatus { write, flush, apply: Lsn::INVALID, sent_at: now.timestamp, reply };
+        let status = StandbyStatus { write, flush, apply: self.apply(), sent_at: now.timestamp, reply };
         let mut payload = Vec::with_capacity(StandbyStatus::LEN);
         status.encode(&mut payload);
         let mut out = BytesMut::new();

@@ -226,6 +226,25 @@ fn only_what_the_store_has_synced_is_acknowledged() {
     talk.says("");
 }
 
+#[test]
+fn replay_is_the_followers_and_within_what_is_acknowledged() {
+    let mut wal = WalBuilder::new(Lsn(0x30_0000), TimelineId(1));
+    wal.record(1000);
+    let end = wal.end();
+    let mut talk = Talk::streaming(stored(0x30_0000, 0));
+    talk.outputs();
+    talk.wal(Lsn(0x30_0000), wal.bytes());
+    talk.outputs();
+    talk.input(Input::Agreed(end));
+    talk.says(&format!("write {end} flush {end} apply 0/0"));
+    talk.input(Input::Replayed(Lsn(0x30_0100)));
+    talk.says(&format!("write {end} flush {end} apply 0/300100"));
+    talk.input(Input::Replayed(Lsn(0x30_0080)));
+    talk.says("");
+    talk.input(Input::Replayed(Lsn(0x39_0000)));
+    talk.says(&format!("write {end} flush {end} apply {end}"));
+}
+
 /// What is sent again may be another branch's: acknowledged, it would release that branch's commits.
 #[test]
 fn what_is_stored_already_is_acknowledged_as_it_is_compared() {
