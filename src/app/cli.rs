@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand};
 
 use super::check::{self, Severity};
 use super::commands::backup::{self, CommandError, Restore};
+use super::commands::follower::{self, Follower, FollowerError};
 use super::commands::wal::{self, Wal};
 use super::config::{self, LoadError};
 use super::demo::{self, DemoError};
@@ -89,6 +90,9 @@ enum Command {
     Backup(ConfigFile),
     /// Make a data directory of the archive, as of a chosen moment
     Restore(Restore),
+    /// New standbys
+    #[command(subcommand)]
+    Follower(Follower),
     /// Print a pgbouncer.ini as a bellwether.yaml; what has no equivalent is told on standard error
     ImportPgbouncer {
         /// The pgbouncer.ini
@@ -161,6 +165,8 @@ enum CliError {
     Client(#[from] ClientError),
     #[error(transparent)]
     Command(Box<CommandError>),
+    #[error(transparent)]
+    Follower(#[from] FollowerError),
     #[error("the instance's answer is not understood")]
     Answer(#[from] serde_json::Error),
     #[error("read {}", path.display())]
@@ -221,6 +227,10 @@ fn execute(command: Command) -> Result<ExitCode, CliError> {
             Command::Wal(command) => Ok(wal::wal(command).await),
             Command::Backup(file) => tell(backup::backup(&file.config).await),
             Command::Restore(command) => tell(backup::restore(command).await),
+            Command::Follower(Follower::Init(options)) => {
+                print(&follower::init(options).await?)?;
+                Ok(ExitCode::SUCCESS)
+            }
             Command::ImportPgbouncer { file } => import_pgbouncer(&file),
         }
     });

@@ -1,6 +1,7 @@
 //! The servers on this host: what their agent needs to know, from the configuration.
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use super::config::{Config, ListenOn, Local, NodeConfig};
 use crate::failover::LocalNode;
@@ -29,7 +30,7 @@ pub(super) async fn servers(config: &Config) -> Result<HashMap<NodeName, LocalNo
     for node in &config.nodes {
         let Some(local) = &node.local else { continue };
         let server = server(node, local).await?;
-        let primary_conninfo = upstream(config, local).to_string();
+        let primary_conninfo = upstream(config, local.passfile.as_deref()).to_string();
         servers.insert(node.node.name.clone(), LocalNode { server, primary_conninfo });
     }
     Ok(servers)
@@ -46,8 +47,8 @@ pub async fn server(node: &NodeConfig, local: &Local) -> Result<LocalServer, Loc
     Ok(LocalServer { node: name, address, data_dir, binaries, run_as })
 }
 
-/// The `primary_conninfo` of a local standby: our first listener. It stays the same whoever is primary.
-pub fn upstream(config: &Config, local: &Local) -> Conninfo {
+/// The `primary_conninfo` of a standby on this host: our first listener. It stays the same whoever is primary.
+pub fn upstream(config: &Config, passfile: Option<&Path>) -> Conninfo {
     let (host, port) = match config.listen.first().map(|listen| &listen.on) {
         Some(ListenOn::Tcp(address)) if address.ip().is_unspecified() => {
             ("127.0.0.1".to_owned(), address.port())
@@ -58,7 +59,7 @@ pub fn upstream(config: &Config, local: &Local) -> Conninfo {
     };
     let login = Conninfo::new().with("host", host).with("port", port.to_string());
     let login = login.with("user", &config.server_login.user);
-    let login = match (&local.passfile, &config.server_login.password) {
+    let login = match (passfile, &config.server_login.password) {
         (Some(passfile), _) => login.with("passfile", passfile.to_string_lossy()),
         (None, Some(password)) => login.with("password", &**password.reveal()),
         (None, None) => login,

@@ -53,7 +53,7 @@ impl Cluster {
             let Some(local) = &node.local else {
                 return Err(ClusterError::NotLocal { node: node.node.name.clone() });
             };
-            let primary_conninfo = local::upstream(config, local).to_string();
+            let primary_conninfo = local::upstream(config, local.passfile.as_deref()).to_string();
             servers.push(LocalNode { server: local::server(node, local).await?, primary_conninfo });
         }
         let password = config.server_login.password.as_ref().ok_or(ClusterError::NoPassword)?;

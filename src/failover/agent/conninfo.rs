@@ -42,6 +42,10 @@ impl Conninfo {
         Ok(parsed)
     }
 
+    pub fn value(&self, keyword: &str) -> Option<&str> {
+        self.pairs.iter().find(|(k, _)| k == keyword).map(|(_, value)| value.as_str())
+    }
+
     /// Replaces the keyword's value, or appends the pair.
     #[must_use]
     pub fn with(mut self, keyword: &str, value: impl Into<String>) -> Conninfo {

@@ -7,6 +7,7 @@ use super::conninfo::InvalidConninfo;
 use super::copy::CopyError;
 use super::program::ProgramError;
 use super::settings::LineBreak;
+use super::verify::VerifyError;
 use crate::net::{ConversationError, DialError};
 use crate::pg::TimelineId;
 use crate::topology::Address;
@@ -19,6 +20,8 @@ pub enum AgentError {
     File(#[from] FileError),
     #[error(transparent)]
     Copy(#[from] CopyError),
+    #[error("the copy is not what its manifest says")]
+    Verify(#[from] VerifyError),
     #[error(transparent)]
     Dial(#[from] DialError),
     #[error("ask {address}")]
@@ -60,9 +63,9 @@ pub enum AgentError {
         #[source]
         source: InvalidConninfo,
     },
-    #[error("the settings of {data_dir}")]
+    #[error("the settings in {file}")]
     Settings {
-        data_dir: PathBuf,
+        file: PathBuf,
         #[source]
         source: LineBreak,
     },

@@ -64,6 +64,11 @@ pub(super) fn remove_file(path: &Path) -> Result<(), FileError> {
     remove_if_there(path).map_err(FileError::of("remove", path))
 }
 
+/// Gone for good when it returns.
+pub(super) fn remove_durably(path: &Path) -> Result<(), FileError> {
+    remove_if_there(path).and_then(|()| sync_parent(path)).map_err(FileError::of("remove", path))
+}
+
 /// Rename, durable.
 pub(super) fn rename(from: &Path, to: &Path) -> Result<(), FileError> {
     fs::rename(from, to).and_then(|()| sync_parent(to)).map_err(FileError::of("rename", from))

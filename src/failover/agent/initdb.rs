@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::error::AgentError;
+use super::standby::edit_settings;
 use super::{AUTO_CONF, LocalServer, files, settings};
 
 const INITDB_LIMIT: Duration = Duration::from_secs(180);
@@ -90,7 +91,7 @@ impl LocalServer {
         let text = files::read_or_empty(&conf)? + SHARED_SETTINGS;
         files::write_durably(&conf, text.as_bytes(), owner)?;
         files::write_durably(&dir.join("pg_hba.conf"), HBA.as_bytes(), owner)?;
-        self.edit_settings(&dir.join(AUTO_CONF), &self.own_settings().each())
+        edit_settings(&dir.join(AUTO_CONF), &self.own_settings().each(), owner)
     }
 
     /// What differs from node to node.

@@ -18,13 +18,16 @@ mod copy;
 mod discarded;
 mod error;
 mod files;
+mod follower;
 mod initdb;
 mod process;
 mod program;
 mod rejoin;
 mod settings;
+mod standby;
 mod unpack;
 mod user;
+mod verify;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -37,11 +40,13 @@ pub use control::{ControlFile, DbState};
 pub use copy::{Copied, CopyError, CopyProgress};
 pub use discarded::Discarded;
 pub use error::{AgentError, FileError};
+pub use follower::{InitProgress, NewFollower};
 pub use initdb::Superuser;
 pub use program::ProgramError;
 pub use rejoin::{RejoinOutcome, Rejoined};
 pub use unpack::UnpackError;
 pub use user::{RunAs, RunAsError};
+pub use verify::VerifyError;
 
 use nix::fcntl::Flock;
 

@@ -14,7 +14,8 @@ use super::copy::copy;
 use super::discarded::Discarded;
 use super::error::{AgentError, FileError};
 use super::settings::{self, Change};
-use super::{AUTO_CONF, DirectoryLock, LocalServer, STANDBY_SIGNAL, ServerStatus, StopMode, files};
+use super::standby::become_standby;
+use super::{AUTO_CONF, DirectoryLock, LocalServer, ServerStatus, StopMode, files};
 use crate::net::{self, Conversation, ConversationError, Credentials, Target};
 use crate::pg::protocol::replication::base_backup::BaseBackupOptions;
 use crate::pg::{SlotName, TimelineId};
@@ -364,17 +365,7 @@ impl LocalServer {
         slot: &SlotName,
         further: &[Change<'_>],
     ) -> Result<(), AgentError> {
-        // First the signal: a directory that has it is not started as a primary, whatever else is missing.
-        files::write_durably(&dir.join(STANDBY_SIGNAL), b"", self.run_as.as_ref())?;
-        let changes = [further, &settings::standby(upstream, slot.as_str())].concat();
-        self.edit_settings(&dir.join(AUTO_CONF), &changes)
-    }
-
-    pub(super) fn edit_settings(&self, path: &Path, changes: &[Change<'_>]) -> Result<(), AgentError> {
-        let text = files::read_or_empty(path)?;
-        let edited = settings::edit(&text, changes)
-            .map_err(|source| AgentError::Settings { data_dir: self.data_dir.clone(), source })?;
-        Ok(files::write_durably(path, edited.as_bytes(), self.run_as.as_ref())?)
+        become_standby(dir, upstream, Some(slot), further, self.run_as.as_ref())
     }
 
     async fn remove_leftovers(&self, lock: &DirectoryLock) -> Result<(), AgentError> {

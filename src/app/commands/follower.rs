@@ -1,0 +1,231 @@
+//! `bellwether follower init`: a new standby in one command, with its progress on standard error.
+#![expect(clippy::disallowed_methods, reason = "shell: reads the clock")]
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use clap::{Args, Subcommand};
+use indicatif::{DecimalBytes, HumanDuration, ProgressBar, ProgressStyle};
+use parking_lot::Mutex;
+
+use crate::app::config::{self, LoadError};
+use crate::app::local;
+use crate::failover::agent::{
+    AgentError, Conninfo, CopyProgress, InitProgress, InvalidConninfo, NewFollower, RunAs, RunAsError,
+};
+use crate::net::{Credentials, ForServers, ServerTlsMode, Target, TlsError, TlsForServers};
+use crate::pg::SlotName;
+use crate::topology::Address;
+
+#[derive(Debug, Subcommand)]
+pub(in crate::app) enum Follower {
+    /// Make a standby of a directory: base backup through the endpoint, verified, with the settings to follow it
+    Init(Init),
+}
+
+#[derive(Args, Debug)]
+pub(in crate::app) struct Init {
+    /// Where the standby's data goes: not there, empty, or left behind by an interrupted call
+    #[arg(long, value_name = "D")]
+    data_dir: PathBuf,
+    /// The endpoint, as a connection string; the standby follows it with the same one
+    #[arg(long, value_name = "CONNINFO", conflicts_with = "config")]
+    endpoint: Option<String>,
+    /// The configuration that names the endpoint, and the login
+    #[arg(long, value_name = "FILE", default_value = "bellwether.yaml")]
+    config: PathBuf,
+    /// A replication slot at the endpoint, made when missing, so that the standby's WAL is kept while it is away
+    #[arg(long, value_name = "NAME")]
+    slot: Option<SlotName>,
+    /// Whose the files are when this runs as root [default: postgres]
+    #[arg(long, value_name = "USER")]
+    run_as: Option<String>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(in crate::app) enum FollowerError {
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error("the connection string of the endpoint")]
+    Conninfo(#[from] InvalidConninfo),
+    #[error("the connection string of the endpoint has no valid {keyword}")]
+    Keyword { keyword: &'static str },
+    #[error("TLS with the endpoint")]
+    Tls(#[from] TlsError),
+    #[error(transparent)]
+    RunAs(#[from] RunAsError),
+    #[error("new standby in {}", data_dir.display())]
+    Make {
+        data_dir: PathBuf,
+        #[source]
+        source: Box<AgentError>,
+    },
+}
+
+/// Returns what people want to know at the end.
+pub(in crate::app) async fn init(options: Init) -> Result<String, FollowerError> {
+    let endpoint = match &options.endpoint {
+        Some(endpoint) => Conninfo::parse(endpoint)?,
+        None => local::upstream(&config::load(&options.config)?.0, None),
+    };
+    let conninfo = named(endpoint, options.slot.as_ref());
+    let data_dir = std::path::absolute(&options.data_dir).unwrap_or(options.data_dir);
+    let follower = NewFollower {
+        data_dir: data_dir.clone(),
+        endpoint: target(&conninfo)?,
+        primary_conninfo: conninfo.to_string(),
+        slot: options.slot,
+        run_as: RunAs::resolve(options.run_as.as_deref())?,
+    };
+    let display = Mutex::new(Display::new(Instant::now()));
+    let shown = Arc::new(move |progress| display.lock().show(progress, Instant::now()));
+    let made = follower.make(shown).await;
+    let copied =
+        made.map_err(|source| FollowerError::Make { data_dir: data_dir.clone(), source: Box::new(source) })?;
+    Ok(format!(
+        "{}: a standby as of {} on timeline {}, verified. Start it with: pg_ctl -D {} start\n",
+        data_dir.display(),
+        copied.end,
+        copied.timeline,
+        quoted(&data_dir)
+    ))
+}
+
+/// The endpoint knows followers by their names.
+fn named(conninfo: Conninfo, slot: Option<&SlotName>) -> Conninfo {
+    match (conninfo.value("application_name"), slot) {
+        (None, Some(slot)) => conninfo.with("application_name", slot.as_str()),
+        _ => conninfo,
+    }
+}
+
+fn target(conninfo: &Conninfo) -> Result<Target, FollowerError> {
+    let value = |keyword| conninfo.value(keyword).filter(|value| !value.is_empty());
+    let required = |keyword| value(keyword).ok_or(FollowerError::Keyword { keyword });
+    let port = value("port").map_or(Some(5432), |port| port.parse().ok());
+    let mode = match value("sslmode") {
+        None | Some("prefer" | "allow") => ServerTlsMode::Prefer,
+        Some("disable") => ServerTlsMode::Disable,
+        Some("require") => ServerTlsMode::Require,
+        Some("verify-ca") => ServerTlsMode::VerifyCa,
+        Some("verify-full") => ServerTlsMode::VerifyFull,
+        Some(_) => return Err(FollowerError::Keyword { keyword: "sslmode" }),
+    };
+    let identity = value("sslcert").zip(value("sslkey")).map(|(cert, key)| (cert.into(), key.into()));
+    let ca_file = value("sslrootcert").map(PathBuf::from);
+    let application_name = value("application_name").unwrap_or("bellwether_follower_init");
+    Ok(Target {
+        address: Address {
+            host: required("host")?.to_owned(),
+            port: port.ok_or(FollowerError::Keyword { keyword: "port" })?,
+        },
+        user: required("user")?.into(),
+        database: "replication".into(),
+        credentials: value("password")
+            .map_or(Credentials::Trust, |password| Credentials::Password(password.into())),
+        tls: TlsForServers::load(&ForServers { mode, ca_file, identity })?,
+        parameters: vec![("application_name".to_owned(), application_name.to_owned())],
+    })
+}
+
+/// For a shell.
+fn quoted(path: &Path) -> String {
+    format!("'{}'", path.display().to_string().replace('\'', r"'\''"))
+}
+
+/// A line so often where nobody sees a bar.
+const LINE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// A bar on a terminal; elsewhere lines.
+struct Display {
+    bar: ProgressBar,
+    phase: &'static str,
+    phase_began: Instant,
+    line_due: Instant,
+}
+
+impl Display {
+    fn new(now: Instant) -> Display {
+        let bar = ProgressBar::no_length();
+        let template =
+            "{msg:9} [{bar:30}] {decimal_bytes}/{decimal_total_bytes}  {decimal_bytes_per_sec}  {eta} left";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        Display { bar, phase: "", phase_began: now, line_due: now + LINE_INTERVAL }
+    }
+
+    fn show(&mut self, progress: InitProgress, now: Instant) {
+        let (phase, done, total) = match progress {
+            InitProgress::Copying(CopyProgress { received_bytes, total_bytes }) => {
+                ("copying", received_bytes, total_bytes)
+            }
+            InitProgress::Verifying { done_bytes, total_bytes } => ("verifying", done_bytes, total_bytes),
+            InitProgress::Syncing => {
+                self.bar.finish_and_clear();
+                return;
+            }
+        };
+        if phase != self.phase {
+            (self.phase, self.phase_began) = (phase, now);
+            self.bar.reset();
+            self.bar.set_message(phase);
+        }
+        // The server's total is an estimate.
+        self.bar.set_length(total.max(done));
+        self.bar.set_position(done);
+        if self.bar.is_hidden() && self.line_due <= now {
+            self.line_due = now + LINE_INTERVAL;
+            eprintln!("bellwether: {}", line(phase, done, total, now - self.phase_began));
+        }
+    }
+}
+
+fn line(phase: &str, done: u64, total: u64, took: Duration) -> String {
+    let rate = done as f64 / took.as_secs_f64().max(0.001);
+    let left = Duration::try_from_secs_f64(total.saturating_sub(done) as f64 / rate.max(1.0));
+    let left = HumanDuration(left.unwrap_or(Duration::MAX));
+    let rate = DecimalBytes(rate as u64);
+    format!("{phase}: {} of {}, {rate}/s, {left} left", DecimalBytes(done), DecimalBytes(total.max(done)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{line, named, quoted, target};
+    use crate::failover::agent::Conninfo;
+    use crate::net::Credentials;
+
+    #[test]
+    fn the_endpoint_is_what_the_standby_will_follow() {
+        let parse = |text| Conninfo::parse(text).expect("a connection string");
+        let conninfo = parse("host=bw port=6432 user=rep password=secret sslmode=disable");
+        let slot = "pg_4".parse().expect("a slot's name");
+        let followed = named(conninfo.clone(), Some(&slot));
+        assert_eq!(followed.value("application_name"), Some("pg_4"));
+        assert_eq!(named(conninfo, None).value("application_name"), None);
+        let target = target(&followed).expect("complete");
+        assert_eq!((target.address.to_string().as_str(), &*target.user), ("bw:6432", "rep"));
+        assert_eq!(target.credentials, Credentials::Password("secret".into()));
+        assert_eq!(target.parameters, [("application_name".to_owned(), "pg_4".to_owned())]);
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let error =
+            |text| target(&Conninfo::parse(text).expect("parsed")).expect_err("incomplete").to_string();
+        assert!(error("user=a").contains("host"));
+        assert!(error("host=a").contains("user"));
+        assert!(error("host=a user=b port=x").contains("port"));
+        assert!(error("host=a user=b sslmode=maybe").contains("sslmode"));
+    }
+
+    #[test]
+    fn lines_for_logs() {
+        let text = line("copying", 30_000_000, 90_000_000, Duration::from_secs(3));
+        assert_eq!(text, "copying: 30.00 MB of 90.00 MB, 10.00 MB/s, 6 seconds left");
+        assert_eq!(quoted(std::path::Path::new("/a b/it's")), r"'/a b/it'\''s'");
+    }
+}

@@ -1,0 +1,201 @@
+//! A new standby: an empty directory becomes one, by a base backup through whatever `endpoint` is, a relay as a rule.
+//!
+//! 1. A marker file says that the directory is ours and not finished. Whatever ends us, the next call recognises it
+//!    and begins anew. A directory that holds anything and has no marker is never touched.
+//! 2. The slot, if one is wanted, holds the WAL back before the copy begins.
+//! 3. Base backup. Its WAL is left out: the endpoint ships it.
+//! 4. Every file is compared with the backup's manifest.
+//! 5. Settings, everything durable, and only then the marker is removed.
+//!
+//! `standby.signal` is there from the beginning: started too early, or half copied, it is never a primary.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::copy::{Copied, CopyProgress, copy};
+use super::error::{AgentError, FileError};
+use super::standby::become_standby;
+use super::user::RunAs;
+use super::verify::verify;
+use super::{STANDBY_SIGNAL, files};
+use crate::net::{self, Conversation, ConversationError, Target};
+use crate::pg::protocol::replication::base_backup::{BaseBackupOptions, Manifest, Wal};
+use crate::pg::{SlotName, SqlState};
+
+/// In the data directory as long as it is in the making.
+const MARKER: &str = "bellwether.unfinished";
+const MARKER_TEXT: &[u8] =
+    b"bellwether follower init was interrupted here: run it again, or remove this directory.\n";
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+const LABEL: &str = "bellwether follower init";
+
+/// A standby to be made.
+#[derive(Clone, Debug)]
+pub struct NewFollower {
+    pub data_dir: PathBuf,
+    /// Where the copy comes from.
+    pub endpoint: Target,
+    /// What it follows from then on.
+    pub primary_conninfo: String,
+    /// Made when missing.
+    pub slot: Option<SlotName>,
+    /// `None`: the files are ours.
+    pub run_as: Option<RunAs>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InitProgress {
+    Copying(CopyProgress),
+    Verifying {
+        done_bytes: u64,
+        total_bytes: u64,
+    },
+    /// Until all of it is on disk.
+    Syncing,
+}
+
+impl NewFollower {
+    /// Durable when it returns.
+    pub async fn make(
+        &self,
+        progress: Arc<dyn Fn(InitProgress) + Send + Sync>,
+    ) -> Result<Copied, AgentError> {
+        let dir = &self.data_dir;
+        let lock = files::beside(dir, ".lock");
+        if let Some(parent) = lock.parent() {
+            fs::create_dir_all(parent).map_err(FileError::of("create directory", parent))?;
+        }
+        let _lock = files::try_lock(&lock)?.ok_or_else(|| AgentError::Busy { data_dir: dir.clone() })?;
+        self.clear()?;
+        self.make_slot().await?;
+        let options =
+            BaseBackupOptions { wal: Wal::Left, manifest: Manifest::Wanted, ..BaseBackupOptions::new(LABEL) };
+        let report = |copied| progress(InitProgress::Copying(copied));
+        let copied = copy(&self.endpoint, &options, dir, report).await?;
+        self.finish(Arc::clone(&progress)).await?;
+        Ok(copied)
+    }
+
+    /// An empty directory, but for the marker and what keeps it from being a primary.
+    fn clear(&self) -> Result<(), AgentError> {
+        let (dir, owner) = (&self.data_dir, self.run_as.as_ref());
+        if !is_ours(dir)? {
+            return Err(AgentError::NotEmpty { data_dir: dir.clone() });
+        }
+        files::create_private_dir(dir, owner)?;
+        files::write_durably(&dir.join(MARKER), MARKER_TEXT, owner)?;
+        for entry in fs::read_dir(dir).map_err(FileError::of("list", dir))? {
+            let entry = entry.map_err(FileError::of("list", dir))?;
+            if entry.file_name() == MARKER {
+                continue;
+            }
+            match entry.file_type().map_err(FileError::of("look at", &entry.path()))?.is_dir() {
+                true => files::remove_tree(&entry.path())?,
+                false => files::remove_file(&entry.path())?,
+            }
+        }
+        Ok(files::write_durably(&dir.join(STANDBY_SIGNAL), b"", owner)?)
+    }
+
+    /// It holds all WAL back that the endpoint has, until the standby says what it has.
+    async fn make_slot(&self) -> Result<(), AgentError> {
+        let Some(slot) = &self.slot else { return Ok(()) };
+        let address = self.endpoint.address.clone();
+        let backend = net::dial(&self.endpoint.clone().for_replication(), CONNECT_LIMIT).await?;
+        let mut conversation = Conversation::new(backend, ANSWER_LIMIT);
+        // This spelling is understood by every version.
+        let command = format!("CREATE_REPLICATION_SLOT \"{slot}\" PHYSICAL RESERVE_WAL");
+        match conversation.execute(&command).await {
+            Err(ConversationError::Server(error)) if error.code == SqlState::DUPLICATE_OBJECT => Ok(()),
+            made => made.map_err(|source| AgentError::Conversation { address, source }),
+        }
+    }
+
+    async fn finish(&self, progress: Arc<dyn Fn(InitProgress) + Send + Sync>) -> Result<(), AgentError> {
+        let this = self.clone();
+        let finished = tokio::task::spawn_blocking(move || this.finish_blocking(&*progress));
+        finished.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+    }
+
+    fn finish_blocking(&self, progress: &(dyn Fn(InitProgress) + Send + Sync)) -> Result<(), AgentError> {
+        let (dir, owner) = (&self.data_dir, self.run_as.as_ref());
+        verify(dir, MARKER, |done_bytes, total_bytes| {
+            progress(InitProgress::Verifying { done_bytes, total_bytes });
+        })?;
+        progress(InitProgress::Syncing);
+        become_standby(dir, &self.primary_conninfo, self.slot.as_ref(), &[], owner)?;
+        files::give_tree(dir, owner)?;
+        files::sync_file_system(dir)?;
+        Ok(files::remove_durably(&dir.join(MARKER))?)
+    }
+}
+
+/// Not there, empty, or begun by us.
+fn is_ours(dir: &Path) -> Result<bool, FileError> {
+    let mut entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+        entries => entries.map_err(FileError::of("list", dir))?,
+    };
+    Ok(entries.next().is_none() || dir.join(MARKER).is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::{MARKER, NewFollower};
+    use crate::failover::agent::AgentError;
+    use crate::net::{Credentials, Target, TlsForServers};
+    use crate::topology::Address;
+
+    fn follower(data_dir: &std::path::Path) -> NewFollower {
+        let endpoint = Target {
+            address: Address { host: "/nowhere".to_owned(), port: 1 },
+            user: "rep".into(),
+            database: "replication".into(),
+            credentials: Credentials::Trust,
+            tls: TlsForServers::default(),
+            parameters: Vec::new(),
+        };
+        NewFollower {
+            data_dir: data_dir.to_owned(),
+            endpoint,
+            primary_conninfo: "host=bw".to_owned(),
+            slot: None,
+            run_as: None,
+        }
+    }
+
+    fn names(dir: &std::path::Path) -> Vec<String> {
+        let entries =
+            fs::read_dir(dir).expect("a directory").map(|entry| entry.expect("an entry").file_name());
+        let mut names: Vec<String> = entries.map(|name| name.to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn what_is_somebody_elses_is_not_touched() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        fs::write(dir.path().join("PG_VERSION"), "15").expect("written");
+        let refused = follower(dir.path()).clear();
+        assert!(matches!(refused, Err(AgentError::NotEmpty { .. })), "{refused:?}");
+        assert_eq!(names(dir.path()), ["PG_VERSION"]);
+    }
+
+    #[test]
+    fn what_was_interrupted_is_begun_anew() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let data = dir.path().join("new/data");
+        for _ in 0..2 {
+            follower(&data).clear().expect("not there, or ours");
+            assert_eq!(names(&data), [MARKER, "standby.signal"]);
+            fs::create_dir(data.join("base")).expect("a directory");
+            fs::write(data.join("base/1"), "half").expect("written");
+        }
+    }
+}
