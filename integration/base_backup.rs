@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use crate::harness::ledger::Ledger;
-use crate::harness::{Cluster, Durability, Options};
+use crate::harness::{Cluster, Durability, Options, bellwether, eventually, free_port};
 
 /// What pg_basebackup is asked for.
 const WAYS: [&[&str]; 4] = [
@@ -134,4 +135,58 @@ fn a_standby_whose_start_is_gone_is_passed_over(cluster: &mut Cluster) {
     let refused = { refused }.output().expect("pg_basebackup runs");
     let said = String::from_utf8_lossy(&refused.stderr);
     assert!(said.contains("unrecognized checksum algorithm"), "{said}");
+}
+
+/// Killed in the middle, run again, started: it streams. What is somebody else's is not touched.
+#[test]
+fn follower_init() {
+    let cluster = small();
+    let superuser = cluster.direct_conninfo(&cluster.primary(), "postgres");
+    cluster
+        .psql_at(&superuser, "CREATE TABLE filler AS SELECT repeat('x', 1000) FROM generate_series(1, 60000)")
+        .expect("60 MB");
+    let (data_dir, parent) = (cluster.data().join("pg_new"), cluster.data());
+    let init = |into: &Path| {
+        let mut command = bellwether();
+        command.args(["follower", "init", "--slot", "pg_new", "--endpoint", &replication(&cluster)]);
+        command.arg("--data-dir").arg(into);
+        command
+    };
+
+    let refused = init(&parent).output().expect("bellwether runs");
+    assert_eq!(refused.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(said.contains("is not empty"), "{said}");
+
+    let mut killed = init(&data_dir).stdout(Stdio::null()).spawn().expect("bellwether runs");
+    eventually("a half copied directory", Duration::from_secs(60), || {
+        assert!(killed.try_wait().expect("wait").is_none(), "it has ended before it was killed");
+        if data_dir.join("backup_label").is_file() { Ok(()) } else { Err("nothing yet".to_owned()) }
+    });
+    killed.kill().expect("kill");
+    killed.wait().expect("wait");
+    assert!(data_dir.join("bellwether.unfinished").is_file(), "it is known as not finished");
+    assert!(data_dir.join("standby.signal").is_file(), "nobody takes it for a primary");
+
+    let made = init(&data_dir).output().expect("bellwether runs");
+    succeeds(&made, &["follower init"]);
+    assert!(!data_dir.join("bellwether.unfinished").exists());
+    verify(&cluster, &data_dir, &["-Xnone"]);
+
+    let port = free_port();
+    let options = format!("-p {port} -c unix_socket_directories=''");
+    let mut start = cluster.program("pg_ctl");
+    start.args(["start", "--wait", "-o", &options, "-D"]).arg(&data_dir).arg("-l").arg(data_dir.join("log"));
+    cluster.run_as_server_user(&mut start);
+    let started = start.current_dir("/").stdout(Stdio::null()).status().expect("pg_ctl runs");
+    let log = || fs::read_to_string(data_dir.join("log")).unwrap_or_default();
+    assert!(started.success(), "{}", log());
+    cluster.psql("CREATE TABLE after_the_copy AS SELECT 42 AS answer").expect("a write");
+    let new = format!("host=127.0.0.1 port={port} user=app password=demo dbname=app");
+    eventually("the new standby's replay", Duration::from_secs(60), || {
+        let answer = cluster.psql_at(&new, "SELECT answer FROM after_the_copy")?;
+        if answer == "42" { Ok(()) } else { Err(log()) }
+    });
+    let followers = cluster.api("/api/v1/cluster").expect("cluster")["followers"].to_string();
+    assert!(followers.contains("pg_new"), "{followers}");
 }

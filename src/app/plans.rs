@@ -66,6 +66,7 @@ pub(super) fn relay_tuning(config: &Config) -> RelayTuning {
     RelayTuning {
         remote_apply: config.wal.remote_apply,
         retain: config.wal.retain,
+        follower_rate: config.wal.follower_rate,
         ask_after: (config.routing.max_lag_time / 3).max(LEAST_SILENCE),
     }
 }

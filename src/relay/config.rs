@@ -46,6 +46,8 @@ impl RelayConfig {
 pub struct RelayTuning {
     /// How much WAL is kept, and how much may be held back.
     pub retain: Retain,
+    /// WAL to one follower, in bytes per second; 0: as fast as it goes.
+    pub follower_rate: u64,
     /// An upstream that is silent for this long is asked for a sign of life, so that others can tell what is
     /// not there from what is not known. Not more than half of `upstream_timeout` counts.
     pub ask_after: Duration,
@@ -57,6 +59,7 @@ impl Default for RelayTuning {
     fn default() -> RelayTuning {
         RelayTuning {
             retain: Retain::default(),
+            follower_rate: 0,
             ask_after: Duration::from_millis(300),
             remote_apply: RemoteApply::Off,
         }

@@ -211,6 +211,8 @@ pub struct Wal {
     pub upstreams: Vec<Address>,
     /// Of commits under `durability: quorum`.
     pub remote_apply: RemoteApply,
+    /// WAL to one follower, in bytes per second; 0: as fast as it goes.
+    pub follower_rate: u64,
     pub archive: Option<ArchiveConfig>,
 }
 

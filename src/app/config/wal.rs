@@ -19,11 +19,12 @@ const BACKUPS_KEPT: u32 = 7;
 pub(super) fn wal(wal: &mut Section<'_>, directory: &Path) -> Option<Wal> {
     let dir = wal.required("dir", path);
     let retain = wal.section("retain", retain);
+    let follower_rate = wal.or("follower_rate", 0, size);
     let archive = wal.section("archive", archive);
     let upstreams = wal.or("upstreams", Vec::new(), addresses);
     let rules = [("off", RemoteApply::Off), ("followers", RemoteApply::Followers)];
     let remote_apply = wal.or("remote_apply", RemoteApply::Off, word(&rules));
-    Some(Wal { dir: directory.join(dir?), retain: retain?, upstreams, remote_apply, archive })
+    Some(Wal { dir: directory.join(dir?), retain: retain?, follower_rate, upstreams, remote_apply, archive })
 }
 
 fn retain(retain: &mut Section<'_>) -> Option<Retain> {

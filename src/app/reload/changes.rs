@@ -156,7 +156,14 @@ fn compare_routing(routing: &Routing, next: &Routing) -> Vec<Compared> {
 }
 
 fn compare_wal(wal: &Wal, next: &Wal) -> Vec<Compared> {
-    let Wal { dir, retain: Retain { size, age, max_size, min_free }, upstreams, remote_apply, archive } = wal;
+    let Wal {
+        dir,
+        retain: Retain { size, age, max_size, min_free },
+        follower_rate,
+        upstreams,
+        remote_apply,
+        archive,
+    } = wal;
     vec![
         ("wal.dir", *dir == next.dir, Restart),
         ("wal.retain.size", *size == next.retain.size, AtOnce),
@@ -165,6 +172,7 @@ fn compare_wal(wal: &Wal, next: &Wal) -> Vec<Compared> {
         ("wal.retain.min_free", *min_free == next.retain.min_free, AtOnce),
         ("wal.remote_apply", *remote_apply == next.remote_apply, NewConnections),
         ("wal.upstreams", *upstreams == next.upstreams, Restart),
+        ("wal.follower_rate", *follower_rate == next.follower_rate, AtOnce),
         ("wal.archive", *archive == next.archive, Restart),
     ]
 }
@@ -272,8 +280,13 @@ state: {file: state}
         check("", "server_login: {user: bellwether, password: x}", &[("server_login", Restart)]);
         check(
             "",
-            "wal: {dir: other, retain: {size: 2GiB, max_size: 3GiB}}",
-            &[("wal.dir", Restart), ("wal.retain.size", AtOnce), ("wal.retain.max_size", AtOnce)],
+            "wal: {dir: other, retain: {size: 2GiB, max_size: 3GiB}, follower_rate: 1MiB}",
+            &[
+                ("wal.dir", Restart),
+                ("wal.retain.size", AtOnce),
+                ("wal.retain.max_size", AtOnce),
+                ("wal.follower_rate", AtOnce),
+            ],
         );
         check(
             "",

@@ -69,13 +69,14 @@ impl NewFollower {
         if let Some(parent) = lock.parent() {
             fs::create_dir_all(parent).map_err(FileError::of("create directory", parent))?;
         }
-        let _lock = files::try_lock(&lock)?.ok_or_else(|| AgentError::Busy { data_dir: dir.clone() })?;
+        let lock = files::try_lock(&lock)?.ok_or_else(|| AgentError::Busy { data_dir: dir.clone() })?;
+        let lock = Arc::new(lock);
         self.clear()?;
         self.make_slot().await?;
         let options =
             BaseBackupOptions { wal: Wal::Left, manifest: Manifest::Wanted, ..BaseBackupOptions::new(LABEL) };
         let report = |copied| progress(InitProgress::Copying(copied));
-        let copied = copy(&self.endpoint, &options, dir, report).await?;
+        let copied = copy(&self.endpoint, &options, dir, &lock, report).await?;
         self.finish(Arc::clone(&progress)).await?;
         Ok(copied)
     }

@@ -6,7 +6,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use super::copy::MANIFEST;
 use super::error::FileError;
@@ -64,7 +64,7 @@ pub(super) fn verify(dir: &Path, own: &str, mut progress: impl FnMut(u64, u64)) 
 }
 
 fn is_compared(name: &Path, own: &str) -> bool {
-    let top = name.components().next().map(|top| top.as_os_str());
+    let top = name.components().next().map(Component::as_os_str);
     !NOT_COMPARED.iter().chain([&own]).any(|not| top == Some(OsStr::new(not)))
 }
 

@@ -11,6 +11,7 @@ pub(crate) mod core;
 mod error;
 mod metrics;
 mod outbox;
+mod pacing;
 mod passage;
 mod reply;
 mod stream;
@@ -39,13 +40,14 @@ use crate::pg::wal::{History, WalSegmentSize};
 use crate::pg::{Lsn, PgTimestamp, SystemIdentifier, TimelineId};
 
 use self::core::{CloseReason, Input, Now, Output, Peer, ReadFailure, SlotsNotSaved, WalSource, Walsender};
-use super::RelayInputs;
 use super::backups::Backups;
 use super::followers::Followers;
 use super::slots::Slots;
 use super::store::{Store, StoreError, Tail};
+use super::{RelayInputs, RelayTuning};
 use apart::Place;
 use outbox::Outbox;
+use pacing::Rate;
 use passage::{Below, NoSource, Passage};
 
 /// A whole message of a follower: commands and status updates are short, a base backup's manifest is passed on.
@@ -129,6 +131,7 @@ struct Connection {
     application_name: String,
     core: Walsender<Store>,
     tail: watch::Receiver<Tail>,
+    tuning: watch::Receiver<RelayTuning>,
     /// What the core was told of it.
     told: Tail,
     reader: ReadHalf<Stream>,
@@ -150,6 +153,7 @@ enum Event {
     Written(io::Result<usize>),
     Read(ReadDone),
     TailMoved(Result<(), watch::error::RecvError>),
+    Tuned,
     Timer,
     Shutdown,
 }
@@ -160,6 +164,8 @@ impl Connection {
         let at_start = *tail.borrow_and_update();
         let (store, slots) = (shared.store.clone(), Arc::clone(&shared.slots));
         let core = Walsender::new(peer, shared.config, store, slots, at_start, now());
+        let mut tuning = shared.inputs.tuning.clone();
+        tuning.mark_changed();
         let (reader, writer) = tokio::io::split(client.stream);
         let mut outbox = Outbox::default();
         outbox.push(client.out.freeze());
@@ -171,6 +177,7 @@ impl Connection {
             application_name,
             core,
             tail,
+            tuning,
             told: at_start,
             reader,
             writer,
@@ -216,6 +223,7 @@ impl Connection {
             application_name,
             core,
             tail,
+            tuning,
             told,
             reader,
             writer,
@@ -232,6 +240,7 @@ impl Connection {
                 application_name,
                 core,
                 tail,
+                tuning,
                 told,
                 reader,
                 writer,
@@ -274,6 +283,10 @@ impl Connection {
                 Event::TailMoved(alive) => {
                     alive.map_err(|_| io::Error::other("the store is gone"))?;
                     self.take_tail();
+                }
+                Event::Tuned => {
+                    let rate = self.tuning.borrow_and_update().follower_rate;
+                    self.core.handle(now(), Input::Rate((rate > 0).then_some(Rate(rate))));
                 }
                 Event::Timer => {
                     self.core.handle(now(), Input::Timer);
@@ -378,6 +391,7 @@ impl Connection {
                 Event::Read(read)
             }
             moved = self.tail.changed() => Event::TailMoved(moved),
+            Ok(()) = self.tuning.changed() => Event::Tuned,
             () = sleep_until(deadline) => Event::Timer,
             () = self.shared.shutdown.cancelled() => Event::Shutdown,
         }

@@ -24,6 +24,7 @@ use crate::relay::store::Tail;
 
 use super::SenderConfig;
 use super::error::{Fatal, Refusal};
+use super::pacing::{Pacing, Rate};
 use super::passage::NoSource;
 use super::reply::Reply;
 use super::stream::Stream;
@@ -76,6 +77,8 @@ pub(crate) enum Input<'a> {
     SlotsSaved(Result<(), SlotsNotSaved>),
     /// The answer to [`Output::PassOn`] when nobody could be asked.
     NotPassed(NoSource),
+    /// So fast WAL may be sent from now on; `None`: as fast as it goes.
+    Rate(Option<Rate>),
     /// Some of what was handed out has reached the socket.
     SomeWritten,
     /// All of it has.
@@ -148,6 +151,9 @@ pub(crate) struct Walsender<S> {
     reported: Progress,
     outputs: VecDeque<Output>,
     unwritten: Unwritten,
+    pacing: Pacing,
+    /// When there is more to send, which must not be sent yet.
+    paused_until: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -214,6 +220,8 @@ impl<S: WalSource> Walsender<S> {
             reported: Progress::starting(),
             outputs: VecDeque::new(),
             unwritten: Unwritten::default(),
+            pacing: Pacing::new(None, now.at),
+            paused_until: None,
         };
         if sender.source.system().is_some() && tail.durable.is_valid() {
             sender.greet(peer, now);
@@ -245,7 +253,7 @@ impl<S: WalSource> Walsender<S> {
             Phase::Closed => return None,
         };
         let stuck = self.unwritten.stuck_since.map(|since| since + self.config.wal_sender_timeout);
-        phase.into_iter().chain(stuck).min()
+        phase.into_iter().chain(stuck).chain(self.paused_until).min()
     }
 
     pub(crate) fn handle(&mut self, now: Now, input: Input<'_>) {
@@ -258,6 +266,7 @@ impl<S: WalSource> Walsender<S> {
             Input::Tail(tail) => self.tail_moved(now, tail),
             Input::Read { from, result } => self.read_done(now, from, result),
             Input::SlotsSaved(result) => self.slots_saved(now, result),
+            Input::Rate(rate) => self.pacing.change(rate, now.at),
             Input::NotPassed(NoSource) => self.refuse(&Refusal::NoSource, now),
             Input::SomeWritten => self.unwritten.stuck_since = Some(now.at),
             Input::AllWritten => {

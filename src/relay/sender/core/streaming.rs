@@ -159,6 +159,7 @@ impl<S: WalSource> Walsender<S> {
 
     /// Sends what may be sent and there is room for.
     pub(super) fn pump(&mut self, now: Now) {
+        self.paused_until = None;
         while let Phase::Streaming(stream) = &mut self.phase {
             if stream.sending != Sending::Wal || self.unwritten.bytes >= Self::MAX_UNWRITTEN {
                 break;
@@ -173,7 +174,14 @@ impl<S: WalSource> Walsender<S> {
                     stream.sending = Sending::Done;
                     self.send(Reply::default().copy_done(), now);
                 }
-                Step::Chunk(length) => self.next_chunk(now, length, limit),
+                Step::Chunk(length) => match self.pacing.wait_until(now.at) {
+                    None => self.next_chunk(now, length, limit),
+                    paused => {
+                        self.paused_until = paused;
+                        self.progress.state = FollowerState::Catchup;
+                        break;
+                    }
+                },
             }
         }
         self.answer_if_owed(now);
@@ -229,6 +237,7 @@ impl<S: WalSource> Walsender<S> {
         stream.sent = stream.sent.advanced(wal.len() as u64);
         self.progress.sent = stream.sent;
         self.unwritten.bytes += wal.len();
+        self.pacing.sent(wal.len(), now.at);
         self.unwritten.stuck_since.get_or_insert(now.at);
         self.outputs.push_back(Output::SendWal { header: xlog_data_header(&header, wal.len()), wal });
     }

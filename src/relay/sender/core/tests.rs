@@ -522,3 +522,20 @@ fn a_base_backup_is_a_servers() {
         ("time 100000", &[]),
     ]);
 }
+
+#[test]
+fn a_rate_holds_back_wal_and_not_keepalives() {
+    let mut play = Play::new(World::new("15.20", 1, 17 * M, "").oldest(1, 16 * M).ring(16 * M));
+    play.take();
+    play.check(&[
+        ("rate 65536", &[]),
+        ("Q START_REPLICATION 0/1000000 TIMELINE 1", &["W", "w 0/1000000 +131072 end 0/1100000"]),
+        ("time 1000", &["k 0/1100000"]),
+        ("tail 1 0/1100008", &[]),
+        ("time 1000", &["w 0/1020000 +131072 end 0/1100008", "k 0/1100008"]),
+        // Another rate holds from now on.
+        ("rate 131072", &["w 0/1040000 +131072 end 0/1100008"]),
+        ("time 500", &[]),
+        ("time 500", &["w 0/1060000 +131072 end 0/1100008", "k 0/1100008"]),
+    ]);
+}

@@ -18,6 +18,7 @@ use crate::relay::sender::SenderConfig;
 use crate::relay::sender::core::{
     Input, Now, Output, Peer, ReadFailure, SlotsNotSaved, WalSource, Walsender,
 };
+use crate::relay::sender::pacing::Rate;
 use crate::relay::sender::passage::NoSource;
 use crate::relay::slots::{Available, RestartPoint, SlotStatus, Slots};
 use crate::relay::store::{Files, Tail};
@@ -206,6 +207,7 @@ impl Play {
             "saved" => self.give(Input::SlotsSaved(Ok(()))),
             "not" => self.give(Input::SlotsSaved(Err(SlotsNotSaved))),
             "stop" => self.follower = Follower::NotReading,
+            "rate" => self.give(Input::Rate(rest.parse().ok().map(Rate))),
             "nobody" => self.give(Input::NotPassed(NoSource)),
             "shutdown" => self.give(Input::Shutdown),
             "malformed" => self.give(Input::Malformed),
