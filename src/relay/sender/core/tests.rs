@@ -267,6 +267,34 @@ fn start_on_a_historic_timeline() {
 }
 
 #[test]
+fn a_lost_slot_is_refused_as_its_server_would() {
+    let read = (
+        "Q READ_REPLICATION_SLOT pg3",
+        &[
+            "T slot_type:25(-1,-1) restart_lsn:25(-1,-1) restart_tli:20(8,-1)",
+            "D physical NULL NULL",
+            "C READ_REPLICATION_SLOT",
+            "Z",
+        ][..],
+    );
+    let gone = "Q START_REPLICATION SLOT pg3 0/0 TIMELINE 1";
+    let why = "This replication slot has been invalidated due to \"wal_removed\".";
+    let refused = format!("E ERROR 55000 can no longer access replication slot \"pg3\" | {why}");
+    check(
+        World::new("18.4", 1, 24 * M, "").oldest(1, 16 * M).lost_slot("pg3"),
+        &[read, (gone, &[&refused, "Z"])],
+    );
+    let removed = "E ERROR 58P01 requested WAL segment 000000010000000000000000 has already been removed";
+    check(simple().lost_slot("pg3"), &[read, (gone, &["W", removed, "Z"])]);
+
+    // A follower that lacks nothing makes it a good slot again.
+    let mut play = Play::new(World::new("18.4", 1, 24 * M, "").oldest(1, 16 * M).lost_slot("pg3"));
+    play.take();
+    play.check(&[("Q START_REPLICATION SLOT pg3 0/1000000 TIMELINE 1", &["W", "READ 1 0/1000000 1048576"])]);
+    assert!(!play.slot("pg3").is_lost());
+}
+
+#[test]
 fn what_is_gone_is_told_behind_copy_both() {
     check(
         world(),

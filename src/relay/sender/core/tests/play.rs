@@ -81,6 +81,14 @@ impl World {
         world.slots.acquire(name, pid, start, Available::Kept).expect("a free slot");
         world
     }
+
+    pub(super) fn lost_slot(self, name: &str) -> World {
+        let world = self.used_slot(name, 99);
+        let name = name.parse().expect("a slot name");
+        world.slots.release(&name, 99);
+        world.slots.invalidate(&name).expect("it held something back");
+        world
+    }
 }
 
 impl WalSource for Source {
