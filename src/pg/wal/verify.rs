@@ -28,6 +28,8 @@ pub struct Verifier {
     header_len: usize,
     state: State,
     verified: Option<Lsn>,
+    /// The end of the last segment that was filled up behind a switch.
+    filled: Option<Lsn>,
     last: Option<Record>,
     /// The start of a record that the current page declared abandoned; the next one must say so too.
     abandoned: Option<Lsn>,
@@ -124,6 +126,7 @@ impl Verifier {
             header_len: 0,
             state: State::Start,
             verified: None,
+            filled: None,
             last: None,
             abandoned: None,
         }
@@ -137,6 +140,13 @@ impl Verifier {
     /// The end of the last whole good record; `None` before the first.
     pub fn verified(&self) -> Option<Lsn> {
         self.verified
+    }
+
+    /// Nothing of what was fed up to here is half: as [`Verifier::verified`], but the segment's end behind a switch of
+    /// segments whose filler has come, as a server reckons it (`XLogDecodeNextRecord` in xlogreader.c). In a file
+    /// nobody can tell that filler from what was there before.
+    pub fn whole(&self) -> Option<Lsn> {
+        self.verified.max(self.filled)
     }
 
     /// The last whole good record.
@@ -191,6 +201,7 @@ impl Verifier {
         self.advance(taken);
         if taken as u64 == left {
             self.state = State::Boundary;
+            self.filled = Some(self.position);
         }
         taken
     }
@@ -474,6 +485,21 @@ mod tests {
         for chunk in [1000, usize::MAX] {
             assert_eq!(feed(&wal, &bytes, chunk), (Some(wal.end()), None));
         }
+    }
+
+    #[test]
+    fn a_switched_segment_is_whole_when_its_filler_has_come() {
+        let mut wal = mixed();
+        let before = wal.end();
+        wal.switch();
+        let end = wal.start().advanced(wal.segment_size().bytes());
+        let (most, last) = wal.bytes().split_at(wal.bytes().len() - 1);
+        let mut verifier = verifier(&wal, wal.start());
+        verifier.feed(most).expect("valid");
+        let switched = verifier.whole().expect("records");
+        assert!(before < switched && switched < end && verifier.verified() == Some(switched));
+        verifier.feed(last).expect("filler");
+        assert_eq!((verifier.verified(), verifier.whole()), (Some(switched), Some(end)));
     }
 
     #[test]

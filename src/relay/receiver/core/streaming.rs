@@ -101,7 +101,7 @@ impl Receiver {
             return self.refuse(error.to_string());
         }
         stream.next = start.advanced(bytes.len() as u64);
-        let verified = stream.verifier.verified();
+        let verified = stream.verifier.whole();
         self.stored.verified = self.stored.verified.max(verified.unwrap_or(Lsn::INVALID));
         self.outputs.push_back(Output::Append { at: start, bytes, verified });
         if let Some((next, switchpoint)) = until {
