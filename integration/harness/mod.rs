@@ -16,7 +16,9 @@ pub(crate) mod wal;
 
 pub(crate) use authority::Authority;
 pub(crate) use between::Between;
-pub(crate) use cluster::{Cluster, DiskKind, Durability, Options, Server, bellwether, free_port, set_mode};
+pub(crate) use cluster::{
+    Cluster, DiskKind, Durability, Options, Server, bellwether, distribution_bin, free_port, set_mode,
+};
 pub(crate) use disk::Fault;
 pub(crate) use follower::{Follower, Heard, status};
 pub(crate) use gate::Gate;
