@@ -30,7 +30,15 @@ async fn stock_pg_basebackup_twenty_times() {
 }
 
 fn small() -> Cluster {
-    Cluster::start(Options { nodes: 2, durability: Durability::Async, ..Options::default() })
+    let mut cluster =
+        Cluster::start(Options { nodes: 2, durability: Durability::Async, ..Options::default() });
+    cluster.await_steady();
+    // A standby is asked once it has said how far it has replayed.
+    eventually("the standby's word", Duration::from_secs(30), || {
+        let follower = cluster.api("/api/v1/cluster")?["followers"][0].clone();
+        if follower["replay"] != "0/0" { Ok(()) } else { Err(follower.to_string()) }
+    });
+    cluster
 }
 
 /// Every copy is whole by its manifest, and a standby's work.
@@ -41,7 +49,7 @@ async fn in_turns(cluster: &Cluster, turns: usize) {
         // Between checkpoints of the servers' own, backups ask for theirs.
         succeeds(&basebackup(cluster, &into, way).output().expect("pg_basebackup runs"), way);
         verify(cluster, &into, way);
-        assert_eq!(taken_from(cluster, "standby"), turn + 1);
+        assert_eq!(taken_from(cluster, "standby"), turn + 1, "{}", cluster.log());
         if way.contains(&"-C") {
             let slots = cluster.psql_at(&console(cluster), "SHOW SLOTS").expect("slots");
             assert!(slots.lines().any(|slot| slot.starts_with("new|")), "{slots}");

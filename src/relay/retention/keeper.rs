@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use super::{Facts, Retain, decide};
 use crate::pg::Lsn;
 use crate::relay::config::RelayTuning;
-use crate::relay::slots::Slots;
+use crate::relay::slots::{RestartPoint, Slots};
 use crate::relay::store::{Files, Kept, Tail};
 use crate::topology::{Directive, NodeName};
 
@@ -29,7 +29,7 @@ impl Keeper {
     pub(in crate::relay) fn pinned(&self, kept: &Kept) -> Option<Lsn> {
         let retain = self.tuning.borrow().retain;
         let primary = self.directive.borrow().primary.as_ref().map(NodeName::slot);
-        let durable = self.tail.borrow().durable;
+        let Tail { timeline, durable } = *self.tail.borrow();
         let slots = self.slots.statuses();
         let facts = Facts {
             durable,
@@ -51,6 +51,9 @@ impl Keeper {
                 "replication slot lost: what it holds back exceeds wal.retain; its follower has to be made anew \
                  unless it finds that WAL elsewhere"
             );
+        }
+        if let (Some(name), Some(lsn)) = (&primary, decision.moves) {
+            self.slots.advance(name, RestartPoint { timeline, lsn });
         }
         decision.from
     }

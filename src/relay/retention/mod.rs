@@ -45,7 +45,7 @@ pub(super) struct Facts<'a> {
     pub(super) others: Option<Lsn>,
     pub(super) free_bytes: u64,
     pub(super) slots: &'a [SlotStatus],
-    /// The primary's own slot pins nothing while nobody uses it: a primary follows nobody.
+    /// The primary's own slot needs nothing while nobody uses it: a primary follows nobody.
     pub(super) primary: Option<&'a SlotName>,
 }
 
@@ -55,6 +55,9 @@ pub(super) struct Decision {
     pub(super) from: Option<Lsn>,
     /// What these need cannot be kept.
     pub(super) lost: Vec<SlotName>,
+    /// How far the primary's own slot moves along meanwhile, with what `size` keeps: so it is still good when that
+    /// server comes back as a standby.
+    pub(super) moves: Option<Lsn>,
 }
 
 /// `wal_status` of pg_replication_slots (`GetWALAvailability` in xlog.c), with `size` for `max_wal_size`.
@@ -83,14 +86,19 @@ impl WalAvailability {
 pub(super) fn decide(retain: &Retain, facts: &Facts<'_>) -> Decision {
     let cap = facts.segment_size.segment_start(cap(retain, facts));
     let is_idle_primary = |slot: &SlotStatus| slot.active_pid.is_none() && facts.primary == Some(&slot.name);
-    let needed = facts.slots.iter().filter(|slot| !is_idle_primary(slot));
-    let needed = needed.filter_map(|slot| slot.restart.map(|restart| (slot, restart.lsn)));
+    let (idle, needed): (Vec<_>, Vec<_>) = facts.slots.iter().partition(|slot| is_idle_primary(slot));
+    let kept_anyway =
+        facts.segment_size.segment_start(Lsn(facts.durable.0.saturating_sub(retain.size))).max(cap);
+    let moves =
+        idle.iter().filter_map(|slot| slot.restart).map(|restart| restart.lsn.max(kept_anyway)).next();
+    let needed = needed.into_iter().filter_map(|slot| slot.restart.map(|restart| (slot, restart.lsn)));
     let (kept, lost): (Vec<_>, Vec<_>) = needed.partition(|(_, restart)| *restart >= cap);
     let by_slots = kept.into_iter().map(|(_, restart)| restart).min();
-    let from = [by_slots, facts.young_from, facts.others].into_iter().flatten().min();
+    let from = [by_slots, moves, facts.young_from, facts.others].into_iter().flatten().min();
     Decision {
         from: from.map(|from| from.max(cap)),
         lost: lost.into_iter().map(|(slot, _)| slot.name.clone()).collect(),
+        moves,
     }
 }
 
@@ -162,8 +170,25 @@ mod tests {
         let expected = Decision {
             from: from.map(|mib| Lsn(mib * MIB)),
             lost: lost.iter().map(|name| name_of(name)).collect(),
+            moves: None,
         };
-        assert_eq!(decide(&RETAIN, facts), expected, "{facts:?}");
+        let decision = Decision { moves: None, ..decide(&RETAIN, facts) };
+        assert_eq!(decision, expected, "{facts:?}");
+    }
+
+    #[test]
+    fn a_primarys_own_slot_moves_along_with_what_is_kept_anyway() {
+        let a = name_of("a");
+        let decided = |slots: &[SlotStatus], oldest: u64| {
+            let facts = Facts { primary: Some(&a), oldest: Lsn(oldest * MIB), ..facts(slots) };
+            let Decision { from, lost, moves } = decide(&RETAIN, &facts);
+            assert_eq!((from, lost), (moves, vec![]), "it holds back what it stands on, and is never lost");
+            moves.map(|lsn| lsn.0 / MIB)
+        };
+        assert_eq!(decided(&[slot("a", None, Some(20))], 20), Some(90));
+        assert_eq!(decided(&[slot("a", None, Some(95))], 20), Some(95));
+        assert_eq!(decided(&[slot("a", None, Some(20))], 93), Some(93), "what is gone already is not needed");
+        assert_eq!(decided(&[slot("a", None, None)], 20), None);
     }
 
     #[test]
