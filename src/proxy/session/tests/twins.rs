@@ -314,7 +314,7 @@ const SHOWN: usize = 5;
 #[test]
 fn each_client_hears_what_it_would_hear_alone() {
     let given = option_env!("SEED").and_then(|seed| seed.parse::<u64>().ok());
-    let first = given.unwrap_or_else(rand::random);
+    let first = given.unwrap_or(1);
     let last = if given.is_some() { first } else { first.saturating_add(PLAYS) };
     // Short ones first: they say more.
     let plays = [1, 2, 4, 8].into_iter().flat_map(|batches| (first..=last).map(move |seed| (seed, batches)));
