@@ -32,6 +32,7 @@ mod relay;
 mod reload;
 mod remote_apply;
 mod sessions;
+mod slot_sync;
 mod smoke;
 mod sources;
 mod stranded;

@@ -64,6 +64,8 @@ pub fn upstream(config: &Config, passfile: Option<&Path>) -> Conninfo {
         (None, Some(password)) => login.with("password", &**password.reveal()),
         (None, None) => login,
     };
+    // A walreceiver names none; the worker that synchronises logical slots asks the primary in this database.
+    let login = login.with("dbname", &config.server_login.database);
     // It stays in the standby when the configuration changes: good for whatever `tls.client` says, now or then.
     login.with("sslmode", "prefer").with("gssencmode", "disable")
 }

@@ -107,6 +107,9 @@ impl Executor {
              WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = '{slot}')"
         );
         rows(&sql, &create).await?;
+        if let Err(error) = rows(&sql, &self.name_standby_slots()).await {
+            tracing::info!(%node, error = &error as &dyn std::error::Error, "standbys will not synchronise logical slots");
+        }
         if !names.fits(&self.sync_names(&sql, node).await?) {
             let setting = names.setting().replace('\'', "''");
             rows(&sql, &format!("ALTER SYSTEM SET synchronous_standby_names = '{setting}'")).await?;
@@ -114,6 +117,19 @@ impl Executor {
             self.await_setting(&sql, node, names).await?;
         }
         Ok(Finding::Done)
+    }
+
+    /// A standby of 17 or later synchronises logical slots only from a primary that has a slot of its
+    /// `primary_slot_name` (`validate_remote_info`, slotsync.c). Its real one is the relay's: these hold nothing back.
+    fn name_standby_slots(&self) -> String {
+        let names: Vec<String> = self.targets.keys().map(|node| format!("'{}'", node.slot())).collect();
+        format!(
+            "SELECT pg_create_physical_replication_slot(name, false) FROM unnest(ARRAY[{}]) AS name \
+             WHERE current_setting('wal_level') = 'logical' \
+               AND current_setting('server_version_num')::int >= 170000 \
+               AND NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = name)",
+            names.join(", ")
+        )
     }
 
     /// The reload reaches this backend by a signal.
