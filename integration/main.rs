@@ -13,6 +13,7 @@ mod console_tools;
 mod demo;
 mod differential;
 mod failover;
+mod followers;
 mod fuzzed;
 #[allow(dead_code, unused_imports, reason = "the benchmark uses more of the harness than the tests")]
 mod harness;
