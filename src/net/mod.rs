@@ -19,6 +19,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod unpack;
 mod users;
 mod wire;
 
@@ -35,6 +36,7 @@ pub use peer::{ClientCertificate, Peer, TlsFacts};
 pub use socket_file::SocketFile;
 pub use stream::{Detached, PeerAddress, Stream};
 pub use tls::{ForClients, ForServers, ServerTlsMode, TlsError, TlsForClients, TlsForServers, TlsVersion};
+pub use unpack::{Chunk, ChunkReader, UnpackError, unpack, write_file};
 pub use users::{LookupStatement, Lookups, ProvenKeys, Users};
 
 use std::sync::Arc;

@@ -3,9 +3,6 @@
 //! The WAL that makes the copy consistent comes inside the archive, so the copy needs nothing else to start.
 //! Clusters with tablespaces are refused.
 
-use std::fs::OpenOptions;
-use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use bytes::Bytes;
@@ -13,8 +10,9 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::DirectoryLock;
-use super::unpack::{ArchiveReader, Chunk, UnpackError, unpack};
-use crate::net::{BackupEvent, BaseBackup, BaseBackupError, Target};
+use crate::net::{
+    BackupEvent, BaseBackup, BaseBackupError, Chunk, ChunkReader, Target, UnpackError, unpack, write_file,
+};
 use crate::pg::protocol::replication::base_backup::BaseBackupOptions;
 use crate::pg::{Lsn, TimelineId};
 
@@ -22,6 +20,9 @@ use crate::pg::{Lsn, TimelineId};
 const QUEUED_CHUNKS: usize = 16;
 /// As pg_basebackup calls it; pg_verifybackup looks for it.
 pub(super) const MANIFEST: &str = "backup_manifest";
+/// Present in every whole backup; `pg_control` is sent last (`perform_base_backup`, basebackup.c), so that its
+/// presence says that nothing was cut off.
+const ESSENTIAL: [&str; 2] = ["backup_label", "global/pg_control"];
 
 #[derive(Debug, thiserror::Error)]
 pub enum CopyError {
@@ -35,6 +36,9 @@ pub enum CopyError {
     OutOfOrder { source_address: String },
     #[error("unpack the base backup")]
     Unpack(#[from] UnpackError),
+    /// Without it the copy would be taken for a crashed server and recovered from the wrong position.
+    #[error("the base backup ended early: it holds no {missing}")]
+    Incomplete { missing: &'static str },
     #[error("the thread that unpacks the base backup is gone")]
     Unpacker,
 }
@@ -80,6 +84,9 @@ pub(super) async fn copy(
     };
     let end = end?;
     finished?;
+    if let Some(missing) = missing(into) {
+        return Err(CopyError::Incomplete { missing });
+    }
     match end {
         Some(end) => Ok(Copied { start, end, timeline }),
         None => Err(CopyError::OutOfOrder { source_address: source.address.to_string() }),
@@ -132,18 +139,18 @@ impl Writing<'_> {
 
     async fn manifest(&mut self) -> Result<(), CopyError> {
         let path = self.into.join(MANIFEST);
-        self.begin(move |content| write(content, &path)).await
+        self.begin(move |mut content| write_file(&path, &mut content)).await
     }
 
     async fn begin(
         &mut self,
-        work: impl FnOnce(ArchiveReader) -> Result<(), UnpackError> + Send + 'static,
+        work: impl FnOnce(ChunkReader) -> Result<(), UnpackError> + Send + 'static,
     ) -> Result<(), CopyError> {
         self.finish().await?;
         let (chunks, received) = mpsc::channel(QUEUED_CHUNKS);
         let lock = self.lock.clone();
         let thread = tokio::task::spawn_blocking(move || {
-            let done = work(ArchiveReader::new(received));
+            let done = work(ChunkReader::new(received));
             drop(lock);
             done
         });
@@ -183,14 +190,8 @@ impl Writing<'_> {
     }
 }
 
-fn write(mut content: impl io::Read, path: &Path) -> Result<(), UnpackError> {
-    let written = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .and_then(|mut file| io::copy(&mut content, &mut file));
-    written.map(|_| ()).map_err(|source| UnpackError::Write { path: path.to_owned(), source })
+fn missing(directory: &Path) -> Option<&'static str> {
+    ESSENTIAL.into_iter().find(|name| !directory.join(name).is_file())
 }
 
 #[cfg(test)]
@@ -201,8 +202,20 @@ mod tests {
 
     use bytes::Bytes;
 
-    use super::Writing;
+    use super::{Writing, missing};
     use crate::failover::agent::files;
+
+    #[test]
+    fn a_cut_copy_is_not_taken_for_a_whole_one() {
+        let directory = tempfile::tempdir().expect("a directory");
+        std::fs::create_dir(directory.path().join("global")).expect("made");
+        for (name, then_missing) in [("backup_label", Some("global/pg_control")), ("global/pg_control", None)]
+        {
+            assert_eq!(missing(directory.path()), Some(name));
+            std::fs::write(directory.path().join(name), "").expect("written");
+            assert_eq!(missing(directory.path()), then_missing);
+        }
+    }
 
     /// Else the next copy would find files of this one among its own.
     #[tokio::test]
@@ -212,7 +225,7 @@ mod tests {
         let lock = Arc::new(files::try_lock(&path).expect("a file").expect("nobody has it"));
         let (go_on, wait) = mpsc::sync_channel::<()>(1);
         let mut writing = Writing { into: directory.path(), lock: &lock, file: None };
-        let work = move |mut content: super::ArchiveReader| {
+        let work = move |mut content: super::ChunkReader| {
             let _ = wait.recv_timeout(Duration::from_secs(60));
             let _ = content.read_to_end(&mut Vec::new());
             Ok(())

@@ -25,7 +25,6 @@ mod program;
 mod rejoin;
 mod settings;
 mod standby;
-mod unpack;
 mod user;
 mod verify;
 
@@ -44,7 +43,6 @@ pub use follower::{InitProgress, NewFollower};
 pub use initdb::Superuser;
 pub use program::ProgramError;
 pub use rejoin::{RejoinOutcome, Rejoined};
-pub use unpack::UnpackError;
 pub use user::{RunAs, RunAsError};
 pub use verify::VerifyError;
 

@@ -27,7 +27,6 @@ mod ship;
 mod storage;
 #[cfg(test)]
 mod tests;
-mod unpack;
 
 pub use backup::{BackupDone, BackupError, BackupJob, backup};
 pub use check::SegmentDefect;

@@ -6,8 +6,10 @@
 
 use std::io::{self, Read, Write};
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use tokio::sync::mpsc;
+
+use crate::net::{Chunk, ChunkReader};
 
 /// Members' bytes in one part, about; `WALG_TAR_SIZE_THRESHOLD`'s default.
 const PART_BYTES: u64 = (1 << 30) - 1;
@@ -18,14 +20,6 @@ const MAX_CONTROL: u64 = 1 << 20;
 
 const CONTROL_FILE: &str = "global/pg_control";
 const LABEL_FILE: &str = "backup_label";
-
-/// What goes in: the archive as it comes.
-#[derive(Debug)]
-pub(super) enum Chunk {
-    Data(Bytes),
-    /// The archive is whole; a sender that only goes away has failed.
-    End,
-}
 
 /// What comes out, of the part that is being made.
 #[derive(Debug, PartialEq, Eq)]
@@ -61,7 +55,7 @@ pub(super) fn pack(
     part_bytes: Option<u64>,
 ) -> Result<Packed, PackError> {
     let part_bytes = part_bytes.unwrap_or(PART_BYTES);
-    let mut archive = tar::Archive::new(Feed::new(chunks));
+    let mut archive = tar::Archive::new(ChunkReader::new(chunks));
     let mut packer = Packer { pieces, level, part: None, in_part: 0, bytes: 0 };
     let mut control_file = Vec::new();
     let mut control_part = None;
@@ -172,35 +166,6 @@ impl Write for Pieces {
     }
 }
 
-/// The incoming end as a [`Read`].
-#[derive(Debug)]
-pub(super) struct Feed {
-    chunks: mpsc::Receiver<Chunk>,
-    current: Bytes,
-    ended: bool,
-}
-
-impl Feed {
-    pub(super) fn new(chunks: mpsc::Receiver<Chunk>) -> Feed {
-        Feed { chunks, current: Bytes::new(), ended: false }
-    }
-}
-
-impl Read for Feed {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        while self.current.is_empty() && !self.ended {
-            match self.chunks.blocking_recv() {
-                Some(Chunk::Data(data)) => self.current = data,
-                Some(Chunk::End) => self.ended = true,
-                None => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the backup was cut off")),
-            }
-        }
-        let n = out.len().min(self.current.len());
-        self.current.copy_to_slice(&mut out[..n]);
-        Ok(n)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -209,7 +174,8 @@ mod tests {
     use bytes::Bytes;
     use tokio::sync::mpsc;
 
-    use super::{Chunk, PackError, Packed, Piece, pack};
+    use super::{PackError, Packed, Piece, pack};
+    use crate::net::Chunk;
 
     fn tar_of(members: &[(&str, usize)]) -> Vec<u8> {
         let mut builder = tar::Builder::new(Vec::new());

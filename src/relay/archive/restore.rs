@@ -16,11 +16,10 @@ use super::backup::whole_backups;
 use super::check::{Claim, LastRecord, SegmentDefect, size_of};
 use super::choose::{Moment, NoBackup, choose};
 use super::layout::{Inventory, WAL, history_object, holders, partial_object};
-use super::pack::{Chunk, Feed};
 use super::sentinel::Facts;
 use super::storage::{Found, Storage, StorageError};
-use super::unpack::{UnpackError, is_vacant, unpack};
 use super::{ArchiveUrl, Progress};
+use crate::net::{Chunk, ChunkReader, UnpackError, unpack};
 use crate::pg::wal::{History, HistoryError, SegmentFile, WalSegmentSize};
 use crate::pg::{Lsn, TimelineId};
 
@@ -260,7 +259,7 @@ async fn unpack_part(
 ) -> Result<(), RestoreError> {
     let (feed, chunks) = mpsc::channel(QUEUED);
     let into = directory.to_owned();
-    let unpacking = tokio::task::spawn_blocking(move || unpack(Feed::new(chunks), &into));
+    let unpacking = tokio::task::spawn_blocking(move || unpack_compressed(ChunkReader::new(chunks), &into));
     let mut at = 0;
     while at < part.size {
         let to = (at + RANGE).min(part.size);
@@ -276,6 +275,19 @@ async fn unpack_part(
     let _ = feed.send(Chunk::End).await;
     let unpacked = unpacking.await.map_err(|_| RestoreError::Thread)?;
     unpacked.map_err(|source| RestoreError::Unpack { object: part.name.clone(), source })
+}
+
+fn unpack_compressed(part: ChunkReader, into: &Path) -> Result<(), UnpackError> {
+    unpack(zstd::Decoder::new(part).map_err(UnpackError::Archive)?, into)
+}
+
+/// Whether a server can be made in `directory`: it is missing, or there is nothing in it.
+fn is_vacant(directory: &Path) -> io::Result<bool> {
+    match fs::read_dir(directory) {
+        Ok(mut entries) => Ok(entries.next().is_none()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(error),
+    }
 }
 
 fn make_it_recover(directory: &Path, plan: &Plan, restore_command: &str) -> Result<(), RestoreError> {
@@ -322,4 +334,52 @@ fn settings(plan: &Plan, restore_command: &str) -> String {
     }
     lines.push("archive_mode = off".to_owned());
     lines.join("\n") + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use bytes::Bytes;
+    use tokio::sync::mpsc;
+
+    use super::unpack_compressed;
+    use crate::net::{Chunk, ChunkReader, UnpackError};
+
+    fn unpacked(compressed: &[u8], into: &Path) -> Result<(), UnpackError> {
+        let (feed, chunks) = mpsc::channel(1000);
+        for chunk in compressed.chunks(100) {
+            feed.blocking_send(Chunk::Data(Bytes::copy_from_slice(chunk))).expect("room");
+        }
+        feed.blocking_send(Chunk::End).expect("room");
+        unpack_compressed(ChunkReader::new(chunks), into)
+    }
+
+    fn part(name: &str, kind: tar::EntryType) -> Vec<u8> {
+        let mut builder = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_old();
+        header.as_mut_bytes()[..name.len()].copy_from_slice(name.as_bytes());
+        header.set_size(3);
+        header.set_mode(0o644);
+        header.set_entry_type(kind);
+        header.set_cksum();
+        builder.append(&header, &b"abc"[..]).expect("appends");
+        zstd::encode_all(&builder.into_inner().expect("a tar file")[..], 1).expect("compresses")
+    }
+
+    #[test]
+    fn files_come_to_their_place_and_nowhere_else() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let regular = tar::EntryType::Regular;
+        unpacked(&part("base/1/2", regular), directory.path()).expect("unpacks");
+        assert_eq!(std::fs::read(directory.path().join("base/1/2")).expect("is there"), b"abc");
+        for name in ["../x", "/tmp/x", "base/../../x"] {
+            let refused = unpacked(&part(name, regular), directory.path());
+            assert!(matches!(refused, Err(UnpackError::Unsafe { .. })), "{name}: {refused:?}");
+        }
+        let link = unpacked(&part("x", tar::EntryType::Symlink), directory.path());
+        assert!(matches!(link, Err(UnpackError::Kind { .. })), "{link:?}");
+        let cut = part("y", regular);
+        assert!(unpacked(&cut[..cut.len() - 3], directory.path()).is_err());
+    }
 }

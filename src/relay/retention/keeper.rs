@@ -53,7 +53,7 @@ impl Keeper {
             );
         }
         if let (Some(name), Some(lsn)) = (&primary, decision.moves) {
-            self.slots.advance(name, RestartPoint { timeline, lsn });
+            self.slots.advance_idle(name, RestartPoint { timeline, lsn });
         }
         decision.from
     }

@@ -197,6 +197,14 @@ impl Slots {
         self.table.lock().advance(name, flushed);
     }
 
+    /// As [`Slots::advance`], unless somebody uses it by now.
+    pub(crate) fn advance_idle(&self, name: &SlotName, to: RestartPoint) {
+        let mut table = self.table.lock();
+        if table.status(name).is_some_and(|slot| slot.active_pid.is_none()) {
+            table.advance(name, to);
+        }
+    }
+
     pub(crate) fn status(&self, name: &SlotName) -> Option<SlotStatus> {
         self.table.lock().status(name)
     }

@@ -1,16 +1,19 @@
-//! A base backup's tar stream into a directory. Blocking: it runs on a thread of its own and is fed through a
-//! bounded channel.
+//! A base backup's tar stream, from a server or out of an archive, into a directory. Blocking: it runs on a thread of
+//! its own and is fed through a bounded channel.
 //!
-//! What a server sends is not trusted with more than the directory: a name that is absolute or leads out of
+//! What comes is not trusted with more than the directory: a name that is absolute or leads out of
 //! it is refused, as is everything but plain files and directories.
 
 use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, Read};
+use std::io::{self, Read, Write as _};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use bytes::{Buf, Bytes};
 use tokio::sync::mpsc;
+
+/// Bytes from the archive to a file.
+const COPIED_AT_ONCE: usize = 64 << 10;
 
 #[derive(Debug, thiserror::Error)]
 pub enum UnpackError {
@@ -26,36 +29,25 @@ pub enum UnpackError {
         #[source]
         source: io::Error,
     },
-    /// Without it the copy would be taken for a crashed server and recovered from the wrong position.
-    #[error("the archive ended early: it holds no {missing}")]
-    Incomplete { missing: &'static str },
 }
 
-/// Present in every whole backup; `pg_control` is sent last (`perform_base_backup`, basebackup.c), so that its
-/// presence says that nothing was cut off.
-const ESSENTIAL: [&str; 2] = ["backup_label", "global/pg_control"];
-
-/// Everything in `archive` to `into`, which exists and is empty.
-pub(super) fn unpack(archive: impl Read, into: &Path) -> Result<(), UnpackError> {
+/// Everything in the tar file `archive` to `into`. Not yet durable when it returns.
+pub fn unpack(archive: impl Read, into: &Path) -> Result<(), UnpackError> {
     let mut archive = tar::Archive::new(archive);
     for entry in archive.entries().map_err(UnpackError::Archive)? {
         let mut entry = entry.map_err(UnpackError::Archive)?;
         let name = entry.path().map_err(UnpackError::Archive)?.into_owned();
         let Some(relative) = inside(&name) else { return Err(UnpackError::Unsafe { name }) };
         let path = into.join(relative);
-        let written = match entry.header().entry_type() {
-            tar::EntryType::Directory => create_dir(&path),
-            tar::EntryType::Regular => create_file(&path, &mut entry),
+        match entry.header().entry_type() {
+            tar::EntryType::Directory => create_dir(&path)?,
+            tar::EntryType::Regular => create_file(&path, &mut entry)?,
             _ => return Err(UnpackError::Kind { name }),
-        };
-        written.map_err(|source| UnpackError::Write { path, source })?;
+        }
     }
-    // Whatever follows the end mark, so that the sender is not left with it.
-    io::copy(&mut archive.into_inner(), &mut io::sink()).map_err(UnpackError::Archive)?;
-    match ESSENTIAL.into_iter().find(|name| !into.join(name).is_file()) {
-        Some(missing) => Err(UnpackError::Incomplete { missing }),
-        None => Ok(()),
-    }
+    // Whatever follows the end mark, so that the sender is not left with it; what decompresses compares its checksum
+    // only there.
+    io::copy(&mut archive.into_inner(), &mut io::sink()).map(drop).map_err(UnpackError::Archive)
 }
 
 /// The path below the data directory; `None` when it is not one.
@@ -71,48 +63,61 @@ fn inside(name: &Path) -> Option<PathBuf> {
     Some(relative)
 }
 
-fn create_dir(path: &Path) -> io::Result<()> {
-    match DirBuilder::new().recursive(true).mode(0o700).create(path) {
-        Err(_) if path.is_dir() => Ok(()),
-        created => created,
-    }
+fn create_dir(path: &Path) -> Result<(), UnpackError> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed(path))
 }
 
-fn create_file(path: &Path, content: &mut impl Read) -> io::Result<()> {
-    if let Some(parent) = path.parent().filter(|parent| !parent.is_dir()) {
+fn create_file(path: &Path, content: &mut impl Read) -> Result<(), UnpackError> {
+    if let Some(parent) = path.parent() {
         create_dir(parent)?;
     }
     // Nothing is written through a link or over a file that the archive brought before.
-    fs::remove_file(path).or_else(|error| match error.kind() {
-        io::ErrorKind::NotFound => Ok(()),
-        _ => Err(error),
-    })?;
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    io::copy(content, &mut file).map(|_| ())
+    fs::remove_file(path)
+        .or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
+        .map_err(failed(path))?;
+    write_file(path, content)
 }
 
-/// The receiving end of the channel as a [`Read`]. The end of the archive is a message of its own: a sender
+/// All of `content` to a new file, for its owner only.
+pub fn write_file(path: &Path, content: &mut impl Read) -> Result<(), UnpackError> {
+    let new = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    let mut file = new.map_err(failed(path))?;
+    let mut buffer = vec![0; COPIED_AT_ONCE];
+    loop {
+        match content.read(&mut buffer).map_err(UnpackError::Archive)? {
+            0 => return Ok(()),
+            read => file.write_all(&buffer[..read]).map_err(failed(path))?,
+        }
+    }
+}
+
+fn failed(path: &Path) -> impl FnOnce(io::Error) -> UnpackError {
+    |source| UnpackError::Write { path: path.to_owned(), source }
+}
+
+/// The receiving end of the channel as a [`Read`]. The end of what comes is a message of its own: a sender
 /// that only went away has failed.
 #[derive(Debug)]
-pub(super) struct ArchiveReader {
+pub struct ChunkReader {
     chunks: mpsc::Receiver<Chunk>,
     current: Bytes,
     ended: bool,
 }
 
 #[derive(Debug)]
-pub(super) enum Chunk {
+pub enum Chunk {
     Data(Bytes),
+    /// It is whole.
     End,
 }
 
-impl ArchiveReader {
-    pub(super) fn new(chunks: mpsc::Receiver<Chunk>) -> ArchiveReader {
-        ArchiveReader { chunks, current: Bytes::new(), ended: false }
+impl ChunkReader {
+    pub fn new(chunks: mpsc::Receiver<Chunk>) -> ChunkReader {
+        ChunkReader { chunks, current: Bytes::new(), ended: false }
     }
 }
 
-impl Read for ArchiveReader {
+impl Read for ChunkReader {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         while self.current.is_empty() && !self.ended {
             match self.chunks.blocking_recv() {
@@ -181,8 +186,6 @@ mod tests {
     #[test]
     fn a_cut_archive_is_not_taken_for_a_whole_one() {
         let dir = tempfile::tempdir().unwrap();
-        let only_label = archive(&WHOLE[..1]);
-        assert!(matches!(unpack(only_label.as_slice(), dir.path()), Err(UnpackError::Incomplete { .. })));
         let whole = archive(&WHOLE);
         let cut = &whole[..512 * 2 + 100];
         assert!(matches!(unpack(cut, dir.path()), Err(UnpackError::Archive(_))));
