@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -14,6 +14,7 @@ use tempfile::TempDir;
 
 use super::disk::Disk;
 use super::guardian::Guardian;
+use super::port::free_port;
 use super::wait::eventually;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -495,12 +496,6 @@ pub(crate) fn distribution_bin() -> PathBuf {
         .max()
         .expect("a PostgreSQL version");
     Path::new("/usr/lib/postgresql").join(newest.to_string()).join("bin")
-}
-
-/// A port that nobody listens on now.
-pub(crate) fn free_port() -> u16 {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("loopback");
-    listener.local_addr().expect("address").port()
 }
 
 pub(crate) fn set_mode(path: &Path, mode: u32) {

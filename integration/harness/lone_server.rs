@@ -6,7 +6,8 @@ use std::os::unix::fs::{MetadataExt, chown};
 use std::path::PathBuf;
 use std::process::Command;
 
-use super::cluster::{Cluster, distribution_bin, free_port};
+use super::cluster::{Cluster, distribution_bin};
+use super::port::free_port;
 
 /// Lies in the cluster's directory and goes with it.
 pub(crate) struct LoneServer {

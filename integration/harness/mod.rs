@@ -10,6 +10,7 @@ mod guardian;
 pub(crate) mod ledger;
 mod lone_server;
 mod majors;
+mod port;
 mod psql;
 mod wait;
 pub(crate) mod wal;
@@ -17,7 +18,7 @@ pub(crate) mod wal;
 pub(crate) use authority::Authority;
 pub(crate) use between::Between;
 pub(crate) use cluster::{
-    Cluster, DiskKind, Durability, Options, Server, bellwether, distribution_bin, free_port, set_mode,
+    Cluster, DiskKind, Durability, Options, Server, bellwether, distribution_bin, set_mode,
 };
 pub(crate) use disk::Fault;
 pub(crate) use follower::{Follower, Heard, status};
@@ -25,5 +26,6 @@ pub(crate) use gate::Gate;
 pub(crate) use guardian::Guardian;
 pub(crate) use lone_server::LoneServer;
 pub(crate) use majors::{major, second_major};
+pub(crate) use port::free_port;
 pub(crate) use psql::Psql;
 pub(crate) use wait::{eventually, eventually_async};
