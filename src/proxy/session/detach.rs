@@ -101,11 +101,11 @@ impl Session<'_> {
         drop(attached);
         self.shared.pressing.notify_one();
         let loss = if role == Role::Primary { self.cause_of_loss(loss, &node).await } else { loss };
-        if self.core.may_be_committing() {
+        if role == Role::Primary && self.core.may_be_committing() {
             self.written_at = Some(now);
         }
         self.count_cut();
-        match self.core.lost(loss, what, &mut self.up, &mut self.down) {
+        match self.core.lost(loss, role, what, &mut self.up, &mut self.down) {
             AfterLoss::GoOn => Ok(()),
             AfterLoss::Retry if self.retries < MAX_RETRIES => {
                 self.retries += 1;

@@ -134,7 +134,7 @@ impl Conversation {
                     let unbegun = error.code == SqlState::ADMIN_SHUTDOWN && !self.core.has_answered();
                     let loss = if unbegun { Loss::Unbegun } else { Loss::Connection };
                     self.replace_server();
-                    let after = self.core.lost(loss, "", &mut self.up, &mut self.down);
+                    let after = self.core.lost(loss, Role::Primary, "", &mut self.up, &mut self.down);
                     self.go_on(&after);
                 }
                 Heard::Refused(error) => {

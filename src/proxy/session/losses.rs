@@ -6,7 +6,7 @@ use super::lane::Lane;
 use super::local::Cut;
 use super::message::{self, Status};
 use super::names::undo;
-use super::unit::{Outcome, Progress};
+use super::unit::Progress;
 use super::upstream::Lanes;
 use crate::pg::error::{ErrorFields, Severity, SqlState};
 use crate::proxy::route::{MayWrite, OwnWrite};
@@ -48,12 +48,20 @@ impl Core {
             && self.state.pins().is_empty()
     }
 
-    /// The server is gone. The client's unanswered units are answered, each with an error.
-    pub(crate) fn lost(&mut self, loss: Loss, what: &str, up: &mut Lane, down: &mut Lane) -> AfterLoss {
+    /// The server, which was a `role`, is gone. The client's unanswered units are answered, each with an error.
+    pub(crate) fn lost(
+        &mut self,
+        loss: Loss,
+        role: Role,
+        what: &str,
+        up: &mut Lane,
+        down: &mut Lane,
+    ) -> AfterLoss {
         let (busy, units, pinned) = (self.is_busy(), self.ledger.units(), self.pinned().is_some());
         let (status, mid_message) = (self.status, self.down_pass > 0);
+        // A standby has committed nothing, and nobody is promoted under a session.
+        let in_doubt = role == Role::Primary && self.may_be_committing();
         self.forget_server(up, down);
-        let in_doubt = self.unit.outcome == Outcome::Commit && busy;
         let error = loss_error(loss, in_doubt, what);
         if in_doubt {
             // Whoever looks whether it is there must not look where it has not arrived yet.

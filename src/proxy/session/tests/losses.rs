@@ -3,6 +3,7 @@
 use super::{Scene, answer, check, extended, query};
 use crate::proxy::session::core::{Heard, PoolMode};
 use crate::proxy::session::losses::Loss;
+use crate::topology::Role;
 
 #[test]
 fn a_whole_answer_stays_when_a_farewell_comes_with_it() {
@@ -130,6 +131,30 @@ fn a_commit_in_doubt_is_told_as_such_with_the_end_of_the_session() {
         scene.client(&query("insert into t values (1)"));
         scene.log.clear();
         scene.lose(Loss::Failover);
+        check(&scene, expected);
+    }
+}
+
+/// What was sent to a standby has changed nothing, whatever it looks like.
+#[test]
+fn nothing_is_in_doubt_at_a_standby() {
+    for (before, loss, expected) in [
+        ("C:DECLARE_CURSOR ZI", Loss::Failover, "fatal(57P01)"),
+        ("C:DECLARE_CURSOR ZI", Loss::Connection, "fatal(57P01)"),
+        ("C:BEGIN ZT", Loss::Failover, "<E(40001)Z(E)"),
+    ] {
+        let mut scene = Scene::new();
+        scene.role = Role::Standby;
+        let first = if before.ends_with("ZT") {
+            "begin read only; select 1"
+        } else {
+            "declare c cursor with hold for select 1"
+        };
+        scene.client(&query(first)).server(&answer(before));
+        let second = if before.ends_with("ZT") { "select f(); commit; select f()" } else { "select f()" };
+        scene.client(&query(second));
+        scene.log.clear();
+        scene.lose(loss);
         check(&scene, expected);
     }
 }

@@ -148,7 +148,7 @@ impl Scene {
 
     fn lose(&mut self, loss: Loss) -> &mut Scene {
         self.attached = false;
-        match self.core.lost(loss, "", &mut self.up, &mut self.down) {
+        match self.core.lost(loss, self.role, "", &mut self.up, &mut self.down) {
             AfterLoss::GoOn => {}
             AfterLoss::Retry => self.log.push_str(" retry"),
             AfterLoss::Fatal(error) => {
