@@ -1,18 +1,25 @@
 //! What should not come, comes: each gets PostgreSQL's error with the SQLSTATE that README names, and nobody else
 //! notices.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::Stdio;
 use std::time::Duration;
 
 use bellwether::net::{Credentials, Target, TlsForServers, dial};
+use bellwether::pg::error::ErrorFields;
 use bellwether::pg::protocol::frontend;
 use bellwether::topology::Address;
 use bytes::BytesMut;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::harness::{Cluster, LoneServer, Options, eventually, free_port};
+use crate::harness::wal::{SEGMENT_BYTES, durable_lsn, flush_lsn, lsn_at, segment_name};
+use crate::harness::{Cluster, Follower, Heard, LoneServer, Options, Server, eventually, free_port};
+
+const SOON: Duration = Duration::from_secs(60);
 
 /// Where a write of another session is seen at once.
 const COUNT_CALM: &str = "/* bellwether: primary */ SELECT count(*) FROM calm";
@@ -47,21 +54,6 @@ fn sqlstate(answer: &[u8]) -> Option<String> {
     fields.filter(|code| code.len() == 5).map(str::to_owned).next()
 }
 
-/// What a walsender of ours says to `command`, up to its error.
-fn replication_answer(cluster: &Cluster, command: &str) -> Vec<u8> {
-    let target = Target {
-        address: Address { host: "127.0.0.1".to_owned(), port: cluster.port },
-        user: "bellwether".into(),
-        database: "replication".into(),
-        credentials: Credentials::Password(cluster.superuser_password().into()),
-        tls: TlsForServers::default(),
-        parameters: vec![("replication".to_owned(), "true".to_owned())],
-    };
-    let mut query = BytesMut::new();
-    frontend::query(command, &mut query);
-    answer_after_login(&target, &query)
-}
-
 /// What a session of ours says to `bytes`, up to its error.
 fn session_answer(cluster: &Cluster, bytes: &[u8]) -> Vec<u8> {
     let target = Target {
@@ -72,13 +64,9 @@ fn session_answer(cluster: &Cluster, bytes: &[u8]) -> Vec<u8> {
         tls: TlsForServers::default(),
         parameters: Vec::new(),
     };
-    answer_after_login(&target, bytes)
-}
-
-fn answer_after_login(target: &Target, bytes: &[u8]) -> Vec<u8> {
     let limit = Duration::from_secs(30);
     let exchange = async {
-        let mut backend = dial(target, limit).await.expect("a login");
+        let mut backend = dial(&target, limit).await.expect("a login");
         backend.stream.write_all(bytes).await.expect("write");
         let mut answer = backend.received.to_vec();
         let mut chunk = [0; 4096];
@@ -123,16 +111,23 @@ fn bad_input() {
         format!("host=127.0.0.1 port={} user=app password=demo dbname=app replication=true", cluster.port);
     assert!(cluster.psql_at(&conninfo, "IDENTIFY_SYSTEM").is_err());
 
-    // A follower that asks for WAL that is gone, for a timeline or a slot that never was, for SQL.
+    // A follower that asks for WAL that is gone, for a timeline, its history or a slot that never was, for SQL.
+    let mut asking = Follower::connect(&cluster, "asking");
     for (command, expected) in [
         ("START_REPLICATION PHYSICAL 0/0 TIMELINE 1", "58P01"),
         ("START_REPLICATION PHYSICAL 0/1000000 TIMELINE 77", "XX000"),
+        ("TIMELINE_HISTORY 77", "58P01"),
         ("START_REPLICATION SLOT \"not_there\" PHYSICAL 0/1000000 TIMELINE 1", "42704"),
         ("SELECT 1", "0A000"),
         ("START_REPLICATION nonsense", "42601"),
     ] {
-        assert_eq!(sqlstate(&replication_answer(&cluster, command)).as_deref(), Some(expected), "{command}");
+        let error = asking.ask(command).expect_err(command);
+        assert_eq!(error.code.as_str(), expected, "{command}: {}", error.message);
     }
+    // A command of 1 MB.
+    let mut long = BytesMut::new();
+    frontend::query(&"x".repeat(1 << 20), &mut long);
+    assert_eq!(asking.provoke(&long).code.as_str(), "08P01");
 
     // After the login: a length of 2 GB, one below its own four bytes, a type that no message has; the same
     // with a transaction open.
@@ -175,6 +170,123 @@ fn a_standby_of_another_cluster() {
     cluster.psql("INSERT INTO calm VALUES (1)").expect("insert");
     assert_eq!(cluster.psql(COUNT_CALM), Ok("1".to_owned()));
     assert_eq!(cluster.metric("bellwether_term"), Some(1.0));
+}
+
+/// The store's own files are bad: who needs them is told so, and gets what is good; who does not never notices.
+#[test]
+fn a_damaged_store() {
+    let expected_warnings = &["a segment in the store is damaged"];
+    let mut cluster = Cluster::start(Options { expected_warnings, ..Options::default() });
+    cluster.psql("CREATE TABLE calm (n int)").expect("create");
+    let [stopped, other] = <[Server; 2]>::try_from(cluster.standbys()).expect("two standbys");
+    let begin = durable_lsn(&cluster).expect("a position") / SEGMENT_BYTES * SEGMENT_BYTES;
+    let walreceiver = "SELECT pid FROM pg_stat_wal_receiver";
+    let walreceiver =
+        cluster.psql_at(&cluster.direct_conninfo(&stopped, "postgres"), walreceiver).expect("a walreceiver");
+    let walreceiver = Pid::from_raw(walreceiver.parse().expect("a pid"));
+    kill(walreceiver, Signal::SIGSTOP).expect("stop");
+    // More than its connection and the relay's memory hold.
+    while durable_lsn(&cluster).expect("a position") < begin + 5 * SEGMENT_BYTES {
+        write_segment(&cluster);
+    }
+
+    let second = begin + SEGMENT_BYTES;
+    let name = segment_name(1, second);
+    let segment = cluster.wal_dir().join(&name);
+    let good = fs::read(&segment).expect("a segment");
+    let spoil = |at: usize| {
+        let mut bytes = good.clone();
+        bytes[at] ^= 1;
+        fs::write(&segment, bytes).expect("a segment");
+    };
+    // A bit of a record, the system identifier, the timeline, half a file.
+    let middle = SEGMENT_BYTES as usize / 2;
+    for (damage, at_least) in [(middle, middle - (1 << 20)), (24, 0), (4, 0)] {
+        spoil(damage);
+        let (sent, error) = what_comes(&cluster, second);
+        assert_eq!(error.code.as_str(), "XX001", "{}", error.message);
+        assert!(error.message.starts_with(&format!("WAL segment {name} is corrupt at 0/")), "{error:?}");
+        assert!((at_least..=damage).contains(&sent.len()), "{} bytes of it came", sent.len());
+        assert!(sent == good[..sent.len()]);
+    }
+    fs::write(&segment, &good[..middle]).expect("a segment");
+    assert_eq!(what_comes(&cluster, second).1.code.as_str(), "XX001");
+
+    // A stock standby is told, too, and goes on once the segment is good again.
+    spoil(middle);
+    kill(walreceiver, Signal::SIGCONT).expect("continue");
+    let told = format!("WAL segment {name} is corrupt at");
+    let log = stopped.data_dir.with_file_name(format!("{}.log", stopped.name));
+    eventually("the standby's complaint", SOON, || {
+        let log = fs::read_to_string(&log).expect("the server's log");
+        if log.contains(&told) { Ok(()) } else { Err(log) }
+    });
+    cluster.psql("INSERT INTO calm VALUES (1)").expect("insert");
+    caught_up(&cluster, &other);
+    let warned = cluster.log().matches("a segment in the store is damaged").count();
+    assert_eq!(warned, 1, "once, whoever comes how often");
+    fs::write(&segment, &good).expect("a segment");
+    caught_up(&cluster, &stopped);
+
+    a_missing_history_file(&mut cluster, begin);
+}
+
+/// It is asked for again, and until then known not to be there.
+fn a_missing_history_file(cluster: &mut Cluster, begin: u64) {
+    let lost = cluster.primary().name;
+    assert_eq!(cluster.http("POST", "/api/v1/failover").expect("an answer").0, 200);
+    eventually("another primary", SOON, || {
+        let state = cluster.api("/api/v1/cluster")?;
+        let open = state["directive"]["writes"]["state"] == "open";
+        if open && state["directive"]["primary"] != lost.as_str() { Ok(()) } else { Err(state.to_string()) }
+    });
+    cluster.await_steady();
+    cluster.kill_bellwether();
+    fs::remove_file(cluster.wal_dir().join("00000002.history")).expect("it was kept");
+    cluster.start_bellwether();
+    cluster.await_steady();
+    let mut asking = Follower::connect(cluster, "asking");
+    let rows = asking.ask("TIMELINE_HISTORY 2").expect("it is there again");
+    assert!(rows[0][1].as_ref().is_some_and(|content| content.starts_with("1\t0/")), "{rows:?}");
+    // And with it the way from the old timeline to the new one.
+    assert_eq!(asking.start(None, begin, 1), Ok(None));
+    while !matches!(asking.hear(SOON), Heard::CopyDone) {}
+    let next = asking.end().expect("the next timeline");
+    assert_eq!(next[0].as_deref(), Some("2"));
+}
+
+/// From `from` on, up to the error.
+fn what_comes(cluster: &Cluster, from: u64) -> (Vec<u8>, ErrorFields) {
+    let mut follower = Follower::connect(cluster, "by hand");
+    assert_eq!(follower.start(None, from, 1), Ok(None));
+    let mut wal = Vec::new();
+    loop {
+        match follower.hear(SOON) {
+            Heard::Wal { start, bytes, .. } => {
+                assert_eq!(start, from + wal.len() as u64, "a hole");
+                wal.extend_from_slice(&bytes);
+            }
+            Heard::Keepalive { .. } => {}
+            Heard::Error(error) => return (wal, error),
+            other => panic!("{other:?} behind {} bytes", wal.len()),
+        }
+    }
+}
+
+/// 16 MiB of WAL.
+fn write_segment(cluster: &Cluster) {
+    let write = "SELECT count(pg_logical_emit_message(false, 'filler', repeat(md5(i::text), 8192))) \
+                 FROM generate_series(1, 64) i";
+    cluster.psql_at(&cluster.direct_conninfo(&cluster.primary(), "app"), write).expect("WAL");
+}
+
+/// It has replayed all that the primary has.
+fn caught_up(cluster: &Cluster, standby: &Server) {
+    let end = flush_lsn(cluster, &cluster.primary());
+    eventually("replay", SOON, || {
+        let replayed = lsn_at(cluster, standby, "pg_last_wal_replay_lsn()");
+        if replayed >= end { Ok(()) } else { Err(format!("{}: {replayed} of {end}", standby.name)) }
+    });
 }
 
 #[test]

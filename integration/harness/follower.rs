@@ -73,6 +73,20 @@ impl Follower {
         self.rows()
     }
 
+    /// The first error that `bytes` are answered with, however much of them is taken.
+    pub(crate) fn provoke(&mut self, bytes: &[u8]) -> ErrorFields {
+        let stream = &mut self.backend.stream;
+        let write = async { tokio::time::timeout(LIMIT, stream.write_all(bytes)).await };
+        // Whoever refuses all of it may not wait for the rest.
+        let _ = self.runtime.block_on(write).expect("it is taken or refused");
+        loop {
+            match self.message(LIMIT).expect("an answer") {
+                (b'E', payload) => return backend::decode_error(&payload),
+                (other, _) => assert!(b"SNTW".contains(&other), "{:?}", char::from(other)),
+            }
+        }
+    }
+
     /// `Err`: refused, before or behind CopyBothResponse. That there is nothing left of the timeline is an answer, too:
     /// the next one and its switchpoint.
     pub(crate) fn start(

@@ -40,7 +40,7 @@ pub(crate) mod parts {
     pub(crate) use super::sender::core as sender;
     pub(crate) use super::slots::{RestartPoint, Slots};
     pub(crate) use super::store::{
-        Change, Disk, DiskFile, Files, Platter, Stepped, Store, StoreConfig, StreamId, Tail,
+        Change, CheckedReader, Disk, DiskFile, Files, Platter, Stepped, Store, StoreConfig, StreamId, Tail,
     };
 }
 

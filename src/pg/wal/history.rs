@@ -100,6 +100,12 @@ impl History {
         ancestors.chain([(self.timeline, None)])
     }
 
+    /// Where `timeline` began; 0/0 for one without ancestors.
+    pub fn begin_of(&self, timeline: TimelineId) -> Lsn {
+        let before = self.ancestors.iter().rev().find(|past| past.timeline < timeline);
+        before.map_or(Lsn::INVALID, |past| past.switchpoint)
+    }
+
     /// Where the latest timeline began; `None` without ancestors.
     pub fn begin(&self) -> Option<Lsn> {
         self.ancestors.last().map(|entry| entry.switchpoint)

@@ -33,6 +33,8 @@ pub struct Verifier {
     last: Option<Record>,
     /// The start of a record that the current page declared abandoned; the next one must say so too.
     abandoned: Option<Lsn>,
+    /// Pages from here on are of the stream's own timeline.
+    own_from: Option<Lsn>,
 }
 
 /// What every segment of the stream must say of itself.
@@ -111,6 +113,9 @@ pub enum Defect {
     Abandoned,
     #[error("record checksum {found:08X} instead of {expected:08X}")]
     Checksum { expected: u32, found: u32 },
+    /// For who feeds from files: WAL that should be there is not.
+    #[error("the segment's file ends there")]
+    EndOfFile,
 }
 
 impl Verifier {
@@ -129,7 +134,15 @@ impl Verifier {
             filled: None,
             last: None,
             abandoned: None,
+            own_from: None,
         }
+    }
+
+    /// The stream's timeline began at `begin`: pages from there on are its own, no ancestor's (the page in which it
+    /// began keeps its ancestor's number, `XLogInitNewTimeline` in xlog.c).
+    pub fn own_from(mut self, begin: Lsn) -> Verifier {
+        self.own_from = Some(begin);
+        self
     }
 
     /// Where the next byte fed belongs.
@@ -221,7 +234,9 @@ impl Verifier {
         if header.address != address {
             return Err(wrong(Defect::Address { found: header.address }));
         }
-        let (at_least, at_most) = (self.page_timeline, self.expected.timeline);
+        let at_most = self.expected.timeline;
+        let own = self.own_from.is_some_and(|begin| begin <= address);
+        let at_least = if own { at_most } else { self.page_timeline };
         if header.timeline < at_least || header.timeline > at_most {
             return Err(wrong(Defect::Timeline { found: header.timeline, at_least, at_most }));
         }
@@ -522,6 +537,25 @@ mod tests {
         bytes.resize(bytes.len() + 64, 0);
         let error = VerifyError { lsn: wal.end(), defect: Defect::Length { found: 0 } };
         assert_eq!(feed(&wal, &bytes, 1000), (Some(wal.end()), Some(error)));
+    }
+
+    #[test]
+    fn behind_the_fork_are_only_pages_of_the_own_timeline() {
+        let mut wal = mixed();
+        let fork = wal.end();
+        let before = wal.clone();
+        wal.fork(TimelineId(3));
+        wal.record(20_000);
+        let feed = |bytes: &[u8], begin| verifier(&wal, wal.start()).own_from(begin).feed(bytes);
+        assert_eq!(feed(wal.bytes(), fork), Ok(()));
+        let first = wal.start();
+        let defect =
+            Defect::Timeline { found: TimelineId(1), at_least: TimelineId(3), at_most: TimelineId(3) };
+        assert_eq!(
+            feed(before.bytes(), first),
+            Err(VerifyError { lsn: first, defect }),
+            "an ancestor's segment"
+        );
     }
 
     #[test]

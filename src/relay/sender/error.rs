@@ -1,7 +1,7 @@
 //! What a walsender refuses, in PostgreSQL's words (walsender.c, timeline.c, postgres.c).
 
 use crate::pg::protocol::replication::{CommandError, InvalidReplicationMessage};
-use crate::pg::wal::history_file_name;
+use crate::pg::wal::{VerifyError, history_file_name};
 use crate::pg::{ErrorFields, Lsn, SqlState, TimelineId};
 use crate::relay::slots::SlotError;
 
@@ -29,6 +29,12 @@ pub(super) enum Refusal {
     /// The store or the slots' file failed; its own log says more than a follower needs to know.
     #[error("could not read WAL segment {segment}")]
     Unreadable { segment: String },
+    #[error("WAL segment {segment} is corrupt at {}", .source.lsn)]
+    Corrupt {
+        segment: String,
+        #[source]
+        source: VerifyError,
+    },
     #[error("could not write the file of replication slots")]
     SlotsNotSaved,
     #[error("no server is there to take a base backup from")]
@@ -68,6 +74,7 @@ impl Refusal {
                 SqlState::INTERNAL_ERROR
             }
             Refusal::Unreadable { .. } | Refusal::SlotsNotSaved => SqlState::IO_ERROR,
+            Refusal::Corrupt { .. } => SqlState::DATA_CORRUPTED,
             Refusal::NoSource => SqlState::CANNOT_CONNECT_NOW,
             Refusal::ExtendedQuery | Refusal::FunctionCall => SqlState::PROTOCOL_VIOLATION,
         };
@@ -76,6 +83,7 @@ impl Refusal {
             Refusal::BeyondFork { timeline, switchpoint, .. } => fields.with_detail(format!(
                 "This server's history forked from timeline {timeline} at {switchpoint}."
             )),
+            Refusal::Corrupt { source, .. } => fields.with_detail(format!("{}.", source.defect)),
             _ => fields,
         }
     }

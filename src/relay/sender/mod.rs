@@ -43,7 +43,7 @@ use self::core::{CloseReason, Input, Now, Output, Peer, ReadFailure, SlotsNotSav
 use super::backups::Backups;
 use super::followers::Followers;
 use super::slots::Slots;
-use super::store::{Store, StoreError, Tail};
+use super::store::{CheckedReader, Store, StoreError, Tail};
 use super::{RelayInputs, RelayTuning};
 use apart::Place;
 use outbox::Outbox;
@@ -123,7 +123,7 @@ impl Drop for Registration {
     }
 }
 
-type ReadDone = (Lsn, Result<Bytes, StoreError>);
+type ReadDone = (CheckedReader, Lsn, Result<Bytes, StoreError>);
 
 struct Connection {
     shared: Arc<Shared>,
@@ -139,6 +139,8 @@ struct Connection {
     /// At most one message and one socket read more than [`MAX_MESSAGE`].
     inbox: BytesMut,
     outbox: Outbox,
+    /// The last one that was used, unless it is in use.
+    files: Option<CheckedReader>,
     reading: Option<Pin<Box<dyn Future<Output = ReadDone> + Send>>>,
 }
 
@@ -183,6 +185,7 @@ impl Connection {
             writer,
             inbox,
             outbox,
+            files: None,
             reading: None,
         }
     }
@@ -229,6 +232,7 @@ impl Connection {
             writer,
             inbox,
             outbox,
+            files,
             reading,
         } = self;
         let stream = reader.unsplit(writer).detach()?;
@@ -246,6 +250,7 @@ impl Connection {
                 writer,
                 inbox,
                 outbox,
+                files,
                 reading,
             }
         };
@@ -275,9 +280,10 @@ impl Connection {
                     let input = if self.outbox.is_empty() { Input::AllWritten } else { Input::SomeWritten };
                     self.core.handle(now(), input);
                 }
-                Event::Read((from, result)) => {
+                Event::Read((files, from, result)) => {
                     self.reading = None;
-                    let result = result.map_err(|error| read_failure(&error));
+                    self.files = Some(files);
+                    let result = result.map_err(read_failure);
                     self.core.handle(now(), Input::Read { from, result });
                 }
                 Event::TailMoved(alive) => {
@@ -308,8 +314,13 @@ impl Connection {
                     self.outbox.push(wal);
                 }
                 Output::Read { timeline, from, max } => {
-                    let store = self.shared.store.clone();
-                    let read = async move { (from, store.read(timeline, from, max).await) };
+                    let known = self.files.take().filter(|files| files.timeline() == timeline);
+                    let mut files =
+                        known.unwrap_or_else(|| CheckedReader::new(self.shared.store.clone(), timeline));
+                    let read = async move {
+                        let read = files.read(from, max).await;
+                        (files, from, read)
+                    };
                     self.reading = Some(Box::pin(read));
                 }
                 Output::SaveSlots => {
@@ -450,11 +461,12 @@ pub(crate) async fn keep_slots_saved(slots: Arc<Slots>, interval: Duration, shut
     let _ = save_slots(slots).await;
 }
 
-fn read_failure(error: &StoreError) -> ReadFailure {
+fn read_failure(error: StoreError) -> ReadFailure {
     match error {
         StoreError::Removed { .. } => ReadFailure::Removed,
+        StoreError::Corrupt { segment, source } => ReadFailure::Corrupt { segment, source },
         error => {
-            error!(error = error as &dyn std::error::Error, "WAL could not be read for a follower");
+            error!(error = &error as &dyn std::error::Error, "WAL could not be read for a follower");
             ReadFailure::Failed
         }
     }

@@ -6,6 +6,7 @@
 //!
 //! It does not talk to servers and does not know who reads: what slots pin is asked for through [`Pins`].
 
+mod checked;
 mod control;
 mod disk;
 mod error;
@@ -20,6 +21,7 @@ mod spare;
 mod stepped;
 mod writer;
 
+pub(crate) use checked::CheckedReader;
 pub(crate) use control::Control;
 #[cfg(test)]
 pub(crate) use disk::{Disk, DiskFile};
@@ -39,10 +41,11 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 
+use self::files::Segment;
 use self::ring::Ring;
 use self::writer::{Command, Writer};
 use super::metrics::Metrics;
-use crate::pg::wal::{History, SegmentFile, WalSegmentSize, parse_history_file_name};
+use crate::pg::wal::{History, SegmentFile, VerifyError, WalSegmentSize, parse_history_file_name};
 use crate::pg::{Lsn, SystemIdentifier, TimelineId};
 use crate::topology::Term;
 
@@ -109,6 +112,27 @@ impl Shared {
         });
         self.moved.notify_one();
     }
+
+    /// What `read` makes of the segment's file. Blocks.
+    fn read_segment<T>(
+        &self,
+        segment: SegmentFile,
+        read: impl FnOnce(Segment) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let name = segment.name(self.state.lock().segment_size);
+        let read = match self.files.open_segment(&name) {
+            Err(StoreError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                return Err(StoreError::Removed { segment: name });
+            }
+            opened => opened.and_then(read),
+        };
+        // Retention may have made another segment of the file while it was read.
+        if self.state.lock().segments.contains(&segment) {
+            read
+        } else {
+            Err(StoreError::Removed { segment: name })
+        }
+    }
 }
 
 impl std::fmt::Debug for Shared {
@@ -125,6 +149,8 @@ struct State {
     histories: BTreeMap<TimelineId, Bytes>,
     history: Arc<History>,
     segments: BTreeSet<SegmentFile>,
+    /// Of `segments`; what was wrong with them when a follower needed them.
+    damaged: BTreeMap<SegmentFile, VerifyError>,
     ring: Ring,
 }
 
@@ -297,23 +323,9 @@ impl Store {
             None => return Ok(Bytes::new()),
         };
         let shared = self.shared.clone();
-        let read = move || {
-            let name = segment.name(size);
-            let removed = |name: &str| StoreError::Removed { segment: name.to_owned() };
-            let bytes = match shared.files.open_segment(&name) {
-                Ok(mut file) => file.read(size.offset(from), len)?,
-                Err(StoreError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
-                    return Err(removed(&name));
-                }
-                Err(e) => return Err(e),
-            };
-            // Retention may have made another segment of the file while it was read.
-            if !shared.state.lock().segments.contains(&segment) {
-                return Err(removed(&name));
-            }
-            Ok(Bytes::from(bytes))
-        };
-        tokio::task::spawn_blocking(read).await.map_err(|_| StoreError::Stopped)?
+        let read = move || shared.read_segment(segment, |mut file| file.read(size.offset(from), len));
+        let bytes = tokio::task::spawn_blocking(read).await.map_err(|_| StoreError::Stopped)?;
+        bytes.map(Bytes::from)
     }
 
     /// The ParameterStatus set of the last upstream.
@@ -449,6 +461,7 @@ impl Opened {
             histories,
             history: Arc::new(history),
             segments,
+            damaged: BTreeMap::new(),
             ring: Ring::new(control.timeline, config.ring_bytes),
         };
         Ok(Opened { control, durable: end.durable, state, spares: VecDeque::new() })

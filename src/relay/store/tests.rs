@@ -5,9 +5,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use prometheus::Registry;
 
-use super::{Change, Files, Metrics, Platter, Store, StoreConfig, StoreError, StreamId, Tail, Waiting};
+use super::{
+    Change, CheckedReader, Files, Metrics, Platter, Store, StoreConfig, StoreError, StreamId, Tail, Waiting,
+};
 use crate::pg::wal::build::{SYSTEM, WalBuilder};
-use crate::pg::wal::{SegmentFile, SegmentNumber};
+use crate::pg::wal::{Defect, SegmentFile, SegmentNumber};
 use crate::pg::{Lsn, TimelineId};
 use crate::topology::Term;
 
@@ -161,6 +163,19 @@ async fn read_all(store: &Store, timeline: u32, from: Lsn) -> Vec<u8> {
     }
 }
 
+/// As a follower reads, and what it is told at the end.
+async fn read_checked(store: &Store, timeline: u32, from: Lsn) -> (Vec<u8>, Option<StoreError>) {
+    let mut files = CheckedReader::new(store.clone(), TimelineId(timeline));
+    let mut all = Vec::new();
+    loop {
+        match files.read(from.advanced(all.len() as u64), 100_000).await {
+            Ok(bytes) if bytes.is_empty() => return (all, None),
+            Ok(bytes) => all.extend_from_slice(&bytes),
+            Err(error) => return (all, Some(error)),
+        }
+    }
+}
+
 fn three_segments(world: &mut World) {
     for len in [10, 20_000, 900_000, 5, 800_000, 77] {
         world.wal.record(len);
@@ -211,6 +226,81 @@ async fn a_torn_tail_is_streamed_again_and_a_corrupt_middle_is_not() {
     content[500_000] ^= 1;
     std::fs::write(&path, content).expect("writable");
     assert!(matches!(world.open(), Err(StoreError::Corrupt { .. })));
+}
+
+#[tokio::test]
+async fn what_is_damaged_is_served_to_nobody_and_what_is_before_it_to_everybody() {
+    let mut world = World::new();
+    three_segments(&mut world);
+    let end = world.wal.end();
+    let store = world.begun().await;
+    world.stream(&store, START, end).await;
+    for from in [START, START.advanced(5), START.advanced(500_000), Lsn(end.0 - 8)] {
+        let (bytes, error) = read_checked(&store, 1, from).await;
+        assert!(error.is_none(), "{error:?}");
+        assert_eq!(bytes, world.bytes(from, end), "from {from}");
+    }
+
+    // In the third record, which reaches from the first segment into the second.
+    let damaged = world.segment_path(1, START);
+    let good = std::fs::read(&damaged).expect("readable");
+    let spoil = |at: usize| {
+        let mut content = good.clone();
+        content[at] ^= 1;
+        std::fs::write(&damaged, content).expect("writable");
+    };
+    let third = world.wal.record_ends().nth(1).expect("three records");
+    let name = "000000010000000000000003";
+    let check = |from: Lsn, served: Lsn, defect: fn(&Defect) -> bool| {
+        let (store, world) = (store.clone(), &world);
+        async move {
+            let (bytes, error) = read_checked(&store, 1, from).await;
+            assert_eq!(bytes, world.bytes(from, served.max(from)));
+            let Some(StoreError::Corrupt { segment, source }) = error else { panic!("{error:?}") };
+            assert!(segment == name && defect(&source.defect), "{segment}: {source}");
+        }
+    };
+    let in_page_header = 40 * 8192 + 9;
+    spoil(in_page_header);
+    check(START, START.advanced(300_000), |defect| matches!(defect, Defect::Address { .. })).await;
+    check(START.advanced(600_000), Lsn(0), |defect| matches!(defect, Defect::Address { .. })).await;
+    let in_record_header = usize::try_from(third.bytes_since(START)).expect("small") + 9;
+    spoil(in_record_header);
+    check(START, third, |defect| matches!(defect, Defect::Previous { .. })).await;
+    std::fs::write(&damaged, &good[..300_000]).expect("writable");
+    check(START, START.advanced(300_000), |defect| *defect == Defect::EndOfFile).await;
+    // Another cluster's, and one of another timeline.
+    spoil(24);
+    check(START, START, |defect| matches!(defect, Defect::System { .. })).await;
+    spoil(4);
+    check(START, START, |defect| matches!(defect, Defect::Timeline { .. })).await;
+    // Who does not need it never notices.
+    let second = START.advanced(world.wal.segment_size().bytes());
+    let (bytes, error) = read_checked(&store, 1, second).await;
+    assert!(error.is_none() && bytes == world.bytes(second, end), "{error:?}");
+}
+
+/// The record ends in the next segment: all but its end was sent when the checksum turns out to be wrong.
+#[tokio::test]
+async fn a_damaged_record_never_leaves_whole() {
+    let mut world = World::new();
+    three_segments(&mut world);
+    let end = world.wal.end();
+    let store = world.begun().await;
+    world.stream(&store, START, end).await;
+    let path = world.segment_path(1, START);
+    let mut content = std::fs::read(&path).expect("readable");
+    content[500_000] ^= 1;
+    std::fs::write(&path, content).expect("writable");
+    let [_, start, record_end, ..] = world.wal.record_ends().collect::<Vec<_>>()[..] else {
+        panic!("records")
+    };
+    let (bytes, error) = read_checked(&store, 1, START).await;
+    let sent = START.advanced(bytes.len() as u64);
+    assert!(start < sent && sent < record_end, "{sent}");
+    let Some(StoreError::Corrupt { source, .. }) = error else { panic!("{error:?}") };
+    assert_eq!(source.lsn, start);
+    assert!(matches!(source.defect, Defect::Checksum { .. }), "{source}");
 }
 
 #[tokio::test]
@@ -299,6 +389,10 @@ async fn the_fork_segment_is_there_on_both_timelines() {
         async move {
             assert_eq!(read_all(&store, 1, START).await, old, "the old timeline ends at the switchpoint");
             assert_eq!(read_all(&store, 3, segment).await, new);
+            for (timeline, from, expected) in [(1, START, &old), (3, segment, &new)] {
+                let (bytes, error) = read_checked(&store, timeline, from).await;
+                assert!(error.is_none() && bytes == *expected, "timeline {timeline}: {error:?}");
+            }
             assert_eq!(store.history_file(TimelineId(3)), Some(history));
             assert_eq!(store.history().next(TimelineId(1)), Some((TimelineId(3), fork)));
             assert!(matches!(store.read(TimelineId(2), segment, 1).await, Err(StoreError::Removed { .. })));
@@ -308,6 +402,14 @@ async fn the_fork_segment_is_there_on_both_timelines() {
     drop(store);
     let store = world.open().expect("opens again");
     assert_eq!(*store.tail().borrow(), Tail { timeline: TimelineId(3), durable: world.wal.end() });
+    check(store.clone()).await;
+    drop(store);
+    // A missing history file is asked for again.
+    std::fs::remove_file(world.directory.path().join("00000003.history")).expect("it exists");
+    let store = world.open().expect("opens without it");
+    assert_eq!(store.history_file(TimelineId(3)), None);
+    let keep = Change::KeepHistory { timeline: TimelineId(3), content: history.clone() };
+    store.change(keep).await.expect("kept");
     check(store).await;
 }
 

@@ -393,6 +393,7 @@ impl Writer {
                     return Ok(());
                 };
                 state.segments.remove(&old);
+                state.damaged.remove(&old);
                 old
             };
             let name = segment.name(size);
@@ -420,7 +421,7 @@ impl Writer {
             Change::Begin { timeline, start } => self.begin(timeline, start)?,
             Change::KeepHistory { timeline, content } => {
                 self.replace(&history_file_name(timeline), &content)?;
-                self.shared.state.lock().histories.insert(timeline, content);
+                self.keep_history(timeline, content)?;
             }
             Change::Follow { timeline, switchpoint } => self.follow(timeline, switchpoint)?,
             Change::Promise(term) => {
@@ -435,6 +436,18 @@ impl Writer {
                 self.shared.state.lock().parameters = Arc::new(parameters);
             }
         }
+        Ok(())
+    }
+
+    /// That of the log's own timeline may have been missing from the directory.
+    fn keep_history(&mut self, timeline: TimelineId, content: Bytes) -> Result<(), StoreError> {
+        let mut state = self.shared.state.lock();
+        if timeline == self.control.timeline {
+            let history = History::parse(timeline, &content)
+                .map_err(|source| StoreError::History { timeline, source })?;
+            state.history = Arc::new(history);
+        }
+        state.histories.insert(timeline, content);
         Ok(())
     }
 

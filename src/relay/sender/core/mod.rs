@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use crate::pg::protocol::replication::{Command, Reply as ReplyRequest};
-use crate::pg::wal::{History, SegmentFile, WalSegmentSize};
+use crate::pg::wal::{History, SegmentFile, VerifyError, WalSegmentSize};
 use crate::pg::{Lsn, PgTimestamp, ServerMajor, SystemIdentifier, TimelineId};
 use crate::relay::followers::{Progress, Xmins};
 use crate::relay::slots::Slots;
@@ -89,9 +89,10 @@ pub(crate) enum Input<'a> {
     Shutdown,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ReadFailure {
     Removed,
+    Corrupt { segment: String, source: VerifyError },
     Failed,
 }
 

@@ -222,6 +222,9 @@ impl<S: WalSource> Walsender<S> {
                 let segment = self.segment_name(timeline, from);
                 self.refuse(&Refusal::Removed { segment }, now);
             }
+            Err(ReadFailure::Corrupt { segment, source }) => {
+                self.refuse(&Refusal::Corrupt { segment, source }, now);
+            }
             Ok(_) | Err(ReadFailure::Failed) => {
                 let segment = self.segment_name(timeline, from);
                 self.refuse(&Refusal::Unreadable { segment }, now);

@@ -317,6 +317,15 @@ fn what_is_gone_is_told_behind_copy_both() {
             ),
             ("Q START_REPLICATION 0/2000000 TIMELINE 1", &["W", "READ 1 0/2000000 1048576"]),
             ("data failed", &["E ERROR 58030 could not read WAL segment 000000010000000000000002", "Z"]),
+            ("Q START_REPLICATION 0/2000000 TIMELINE 1", &["W", "READ 1 0/2000000 1048576"]),
+            (
+                "data corrupt",
+                &[
+                    "E ERROR XX001 WAL segment 000000010000000000000002 is corrupt at 0/2000028 | the record's back \
+                     link is 0/8.",
+                    "Z",
+                ],
+            ),
         ],
     );
 }

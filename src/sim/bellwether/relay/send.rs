@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use super::{Leak, Relay, next_message};
 use crate::pg::wal::{History, WalSegmentSize};
 use crate::pg::{Lsn, SystemIdentifier, TimelineId};
-use crate::relay::parts::{SenderConfig, Store, sender};
+use crate::relay::parts::{CheckedReader, SenderConfig, Store, sender};
 use crate::sim::planted::Plant;
 use crate::sim::stage::{ConnId, NodeId, Side, Stage};
 
@@ -60,7 +60,8 @@ impl Relay {
                     stage.send(conn, Side::Server, wal);
                 }
                 Some(sender::Output::Read { timeline, from, max }) => {
-                    let read = self.runtime.block_on(self.store.read(timeline, from, max));
+                    let mut files = CheckedReader::new(self.store.clone(), timeline);
+                    let read = self.runtime.block_on(files.read(from, max));
                     let result = read.map_err(|_| sender::ReadFailure::Failed);
                     sending.core.handle(now, sender::Input::Read { from, result });
                 }

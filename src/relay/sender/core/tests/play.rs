@@ -11,7 +11,7 @@ use bytes::{Buf as _, Bytes, BytesMut};
 
 use crate::pg::protocol::frame::{HEADER_LEN, Header};
 use crate::pg::protocol::replication::{FromServer, Reply, SlotLifetime, StandbyStatus};
-use crate::pg::wal::{History, WalSegmentSize};
+use crate::pg::wal::{Defect, History, VerifyError, WalSegmentSize};
 use crate::pg::{Lsn, PgTimestamp, SystemIdentifier, TimelineId};
 use crate::relay::followers::Progress;
 use crate::relay::sender::SenderConfig;
@@ -256,6 +256,10 @@ impl Play {
         let result = match how {
             "removed" => Err(ReadFailure::Removed),
             "failed" => Err(ReadFailure::Failed),
+            "corrupt" => Err(ReadFailure::Corrupt {
+                segment: "000000010000000000000002".to_owned(),
+                source: VerifyError { lsn: Lsn(0x200_0028), defect: Defect::Previous { found: Lsn(8) } },
+            }),
             _ => Ok(wal(from, max)),
         };
         self.give(Input::Read { from, result });
