@@ -12,7 +12,9 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::harness::{Cluster, Durability, Options, Server, bellwether, eventually, free_port, set_mode};
+use crate::harness::{
+    Cluster, Disk, Durability, Fault, Options, Server, bellwether, eventually, free_port, set_mode,
+};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -86,10 +88,14 @@ fn bellwether_of_servers(cluster: &Cluster) -> Command {
 }
 
 fn restore(cluster: &Cluster, moment: &[&str], data_dir: &Path) -> Output {
+    restoring(cluster, moment, data_dir).output().expect("runs")
+}
+
+fn restoring(cluster: &Cluster, moment: &[&str], data_dir: &Path) -> Command {
     let archive = url_of(&archive_dir(cluster));
     let mut command = bellwether_of_servers(cluster);
     command.arg("restore").args(moment).arg("--data-dir").arg(data_dir).args(["--archive", &archive]);
-    command.output().expect("runs")
+    command
 }
 
 /// Why nothing was restored.
@@ -111,6 +117,10 @@ impl<'a> Restored<'a> {
         let data_dir = place.join(format!("restored{}", moment[0]));
         let output = restore(cluster, moment, &data_dir);
         assert!(output.status.success(), "{moment:?}: {}", String::from_utf8_lossy(&output.stderr));
+        Restored::start(cluster, data_dir)
+    }
+
+    fn start(cluster: &'a Cluster, data_dir: PathBuf) -> Restored<'a> {
         let restored = Restored { cluster, data_dir, port: free_port() };
         let options =
             format!("-p {} -c listen_addresses=127.0.0.1 -c unix_socket_directories=", restored.port);
@@ -211,8 +221,37 @@ fn restore_alone() {
         assert_eq!(restored.query(rows), expected, "{moment:?}");
         restored.query("CREATE TABLE takes_writes ()");
     }
+    what_was_restored_outlives_the_power(&cluster, &room);
     a_damaged_segment_is_not_served(&cluster, &room);
     retention_removes_what_is_old(&cluster, &backup);
+}
+
+/// It is told that all is there when it is on disk, and not when it cannot be.
+fn what_was_restored_outlives_the_power(cluster: &Cluster, room: &Path) {
+    let data_dir = room.join("durable");
+    let disk = Disk::new(room, data_dir.clone());
+    for directory in ["disk", "disk/kept"] {
+        set_mode(&room.join(directory), 0o777);
+    }
+    let restored = || {
+        let mut command = restoring(cluster, &["--to-latest"], &data_dir);
+        disk.put_under(&mut command);
+        command.output().expect("runs")
+    };
+    disk.order(Fault::IoErrorOnce { calls: "fsync" });
+    let output = restored();
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{complaint}");
+    assert!(complaint.contains("sync ") && !data_dir.join("global/pg_control").exists(), "{complaint}");
+    disk.heal();
+    disk.cut_power();
+    fs::remove_dir_all(&data_dir).expect("removed");
+
+    let output = restored();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    disk.cut_power();
+    let restored = Restored::start(cluster, data_dir);
+    assert_eq!(restored.query("SELECT count(*) FROM written"), "6000");
 }
 
 /// The finished segments in the servers' own directories, by name.

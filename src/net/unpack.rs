@@ -31,7 +31,8 @@ pub enum UnpackError {
     },
 }
 
-/// Everything in the tar file `archive` to `into`. Not yet durable when it returns.
+/// Everything in the tar file `archive` to `into`. Not yet durable when it returns: see
+/// [`sync_data_directory`](super::sync_data_directory).
 pub fn unpack(archive: impl Read, into: &Path) -> Result<(), UnpackError> {
     let mut archive = tar::Archive::new(archive);
     for entry in archive.entries().map_err(UnpackError::Archive)? {

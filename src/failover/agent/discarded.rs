@@ -85,7 +85,7 @@ impl LocalServer {
                 copy(&wal.join(&history), &making.join(&history))?;
             }
             files::give_tree(&making, self.run_as.as_ref())?;
-            files::sync_file_system(&making)?;
+            files::sync_tree(&making)?;
             files::rename(&making, &directory)?;
             forget_oldest(&all)?;
         }

@@ -1,14 +1,15 @@
 //! Files and directories of a server: owned by its user, private, and durable once written.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, lchown};
+use std::os::unix::fs::{OpenOptionsExt, lchown};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
 
 use super::error::FileError;
 use super::user::RunAs;
+use crate::net::{self, SyncError};
 
 /// What a data directory and its files allow: everything to their owner, nothing to others.
 const DIR_MODE: u32 = 0o700;
@@ -17,13 +18,7 @@ const FILE_MODE: u32 = 0o600;
 /// The directory and its missing parents; the directory itself is made private and given to `owner`.
 pub(super) fn create_private_dir(dir: &Path, owner: Option<&RunAs>) -> Result<(), FileError> {
     let made = || -> io::Result<()> {
-        if let Some(parent) = dir.parent() {
-            fs::create_dir_all(parent)?;
-        }
-        match DirBuilder::new().mode(DIR_MODE).create(dir) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => {}
-            done => done?,
-        }
+        net::make_private_directory(dir)?;
         fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(DIR_MODE))?;
         give(dir, owner)
     };
@@ -92,15 +87,13 @@ pub(super) fn give_tree(path: &Path, owner: Option<&RunAs>) -> Result<(), FileEr
     Ok(())
 }
 
-/// Everything written to the file system of `dir` so far. One call instead of an fsync per file, as
-/// `recovery_init_sync_method = syncfs` does.
-pub(super) fn sync_file_system(dir: &Path) -> Result<(), FileError> {
-    let synced = || -> io::Result<()> {
-        let opened = File::open(dir)?;
-        nix::unistd::syncfs(opened)?;
-        Ok(())
-    };
-    synced().map_err(FileError::of("sync the file system of", dir))
+/// All of it is on disk when it returns.
+pub(super) fn sync_tree(dir: &Path) -> Result<(), FileError> {
+    net::sync_data_directory(dir).map_err(|SyncError { path, source }| FileError {
+        action: "sync",
+        path,
+        source,
+    })
 }
 
 /// An exclusive lock that ends with the process. `None` while somebody else has it.

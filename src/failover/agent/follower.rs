@@ -66,9 +66,7 @@ impl NewFollower {
     ) -> Result<Copied, AgentError> {
         let dir = &self.data_dir;
         let lock = files::beside(dir, ".lock");
-        if let Some(parent) = lock.parent() {
-            fs::create_dir_all(parent).map_err(FileError::of("create directory", parent))?;
-        }
+        net::make_parents(&lock).map_err(FileError::of("create the directory of", &lock))?;
         let lock = files::try_lock(&lock)?.ok_or_else(|| AgentError::Busy { data_dir: dir.clone() })?;
         let lock = Arc::new(lock);
         self.clear()?;
@@ -130,7 +128,7 @@ impl NewFollower {
         progress(InitProgress::Syncing);
         become_standby(dir, &self.primary_conninfo, self.slot.as_ref(), &[], owner)?;
         files::give_tree(dir, owner)?;
-        files::sync_file_system(dir)?;
+        files::sync_tree(dir)?;
         Ok(files::remove_durably(&dir.join(MARKER))?)
     }
 }

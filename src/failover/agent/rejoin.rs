@@ -253,7 +253,7 @@ impl LocalServer {
     fn settle_rewound(&self, upstream: &str, slot: &SlotName) -> Result<(), AgentError> {
         self.restore_own_files(&self.half_rewound(), &self.data_dir)?;
         self.become_standby(&self.data_dir, upstream, slot, &[])?;
-        files::sync_file_system(&self.data_dir)?;
+        files::sync_tree(&self.data_dir)?;
         files::remove_tree(&self.half_rewound())?;
         Ok(())
     }
@@ -354,7 +354,7 @@ impl LocalServer {
             None => self.become_standby(copy, upstream, slot, &self.own_settings().each())?,
         }
         files::give_tree(copy, self.run_as.as_ref())?;
-        files::sync_file_system(copy)?;
+        files::sync_tree(copy)?;
         Ok(())
     }
 

@@ -6,7 +6,6 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, Utc};
@@ -19,7 +18,7 @@ use super::layout::{Inventory, WAL, history_object, holders, partial_object};
 use super::sentinel::Facts;
 use super::storage::{Found, Storage, StorageError};
 use super::{ArchiveUrl, Progress};
-use crate::net::{Chunk, ChunkReader, UnpackError, unpack};
+use crate::net::{self, Chunk, ChunkReader, SyncError, UnpackError, unpack};
 use crate::pg::wal::{History, HistoryError, SegmentFile, WalSegmentSize};
 use crate::pg::{Lsn, TimelineId};
 
@@ -85,12 +84,16 @@ pub enum RestoreError {
     BeyondEnd { backup: String, wanted: Lsn, end: Lsn },
     #[error("the archive's newest WAL is of {newest}, before {wanted}; --to-latest restores all of it")]
     BeyondTime { wanted: DateTime<Utc>, newest: DateTime<Utc> },
+    #[error("{backup} is not whole: its pg_control is missing")]
+    NoControlFile { backup: String },
     #[error("unpack {object}")]
     Unpack {
         object: String,
         #[source]
         source: UnpackError,
     },
+    #[error(transparent)]
+    Sync(#[from] SyncError),
     #[error("the thread that unpacks has ended")]
     Thread,
 }
@@ -102,7 +105,7 @@ impl RestoreError {
     }
 }
 
-/// Leaves a data directory that recovers up to the moment when its server is started.
+/// Leaves a data directory, durable, that recovers up to the moment when its server is started.
 pub async fn restore(job: &RestoreJob, progress: &dyn Progress) -> Result<Restored, RestoreError> {
     let directory = &job.data_dir;
     if !is_vacant(directory).map_err(RestoreError::file("look into", directory))? {
@@ -110,15 +113,18 @@ pub async fn restore(job: &RestoreJob, progress: &dyn Progress) -> Result<Restor
     }
     let storage = Storage::open(&job.url)?;
     let plan = Plan::make(&storage, job).await?;
-    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
-    made.map_err(RestoreError::file("make", directory))?;
-    let parts = parts(&storage, &plan.backup).await?;
-    progress.total(parts.iter().map(|part| part.size).sum());
+    net::make_private_directory(directory).map_err(RestoreError::file("make", directory))?;
+    let (parts, control) = parts(&storage, &plan.backup).await?;
+    progress.total(parts.iter().chain([&control]).map(|part| part.size).sum());
     let mut fetched = 0;
     for part in &parts {
         unpack_part(&storage, part, directory, &mut fetched, progress).await?;
     }
     make_it_recover(directory, &plan, &job.restore_command)?;
+    make_durable(directory).await?;
+    // As long as it is missing no server starts: whatever cuts this off leaves nothing that looks whole.
+    unpack_part(&storage, &control, directory, &mut fetched, progress).await?;
+    make_durable(directory).await?;
     Ok(Restored {
         backup: plan.backup.name.as_str().to_owned(),
         finished_at: plan.backup.finished_at,
@@ -243,11 +249,20 @@ async fn history(storage: &Storage, timeline: TimelineId) -> Result<History, Res
     History::parse(timeline, &content).map_err(|source| RestoreError::History { timeline, source })
 }
 
-/// `pg_control` is the last one: a directory that is not whole has none, and no server starts in it.
-async fn parts(storage: &Storage, backup: &Facts) -> Result<Vec<Found>, RestoreError> {
+/// In their order, and the one with `pg_control`.
+async fn parts(storage: &Storage, backup: &Facts) -> Result<(Vec<Found>, Found), RestoreError> {
     let mut parts = storage.list(&backup.name.parts()).await?;
-    parts.sort_by_key(|part| (part.name.contains("pg_control.tar"), part.name.clone()));
-    Ok(parts)
+    parts.sort_by(|a, b| a.name.cmp(&b.name));
+    let control = parts.iter().position(|part| part.name.contains("pg_control.tar"));
+    let control = control.map(|at| parts.remove(at));
+    let missing = || RestoreError::NoControlFile { backup: backup.name.as_str().to_owned() };
+    Ok((parts, control.ok_or_else(missing)?))
+}
+
+async fn make_durable(directory: &Path) -> Result<(), RestoreError> {
+    let directory = directory.to_owned();
+    let synced = tokio::task::spawn_blocking(move || net::sync_data_directory(&directory)).await;
+    Ok(synced.map_err(|_| RestoreError::Thread)??)
 }
 
 async fn unpack_part(
@@ -300,13 +315,14 @@ fn make_it_recover(directory: &Path, plan: &Plan, restore_command: &str) -> Resu
         _ => {}
     }
     let path = directory.join("postgresql.auto.conf");
-    let appended = fs::OpenOptions::new().create(true).append(true).open(&path).and_then(|mut file| {
-        file.write_all(settings(plan, restore_command).as_bytes())?;
-        file.sync_all()
-    });
+    let appended = fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&path)
+        .and_then(|mut file| file.write_all(settings(plan, restore_command).as_bytes()));
     appended.map_err(RestoreError::file("write", &path))?;
     let signal = directory.join("recovery.signal");
-    fs::File::create(&signal).and_then(|file| file.sync_all()).map_err(RestoreError::file("write", &signal))
+    fs::File::create(&signal).map(drop).map_err(RestoreError::file("write", &signal))
 }
 
 /// Later lines win over what the backup brings. What tied the old server to others would hold the new one up.
