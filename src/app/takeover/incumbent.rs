@@ -151,9 +151,10 @@ fn difference(ours: &Identity, theirs: &Identity) -> Option<String> {
         ("instance", ours.instance == theirs.instance),
         ("state.file", ours.state == theirs.state),
         ("wal.dir", ours.wal == theirs.wal),
+        ("durability", ours.durability == theirs.durability),
     ];
     let (what, _) = same.into_iter().find(|(_, same)| !same)?;
-    Some(format!("{what} is another one in the process that runs"))
+    Some(format!("{what} is another one in the process that runs; to change it takes a restart"))
 }
 
 #[cfg(test)]
@@ -161,7 +162,8 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::super::message::{FromSuccessor, Identity, VERSION};
-    use super::{Incumbent, Input, Outcome, Step};
+    use super::{Incumbent, Input, Outcome, Step, difference};
+    use crate::topology::Durability;
 
     fn identity(instance: &str) -> Identity {
         Identity {
@@ -170,6 +172,7 @@ mod tests {
             instance: instance.to_owned(),
             state: "/s".into(),
             wal: "/w".into(),
+            durability: Durability::Async,
         }
     }
 
@@ -246,6 +249,17 @@ mod tests {
         check(None, "ask ruin done", "hear close lost lost");
         check(None, "ask fail ruin", "hear close reopen lost");
         check(None, "ask done fail fail ruin", "hear close pass reopen reopen lost");
+    }
+
+    /// Its sessions were let in without a quorum in mind: their commits would be told as its.
+    #[test]
+    fn a_change_of_durability_takes_a_restart() {
+        let ours = identity("bw1");
+        let theirs = Identity { durability: Durability::Quorum, ..ours.clone() };
+        let why = "durability is another one in the process that runs; to change it takes a restart";
+        assert_eq!(difference(&ours, &theirs).as_deref(), Some(why));
+        assert_eq!(difference(&theirs, &ours).as_deref(), Some(why));
+        assert_eq!(difference(&ours, &ours), None);
     }
 
     #[test]

@@ -11,10 +11,10 @@ use serde::{Deserialize, Serialize};
 use super::drain::Count;
 use super::sight::Sight;
 use crate::net::ListenAddress;
-use crate::topology::{Candidate, Term};
+use crate::topology::{Candidate, Durability, Term};
 
 /// Of these messages. Another one is refused: there is no half understanding of who may write.
-pub(super) const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 3;
 
 /// Of one message, in bytes; the largest carries a follower for each standby. A longer one breaks the link.
 const MAX_MESSAGE: usize = 1 << 20;
@@ -27,6 +27,8 @@ pub(super) struct Identity {
     pub(super) instance: String,
     pub(super) state: PathBuf,
     pub(super) wal: PathBuf,
+    /// The sessions that stay were let in under it: what they may set, and what their servers were dialled with.
+    pub(super) durability: Durability,
 }
 
 /// From the new process.

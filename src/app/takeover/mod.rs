@@ -174,6 +174,7 @@ fn identity(config: &Config) -> Identity {
         instance: config.instance.clone(),
         state: config.state_file.clone(),
         wal: config.wal.dir.clone(),
+        durability: config.durability,
     }
 }
 

@@ -115,6 +115,7 @@ mod tests {
 
     use super::super::message::{Again, FromIncumbent, FromSuccessor, Identity, Refusal, VERSION};
     use super::{Input, Outcome, Step, Successor};
+    use crate::topology::Durability;
 
     fn check(said: &str, expected: &str) {
         let identity = Identity {
@@ -123,6 +124,7 @@ mod tests {
             instance: "bw1".to_owned(),
             state: "/s".into(),
             wal: "/w".into(),
+            durability: Durability::Async,
         };
         #[expect(clippy::disallowed_methods, reason = "an arbitrary instant")]
         let now = Instant::now();
