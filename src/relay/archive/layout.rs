@@ -70,11 +70,12 @@ impl Inventory {
     }
 
     /// Up to where the WAL of `history` is here without a hole from `start` on; `start`'s segment begin when not
-    /// even that is here. A partial segment counts as none.
+    /// even that is here. A partial segment counts as none, and so does an ancestor's of a fork's segment.
     pub(super) fn whole_from(&self, start: Lsn, history: &History, size: WalSegmentSize) -> Lsn {
         let mut number = size.segment(start);
         while holders(number, history, size)
-            .any(|timeline| self.segments.contains(&SegmentFile { timeline, number }))
+            .next()
+            .is_some_and(|newest| self.segments.contains(&SegmentFile { timeline: newest, number }))
         {
             number = number.next();
         }
@@ -82,25 +83,26 @@ impl Inventory {
     }
 }
 
-/// The timelines whose segment `number` belongs to `history`, as a server that recovers asks for them: the newest
-/// first, and none before its begin (`XLogFileReadAnyTLI` in xlogrecovery.c). In the segment of a fork the
-/// descendant's holds the ancestor's part, too.
+/// The timelines whose segment `number` holds WAL of `history`, the newest first: those that begin before its end and
+/// end behind its begin. In the segment of a fork the descendant's holds the ancestor's part, too. An ancestor's
+/// segments behind its switchpoint are another history's, although an archive may have them: whoever received them
+/// did not know of the fork yet.
 pub(super) fn holders(
     number: SegmentNumber,
     history: &History,
     size: WalSegmentSize,
 ) -> impl Iterator<Item = TimelineId> {
-    let begins = history.ancestors().iter().map(|ancestor| ancestor.switchpoint);
-    let begins = std::iter::once(Lsn(0)).chain(begins);
-    let timelines = history.ancestors().iter().map(|ancestor| ancestor.timeline);
-    let timelines = timelines.chain([history.timeline()]);
-    let mut begun: Vec<TimelineId> = timelines
-        .zip(begins)
-        .filter(|(_, begin)| size.segment(*begin) <= number)
-        .map(|(timeline, _)| timeline)
-        .collect();
-    begun.reverse();
-    begun.into_iter()
+    let begin = history.begin().unwrap_or(Lsn::INVALID);
+    let latest = (size.segment(begin) <= number).then_some(history.timeline());
+    let mut ancestors = Vec::new();
+    let mut begin = Lsn::INVALID;
+    for ancestor in history.ancestors() {
+        if size.segment(begin) <= number && size.start(number) < ancestor.switchpoint {
+            ancestors.push(ancestor.timeline);
+        }
+        begin = ancestor.switchpoint;
+    }
+    latest.into_iter().chain(ancestors.into_iter().rev())
 }
 
 #[cfg(test)]
@@ -148,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_segment_belongs_to_all_that_have_begun() {
+    fn a_segment_belongs_to_who_has_begun_and_not_ended() {
         let size = WalSegmentSize::new(1 << 20).expect("valid");
         let of = |number| -> Vec<u32> {
             holders(SegmentNumber(number), &history(), size).map(|timeline| timeline.0).collect()
@@ -156,8 +158,8 @@ mod tests {
         assert_eq!(of(0), [1]);
         assert_eq!(of(1), [1]);
         assert_eq!(of(2), [3, 1], "the segment of the fork");
-        assert_eq!(of(3), [3, 1]);
-        assert_eq!(of(4), [4, 3, 1], "a fork at a segment's begin");
+        assert_eq!(of(3), [3], "1 went on behind the fork, in another history");
+        assert_eq!(of(4), [4], "a fork at a segment's begin");
     }
 
     #[test]
@@ -172,5 +174,8 @@ mod tests {
         check(&line[1..], 0x10_0028, 0x10_0000);
         check(&[segment(1, 1), segment(3, 3)], 0x10_0028, 0x20_0000);
         check(&[segment(2, 1)], 0x10_0028, 0x10_0000);
+        // What timeline 1 wrote behind the fork, before anybody knew of it.
+        check(&[segment(1, 1), segment(1, 2), segment(1, 3)], 0x10_0028, 0x20_0000);
+        check(&[segment(1, 1), segment(3, 2), segment(1, 3), segment(1, 4)], 0x10_0028, 0x30_0000);
     }
 }
