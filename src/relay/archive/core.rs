@@ -99,7 +99,7 @@ impl Shipping {
         let mut is_over = false;
         for stretch in line.stretches.iter().rev() {
             let Some(oldest) = stretch.oldest else { continue };
-            let number = if is_over {
+            let number = if is_over || ended_before(stretch, oldest, line.size, found) {
                 line.size.segment(stretch.end).next()
             } else {
                 first_missing(stretch.timeline, line.size.segment(oldest), found)
@@ -184,13 +184,25 @@ impl Shipping {
     pub(super) fn hole(&mut self, line: &Line) -> Option<Hole> {
         line.stretches.iter().find_map(|stretch| {
             let oldest = stretch.oldest?;
+            // What the store has of a timeline behind its end is no part of the log.
+            let to = match stretch.state {
+                StretchState::Ended => oldest.min(stretch.end),
+                StretchState::Open => oldest,
+            };
+            let is_whole = self.has_the_end_of(stretch);
             let next = self.next.get_mut(&stretch.timeline)?;
             let from = line.size.start(*next);
-            (from < oldest).then(|| {
+            (from < to && !is_whole).then(|| {
                 *next = line.size.segment(oldest);
-                Hole { timeline: stretch.timeline, from, to: oldest }
+                Hole { timeline: stretch.timeline, from, to }
             })
         })
+    }
+
+    /// Whether the begun segment in which a timeline ended was put up to that end.
+    fn has_the_end_of(&self, stretch: &Stretch) -> bool {
+        let put = self.partials.get(&stretch.timeline);
+        stretch.state == StretchState::Ended && put.is_some_and(|(put, _)| put.upto == stretch.end)
     }
 
     /// Returns whether its begun part is in the archive, too, where it is of no use any more.
@@ -219,10 +231,8 @@ impl Shipping {
     pub(super) fn kept_from(&self, line: &Line) -> Option<Lsn> {
         let waiting = line.stretches.iter().filter_map(|stretch| {
             let start = line.size.start(self.next(stretch, line.size)?);
-            let all = stretch.state == StretchState::Ended
-                && (start >= stretch.end
-                    || self.partials.get(&stretch.timeline).is_some_and(|(put, _)| put.upto == stretch.end));
-            (!all).then_some(start)
+            let is_behind = stretch.state == StretchState::Ended && start >= stretch.end;
+            (!is_behind && !self.has_the_end_of(stretch)).then_some(start)
         });
         waiting.min()
     }
@@ -234,6 +244,14 @@ impl Shipping {
         let partial = self.partials.get(&stretch.timeline).map_or(Lsn::INVALID, |(partial, _)| partial.upto);
         whole.max(partial)
     }
+}
+
+/// Whether the store has of an ended timeline only what lies behind its end, and the archive the segment of that end.
+fn ended_before(stretch: &Stretch, oldest: Lsn, size: WalSegmentSize, found: &Inventory) -> bool {
+    let last = SegmentFile { timeline: stretch.timeline, number: size.segment(stretch.end) };
+    stretch.state == StretchState::Ended
+        && size.start(last.number) < oldest
+        && found.partials.contains(&last)
 }
 
 /// Where to take up a timeline of which the store has what is from `oldest` on. What may lie between the archive's last
@@ -450,6 +468,41 @@ mod tests {
             super::Line { stretches: vec![stretch(1, 0x50_0000, 0x65_0000, StretchState::Open)], ..line };
         assert!(shipping.hole(&later).is_some());
         assert_eq!(shipping.due(Instant::now(), &later), Due::Segments(vec![segment(1, 5)]));
+    }
+
+    #[test]
+    fn what_lies_behind_a_fork_is_no_hole() {
+        let now = Instant::now();
+        let mut shipping = shipping(&[], &forked());
+        all(&mut shipping, now, &forked());
+        // The relay had received timeline 1 beyond the fork, and has removed the fork's segment, but not that yet.
+        let beyond = |oldest| {
+            line(&[
+                stretch(1, oldest, 0x48_0000, StretchState::Ended),
+                stretch(2, 0x60_0000, 0x61_0000, StretchState::Open),
+            ])
+        };
+        assert_eq!(shipping.hole(&beyond(0x50_0000)), None);
+        assert_eq!(shipping.hole(&beyond(0x60_0000)), None);
+        assert_eq!(shipping.kept_from(&beyond(0x50_0000)), Some(Lsn(0x60_0000)));
+        // The same, found by another process.
+        let found = Inventory {
+            segments: [segment(1, 3)].into(),
+            partials: [segment(1, 4)].into(),
+            histories: [TimelineId(2)].into(),
+        };
+        let mut later = Shipping::new(INTERVAL, &found, &beyond(0x50_0000));
+        assert_eq!(later.hole(&beyond(0x50_0000)), None);
+        assert_eq!(
+            all(&mut later, now, &beyond(0x50_0000)),
+            [partial(2, 6, 0x61_0000)],
+            "and nothing of what is beyond the fork"
+        );
+        // What lacks before the fork is one, up to the fork.
+        let mut lost = self::shipping(&[segment(1, 2)], &beyond(0x50_0000));
+        let hole = Hole { timeline: TimelineId(1), from: Lsn(0x30_0000), to: Lsn(0x48_0000) };
+        assert_eq!(lost.hole(&beyond(0x50_0000)), Some(hole));
+        assert_eq!(lost.hole(&beyond(0x50_0000)), None);
     }
 
     #[test]
