@@ -237,12 +237,21 @@ impl Shipping {
         waiting.min()
     }
 
-    /// The newest WAL of the last timeline that is in the archive, finished or not.
+    /// Up to where the log is in the archive, finished or not. It is filled in order, so what a descendant has counts
+    /// when its ancestors are whole; and as long as a timeline has nothing there, they are all that there is.
     pub(super) fn archived_up_to(&self, line: &Line) -> Lsn {
-        let Some(stretch) = line.stretches.last() else { return Lsn::INVALID };
-        let whole = self.next.get(&stretch.timeline).map_or(Lsn::INVALID, |next| line.size.start(*next));
-        let partial = self.partials.get(&stretch.timeline).map_or(Lsn::INVALID, |(partial, _)| partial.upto);
-        whole.max(partial)
+        let mut archived = Lsn::INVALID;
+        for stretch in &line.stretches {
+            let Some(next) = self.next(stretch, line.size) else { continue };
+            let partial = self.partials.get(&stretch.timeline).map_or(Lsn::INVALID, |(put, _)| put.upto);
+            let reached = line.size.start(next).max(partial);
+            match stretch.state {
+                StretchState::Ended if reached < stretch.end => return archived.max(reached),
+                StretchState::Ended => archived = archived.max(stretch.end),
+                StretchState::Open => archived = archived.max(reached),
+            }
+        }
+        archived
     }
 }
 
@@ -503,6 +512,28 @@ mod tests {
         let hole = Hole { timeline: TimelineId(1), from: Lsn(0x30_0000), to: Lsn(0x48_0000) };
         assert_eq!(lost.hole(&beyond(0x50_0000)), Some(hole));
         assert_eq!(lost.hole(&beyond(0x50_0000)), None);
+    }
+
+    #[test]
+    fn how_far_the_archive_is() {
+        let now = Instant::now();
+        let before = one(0x48_0000);
+        let mut shipping = shipping(&[], &before);
+        let ended = |end| {
+            line(&[
+                stretch(1, 0x30_0000, 0x48_0000, StretchState::Ended),
+                stretch(2, 0x40_0000, end, StretchState::Open),
+            ])
+        };
+        assert_eq!(shipping.archived_up_to(&ended(0x48_0000)), Lsn(0x30_0000), "nothing yet");
+        all(&mut shipping, now, &before);
+        assert_eq!(shipping.archived_up_to(&ended(0x48_0000)), Lsn(0x48_0000), "just promoted");
+        assert_eq!(shipping.archived_up_to(&ended(0x4A_0000)), Lsn(0x48_0000));
+        all(&mut shipping, now, &ended(0x4A_0000));
+        assert_eq!(shipping.archived_up_to(&ended(0x4A_0000)), Lsn(0x4A_0000));
+        // What an ancestor lacks comes before what its descendant has.
+        let behind = self::shipping(&[], &ended(0x61_0000));
+        assert_eq!(behind.archived_up_to(&ended(0x61_0000)), Lsn(0x30_0000));
     }
 
     #[test]
