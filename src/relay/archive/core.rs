@@ -56,6 +56,8 @@ pub(super) enum Due {
     Segments(Vec<SegmentFile>),
     /// The begun part of a segment.
     Partial(Partial),
+    /// The begun part of a segment that is there whole is to be removed.
+    Removal(SegmentFile),
     /// Nothing, before this moment or before the store has more.
     Nothing {
         until: Option<Instant>,
@@ -88,7 +90,11 @@ pub(super) struct Shipping {
     partials: BTreeMap<TimelineId, (Partial, Instant)>,
     /// Begun segments that the archive has.
     begun: BTreeSet<SegmentFile>,
+    /// Begun segments of which the archive has the finished ones, too.
+    superseded: BTreeSet<SegmentFile>,
     back_off: BackOff,
+    /// Of removals: an archive that does not let us remove anything is filled nevertheless.
+    removals: BackOff,
 }
 
 impl Shipping {
@@ -112,8 +118,10 @@ impl Shipping {
             histories: found.histories.clone(),
             next,
             partials: BTreeMap::new(),
-            begun: found.partials.clone(),
+            begun: found.partials.difference(&found.segments).copied().collect(),
+            superseded: found.partials.intersection(&found.segments).copied().collect(),
             back_off: BackOff::default(),
+            removals: BackOff::default(),
         }
     }
 
@@ -133,7 +141,10 @@ impl Shipping {
                 return Due::Partial(partial);
             }
         }
-        self.growing(now, line)
+        match self.growing(now, line) {
+            Due::Nothing { until } => self.superseded(now, until),
+            due => due,
+        }
     }
 
     fn finished(&self, stretch: &Stretch, size: WalSegmentSize) -> Vec<SegmentFile> {
@@ -167,6 +178,15 @@ impl Shipping {
         match last.map(|(_, at)| *at + self.partial_interval) {
             Some(at) if at > now => Due::Nothing { until: Some(at) },
             _ => Due::Partial(partial),
+        }
+    }
+
+    /// A removal, if nothing else is to be done before `until`.
+    fn superseded(&self, now: Instant, until: Option<Instant>) -> Due {
+        let Some(segment) = self.superseded.first() else { return Due::Nothing { until } };
+        match self.removals.until(now) {
+            None => Due::Removal(*segment),
+            Some(at) => Due::Nothing { until: Some(until.map_or(at, |until| until.min(at))) },
         }
     }
 
@@ -205,11 +225,24 @@ impl Shipping {
         stretch.state == StretchState::Ended && put.is_some_and(|(put, _)| put.upto == stretch.end)
     }
 
-    /// Returns whether its begun part is in the archive, too, where it is of no use any more.
-    pub(super) fn archived_segment(&mut self, segment: SegmentFile) -> bool {
+    pub(super) fn archived_segment(&mut self, segment: SegmentFile) {
         self.next.insert(segment.timeline, segment.number.next());
         self.back_off.succeeded();
-        self.begun.remove(&segment)
+        if self.begun.remove(&segment) {
+            self.superseded.insert(segment);
+        }
+    }
+
+    pub(super) fn removed(&mut self, segment: SegmentFile) {
+        self.superseded.remove(&segment);
+        self.removals.succeeded();
+    }
+
+    /// Returns how many failed before this one.
+    pub(super) fn not_removed(&mut self, now: Instant) -> u32 {
+        let before = self.removals.failures;
+        self.removals.failed(now);
+        before
     }
 
     pub(super) fn archived_history(&mut self, timeline: TimelineId) {
@@ -258,9 +291,7 @@ impl Shipping {
 /// Whether the store has of an ended timeline only what lies behind its end, and the archive the segment of that end.
 fn ended_before(stretch: &Stretch, oldest: Lsn, size: WalSegmentSize, found: &Inventory) -> bool {
     let last = SegmentFile { timeline: stretch.timeline, number: size.segment(stretch.end) };
-    stretch.state == StretchState::Ended
-        && size.start(last.number) < oldest
-        && found.partials.contains(&last)
+    stretch.state == StretchState::Ended && size.start(last.number) < oldest && found.partials.contains(&last)
 }
 
 /// Where to take up a timeline of which the store has what is from `oldest` on. What may lie between the archive's last
@@ -361,10 +392,11 @@ mod tests {
             match &due {
                 Due::Nothing { .. } => return done,
                 Due::History(timeline) => shipping.archived_history(*timeline),
-                Due::Segments(segments) => segments.iter().for_each(|segment| {
-                    shipping.archived_segment(*segment);
-                }),
+                Due::Segments(segments) => {
+                    segments.iter().for_each(|segment| shipping.archived_segment(*segment));
+                }
                 Due::Partial(partial) => shipping.archived_partial(now, *partial),
+                Due::Removal(segment) => shipping.removed(*segment),
             }
             done.push(due);
         }
@@ -420,8 +452,38 @@ mod tests {
         // Finished, it is put at once, and so is the first part of the next one.
         let finished = one(0x40_1000);
         assert_eq!(shipping.due(now, &finished), Due::Segments(vec![segment(1, 3)]));
-        assert!(shipping.archived_segment(segment(1, 3)), "the begun part can go");
-        assert_eq!(shipping.due(now, &finished), partial(1, 4, 0x40_1000));
+        shipping.archived_segment(segment(1, 3));
+        assert_eq!(
+            all(&mut shipping, now, &finished),
+            [partial(1, 4, 0x40_1000), Due::Removal(segment(1, 3))]
+        );
+    }
+
+    #[test]
+    fn a_begun_part_is_forgotten_when_it_is_removed() {
+        let now = Instant::now();
+        let line = one(0x40_0000);
+        let found = Inventory {
+            segments: [segment(1, 3)].into(),
+            partials: [segment(1, 2), segment(1, 3)].into(),
+            ..Inventory::default()
+        };
+        let mut shipping = Shipping::new(INTERVAL, &found, &line);
+        assert_eq!(shipping.due(now, &line), Due::Removal(segment(1, 3)), "2 is all that there is of it");
+        assert_eq!(shipping.not_removed(now), 0);
+        let again = now + Duration::from_secs(1);
+        assert_eq!(shipping.due(now, &line), Due::Nothing { until: Some(again) });
+        // What is due otherwise is not kept by it.
+        let longer = one(0x51_0000);
+        assert_eq!(shipping.due(now, &longer), Due::Segments(vec![segment(1, 4)]));
+        shipping.archived_segment(segment(1, 4));
+        shipping.archived_partial(now, Partial { segment: segment(1, 5), upto: Lsn(0x51_0000) });
+        assert_eq!(shipping.due(now, &longer), Due::Nothing { until: Some(again) });
+        assert_eq!(shipping.due(now, &one(0x52_0000)), Due::Nothing { until: Some(again) });
+        assert_eq!(shipping.due(again, &longer), Due::Removal(segment(1, 3)));
+        assert_eq!(shipping.not_removed(again), 1);
+        shipping.removed(segment(1, 3));
+        assert_eq!(shipping.due(again, &longer), Due::Nothing { until: None });
     }
 
     #[test]

@@ -337,6 +337,10 @@ impl Ship {
             Due::History(timeline) => self.ship_history(storage, shipping, *timeline).await,
             Due::Segments(segments) => self.ship_segments(storage, shipping, segments, line.size).await,
             Due::Partial(partial) => self.ship_partial(storage, shipping, *partial, line.size).await,
+            Due::Removal(segment) => {
+                self.remove_begun(storage, shipping, *segment, line.size).await;
+                return due;
+            }
         };
         match done {
             Ok(()) => trouble.succeeded(&self.outputs),
@@ -387,12 +391,27 @@ impl Ship {
             join_all(segments.iter().map(|segment| self.ship_segment(storage, *segment, size))).await;
         for (segment, shipped) in segments.iter().zip(shipped) {
             self.count("segment", shipped?);
-            let begun = shipping.archived_segment(*segment);
-            if begun {
-                storage.remove(&partial_object(*segment, size)).await?;
-            }
+            shipping.archived_segment(*segment);
         }
         Ok(())
+    }
+
+    /// It is in nobody's way: who recovers asks for the finished one first.
+    async fn remove_begun(
+        &self,
+        storage: &Storage,
+        shipping: &mut Shipping,
+        segment: SegmentFile,
+        size: WalSegmentSize,
+    ) {
+        let Err(error) = storage.remove(&partial_object(segment, size)).await else {
+            return shipping.removed(segment);
+        };
+        self.outputs.metrics.errors.with_label_values(&["remove"]).inc();
+        if shipping.not_removed(Instant::now()) == 0 {
+            let error = explain(&error);
+            tracing::warn!(error, "the begun part of an archived segment stays; it is tried again");
+        }
     }
 
     async fn ship_segment(

@@ -223,6 +223,31 @@ async fn a_log_with_a_fork_is_archived() {
     assert_eq!(world.names(), expected);
 }
 
+/// The begun part that cannot be removed does not keep what follows, and is removed later.
+#[tokio::test]
+async fn a_begun_part_is_removed_when_it_can_be() {
+    let mut world = World::new();
+    world.wal.record(500_000);
+    let store = world.store().await;
+    world.stream(&store, START).await;
+    let (_, registry, _stop) = world.archive(&store);
+    let begun = "000000010000000000000003.partial.zst";
+    until("the begun segment", || world.names() == [begun]).await;
+    // A directory in its place cannot be removed as a file.
+    let path = world.archive_dir.path().join("wal_005").join(begun);
+    std::fs::remove_file(&path).expect("removes");
+    std::fs::create_dir(&path).expect("makes");
+    let from = world.wal.end();
+    world.wal.record(2 * MIB);
+    world.stream(&store, from).await;
+    let rest = ["000000010000000000000003.zst", "000000010000000000000004.zst"];
+    until("what follows", || rest.iter().all(|name| world.names().contains(&(*name).to_owned()))).await;
+    until("the error", || metric(&registry, "bellwether_archive_errors_total") > 0.0).await;
+    std::fs::remove_dir(&path).expect("removes");
+    std::fs::write(&path, "begun").expect("writes");
+    until("it is gone", || !path.exists()).await;
+}
+
 #[tokio::test]
 async fn another_clusters_archive_is_left_alone() {
     let mut world = World::new();
