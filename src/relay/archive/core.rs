@@ -35,10 +35,9 @@ pub(super) struct Stretch {
     pub(super) history: bool,
     /// The begin of its oldest segment; `None`: the store has none of it.
     pub(super) oldest: Option<Lsn>,
-    /// Durable up to here; where it has ended, the switchpoint.
+    /// The end of the last whole durable record, which is as far as the store is read; where the timeline has ended,
+    /// the switchpoint. A segment whose last record goes on is finished with that record.
     pub(super) end: Lsn,
-    /// Whole records up to here; <= end.
-    pub(super) verified: Lsn,
     pub(super) state: StretchState,
 }
 
@@ -170,8 +169,8 @@ impl Shipping {
         let Some(stretch) = line.stretches.last() else { return nothing };
         let Some(number) = self.next(stretch, line.size) else { return nothing };
         let segment = SegmentFile { timeline: stretch.timeline, number };
-        let partial = Partial { segment, upto: stretch.verified };
-        if stretch.verified <= line.size.start(number) || self.is_put(partial) {
+        let partial = Partial { segment, upto: stretch.end };
+        if stretch.end <= line.size.start(number) || self.is_put(partial) {
             return nothing;
         }
         let last = self.partials.get(&stretch.timeline).filter(|(last, _)| last.segment == segment);
@@ -358,7 +357,7 @@ mod tests {
 
     fn stretch(timeline: u32, oldest: u64, end: u64, state: StretchState) -> Stretch {
         let (history, oldest) = (timeline > 1, Some(Lsn(oldest)));
-        Stretch { timeline: TimelineId(timeline), history, oldest, end: Lsn(end), verified: Lsn(end), state }
+        Stretch { timeline: TimelineId(timeline), history, oldest, end: Lsn(end), state }
     }
 
     fn line(stretches: &[Stretch]) -> Line {
@@ -487,14 +486,10 @@ mod tests {
     }
 
     #[test]
-    fn only_whole_records_of_a_begun_segment() {
+    fn nothing_of_a_segment_without_a_whole_record() {
         let now = Instant::now();
-        let mut line = one(0x31_0000);
-        line.stretches[0].verified = Lsn(0x30_8000);
-        let shipping = shipping(&[], &line);
-        assert_eq!(shipping.due(now, &line), partial(1, 3, 0x30_8000));
-        line.stretches[0].verified = Lsn(0x30_0000);
-        assert_eq!(shipping.due(now, &line), Due::Nothing { until: None });
+        let line = one(0x30_0000);
+        assert_eq!(shipping(&[], &line).due(now, &line), Due::Nothing { until: None });
     }
 
     #[test]

@@ -293,25 +293,19 @@ impl Ship {
             return None;
         }
         let histories = self.store.histories();
-        let stretch = |timeline, end, verified, state| Stretch {
+        let stretch = |timeline, end, state| Stretch {
             timeline,
             history: histories.contains_key(&timeline),
             oldest: self.store.oldest(timeline),
             end,
-            verified,
             state,
         };
         let mut stretches: Vec<Stretch> = history
             .ancestors()
             .iter()
-            .map(|past| stretch(past.timeline, past.switchpoint, past.switchpoint, StretchState::Ended))
+            .map(|past| stretch(past.timeline, past.switchpoint, StretchState::Ended))
             .collect();
-        stretches.push(stretch(
-            report.tail.timeline,
-            report.tail.durable,
-            report.verified,
-            StretchState::Open,
-        ));
+        stretches.push(stretch(report.tail.timeline, report.verified, StretchState::Open));
         Some(Line { size: self.store.segment_size(), stretches })
     }
 

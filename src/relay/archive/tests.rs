@@ -223,6 +223,25 @@ async fn a_log_with_a_fork_is_archived() {
     assert_eq!(world.names(), expected);
 }
 
+/// A finished segment whose last record goes on in the next one cannot be read to its end before that record is whole.
+#[tokio::test]
+async fn a_segment_is_put_when_its_last_record_is_whole() {
+    let mut world = World::new();
+    world.wal.record(500_000);
+    let whole = world.wal.end();
+    world.wal.record(1_000_000);
+    world.wal.record(77);
+    let store = world.store().await;
+    let half = Bytes::copy_from_slice(&world.wal.bytes()[..MIB + 100_000]);
+    store.append(StreamId(1), START, half, Some(whole), Waiting::Commits).await.expect("queued");
+    let (_, registry, _stop) = world.archive(&store);
+    until("the begun segment", || world.names() == ["000000010000000000000003.partial.zst"]).await;
+    world.stream(&store, START.advanced((MIB + 100_000) as u64)).await;
+    let expected = ["000000010000000000000003.zst", "000000010000000000000004.partial.zst"];
+    until("the whole one", || world.names() == expected).await;
+    assert_eq!(metric(&registry, "bellwether_archive_errors_total"), 0.0);
+}
+
 /// The begun part that cannot be removed does not keep what follows, and is removed later.
 #[tokio::test]
 async fn a_begun_part_is_removed_when_it_can_be() {
