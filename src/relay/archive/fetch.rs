@@ -7,10 +7,15 @@
 //! it streams what follows.
 //!
 //! Out of the store's directory only what is proven durable is served, since a follower must never hold what the relay
-//! may lose: a segment is synced before the next one is begun.
+//! may lose: a segment is synced before the next one is begun. What the relay had received behind a fork is not served
+//! under the ancestor's name.
+//!
+//! "No such file" is said only when it is known, since it ends a recovery: whatever else keeps the store from being
+//! read, or damages a finished segment there, is an error unless the archive has the file.
 //!
 //! PostgreSQL waits for the command before it replays on, so several segments are fetched at once when one is not here;
-//! the further ones wait beside the wanted one in `pg_wal/.bellwether/` for the next calls.
+//! the further ones wait beside the wanted one in `pg_wal/.bellwether/` for the next calls. Where nothing follows, that
+//! directory is removed: a promoted server never looks there again.
 
 use std::fs;
 use std::io::{self, Write};
@@ -72,15 +77,16 @@ pub enum Fetched {
 pub enum FetchError {
     #[error(transparent)]
     Storage(#[from] StorageError),
-    #[error("{object} of the archive is not served")]
+    #[error("{place} is not served")]
     Segment {
-        object: String,
+        /// A file, or an object of the archive.
+        place: String,
         #[source]
         source: SegmentDefect,
     },
-    #[error("{object} of the archive is not served")]
+    #[error("{place} is not served")]
     History {
-        object: String,
+        place: String,
         #[source]
         source: HistoryError,
     },
@@ -118,26 +124,54 @@ pub async fn fetch(sources: &Sources, name: &str, destination: &Path) -> Result<
     }
 }
 
-async fn attempt(sources: &Sources, name: &str, destination: &Path) -> Result<Fetched, FetchError> {
-    let place = Place::of(destination);
+async fn attempt(sources: &Sources, name: &str, path: &Path) -> Result<Fetched, FetchError> {
+    let destination = Destination::of(path);
     let archive = sources.archive.as_ref().map(Storage::open).transpose()?;
     let shelf = Shelf { sources, archive };
     let content = if parse_history_file_name(name).is_some() {
         shelf.history_file(name).await?
     } else if is_segment(name) {
-        shelf.segment(name, &place).await?
+        shelf.segment(name, &destination).await?
     } else {
         // Backup labels and whatever else PostgreSQL may ask an archive for.
         None
     };
-    let Some(content) = content else { return Ok(Fetched::Nowhere) };
-    place.put(&content, destination)?;
+    let Some(content) = content else {
+        // PostgreSQL asks for a history file, too, only where its own log ends.
+        destination.clear(&[]);
+        return Ok(Fetched::Nowhere);
+    };
+    destination.put(&content)?;
     Ok(Fetched::Done)
 }
 
 /// `%f` of a finished segment.
 fn is_segment(name: &str) -> bool {
     name.len() == 24 && name.bytes().all(|b| b.is_ascii_digit() || (b'A'..=b'F').contains(&b))
+}
+
+/// What an archive has of a segment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Held {
+    Finished(Bytes),
+    Begun(Bytes),
+    Nothing,
+}
+
+/// Where there is neither, the finished one is asked for again: it may have taken the begun one's place between the two
+/// questions, and it would look as if the log ended before it.
+pub(super) async fn held(
+    name: &str,
+    get: impl AsyncFn(&str) -> Result<Option<Bytes>, StorageError>,
+) -> Result<Held, StorageError> {
+    let (finished, begun) = (wal_object(name), wal_object(&format!("{name}.partial")));
+    if let Some(bytes) = get(&finished).await? {
+        return Ok(Held::Finished(bytes));
+    }
+    if let Some(bytes) = get(&begun).await? {
+        return Ok(Held::Begun(bytes));
+    }
+    Ok(get(&finished).await?.map_or(Held::Nothing, Held::Finished))
 }
 
 /// What there is, in the order in which it is asked.
@@ -148,87 +182,115 @@ struct Shelf<'a> {
 
 impl Shelf<'_> {
     async fn history_file(&self, name: &str) -> Result<Option<Bytes>, FetchError> {
-        if let Some(directory) = &self.sources.store
-            && let Ok(content) = fs::read(directory.join(name))
-        {
-            return Ok(Some(content.into()));
+        let stored = match &self.sources.store {
+            Some(directory) => read(&directory.join(name)),
+            None => Ok(None),
+        };
+        if let Ok(Some(content)) = stored {
+            return Ok(Some(content));
         }
-        let Some(archive) = &self.archive else { return Ok(None) };
-        let object = wal_object(name);
-        let Some(content) = archive.get(&object).await? else { return Ok(None) };
+        let Some(archive) = &self.archive else { return stored };
+        let Some(content) = archive.get(&wal_object(name)).await? else { return stored };
         if let Some(timeline) = parse_history_file_name(name) {
-            History::parse(timeline, &content).map_err(|source| FetchError::History { object, source })?;
+            let refused = |source| FetchError::History { place: of_the_archive(name), source };
+            History::parse(timeline, &content).map_err(refused)?;
         }
         Ok(Some(content))
     }
 
-    async fn segment(&self, name: &str, place: &Place) -> Result<Option<Bytes>, FetchError> {
-        let begin = self.begin_of(name).await?;
-        let checked = |bytes: &Bytes| self.check(name, bytes, begin);
-        if let Some(waiting) = place.take(name)
-            && checked(&waiting).is_ok()
+    async fn segment(&self, name: &str, destination: &Destination) -> Result<Option<Bytes>, FetchError> {
+        if let Some(waiting) = destination.take(name)
+            && self.check(name, &waiting, name).await.is_ok()
         {
             return Ok(Some(waiting));
         }
-        if let Some(stored) = self.stored(name)
-            && checked(&stored).is_ok()
-        {
-            return Ok(Some(stored));
-        }
-        let Some(archive) = &self.archive else { return Ok(None) };
-        let object = wal_object(name);
-        if let Some(bytes) = archive.get(&object).await? {
-            let segment = checked(&bytes).map_err(|source| FetchError::Segment { object, source })?;
-            self.fetch_ahead(archive, segment, begin, place).await;
+        let stored = match &self.sources.store {
+            Some(directory) => self.stored(directory, name).await,
+            None => Ok(None),
+        };
+        if let Ok(Some(bytes)) = stored {
             return Ok(Some(bytes));
         }
-        match self.sources.server {
-            Server::Recovers => self.begun(archive, name, begin).await,
-            Server::StandsBy => Ok(None),
+        let Some(archive) = &self.archive else { return stored };
+        let held = match self.sources.server {
+            Server::Recovers => held(name, async |object: &str| archive.get(object).await).await?,
+            Server::StandsBy => archive.get(&wal_object(name)).await?.map_or(Held::Nothing, Held::Finished),
+        };
+        match held {
+            Held::Finished(bytes) => {
+                let segment = self.check(name, &bytes, &of_the_archive(name)).await?;
+                self.fetch_ahead(archive, segment, destination).await;
+                Ok(Some(bytes))
+            }
+            // The log does not end where the store could not be read.
+            Held::Begun(_) | Held::Nothing if stored.is_err() => stored,
+            Held::Begun(bytes) => {
+                destination.clear(&[]);
+                self.begun(name, &bytes)
+            }
+            Held::Nothing => Ok(None),
         }
     }
 
-    /// Where the timeline of a segment begins; without its history file every page must be its own.
-    async fn begin_of(&self, name: &str) -> Result<Lsn, FetchError> {
-        let timeline = TimelineId(u32::from_str_radix(&name[..8], 16).unwrap_or_default());
-        let content = match timeline.0 {
-            0 | 1 => None,
-            _ => self.history_file(&history_file_name(timeline)).await?,
-        };
+    /// Whether the bytes from `place` are the segment. Only a newest page of an ancestor makes it matter where its
+    /// timeline begins.
+    async fn check(&self, name: &str, bytes: &[u8], place: &str) -> Result<Claim, FetchError> {
+        let refused = |source| FetchError::Segment { place: place.to_owned(), source };
+        let claim = self.claim(name, bytes).map_err(refused)?;
+        match claim.check_whole(bytes) {
+            Err(SegmentDefect::Timeline { .. }) => {
+                let begin = self.begin_of(claim.segment.timeline).await?;
+                Claim { begin, ..claim }.check_whole(bytes).map_err(refused)?;
+            }
+            checked => checked.map_err(refused)?,
+        }
+        Ok(claim)
+    }
+
+    fn claim(&self, name: &str, bytes: &[u8]) -> Result<Claim, SegmentDefect> {
+        let size = size_of(bytes)?;
+        let segment = SegmentFile::parse(name, size).ok_or(SegmentDefect::Name { size })?;
+        Ok(Claim { segment, size, begin: Lsn::INVALID, system: self.sources.system })
+    }
+
+    /// Where a timeline begins; without its history file every page must be its own.
+    async fn begin_of(&self, timeline: TimelineId) -> Result<Lsn, FetchError> {
+        let content = self.history_file(&history_file_name(timeline)).await?;
         let history = content.and_then(|content| History::parse(timeline, &content).ok());
         Ok(history.and_then(|history| history.begin()).unwrap_or(Lsn::INVALID))
     }
 
-    fn check(&self, name: &str, bytes: &Bytes, begin: Lsn) -> Result<Claim, SegmentDefect> {
-        let claim = self.claim(name, bytes, begin)?;
-        claim.check_whole(bytes)?;
-        Ok(claim)
-    }
-
-    fn claim(&self, name: &str, bytes: &[u8], begin: Lsn) -> Result<Claim, SegmentDefect> {
-        let size = size_of(bytes)?;
-        let segment = SegmentFile::parse(name, size).ok_or(SegmentDefect::Name { size })?;
-        Ok(Claim { segment, size, begin, system: self.sources.system })
-    }
-
-    /// Out of the store's directory, if a later segment is there.
-    fn stored(&self, name: &str) -> Option<Bytes> {
-        let directory = self.sources.store.as_ref()?;
-        let entries = fs::read_dir(directory).ok()?;
-        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-        let mut later =
-            names.filter(|other| is_segment(other) && other[8..] > name[8..] && other[..8] >= name[..8]);
-        later.next()?;
-        fs::read(directory.join(name)).ok().map(Bytes::from)
+    /// Out of the store's directory, if it is finished there: a later segment is there, and its timeline did not end
+    /// before its end.
+    async fn stored(&self, directory: &Path, name: &str) -> Result<Option<Bytes>, FetchError> {
+        let names = names(directory)?;
+        let is_later =
+            |other: &String| is_segment(other) && other[8..] > name[8..] && other[..8] >= name[..8];
+        if !names.iter().any(is_later) {
+            return Ok(None);
+        }
+        let path = directory.join(name);
+        let Some(bytes) = read(&path)? else { return Ok(None) };
+        if let Ok(claim) = self.claim(name, &bytes)
+            && let Some(switchpoint) = switchpoint(directory, &names, claim.segment.timeline)?
+            && switchpoint < claim.size.end(claim.segment.number)
+        {
+            return Ok(None);
+        }
+        match self.check(name, &bytes, &path.display().to_string()).await {
+            Ok(_) => Ok(Some(bytes)),
+            // Retention makes new segments of old ones, under another name.
+            Err(FetchError::Segment { .. }) if !path.exists() => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// What there is of a segment that is not finished.
-    async fn begun(&self, archive: &Storage, name: &str, begin: Lsn) -> Result<Option<Bytes>, FetchError> {
-        let object = wal_object(&format!("{name}.partial"));
-        let Some(bytes) = archive.get(&object).await? else { return Ok(None) };
-        let refused = |source| FetchError::Segment { object: object.clone(), source };
-        let claim = self.claim(name, &bytes, begin).map_err(refused)?;
-        let verified = match claim.check_begun(&bytes) {
+    fn begun(&self, name: &str, bytes: &[u8]) -> Result<Option<Bytes>, FetchError> {
+        let place = of_the_archive(&format!("{name}.partial"));
+        let refused = |source| FetchError::Segment { place: place.clone(), source };
+        let claim = self.claim(name, bytes).map_err(refused)?;
+        let verified = match claim.check_begun(bytes) {
             // Of no use to anybody.
             Err(SegmentDefect::Empty) => return Ok(None),
             checked => checked.map_err(refused)?,
@@ -241,21 +303,64 @@ impl Shelf<'_> {
 
     /// The next segments, as many as there are without a gap. Whatever is wrong with one of them is told when it is
     /// asked for.
-    async fn fetch_ahead(&self, archive: &Storage, claim: Claim, begin: Lsn, place: &Place) {
-        let names = if place.is_recovery { ahead(claim.segment, claim.size) } else { Vec::new() };
-        place.clear(&names);
+    async fn fetch_ahead(&self, archive: &Storage, claim: Claim, destination: &Destination) {
+        let names = if destination.is_recovery() { ahead(claim.segment, claim.size) } else { Vec::new() };
+        destination.clear(&names);
         let fetched = join_all(names.iter().map(async |name| {
             let bytes = archive.get(&wal_object(name)).await.ok().flatten()?;
-            self.check(name, &bytes, begin).ok().map(|_| bytes)
+            self.check(name, &bytes, name).await.ok().map(|_| bytes)
         }))
         .await;
         for (name, bytes) in names.iter().zip(fetched) {
-            match bytes.map(|bytes| place.keep(name, &bytes)) {
+            match bytes.map(|bytes| destination.keep(name, &bytes)) {
                 Some(Ok(())) => {}
                 Some(Err(_)) | None => return,
             }
         }
     }
+}
+
+fn of_the_archive(name: &str) -> String {
+    format!("{} of the archive", wal_object(name))
+}
+
+/// `None` when there is no such file.
+fn read(path: &Path) -> Result<Option<Bytes>, FetchError> {
+    match fs::read(path) {
+        Ok(content) => Ok(Some(content.into())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(FetchError::file("read", path)(error)),
+    }
+}
+
+/// Of the files in the store's directory; none when there is no such directory.
+fn names(directory: &Path) -> Result<Vec<String>, FetchError> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        listed => listed.map_err(FetchError::file("list", directory))?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        names.extend(entry.map_err(FetchError::file("list", directory))?.file_name().into_string());
+    }
+    Ok(names)
+}
+
+/// Where the store's log has left `timeline`, as the newest history file says that has it.
+fn switchpoint(directory: &Path, names: &[String], timeline: TimelineId) -> Result<Option<Lsn>, FetchError> {
+    let mut later: Vec<TimelineId> = names.iter().filter_map(|name| parse_history_file_name(name)).collect();
+    later.retain(|other| *other > timeline);
+    later.sort_unstable();
+    for descendant in later.into_iter().rev() {
+        let path = directory.join(history_file_name(descendant));
+        let Some(content) = read(&path)? else { continue };
+        let refused = |source| FetchError::History { place: path.display().to_string(), source };
+        let history = History::parse(descendant, &content).map_err(refused)?;
+        if let Some(switchpoint) = history.switchpoint(timeline) {
+            return Ok(Some(switchpoint));
+        }
+    }
+    Ok(None)
 }
 
 /// The names behind `segment` that are fetched with it.
@@ -269,17 +374,20 @@ fn ahead(segment: SegmentFile, size: WalSegmentSize) -> Vec<String> {
     names.collect()
 }
 
-/// The directory of the file that PostgreSQL waits for.
-struct Place {
+/// The file that PostgreSQL waits for, and what waits beside it.
+struct Destination {
+    path: PathBuf,
     waiting: PathBuf,
-    is_recovery: bool,
 }
 
-impl Place {
-    fn of(destination: &Path) -> Place {
-        let directory = destination.parent().unwrap_or(Path::new(""));
-        let is_recovery = destination.file_name().is_some_and(|name| name == RECOVERY_FILE);
-        Place { waiting: directory.join(WAITING), is_recovery }
+impl Destination {
+    fn of(path: &Path) -> Destination {
+        let directory = path.parent().unwrap_or(Path::new(""));
+        Destination { path: path.to_owned(), waiting: directory.join(WAITING) }
+    }
+
+    fn is_recovery(&self) -> bool {
+        self.path.file_name().is_some_and(|name| name == RECOVERY_FILE)
     }
 
     /// A segment that was fetched with an earlier one.
@@ -292,10 +400,11 @@ impl Place {
     }
 
     fn keep(&self, name: &str, bytes: &[u8]) -> Result<(), FetchError> {
-        self.put(bytes, &self.waiting.join(name))
+        fs::create_dir_all(&self.waiting).map_err(FetchError::file("make", &self.waiting))?;
+        put(bytes, &self.waiting.join(name))
     }
 
-    /// Removes what waits in vain.
+    /// Removes what waits in vain; where nothing is wanted, the directory, too.
     fn clear(&self, wanted: &[String]) {
         let Ok(entries) = fs::read_dir(&self.waiting) else { return };
         for entry in entries.filter_map(Result::ok) {
@@ -303,20 +412,61 @@ impl Place {
                 let _ = fs::remove_file(entry.path());
             }
         }
+        if wanted.is_empty() {
+            let _ = fs::remove_dir(&self.waiting);
+        }
     }
 
-    /// Not synced: after a crash the server asks again.
-    fn put(&self, content: &[u8], destination: &Path) -> Result<(), FetchError> {
-        let mut temporary = destination.as_os_str().to_owned();
-        temporary.push(".tmp");
-        let temporary = PathBuf::from(temporary);
-        if destination.starts_with(&self.waiting) {
-            fs::create_dir_all(&self.waiting).map_err(FetchError::file("make", &self.waiting))?;
-        }
-        let mut options = fs::OpenOptions::new();
-        options.create(true).truncate(true).write(true).mode(0o600);
-        let written = options.open(&temporary).and_then(|mut file| file.write_all(content));
-        written.map_err(FetchError::file("write", &temporary))?;
-        fs::rename(&temporary, destination).map_err(FetchError::file("rename to", destination))
+    fn put(&self, content: &[u8]) -> Result<(), FetchError> {
+        put(content, &self.path)
+    }
+}
+
+/// Not synced: after a crash the server asks again.
+fn put(content: &[u8], path: &Path) -> Result<(), FetchError> {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".tmp");
+    let temporary = PathBuf::from(temporary);
+    let mut options = fs::OpenOptions::new();
+    options.create(true).truncate(true).write(true).mode(0o600);
+    let written = options.open(&temporary).and_then(|mut file| file.write_all(content));
+    written.map_err(FetchError::file("write", &temporary))?;
+    fs::rename(&temporary, path).map_err(FetchError::file("rename to", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::collections::BTreeMap;
+
+    use bytes::Bytes;
+
+    use super::{Held, held, wal_object};
+
+    /// What the archive answers while the shipper works: before the `turn`th question, it finishes the segment.
+    async fn asked(begun: bool, turn: usize) -> Held {
+        let name = "000000010000000000000003";
+        let object = |name: &str, content: &'static [u8]| (wal_object(name), Bytes::from_static(content));
+        let before = begun.then(|| object(&format!("{name}.partial"), b"half"));
+        let objects: RefCell<BTreeMap<String, Bytes>> = RefCell::new(before.into_iter().collect());
+        let questions = RefCell::new(0);
+        let get = async |wanted: &str| {
+            if *questions.borrow() == turn {
+                *objects.borrow_mut() = [object(name, b"whole")].into();
+            }
+            *questions.borrow_mut() += 1;
+            Ok(objects.borrow().get(wanted).cloned())
+        };
+        held(name, get).await.expect("answers")
+    }
+
+    #[tokio::test]
+    async fn a_segment_that_is_being_finished_is_found() {
+        let (whole, half) = (Bytes::from_static(b"whole"), Bytes::from_static(b"half"));
+        assert_eq!(asked(true, 0).await, Held::Finished(whole.clone()));
+        assert_eq!(asked(true, 1).await, Held::Finished(whole.clone()), "between the two questions");
+        assert_eq!(asked(true, 9).await, Held::Begun(half));
+        assert_eq!(asked(false, 2).await, Held::Finished(whole));
+        assert_eq!(asked(false, 9).await, Held::Nothing);
     }
 }

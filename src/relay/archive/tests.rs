@@ -418,3 +418,116 @@ async fn the_relays_store_comes_first_as_far_as_it_is_durable() {
     std::fs::write(store.join(THIRD), vec![0; MIB]).expect("writes");
     assert_eq!(recovery.get(THIRD).await.expect("fetches").as_deref(), Some(recovery.bytes(0)));
 }
+
+/// Timeline 1 up to within segment 4, then timeline 2, in a store that had received timeline 1 beyond the fork.
+async fn forked() -> (Recovery, WalBuilder) {
+    let mut recovery = Recovery::new().await;
+    let mut second = WalBuilder::new(START, TimelineId(1));
+    for _ in 0..5 {
+        second.record(300_000);
+    }
+    let fork = second.end();
+    second.fork(TimelineId(2));
+    for _ in 0..7 {
+        second.record(300_000);
+    }
+    let store = recovery.world.store_dir.path().to_owned();
+    for (name, at) in [(THIRD, 0), (FOURTH, 1)] {
+        std::fs::write(store.join(name), recovery.bytes(at)).expect("writes");
+    }
+    let mut beyond = recovery.world.wal.bytes()[2 * MIB..].to_vec();
+    beyond.resize(MIB, 0);
+    std::fs::write(store.join(FIFTH), beyond).expect("writes");
+    for (name, at) in
+        [("000000020000000000000004", 1), ("000000020000000000000005", 2), ("000000020000000000000006", 3)]
+    {
+        let end = second.bytes().len().min((at + 1) * MIB);
+        std::fs::write(store.join(name), &second.bytes()[at * MIB..end]).expect("writes");
+    }
+    let history = format!("1\t{fork}\tno recovery target specified\n");
+    std::fs::write(store.join("00000002.history"), history).expect("writes");
+    recovery.sources.store = Some(store);
+    recovery.sources.archive = None;
+    (recovery, second)
+}
+
+#[tokio::test]
+async fn nothing_behind_a_fork_comes_out_of_the_store() {
+    let (recovery, second) = forked().await;
+    assert_eq!(recovery.get(THIRD).await.expect("fetches").as_deref(), Some(recovery.bytes(0)));
+    assert!(recovery.get(FOURTH).await.expect("asks").is_none(), "it goes on in another history");
+    assert!(recovery.get(FIFTH).await.expect("asks").is_none());
+    let fork = recovery.get("000000020000000000000004").await.expect("fetches");
+    assert_eq!(fork.as_deref(), Some(&second.bytes()[MIB..2 * MIB]));
+    assert!(recovery.get("000000020000000000000005").await.expect("fetches").is_some());
+    assert!(recovery.get("000000020000000000000006").await.expect("asks").is_none(), "it grows");
+}
+
+/// "No such file" ends a recovery, so it is said only where it is known.
+#[tokio::test]
+async fn a_store_that_cannot_be_read_is_told() {
+    let mut recovery = Recovery::new().await;
+    let store = recovery.world.store_dir.path().to_owned();
+    recovery.sources.archive = None;
+    recovery.sources.store = Some(store.join("missing"));
+    assert_eq!(recovery.get(THIRD).await.expect("asks"), None);
+    let no_directory = store.join("file");
+    std::fs::write(&no_directory, "").expect("writes");
+    recovery.sources.store = Some(no_directory);
+    for name in [THIRD, "00000002.history"] {
+        let got = recovery.get(name).await;
+        assert!(matches!(got, Err(FetchError::File { .. })), "{name}: {got:?}");
+    }
+    recovery.sources.store = Some(store.clone());
+    std::fs::create_dir(store.join("00000003.history")).expect("makes");
+    let got = recovery.get("00000003.history").await;
+    assert!(matches!(got, Err(FetchError::File { .. })), "{got:?}");
+    std::fs::remove_dir(store.join("00000003.history")).expect("removes");
+    // A finished one that is damaged, or cannot be read.
+    std::fs::write(store.join(FOURTH), recovery.bytes(1)).expect("writes");
+    std::fs::write(store.join(THIRD), vec![0; MIB]).expect("writes");
+    let got = recovery.get(THIRD).await;
+    assert!(matches!(got, Err(FetchError::Segment { .. })), "{got:?}");
+    std::fs::remove_file(store.join(THIRD)).expect("removes");
+    assert_eq!(recovery.get(THIRD).await.expect("asks"), None, "retention has taken it");
+    std::fs::create_dir(store.join(THIRD)).expect("makes");
+    let got = recovery.get(THIRD).await;
+    assert!(matches!(got, Err(FetchError::File { .. })), "{got:?}");
+    // The archive has it.
+    recovery.sources.archive =
+        Some(format!("file://{}", recovery.world.archive_dir.path().display()).parse().expect("a URL"));
+    assert_eq!(recovery.get(THIRD).await.expect("fetches").as_deref(), Some(recovery.bytes(0)));
+    // It has no finished one of this, which is not where the log ends as long as the store was not read.
+    std::fs::write(store.join(FIFTH), vec![0; MIB]).expect("writes");
+    std::fs::write(store.join("000000010000000000000006"), "begun").expect("writes");
+    let got = recovery.get(FIFTH).await;
+    assert!(matches!(got, Err(FetchError::Segment { .. })), "{got:?}");
+}
+
+/// Most segments say themselves of which timeline they are.
+#[tokio::test]
+async fn a_timelines_history_is_asked_for_only_where_it_matters() {
+    let (mut recovery, second) = forked().await;
+    recovery.sources.store = None;
+    recovery.sources.archive =
+        Some(format!("file://{}", recovery.world.archive_dir.path().display()).parse().expect("a URL"));
+    let storage = storage(recovery.world.archive_dir.path());
+    let fourth = Bytes::copy_from_slice(&second.bytes()[MIB..2 * MIB]);
+    storage.create(&wal_object("000000020000000000000004"), fourth.clone()).await.expect("puts");
+    std::fs::write(recovery.world.archive_dir.path().join(wal_object("00000002.history")), "garbage")
+        .expect("writes");
+    let got = recovery.get("000000020000000000000004").await.expect("fetches");
+    assert_eq!(got.as_deref(), Some(&fourth[..]));
+}
+
+#[tokio::test]
+async fn nothing_waits_where_the_log_ends() {
+    let recovery = Recovery::new().await;
+    let waiting = recovery.data_dir.path().join(".bellwether");
+    for end in [FIFTH, "000000020000000000000004", "00000002.history"] {
+        recovery.get(THIRD).await.expect("fetches");
+        assert!(waiting.join(FOURTH).exists());
+        recovery.get(end).await.expect("asks");
+        assert!(!waiting.exists(), "{end}");
+    }
+}
