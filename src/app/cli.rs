@@ -1,9 +1,11 @@
 //! The command line.
 //!
 //! Exit codes: 0 done; 1 it failed, and standard error says why (for `check`: there are errors); 2 the command
-//! line itself is wrong.
+//! line itself is wrong. Those of `wal get` are what PostgreSQL expects of a `restore_command`, whatever goes wrong.
 
+use std::ffi::OsString;
 use std::io::{self, Read, Write};
+use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -186,16 +188,43 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// Of a statement on standard input.
 const MAX_STATEMENT: u64 = 16 << 20;
 
+/// The command line is not understood.
+const USAGE: u8 = 2;
+
 pub fn main() -> ExitCode {
-    let command = CommandLine::parse().command;
-    match execute(command) {
-        Ok(code) => code,
-        // `bellwether history | head`
-        Err(CliError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("bellwether: {}", chain(&error));
-            ExitCode::FAILURE
+    let words: Vec<OsString> = std::env::args_os().collect();
+    if wal::is_get(&words) {
+        guarded(wal::failed(), || run(words))
+    } else {
+        run(words).unwrap_or_else(ExitCode::from)
+    }
+}
+
+/// For PostgreSQL, which reads a usage error's and even a panic's exit code as "no such file": `failed` instead.
+fn guarded(failed: u8, run: impl FnOnce() -> Result<ExitCode, u8>) -> ExitCode {
+    match panic::catch_unwind(AssertUnwindSafe(run)) {
+        Ok(Ok(code)) => code,
+        Ok(Err(_)) | Err(_) => ExitCode::from(failed),
+    }
+}
+
+/// An error is the exit code of what was told on standard error.
+fn run(words: Vec<OsString>) -> Result<ExitCode, u8> {
+    let command = match CommandLine::try_parse_from(words) {
+        Ok(line) => line.command,
+        Err(told) => {
+            // Standard error or, for --help, standard output; there is nobody else to tell.
+            let _ = told.print();
+            return if told.use_stderr() { Err(USAGE) } else { Ok(ExitCode::SUCCESS) };
         }
+    };
+    match execute(command) {
+        // `bellwether history | head`
+        Err(CliError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
+        done => done.map_err(|error| {
+            eprintln!("bellwether: {}", chain(&error));
+            1
+        }),
     }
 }
 
@@ -379,7 +408,10 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
 mod tests {
     use clap::{CommandFactory, Parser};
 
-    use super::{CommandLine, reachable};
+    use std::ffi::OsString;
+    use std::process::ExitCode;
+
+    use super::{CommandLine, guarded, reachable, run};
 
     #[test]
     fn the_command_line_is_sound() {
@@ -426,6 +458,21 @@ mod tests {
             let words = std::iter::once("bellwether").chain(line.split(' '));
             assert_eq!(CommandLine::try_parse_from(words).is_ok(), understood, "{line}");
         }
+    }
+
+    #[test]
+    fn a_restore_command_never_says_no_such_file_by_mistake() {
+        let words = |line: &str| -> Vec<OsString> { line.split(' ').map(OsString::from).collect() };
+        for (line, expected) in [
+            ("bellwether wal get 000000010000000000000003 pg_wal/RECOVERYXLOG --confg a.yaml", 255),
+            ("bellwether wal get 000000010000000000000003", 255),
+            ("bellwether wal get --help", 0),
+        ] {
+            assert_eq!(guarded(255, || run(words(line))), ExitCode::from(expected), "{line}");
+        }
+        assert_eq!(guarded(255, || Ok(ExitCode::from(1))), ExitCode::from(1), "there is none");
+        assert_eq!(guarded(255, || Err(1)), ExitCode::from(255), "no runtime");
+        assert_eq!(guarded(255, || panic!("a mistake of ours")), ExitCode::from(255));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `bellwether wal`: the relay's WAL and the archive, for people and for PostgreSQL.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -60,6 +61,16 @@ pub(in crate::app) enum WalError {
 const NO_SUCH_FILE: u8 = 1;
 const FAILED: u8 = 255;
 
+/// Whether the command line is that of a `restore_command`, however wrong the rest of it may be.
+pub(in crate::app) fn is_get(words: &[OsString]) -> bool {
+    words.iter().skip(1).map(OsString::as_os_str).take(2).eq(["wal", "get"])
+}
+
+/// How a `restore_command` that failed ends.
+pub(in crate::app) fn failed() -> u8 {
+    trouble(server(Path::new(".")))
+}
+
 pub(in crate::app) async fn wal(command: Wal) -> ExitCode {
     match command {
         Wal::Ls(command) => inspect::told(inspect::list(&command)),
@@ -86,13 +97,19 @@ async fn get(command: Get, server: Server) -> Result<Fetched, WalError> {
     Ok(archive::fetch(&sources, &file, &path).await?)
 }
 
-/// A standby asks again by itself, and may do without: to fail it for an archive that cannot be reached would stop it.
 fn outcome(got: Result<Fetched, WalError>, server: Server) -> (u8, Option<String>) {
-    match (got, server) {
-        (Ok(Fetched::Done), _) => (0, None),
-        (Ok(Fetched::Nowhere), _) => (NO_SUCH_FILE, None),
-        (Err(error), Server::StandsBy) => (NO_SUCH_FILE, Some(super::super::cli::chain(&error))),
-        (Err(error), Server::Recovers) => (FAILED, Some(super::super::cli::chain(&error))),
+    match got {
+        Ok(Fetched::Done) => (0, None),
+        Ok(Fetched::Nowhere) => (NO_SUCH_FILE, None),
+        Err(error) => (trouble(server), Some(super::super::cli::chain(&error))),
+    }
+}
+
+/// A standby asks again by itself, and may do without: to fail it for an archive that cannot be reached would stop it.
+fn trouble(server: Server) -> u8 {
+    match server {
+        Server::StandsBy => NO_SUCH_FILE,
+        Server::Recovers => FAILED,
     }
 }
 
@@ -112,7 +129,7 @@ mod tests {
     use std::io;
     use std::path::PathBuf;
 
-    use super::{WalError, outcome, server, system};
+    use super::{WalError, is_get, outcome, server, system};
     use crate::pg::SystemIdentifier;
     use crate::relay::archive::{FetchError, Fetched, Server};
 
@@ -128,6 +145,19 @@ mod tests {
         }
         assert_eq!(outcome(failed(), Server::Recovers), (255, Some("write x: gone".to_owned())));
         assert_eq!(outcome(failed(), Server::StandsBy).0, 1);
+    }
+
+    #[test]
+    fn a_restore_command_is_known_by_its_first_words() {
+        let check = |line: &str, expected| {
+            let words: Vec<_> = line.split(' ').map(Into::into).collect();
+            assert_eq!(is_get(&words), expected, "{line}");
+        };
+        check("bellwether wal get", true);
+        check("/usr/bin/bellwether wal get x y --what", true);
+        check("bellwether wal ls", false);
+        check("bellwether wal", false);
+        check("wal get x", false);
     }
 
     #[test]
