@@ -94,6 +94,28 @@ enum Followed {
     Broken(VerifyError),
 }
 
+/// What a second look at a break in the newest segment says of it.
+#[derive(Debug)]
+enum Seen {
+    /// The segment is whole now, or no more.
+    Nothing,
+    /// The writer was on its way through, and is here now.
+    Moved(VerifyError),
+    Damage,
+    Unreadable(io::Error),
+}
+
+impl Followed {
+    fn second_look(self, first: &VerifyError) -> Seen {
+        match self {
+            Followed::Whole | Followed::Gone => Seen::Nothing,
+            Followed::Unreadable(error) => Seen::Unreadable(error),
+            Followed::Broken(now) if now != *first => Seen::Moved(now),
+            Followed::Broken(_) => Seen::Damage,
+        }
+    }
+}
+
 impl Walk<'_> {
     fn timeline(&mut self, timeline: TimelineId) -> Option<Verified> {
         let (segments, _) = self.directory.begun(timeline);
@@ -186,13 +208,13 @@ impl Walk<'_> {
             let before = verifier.clone();
             match self.follow(&mut verifier, *segment) {
                 Followed::Broken(error) if segment == last && part == Part::Newest => {
-                    return self.newest_end(&before, *segment, error).or(end);
+                    let reached = verifier.verified();
+                    return self.newest_end(&before, *segment, error, reached).or(end);
                 }
                 Followed::Whole => {}
                 Followed::Gone => verifier = self.anew(timeline, segment.number.next()),
                 Followed::Unreadable(error) => {
-                    let file = self.name(*segment);
-                    self.problems.push(Problem::Unreadable { file, why: error.to_string() });
+                    self.unreadable(*segment, &error);
                     verifier = self.anew(timeline, segment.number.next());
                 }
                 Followed::Broken(error) => {
@@ -205,34 +227,51 @@ impl Walk<'_> {
         end
     }
 
-    /// The break in the newest segment: the log's end, if nothing speaks against it. Returns that end.
-    fn newest_end(&mut self, before: &Verifier, segment: SegmentFile, first: VerifyError) -> Option<Lsn> {
+    /// The break in the newest segment: the log's end, if nothing speaks against it. Returns that end; `reached` is how
+    /// far the first look came.
+    fn newest_end(
+        &mut self,
+        before: &Verifier,
+        segment: SegmentFile,
+        first: VerifyError,
+        reached: Option<Lsn>,
+    ) -> Option<Lsn> {
         let fork = self.directory.next(segment.timeline).map(|(_, fork)| fork);
-        let mut error = first;
-        let mut end = None;
+        let (mut error, mut end) = (first, reached);
         for _ in 0..LOOKS {
-            let island = island(self.directory, segment, error.lsn);
-            let is_end = fork.is_none_or(|fork| error.lsn >= fork) && island.is_none();
-            if !is_end {
-                // What lay behind the break was written behind it: by now the writer has filled it.
-                std::thread::sleep(LOOK_AGAIN);
+            let island = match island(self.directory, segment, error.lsn) {
+                Ok(island) => island,
+                Err(why) => {
+                    self.unreadable(segment, &why);
+                    return end;
+                }
+            };
+            if island.is_none() && fork.is_none_or(|fork| error.lsn >= fork) {
+                return end;
             }
+            // What lay behind the break was written behind it: by now the writer has filled it.
+            std::thread::sleep(LOOK_AGAIN);
             let mut again = before.clone();
             let followed = follow(self.directory, &mut again, segment, &mut |_| {});
             end = again.verified();
-            match followed {
-                Followed::Broken(found) if is_end || found != error => error = found,
-                Followed::Broken(_) => {
+            match followed.second_look(&error) {
+                Seen::Moved(found) => error = found,
+                Seen::Nothing => return end,
+                Seen::Damage => {
                     self.hole(segment, error, island);
-                    break;
+                    return end;
                 }
-                Followed::Whole | Followed::Gone | Followed::Unreadable(_) => break,
-            }
-            if is_end {
-                break;
+                Seen::Unreadable(why) => {
+                    self.unreadable(segment, &why);
+                    return end;
+                }
             }
         }
         end
+    }
+
+    fn unreadable(&mut self, segment: SegmentFile, why: &io::Error) {
+        self.problems.push(Problem::Unreadable { file: self.name(segment), why: why.to_string() });
     }
 
     fn hole(&mut self, segment: SegmentFile, error: VerifyError, island: Option<Lsn>) {
@@ -327,12 +366,15 @@ fn is_still(path: &std::path::Path, file: &File) -> bool {
 }
 
 /// A page of this segment behind the one of `lsn` that is in its place, and from which on a whole good record is.
-fn island(directory: &Directory, segment: SegmentFile, lsn: Lsn) -> Option<Lsn> {
+fn island(directory: &Directory, segment: SegmentFile, lsn: Lsn) -> io::Result<Option<Lsn>> {
     let size = directory.size;
     let (start, end) = (size.start(segment.number), size.end(segment.number));
-    let file = File::open(directory.path.join(&directory.segments[&segment].name)).ok()?;
+    let file = match File::open(directory.path.join(&directory.segments[&segment].name)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened?,
+    };
     let mut content = vec![0; usize::try_from(size.bytes()).expect("a segment fits into memory")];
-    let read = read_at(&file, &mut content, 0).ok()?;
+    let read = read_at(&file, &mut content, 0)?;
     content.truncate(read);
     let page = PAGE_SIZE as u64;
     let first = (lsn.max(start).0 / page + 1) * page;
@@ -343,13 +385,13 @@ fn island(directory: &Directory, segment: SegmentFile, lsn: Lsn) -> Option<Lsn> 
         header.is_some_and(|header| header.address == *at && major_of_magic(header.magic).is_some())
     };
     let mut islands = pages.filter(in_place).take(MAX_ISLANDS);
-    islands.find(|at| {
+    Ok(islands.find(|at| {
         let expected = Expected { segment_size: size, timeline: segment.timeline, system: directory.system };
         let mut verifier = Verifier::new(*at, expected);
         let mut pages = from(*at).unwrap_or_default().chunks(PAGE_SIZE);
         let _ends = pages.find(|page| verifier.feed(page).is_err() || verifier.verified().is_some());
         verifier.verified().is_some()
-    })
+    }))
 }
 
 /// Fills `buffer` as far as the file reaches; returns how far.
@@ -364,4 +406,24 @@ fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         }
     }
     Ok(filled)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::{Followed, Seen};
+    use crate::pg::Lsn;
+    use crate::pg::wal::{Defect, VerifyError};
+
+    #[test]
+    fn a_break_is_no_end_as_long_as_it_cannot_be_looked_at_again() {
+        let broken = |lsn| VerifyError { lsn: Lsn(lsn), defect: Defect::Length { found: 7 } };
+        let seen = |followed: Followed| followed.second_look(&broken(100));
+        assert!(matches!(seen(Followed::Whole), Seen::Nothing));
+        assert!(matches!(seen(Followed::Gone), Seen::Nothing));
+        assert!(matches!(seen(Followed::Unreadable(io::Error::other("sick disk"))), Seen::Unreadable(_)));
+        assert!(matches!(seen(Followed::Broken(broken(100))), Seen::Damage));
+        assert!(matches!(seen(Followed::Broken(broken(200))), Seen::Moved(found) if found == broken(200)));
+    }
 }
