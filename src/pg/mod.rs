@@ -5,6 +5,7 @@ pub mod auth;
 pub mod backup_manifest;
 pub mod error;
 pub mod protocol;
+pub mod settings;
 pub mod types;
 pub mod wal;
 

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use super::conninfo::InvalidConninfo;
 use super::copy::CopyError;
 use super::program::ProgramError;
-use super::settings::LineBreak;
 use super::verify::VerifyError;
 use crate::net::{ConversationError, DialError};
 use crate::pg::TimelineId;
+use crate::pg::settings::LineBreak;
 use crate::topology::Address;
 
 #[derive(Debug, thiserror::Error)]

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use super::error::AgentError;
 use super::standby::edit_settings;
-use super::{AUTO_CONF, LocalServer, files, settings};
+use super::{AUTO_CONF, LocalServer, files};
+use crate::pg::settings::Change;
 
 const INITDB_LIMIT: Duration = Duration::from_secs(180);
 
@@ -100,14 +101,14 @@ impl LocalServer {
     }
 }
 
-/// Owns the texts that its [`settings::Change`]s borrow.
+/// Owns the texts that its [`Change`]s borrow.
 pub(super) struct OwnSettings<'a> {
     server: &'a LocalServer,
     port: String,
 }
 
 impl OwnSettings<'_> {
-    pub(super) fn each(&self) -> [settings::Change<'_>; 4] {
+    pub(super) fn each(&self) -> [Change<'_>; 4] {
         [
             ("listen_addresses", Some(&self.server.address.host)),
             ("port", Some(&self.port)),

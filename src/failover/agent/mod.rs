@@ -23,7 +23,6 @@ mod initdb;
 mod process;
 mod program;
 mod rejoin;
-mod settings;
 mod standby;
 mod user;
 mod verify;

@@ -13,11 +13,11 @@ use super::control::{ControlFile, DbState};
 use super::copy::copy;
 use super::discarded::Discarded;
 use super::error::{AgentError, FileError};
-use super::settings::{self, Change};
 use super::standby::become_standby;
 use super::{AUTO_CONF, DirectoryLock, LocalServer, ServerStatus, StopMode, files};
 use crate::net::{self, Conversation, ConversationError, Credentials, Target};
 use crate::pg::protocol::replication::base_backup::BaseBackupOptions;
+use crate::pg::settings::{self, Change};
 use crate::pg::{SlotName, TimelineId};
 use crate::topology::Role;
 
