@@ -220,10 +220,55 @@ fn restore_alone() {
         let restored = Restored::as_of(&cluster, &room, &moment);
         assert_eq!(restored.query(rows), expected, "{moment:?}");
         restored.query("CREATE TABLE takes_writes ()");
+        if moment[0] == "--to-time" {
+            a_follower_of_the_restored_server_follows(&restored);
+            is_like_a_restored_one(&cluster, &restored);
+        }
     }
     what_was_restored_outlives_the_power(&cluster, &room);
     a_damaged_segment_is_not_served(&cluster, &room);
     retention_removes_what_is_old(&cluster, &backup);
+
+    let lsn = on_primary(&cluster, "INSERT INTO written VALUES ('G') RETURNING pg_current_wal_lsn()");
+    await_archived(&cluster);
+    let restored = Restored::as_of(&cluster, &room.join("again"), &["--to-lsn", &lsn]);
+    assert_eq!(
+        restored.query(rows),
+        "A1000 B1000 C1000 D1000 E1000 F1000",
+        "another target than its old one"
+    );
+}
+
+/// The moment of the restore is over for its followers.
+fn a_follower_of_the_restored_server_follows(restored: &Restored<'_>) {
+    let Restored { cluster, data_dir, port } = restored;
+    let data_dir = data_dir.with_file_name("follower");
+    let endpoint =
+        format!("host=127.0.0.1 port={port} user=bellwether password={}", cluster.superuser_password());
+    let mut init = bellwether_of_servers(cluster);
+    init.args(["follower", "init", "--endpoint", &endpoint, "--data-dir"]).arg(&data_dir);
+    let output = init.output().expect("runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let follower = Restored::start(cluster, data_dir);
+    restored.query("CREATE TABLE behind_the_target ()");
+    let server = Server { name: String::new(), port: follower.port, data_dir: follower.data_dir.clone() };
+    let conninfo = cluster.direct_conninfo(&server, "app");
+    eventually("the follower's replay", LIMIT, || {
+        let sql = "SELECT pg_is_in_recovery(), to_regclass('behind_the_target') IS NOT NULL";
+        let answer = cluster.psql_at(&conninfo, sql)?;
+        if answer == "t|t" { Ok(()) } else { Err(format!("{answer}\n{}", follower.log())) }
+    });
+}
+
+/// Its backups bring what a restored server's would.
+fn is_like_a_restored_one(cluster: &Cluster, restored: &Restored<'_>) {
+    let settings = fs::read_to_string(restored.data_dir.join("postgresql.auto.conf")).expect("settings");
+    let target = settings.lines().find(|line| line.starts_with("recovery_target_time = '2"));
+    let sql = format!("ALTER SYSTEM SET {}", target.expect("a target"));
+    for server in cluster.servers() {
+        // One of them has been killed.
+        let _ = cluster.psql_at(&cluster.direct_conninfo(&server, "postgres"), &sql);
+    }
 }
 
 /// It is told that all is there when it is on disk, and not when it cannot be.

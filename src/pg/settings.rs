@@ -7,6 +7,19 @@
 /// `None` removes the setting.
 pub type Change<'a> = (&'a str, Option<&'a str>);
 
+/// Where a recovery stops. At most one of them may be set (`error_multiple_recovery_targets` in xlogrecovery.c); a
+/// standby obeys it, too: it stops there, or promotes itself.
+pub const RECOVERY_TARGETS: [&str; 5] = [
+    "recovery_target",
+    "recovery_target_lsn",
+    "recovery_target_name",
+    "recovery_target_time",
+    "recovery_target_xid",
+];
+
+/// What is said of the target.
+pub const RECOVERY_TARGET_DETAILS: [&str; 2] = ["recovery_target_action", "recovery_target_inclusive"];
+
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a line break cannot be part of the setting {name}")]
 pub struct LineBreak {

@@ -11,6 +11,7 @@ use super::hba::Rule;
 use crate::app::config::Config;
 use crate::app::{cli, plans};
 use crate::net::{DialError, Target, TlsForServers, sql};
+use crate::pg::settings::RECOVERY_TARGETS;
 
 /// For everything one server is asked.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -124,9 +125,8 @@ async fn read(client: &Client) -> Result<Facts, tokio_postgres::Error> {
     };
     let granted = if facts.superuser { [true; 2] } else { since_15(client, facts.version).await? };
     [facts.may_alter_system, facts.may_checkpoint] = granted;
-    for row in
-        client.query("SELECT name, setting FROM pg_settings WHERE name = ANY($1)", &[&SETTINGS]).await?
-    {
+    let names = [SETTINGS, &RECOVERY_TARGETS].concat();
+    for row in client.query("SELECT name, setting FROM pg_settings WHERE name = ANY($1)", &[&names]).await? {
         facts.settings.insert(row.get(0), row.get(1));
     }
     facts.hba = hba(client).await?;

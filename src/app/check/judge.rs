@@ -5,6 +5,7 @@ use super::facts::{Facts, NoFacts};
 use super::hba::{self, Match, Purpose};
 use crate::app::config::{AuthQuery, Config, ListenOn, NodeConfig};
 use crate::net::LookupStatement;
+use crate::pg::settings::RECOVERY_TARGETS;
 use crate::topology::{Durability, RemoteApply};
 
 /// The oldest PostgreSQL that we know.
@@ -20,6 +21,7 @@ pub(super) fn judge(config: &Config, answers: &[Result<Facts, NoFacts>]) -> Vec<
             Ok(facts) => {
                 findings.extend(grants(config, node, facts));
                 findings.extend(settings(config, node, facts));
+                findings.extend(recovery_targets(node, facts));
                 findings.extend(upstream(config, node, facts));
                 findings.extend(admission(config, node, facts));
             }
@@ -170,6 +172,14 @@ fn settings(config: &Config, node: &NodeConfig, facts: &Facts) -> Vec<Finding> {
         findings.push(Finding::error(place(node), what).mend(mend));
     }
     findings
+}
+
+/// Left by a restore or by hand. A primary's counts when it comes back as a standby.
+fn recovery_targets(node: &NodeConfig, facts: &Facts) -> Option<Finding> {
+    let is_set = |name: &&str| facts.settings.get(*name).is_some_and(|value| !value.is_empty());
+    let name = RECOVERY_TARGETS.into_iter().find(is_set)?;
+    let what = format!("{name} is set: as a standby it would stop there, or promote itself");
+    Some(Finding::warn(place(node), what).mend(format!("ALTER SYSTEM RESET {name}; and restart")))
 }
 
 /// A standby must stream from a listener of ours, by its node's name and through its node's slot.
@@ -472,6 +482,11 @@ state: {{file: state}}
             ("data_checksums", "off", "WARN pg1 (10.0.0.11:5432): has neither wal_log_hints nor checksums"),
             ("full_page_writes", "off", "WARN pg1 (10.0.0.11:5432): full_page_writes is off"),
             ("fsync", "off", "ERROR pg1 (10.0.0.11:5432): fsync is off"),
+            (
+                "recovery_target_time",
+                "2026-11-21 10:30:00+00",
+                "WARN pg1 (10.0.0.11:5432): recovery_target_time is set",
+            ),
             ("synchronous_commit", "local", "ERROR pg1 (10.0.0.11:5432): synchronous_commit is local"),
         ] {
             let findings = found("durability: {mode: quorum}", |first, _| set(first, name, value));

@@ -5,7 +5,7 @@
 //! can be reached is looked at before anything is written.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, Utc};
@@ -19,6 +19,7 @@ use super::sentinel::Facts;
 use super::storage::{Found, Storage, StorageError};
 use super::{ArchiveUrl, Progress};
 use crate::net::{self, Chunk, ChunkReader, SyncError, UnpackError, unpack};
+use crate::pg::settings::{self, Change, LineBreak, RECOVERY_TARGETS};
 use crate::pg::wal::{History, HistoryError, SegmentFile, WalSegmentSize};
 use crate::pg::{Lsn, TimelineId};
 
@@ -91,6 +92,12 @@ pub enum RestoreError {
         object: String,
         #[source]
         source: UnpackError,
+    },
+    #[error("the settings in {}", path.display())]
+    Settings {
+        path: PathBuf,
+        #[source]
+        source: LineBreak,
     },
     #[error(transparent)]
     Sync(#[from] SyncError),
@@ -315,41 +322,50 @@ fn make_it_recover(directory: &Path, plan: &Plan, restore_command: &str) -> Resu
         _ => {}
     }
     let path = directory.join("postgresql.auto.conf");
-    let appended = fs::OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(&path)
-        .and_then(|mut file| file.write_all(settings(plan, restore_command).as_bytes()));
-    appended.map_err(RestoreError::file("write", &path))?;
+    let text = match fs::read_to_string(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        read => read.map_err(RestoreError::file("read", &path))?,
+    };
+    let edited = recovering(&text, plan.timeline, plan.target, restore_command)
+        .map_err(|source| RestoreError::Settings { path: path.clone(), source })?;
+    fs::write(&path, edited).map_err(RestoreError::file("write", &path))?;
     let signal = directory.join("recovery.signal");
     fs::File::create(&signal).map(drop).map_err(RestoreError::file("write", &signal))
 }
 
-/// Later lines win over what the backup brings. What tied the old server to others would hold the new one up.
-fn settings(plan: &Plan, restore_command: &str) -> String {
-    let quoted = |text: &str| format!("'{}'", text.replace('\'', "''"));
-    let mut lines = vec![
-        "# By bellwether restore.".to_owned(),
-        format!("restore_command = {}", quoted(restore_command)),
-        format!("recovery_target_timeline = '{}'", plan.timeline),
-        "recovery_target_action = 'promote'".to_owned(),
-    ];
-    match plan.target {
+/// The settings of a server that recovers up to `target`. What tied the old server to others would hold the new one up.
+/// Every other target is unset, wherever it is set: the cluster may have been restored before.
+fn recovering(
+    text: &str,
+    timeline: TimelineId,
+    target: Target,
+    restore_command: &str,
+) -> Result<String, LineBreak> {
+    let timeline = timeline.to_string();
+    let wanted = match target {
         Target::Time(time) => {
-            lines.push(format!("recovery_target_time = '{}'", time.format("%Y-%m-%d %H:%M:%S%.6f+00")));
+            Some(("recovery_target_time", time.format("%Y-%m-%d %H:%M:%S%.6f+00").to_string()))
         }
-        Target::Before(lsn) => {
-            lines.push(format!("recovery_target_lsn = '{lsn}'"));
-            lines.push("recovery_target_inclusive = off".to_owned());
-        }
-        Target::Behind(lsn) => lines.push(format!("recovery_target_lsn = '{lsn}'")),
-        Target::End => {}
-    }
-    for unset in ["primary_conninfo", "primary_slot_name", "synchronous_standby_names"] {
-        lines.push(format!("{unset} = ''"));
-    }
-    lines.push("archive_mode = off".to_owned());
-    lines.join("\n") + "\n"
+        Target::Before(lsn) | Target::Behind(lsn) => Some(("recovery_target_lsn", lsn.to_string())),
+        Target::End => None,
+    };
+    let inclusive = matches!(target, Target::Before(_)).then_some("off");
+    let mut changes: Vec<Change<'_>> = vec![
+        ("restore_command", Some(restore_command)),
+        ("recovery_target_timeline", Some(&timeline)),
+        ("recovery_target_action", Some("promote")),
+        ("recovery_target_inclusive", inclusive),
+        ("primary_conninfo", Some("")),
+        ("primary_slot_name", Some("")),
+        ("synchronous_standby_names", Some("")),
+        ("archive_mode", Some("off")),
+    ];
+    // The unset ones come first: each says in its turn whether there is a target (`assign_recovery_target_time`).
+    let wanted = wanted.as_ref().map(|(name, value)| (*name, value.as_str()));
+    let others = RECOVERY_TARGETS.into_iter().filter(|name| wanted.is_none_or(|(wanted, _)| *name != wanted));
+    changes.extend(others.map(|name| (name, Some(""))));
+    changes.extend(wanted.map(|(name, value)| (name, Some(value))));
+    settings::edit(text, &changes)
 }
 
 #[cfg(test)]
@@ -359,8 +375,40 @@ mod tests {
     use bytes::Bytes;
     use tokio::sync::mpsc;
 
-    use super::unpack_compressed;
+    use super::{Target, recovering, unpack_compressed};
     use crate::net::{Chunk, ChunkReader, UnpackError};
+    use crate::pg::{Lsn, TimelineId};
+
+    const UNSET: &str = "recovery_target = ''\nrecovery_target_name = ''\nrecovery_target_xid = ''\n";
+
+    /// Two targets keep a server from starting, a leftover one stops it early.
+    #[test]
+    fn a_restored_cluster_can_be_restored_again() {
+        let target = |text: &str, target| {
+            let text = recovering(text, TimelineId(3), target, r"get '%f' a\b").expect("no line breaks");
+            let (own, settings) = text.split_once("restore_command = ").expect("it recovers");
+            assert_eq!(own, "work_mem = 4MB\n");
+            let settings = settings.strip_prefix("'get ''%f'' a\\\\b'\nrecovery_target_timeline = '3'\n");
+            let (_, targets) =
+                settings.expect("escaped").split_once("archive_mode = 'off'\n").expect("it is off");
+            let inclusive = text.contains("recovery_target_inclusive = 'off'\n");
+            (targets.to_owned(), inclusive, text)
+        };
+        let time = "2026-11-21T10:30:00.25Z".parse().expect("a time");
+        let (targets, inclusive, first) = target("work_mem = 4MB\n", Target::Time(time));
+        let lsn_unset =
+            UNSET.replacen("recovery_target_name", "recovery_target_lsn = ''\nrecovery_target_name", 1);
+        assert_eq!(targets, format!("{lsn_unset}recovery_target_time = '2026-11-21 10:30:00.250000+00'\n"));
+        assert!(!inclusive);
+        let (targets, inclusive, second) = target(&first, Target::Before(Lsn(0x500_0028)));
+        let time_unset =
+            UNSET.replacen("recovery_target_xid", "recovery_target_time = ''\nrecovery_target_xid", 1);
+        assert_eq!(targets, format!("{time_unset}recovery_target_lsn = '0/5000028'\n"));
+        assert!(inclusive);
+        let (targets, inclusive, last) = target(&second, Target::End);
+        assert!(!targets.contains("0/5000028") && !inclusive, "{last}");
+        assert_eq!(last.matches("recovery_target").count(), 7, "{last}");
+    }
 
     fn unpacked(compressed: &[u8], into: &Path) -> Result<(), UnpackError> {
         let (feed, chunks) = mpsc::channel(1000);
