@@ -8,6 +8,7 @@ use std::time::Duration;
 use chrono::{DateTime, NaiveDateTime, Utc};
 use clap::Args;
 
+use super::directory;
 use super::progress::Bar;
 use crate::app::certificates::Certificates;
 use crate::app::config::{self, Config, LoadError};
@@ -142,7 +143,7 @@ pub(in crate::app) async fn restore(command: Restore) -> Result<String, CommandE
         url,
         moment: moment.moment(),
         timeline: timeline.map(TimelineId),
-        data_dir: absolute(&data_dir),
+        data_dir: directory(&data_dir),
         restore_command: format!("\"{}\" wal get %f \"%p\" {from}", program.display()),
     };
     let restored = archive::restore(&job, &Bar::new()).await?;

@@ -9,6 +9,7 @@ use clap::{Args, Subcommand};
 use indicatif::{DecimalBytes, HumanDuration, ProgressBar, ProgressStyle};
 use parking_lot::Mutex;
 
+use super::directory;
 use crate::app::config::{self, LoadError};
 use crate::app::local;
 use crate::failover::agent::{
@@ -70,7 +71,7 @@ pub(in crate::app) async fn init(options: Init) -> Result<String, FollowerError>
         None => local::upstream(&config::load(&options.config)?.0, None),
     };
     let conninfo = named(endpoint, options.slot.as_ref());
-    let data_dir = std::path::absolute(&options.data_dir).unwrap_or(options.data_dir);
+    let data_dir = directory(&options.data_dir);
     let follower = NewFollower {
         data_dir: data_dir.clone(),
         endpoint: target(&conninfo)?,

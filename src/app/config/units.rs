@@ -1,7 +1,7 @@
 //! Scalars as people write them: `500ms`, `16MiB`, `10.0.0.11:5432`, `on`. Each parser answers with what is
 //! expected when it is not that.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -23,8 +23,9 @@ pub(super) fn parsed<T: FromStr<Err: std::fmt::Display>>(value: &Value) -> Parse
     text(value)?.parse().map_err(|error: T::Err| error.to_string())
 }
 
+/// Without a slash at its end: what lies beside a directory has its name with a suffix.
 pub(super) fn path(value: &Value) -> Parsed<PathBuf> {
-    text(value).map(PathBuf::from)
+    text(value).map(|text| Path::new(&text).components().collect())
 }
 
 pub(super) fn texts(value: &Value) -> Parsed<Vec<String>> {
@@ -111,7 +112,7 @@ mod tests {
 
     use serde_yaml::Value;
 
-    use super::{duration, number, on_off, size};
+    use super::{duration, number, on_off, path, size};
 
     fn yaml(text: &str) -> Value {
         serde_yaml::from_str(text).expect("the test's own YAML")
@@ -124,6 +125,14 @@ mod tests {
         }
         for text in ["5", "1.5", "0s", "s", "soon", "-1s", "[1s]"] {
             assert!(duration(&yaml(text)).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_path_ends_in_a_name() {
+        for (text, expected) in [("/srv/pg1/", "/srv/pg1"), ("pg1//data/.", "pg1/data"), ("/", "/")] {
+            // Two paths that differ only in that are equal.
+            assert_eq!(path(&yaml(text)).map(std::path::PathBuf::into_os_string), Ok(expected.into()));
         }
     }
 

@@ -109,9 +109,9 @@ pub(super) fn try_lock(path: &Path) -> Result<Option<Flock<File>>, FileError> {
 
 /// `path` with `suffix` behind its last component: `/data/pg1` gives `/data/pg1.old`.
 pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
+    let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(suffix);
-    PathBuf::from(name)
+    path.with_file_name(name)
 }
 
 pub(super) fn give(path: &Path, owner: Option<&RunAs>) -> io::Result<()> {
@@ -132,5 +132,19 @@ fn sync_parent(path: &Path) -> io::Result<()> {
     match path.parent() {
         Some(parent) => File::open(parent)?.sync_all(),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::beside;
+
+    #[test]
+    fn beside_a_directory_is_not_in_it() {
+        for path in ["/data/pg1", "/data/pg1/", "/data/pg1/."] {
+            assert_eq!(beside(Path::new(path), ".old"), Path::new("/data/pg1.old"), "{path}");
+        }
     }
 }
