@@ -41,6 +41,10 @@ pub enum AgentError {
     Lingering { data_dir: PathBuf, pids: Vec<i32> },
     #[error("{data_dir} is not empty")]
     NotEmpty { data_dir: PathBuf },
+    #[error(
+        "{data_dir} was not finished, but a server was started in it since: remove it yourself if nobody needs it"
+    )]
+    StartedUnfinished { data_dir: PathBuf },
     #[error("there is no cluster in {data_dir}")]
     NoCluster { data_dir: PathBuf },
     #[error("{data_dir} holds no standby: it must rejoin before it starts as a standby")]

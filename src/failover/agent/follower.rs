@@ -1,7 +1,8 @@
 //! A new standby: an empty directory becomes one, by a base backup through whatever `endpoint` is, a relay as a rule.
 //!
 //! 1. A marker file says that the directory is ours and not finished. Whatever ends us, the next call recognises it
-//!    and begins anew. A directory that holds anything and has no marker is never touched.
+//!    and begins anew. A directory that holds anything and has no marker is never touched, and neither is one in which a
+//!    server has been started meanwhile.
 //! 2. The slot, if one is wanted, holds the WAL back before the copy begins.
 //! 3. Base backup. Its WAL is left out: the endpoint ships it.
 //! 4. Every file is compared with the backup's manifest.
@@ -20,7 +21,7 @@ use super::error::{AgentError, FileError};
 use super::standby::become_standby;
 use super::user::RunAs;
 use super::verify::verify;
-use super::{STANDBY_SIGNAL, files};
+use super::{STANDBY_SIGNAL, files, process};
 use crate::net::{self, Conversation, ConversationError, Target};
 use crate::pg::protocol::replication::base_backup::{BaseBackupOptions, Manifest, Wal};
 use crate::pg::{SlotName, SqlState};
@@ -29,6 +30,7 @@ use crate::pg::{SlotName, SqlState};
 const MARKER: &str = "bellwether.unfinished";
 const MARKER_TEXT: &[u8] =
     b"bellwether follower init was interrupted here: run it again, or remove this directory.\n";
+const CONTROL_FILE: &str = "global/pg_control";
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 const LABEL: &str = "bellwether follower init";
@@ -85,8 +87,13 @@ impl NewFollower {
         if !is_ours(dir)? {
             return Err(AgentError::NotEmpty { data_dir: dir.clone() });
         }
+        if was_started(dir) {
+            return Err(AgentError::StartedUnfinished { data_dir: dir.clone() });
+        }
         files::create_private_dir(dir, owner)?;
         files::write_durably(&dir.join(MARKER), MARKER_TEXT, owner)?;
+        // Before `backup_label`: interrupted here, it must not look started.
+        files::remove_file(&dir.join(CONTROL_FILE))?;
         for entry in fs::read_dir(dir).map_err(FileError::of("list", dir))? {
             let entry = entry.map_err(FileError::of("list", dir))?;
             if entry.file_name() == MARKER {
@@ -131,6 +138,14 @@ impl NewFollower {
         files::sync_tree(dir)?;
         Ok(files::remove_durably(&dir.join(MARKER))?)
     }
+}
+
+/// Whether a server runs in it, or has run: what is in the directory is then its data, whatever the marker says. At its
+/// start it takes `backup_label` away (`StartupXLOG`, xlog.c); in a copy that is only half there, `pg_control` is the last
+/// to come.
+fn was_started(dir: &Path) -> bool {
+    let has = |name: &str| dir.join(name).exists();
+    has("postmaster.pid") || !process::all_in(dir).is_empty() || (has(CONTROL_FILE) && !has("backup_label"))
 }
 
 /// Not there, empty, or begun by us.
@@ -196,5 +211,27 @@ mod tests {
             fs::create_dir(data.join("base")).expect("a directory");
             fs::write(data.join("base/1"), "half").expect("written");
         }
+    }
+
+    #[test]
+    fn what_was_started_meanwhile_is_not_removed() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let data = dir.path().join("data");
+        let check = |files: &[&str], removed: bool| {
+            let _ = fs::remove_dir_all(&data);
+            follower(&data).clear().expect("not there");
+            fs::create_dir(data.join("global")).expect("a directory");
+            for file in files {
+                fs::write(data.join(file), "").expect("written");
+            }
+            let cleared = follower(&data).clear();
+            let refused = matches!(cleared, Err(AgentError::StartedUnfinished { .. }));
+            assert_eq!((cleared.is_ok(), refused), (removed, !removed), "{files:?}: {cleared:?}");
+            assert!(files.iter().all(|file| data.join(file).exists() != removed), "{files:?}");
+        };
+        check(&["backup_label"], true);
+        check(&["backup_label", "global/pg_control"], true);
+        check(&["global/pg_control"], false);
+        check(&["backup_label", "global/pg_control", "postmaster.pid"], false);
     }
 }
