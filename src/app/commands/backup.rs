@@ -76,8 +76,6 @@ pub(in crate::app) enum CommandError {
 
 /// To learn whether a server is a standby.
 const ASK_LIMIT: Duration = Duration::from_secs(5);
-/// Where the configuration has no base backups of its own.
-const KEEP: usize = 7;
 
 /// One base backup now; returns what to tell.
 pub(in crate::app) async fn backup(path: &Path) -> Result<String, CommandError> {
@@ -90,7 +88,7 @@ pub(in crate::app) async fn backup(path: &Path) -> Result<String, CommandError> 
         level: archive.level,
         sources: sources(&config).await?,
         instance: config.instance.clone(),
-        keep: archive.backups.map_or(KEEP, |plan| plan.keep),
+        keep: archive.backups.keep,
     };
     let done = archive::backup(&job, &Bar::new()).await?;
     let removed: String = done.removed.iter().map(|name| format!("removed {name}\n")).collect();

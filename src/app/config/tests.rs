@@ -265,6 +265,22 @@ fn the_example_says_what_the_defaults_are() {
     assert_eq!(with_all.shutdown, as_is.shutdown);
 }
 
+#[test]
+fn who_takes_no_base_backups_removes_none() {
+    let plan = |backups: &str| {
+        let archive = format!("wal: {{dir: wal, archive: {{url: 's3://bucket', {backups}}}}}");
+        let (config, findings) = read(&with("wal", &archive));
+        let archive = config.and_then(|config| config.wal.archive);
+        let plan = archive.unwrap_or_else(|| panic!("{findings:?}")).backups;
+        (plan.every.map(|every| every.as_secs() / 3600), plan.keep)
+    };
+    assert_eq!(plan(""), (Some(24), Some(7)));
+    assert_eq!(plan("backups: {every: 6h}"), (Some(6), Some(7)));
+    assert_eq!(plan("backups: {keep: 30}"), (Some(24), Some(30)));
+    assert_eq!(plan("backups: {every: off, keep: 30}"), (None, Some(30)));
+    assert_eq!(plan("backups: {every: off}"), (None, None));
+}
+
 /// What stands in the example as an alternative to `method`.
 #[test]
 fn the_examples_rules_are_good_ones() {

@@ -76,10 +76,13 @@ fn archive(archive: &mut Section<'_>) -> Option<ArchiveConfig> {
     archive.or("compression", (), word(&[("zstd", ())]));
     let level = archive.or("level", LEVEL, number(1..=19));
     let partial_interval = archive.or("partial_interval", PARTIAL_INTERVAL, duration);
-    let backups = archive.section("backups", |backups| {
-        let every = backups.optional("every", duration_or_off);
-        let keep = backups.or("keep", BACKUPS_KEPT, number(1..=10_000));
-        every.unwrap_or(Some(BACKUP_EVERY)).map(|every| BackupPlan { every, keep: keep as usize })
-    });
+    let backups = archive.section("backups", backups);
     Some(ArchiveConfig { url: url?, level: level.cast_signed(), partial_interval, backups })
+}
+
+/// Who takes none by itself removes none, unless it is told how many to keep.
+fn backups(backups: &mut Section<'_>) -> BackupPlan {
+    let every = backups.optional("every", duration_or_off).unwrap_or(Some(BACKUP_EVERY));
+    let keep = backups.optional("keep", number(1..=10_000)).or(every.map(|_| BACKUPS_KEPT));
+    BackupPlan { every, keep: keep.map(|keep| keep as usize) }
 }

@@ -41,8 +41,8 @@ pub struct BackupJob {
     pub sources: Vec<Target>,
     /// Named in the documents.
     pub instance: String,
-    /// Base backups to be kept.
-    pub keep: usize,
+    /// Base backups to be kept. `None`: all.
+    pub keep: Option<usize>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,7 +94,10 @@ pub async fn backup(job: &BackupJob, progress: &dyn Progress) -> Result<BackupDo
         let taking = Taking { storage: &storage, job, wal: &wal, source };
         match taking.take(progress).await {
             Ok(facts) => {
-                let removed = retain(&storage, job.keep, wal.size).await?;
+                let removed = match job.keep {
+                    Some(keep) => retain(&storage, keep, wal.size).await?,
+                    None => Vec::new(),
+                };
                 return Ok(BackupDone {
                     name: facts.name.as_str().to_owned(),
                     source: source.address.to_string(),

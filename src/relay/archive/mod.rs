@@ -50,16 +50,15 @@ pub struct ArchiveConfig {
     pub level: i32,
     /// The begun segment is put again at most so often.
     pub partial_interval: Duration,
-    /// `None`: base backups are somebody else's.
-    pub backups: Option<BackupPlan>,
+    pub backups: BackupPlan,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BackupPlan {
-    /// From the begin of one base backup to that of the next.
-    pub every: Duration,
-    /// So many of them, with all WAL behind the oldest, at least one.
-    pub keep: usize,
+    /// From the begin of one base backup to that of the next. `None`: they are somebody else's to take.
+    pub every: Option<Duration>,
+    /// So many of them, with all WAL behind the oldest, at least one. `None`: nothing is removed.
+    pub keep: Option<usize>,
 }
 
 /// Who is told how far a copy has come.

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use super::backup::{BackupError, BackupJob, backup, whole_backups};
 use super::sentinel::{Facts, Maker};
 use super::storage::Storage;
-use super::{ArchiveConfig, BackupPlan, Metrics, Progress};
+use super::{ArchiveConfig, Metrics, Progress};
 use crate::net::Target;
 use crate::relay::explain;
 use crate::topology::{Directive, NodeName};
@@ -39,13 +39,13 @@ impl Servers {
 }
 
 /// Never ends.
-pub(super) async fn run(config: ArchiveConfig, plan: BackupPlan, servers: Servers, metrics: Metrics) {
+pub(super) async fn run(config: ArchiveConfig, every: Duration, servers: Servers, metrics: Metrics) {
     let (first, longest) = RETRY;
     let mut pause = first;
     let mut told = None;
     loop {
         tokio::time::sleep(pause).await;
-        match turn(&config, plan, &servers).await {
+        match turn(&config, every, &servers).await {
             Ok(next) => {
                 if told.take().is_some() {
                     tracing::info!("base backups work again");
@@ -67,10 +67,10 @@ pub(super) async fn run(config: ArchiveConfig, plan: BackupPlan, servers: Server
 }
 
 /// Takes a backup if one is due; how long until the next one.
-async fn turn(config: &ArchiveConfig, plan: BackupPlan, servers: &Servers) -> Result<Duration, BackupError> {
+async fn turn(config: &ArchiveConfig, every: Duration, servers: &Servers) -> Result<Duration, BackupError> {
     let storage = Storage::make(&config.url, config.level)?;
     let (backups, _) = whole_backups(&storage).await?;
-    let wait = due_in(&backups, SystemTime::now().into(), plan.every);
+    let wait = due_in(&backups, SystemTime::now().into(), every);
     if !wait.is_zero() {
         return Ok(wait);
     }
@@ -79,12 +79,12 @@ async fn turn(config: &ArchiveConfig, plan: BackupPlan, servers: &Servers) -> Re
         level: config.level,
         sources: servers.sources(),
         instance: servers.instance.clone(),
-        keep: plan.keep,
+        keep: config.backups.keep,
     };
     let done = backup(&job, &Silent).await?;
     tracing::info!(backup = done.name, source = done.source, bytes = done.bytes, compressed = done.compressed_bytes,
         removed = ?done.removed, "a base backup is in the archive");
-    Ok(plan.every)
+    Ok(every)
 }
 
 /// How long until a backup is due. Others' count for nothing: they may be removed by whoever made them.

@@ -100,10 +100,10 @@ async fn supervise(ship: Ship, servers: Servers, stop: CancellationToken) {
     loop {
         let mut task = JoinSet::new();
         task.spawn(ship.clone().run());
-        if let Some(plan) = ship.config.backups {
+        if let Some(every) = ship.config.backups.every {
             task.spawn(schedule::run(
                 ship.config.clone(),
-                plan,
+                every,
                 servers.clone(),
                 ship.outputs.metrics.clone(),
             ));

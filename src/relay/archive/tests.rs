@@ -11,8 +11,8 @@ use tokio_util::sync::CancellationToken;
 use super::layout::wal_object;
 use super::storage::{Created, Storage};
 use super::{
-    ArchiveConfig, FetchError, Fetched, Hold, Metrics, Outputs, Server, Servers, Sources, StorageError,
-    fetch, start,
+    ArchiveConfig, BackupPlan, FetchError, Fetched, Hold, Metrics, Outputs, Server, Servers, Sources,
+    StorageError, fetch, start,
 };
 use crate::pg::wal::build::{SYSTEM, WalBuilder};
 use crate::pg::{Lsn, SystemIdentifier, TimelineId};
@@ -123,8 +123,12 @@ impl World {
 
     fn archive(&self, store: &Store) -> (Hold, Registry, tokio_util::sync::DropGuard) {
         let url = format!("file://{}", self.archive_dir.path().display()).parse().expect("a URL");
-        let config =
-            ArchiveConfig { url, level: 3, partial_interval: Duration::from_millis(50), backups: None };
+        let config = ArchiveConfig {
+            url,
+            level: 3,
+            partial_interval: Duration::from_millis(50),
+            backups: BackupPlan::default(),
+        };
         let (hold, stop, registry) = (Hold::everything(), CancellationToken::new(), Registry::new());
         let metrics = Metrics::new(&registry).expect("fresh registry");
         let (_, directive) = tokio::sync::watch::channel(Arc::new(Directive::starting(Durability::Async)));
