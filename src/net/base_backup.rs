@@ -44,6 +44,8 @@ pub struct BaseBackup {
     pub timeline: TimelineId,
     pub content: BackupContent,
     pub major: ServerMajor,
+    /// Of the server, when it was asked.
+    pub from_standby: bool,
     source_address: String,
     conversation: Conversation,
     phase: Phase,
@@ -101,6 +103,7 @@ impl BaseBackup {
         let Some(major) = ServerMajor::of(&backend.parameters) else {
             return Err(BaseBackupError::NoVersion { source_address });
         };
+        let from_standby = backend.is_standby();
         let silence = match options.checkpoint {
             Checkpoint::Fast => FAST_SILENCE_LIMIT,
             Checkpoint::Spread => SPREAD_SILENCE_LIMIT,
@@ -115,7 +118,7 @@ impl BaseBackup {
             Framing::Plain => Phase::Between(parts(&content, options.manifest)),
             Framing::Typed => Phase::BeforeTyped,
         };
-        Ok(BaseBackup { start, timeline, content, major, source_address, conversation, phase })
+        Ok(BaseBackup { start, timeline, content, major, from_standby, source_address, conversation, phase })
     }
 
     /// What comes next; `None` behind the end.

@@ -128,6 +128,13 @@ pub struct Backend {
     pub cancel_key: Vec<u8>,
 }
 
+impl Backend {
+    /// By its own word, which servers give from PostgreSQL 14 on.
+    pub fn is_standby(&self) -> bool {
+        self.parameters.iter().any(|(name, value)| name == "in_hot_standby" && value == "on")
+    }
+}
+
 /// Whom to connect to and as whom.
 #[derive(Clone, Debug)]
 pub struct Target {

@@ -400,13 +400,10 @@ enum Kind {
 }
 
 impl Substitute {
-    /// A node that is no standby writes what nobody has elected it to (`in_hot_standby` is reported from PostgreSQL 14
-    /// on). A relay passes its upstream's word on; it looks at that itself.
+    /// A node that is no standby writes what nobody has elected it to. A relay passes its upstream's word on; it looks at that itself.
     fn accepts(&self, backend: Backend) -> Result<Backend, String> {
-        let is_standby =
-            backend.parameters.iter().any(|(name, value)| name == "in_hot_standby" && value == "on");
         match self.kind {
-            Kind::Node if !is_standby => Err("it is no standby".to_owned()),
+            Kind::Node if !backend.is_standby() => Err("it is no standby".to_owned()),
             Kind::Node | Kind::Relay => Ok(backend),
         }
     }

@@ -16,7 +16,8 @@ use crate::app::plans;
 use crate::net::{Target, TlsError, sql};
 use crate::pg::{Lsn, TimelineId};
 use crate::relay::archive::{
-    self, ArchiveUrl, BackupError, BackupJob, Moment, RestoreError, RestoreJob, Restored,
+    self, ArchiveUrl, BackupError, BackupJob, BackupSource, CopiedAs, Moment, RestoreError, RestoreJob,
+    Restored,
 };
 
 #[derive(Args, Debug)]
@@ -99,20 +100,20 @@ pub(in crate::app) async fn backup(path: &Path) -> Result<String, CommandError> 
 }
 
 /// Standbys first. Who does not answer now is asked last.
-async fn sources(config: &Config) -> Result<Vec<Target>, TlsError> {
+async fn sources(config: &Config) -> Result<Vec<BackupSource>, TlsError> {
     let tls = Certificates::towards_servers(config)?;
     let mut ranked = Vec::new();
     for node in plans::nodes(config) {
         let target = plans::target(config, &tls, &node);
-        let rank = match in_recovery(&target).await {
-            Some(true) => 0,
-            Some(false) => 1,
-            None => 2,
+        let (rank, copied_as) = match in_recovery(&target).await {
+            Some(true) => (0, CopiedAs::Standby),
+            Some(false) => (1, CopiedAs::Whatever),
+            None => (2, CopiedAs::Whatever),
         };
-        ranked.push((rank, target));
+        ranked.push((rank, BackupSource { target, copied_as }));
     }
     ranked.sort_by_key(|(rank, _)| *rank);
-    Ok(ranked.into_iter().map(|(_, target)| target).collect())
+    Ok(ranked.into_iter().map(|(_, source)| source).collect())
 }
 
 async fn in_recovery(target: &Target) -> Option<bool> {

@@ -38,11 +38,25 @@ pub struct BackupJob {
     /// zstd's.
     pub level: i32,
     /// The servers, in the order in which they are asked.
-    pub sources: Vec<Target>,
+    pub sources: Vec<BackupSource>,
     /// Named in the documents.
     pub instance: String,
     /// Base backups to be kept. `None`: all.
     pub keep: Option<usize>,
+}
+
+/// A server that may be copied.
+#[derive(Clone, Debug)]
+pub struct BackupSource {
+    pub target: Target,
+    pub copied_as: CopiedAs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CopiedAs {
+    /// Not if it turns out to be none: it writes what nobody has elected it to.
+    Standby,
+    Whatever,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +81,8 @@ pub enum BackupError {
     Pack(#[from] PackError),
     #[error("there is no server to make a base backup of")]
     NoSource,
+    #[error("{source_address} is no standby, and not the primary either")]
+    NoStandby { source_address: String },
     #[error("the archive has no WAL yet")]
     NoWal,
     #[error("the server is of system {found}, the archive of {expected}")]
@@ -100,7 +116,7 @@ pub async fn backup(job: &BackupJob, progress: &dyn Progress) -> Result<BackupDo
                 };
                 return Ok(BackupDone {
                     name: facts.name.as_str().to_owned(),
-                    source: source.address.to_string(),
+                    source: source.target.address.to_string(),
                     bytes: facts.uncompressed_bytes,
                     compressed_bytes: facts.compressed_bytes,
                     start: facts.start,
@@ -149,14 +165,18 @@ struct Taking<'a> {
     storage: &'a Storage,
     job: &'a BackupJob,
     wal: &'a ArchivedWal,
-    source: &'a Target,
+    source: &'a BackupSource,
 }
 
 impl Taking<'_> {
     async fn take(&self, progress: &dyn Progress) -> Result<Facts, BackupError> {
         let started_at = SystemTime::now().into();
         let options = BaseBackupOptions { wal: Wal::Left, ..BaseBackupOptions::new(LABEL) };
-        let mut copy = BaseBackup::begin(self.source, &options).await?;
+        let BackupSource { target, copied_as } = self.source;
+        let mut copy = BaseBackup::begin(target, &options).await?;
+        if *copied_as == CopiedAs::Standby && !copy.from_standby {
+            return Err(BackupError::NoStandby { source_address: target.address.to_string() });
+        }
         if !copy.content.tablespaces.is_empty() {
             return Err(BackupError::Tablespaces);
         }

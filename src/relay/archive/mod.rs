@@ -28,7 +28,7 @@ mod storage;
 #[cfg(test)]
 mod tests;
 
-pub use backup::{BackupDone, BackupError, BackupJob, backup};
+pub use backup::{BackupDone, BackupError, BackupJob, BackupSource, CopiedAs, backup};
 pub use check::SegmentDefect;
 pub use choose::{Moment, NoBackup};
 pub use fetch::{FetchError, Fetched, Server, Sources, fetch};

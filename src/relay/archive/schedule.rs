@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::watch;
 
-use super::backup::{BackupError, BackupJob, backup, whole_backups};
+use super::backup::{BackupError, BackupJob, BackupSource, CopiedAs, backup, whole_backups};
 use super::sentinel::{Facts, Maker};
 use super::storage::Storage;
 use super::{ArchiveConfig, Metrics, Progress};
@@ -29,12 +29,16 @@ pub(in crate::relay) struct Servers {
 }
 
 impl Servers {
-    /// Standbys first: the primary has enough to do.
-    fn sources(&self) -> Vec<Target> {
-        let primary = self.directive.borrow().primary.clone();
-        let mut nodes: Vec<&(NodeName, Target)> = self.nodes.iter().collect();
-        nodes.sort_by_key(|(name, _)| Some(name) == primary.as_ref());
-        nodes.into_iter().map(|(_, target)| target.clone()).collect()
+    /// Standbys first: the primary has enough to do. `None`: who it is is not known now.
+    fn sources(&self) -> Option<Vec<BackupSource>> {
+        let primary = self.directive.borrow().primary.clone()?;
+        let (primaries, standbys): (Vec<_>, Vec<_>) =
+            self.nodes.iter().partition(|(name, _)| *name == primary);
+        let source = |copied_as| {
+            move |(_, target): &(NodeName, Target)| BackupSource { target: target.clone(), copied_as }
+        };
+        let standbys = standbys.into_iter().map(source(CopiedAs::Standby));
+        Some(standbys.chain(primaries.into_iter().map(source(CopiedAs::Whatever))).collect())
     }
 }
 
@@ -74,10 +78,11 @@ async fn turn(config: &ArchiveConfig, every: Duration, servers: &Servers) -> Res
     if !wait.is_zero() {
         return Ok(wait);
     }
+    let Some(sources) = servers.sources() else { return Ok(RETRY.0) };
     let job = BackupJob {
         url: config.url.clone(),
         level: config.level,
-        sources: servers.sources(),
+        sources,
         instance: servers.instance.clone(),
         keep: config.backups.keep,
     };
@@ -106,14 +111,23 @@ impl Progress for Silent {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::time::Duration;
 
     use chrono::{DateTime, Utc};
+    use tokio::sync::watch;
 
-    use super::due_in;
+    use super::{Servers, due_in};
+    use crate::net::{Credentials, Target, TlsForServers};
     use crate::pg::wal::WalSegmentSize;
     use crate::pg::{Lsn, TimelineId};
+    use crate::relay::archive::CopiedAs;
     use crate::relay::archive::sentinel::{BackupName, Facts, Maker};
+    use crate::topology::{Address, Directive, Durability, NodeName};
+
+    fn name(name: &str) -> NodeName {
+        name.parse().expect("a name")
+    }
 
     fn at(hour: i64) -> DateTime<Utc> {
         DateTime::from_timestamp(hour * 3600, 0).expect("a time")
@@ -134,6 +148,36 @@ mod tests {
             compressed_bytes: 0,
             maker,
         }
+    }
+
+    /// An old primary that nobody has stopped is neither: its timeline is given up.
+    #[test]
+    fn standbys_are_asked_first_and_must_be_some() {
+        let target = |host: &str| Target {
+            address: Address { host: host.to_owned(), port: 5432 },
+            user: "bw".into(),
+            database: "postgres".into(),
+            credentials: Credentials::Trust,
+            tls: TlsForServers::default(),
+            parameters: Vec::new(),
+        };
+        let check = |primary: Option<&str>, expected: Option<&[(&str, CopiedAs)]>| {
+            let directive =
+                Directive { primary: primary.map(name), ..Directive::starting(Durability::Async) };
+            let servers = Servers {
+                instance: "bw1".to_owned(),
+                nodes: ["pg1", "pg2", "pg3"].map(|node| (name(node), target(node))).into(),
+                directive: watch::channel(Arc::new(directive)).1,
+            };
+            let sources = servers.sources();
+            let told = sources.as_ref().map(|sources| -> Vec<(&str, CopiedAs)> {
+                sources.iter().map(|source| (source.target.address.host.as_str(), source.copied_as)).collect()
+            });
+            assert_eq!(told.as_deref(), expected, "{primary:?}");
+        };
+        let (standby, any) = (CopiedAs::Standby, CopiedAs::Whatever);
+        check(Some("pg2"), Some(&[("pg1", standby), ("pg3", standby), ("pg2", any)]));
+        check(None, None);
     }
 
     #[test]
