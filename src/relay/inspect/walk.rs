@@ -7,7 +7,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use super::directory::Directory;
@@ -16,6 +16,7 @@ use crate::pg::wal::{
     Expected, PAGE_SIZE, PageHeader, SegmentFile, SegmentNumber, Verifier, VerifyError, major_of_magic,
 };
 use crate::pg::{Lsn, TimelineId};
+use crate::relay::store::fill;
 
 /// Bytes read at a time.
 const READ: usize = 1 << 20;
@@ -171,7 +172,7 @@ impl Walk<'_> {
     fn compare(&mut self, ours: SegmentFile, theirs: SegmentFile, bytes: u64) {
         let prefix = |segment: SegmentFile| {
             let mut content = vec![0; usize::try_from(bytes).expect("a segment fits into memory")];
-            let read = self.open(segment).and_then(|file| read_at(&file, &mut content, 0))?;
+            let read = self.open(segment).and_then(|file| fill(&file, &mut content, 0))?;
             content.truncate(read);
             Ok::<_, io::Error>(content)
         };
@@ -342,7 +343,7 @@ fn follow(
     let mut buffer = vec![0; READ];
     let mut offset = 0;
     while offset < directory.size.bytes() {
-        let read = match read_at(&file, &mut buffer, offset) {
+        let read = match fill(&file, &mut buffer, offset) {
             // What is shorter than a segment was named already.
             Ok(0) => break,
             Ok(read) => read,
@@ -374,7 +375,7 @@ fn island(directory: &Directory, segment: SegmentFile, lsn: Lsn) -> io::Result<O
         opened => opened?,
     };
     let mut content = vec![0; usize::try_from(size.bytes()).expect("a segment fits into memory")];
-    let read = read_at(&file, &mut content, 0)?;
+    let read = fill(&file, &mut content, 0)?;
     content.truncate(read);
     let page = PAGE_SIZE as u64;
     let first = (lsn.max(start).0 / page + 1) * page;
@@ -392,20 +393,6 @@ fn island(directory: &Directory, segment: SegmentFile, lsn: Lsn) -> io::Result<O
         let _ends = pages.find(|page| verifier.feed(page).is_err() || verifier.verified().is_some());
         verifier.verified().is_some()
     }))
-}
-
-/// Fills `buffer` as far as the file reaches; returns how far.
-fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match file.read_at(&mut buffer[filled..], offset + filled as u64) {
-            Ok(0) => break,
-            Ok(n) => filled += n,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(filled)
 }
 
 #[cfg(test)]

@@ -154,6 +154,20 @@ fn create_durably(directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Fills `buffer` as far as the file reaches; returns how far.
+pub(crate) fn fill(file: &dyn DiskFile, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match file.read_at(&mut buffer[filled..], offset + filled as u64) {
+            Ok(0) => break,
+            Ok(n) => filled += n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
 fn lock(directory: &Path) -> Result<Flock<File>, StoreError> {
     let path = directory.join(LOCK_FILE);
     let shown = path.display().to_string();

@@ -9,7 +9,7 @@ use std::sync::{Arc, Weak};
 use std::time::SystemTime;
 
 use super::StoreError;
-use super::disk::{Disk, DiskFile, HostDisk};
+use super::disk::{Disk, DiskFile, HostDisk, fill};
 use crate::pg::wal::WalSegmentSize;
 
 /// Prepared segments that have no place in the log yet. The name is no segment's, so that no tool reads them.
@@ -153,16 +153,7 @@ impl Segment {
 
     /// Fills `buffer` as far as the file reaches; returns how far.
     pub(super) fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize, StoreError> {
-        let mut filled = 0;
-        while filled < buffer.len() {
-            match self.file.read_at(&mut buffer[filled..], offset + filled as u64) {
-                Ok(0) => break,
-                Ok(n) => filled += n,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(StoreError::io("read", &self.name)(e)),
-            }
-        }
-        Ok(filled)
+        fill(&*self.file, buffer, offset).map_err(StoreError::io("read", &self.name))
     }
 
     /// The same for a reader that has the file to itself.

@@ -23,6 +23,7 @@ mod writer;
 
 pub(crate) use checked::CheckedReader;
 pub(crate) use control::Control;
+pub(crate) use disk::fill;
 #[cfg(test)]
 pub(crate) use disk::{Disk, DiskFile};
 pub(crate) use error::StoreError;
