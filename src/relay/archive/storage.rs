@@ -37,11 +37,11 @@ const MAX_OBJECT: u64 = 1 << 30;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ArchiveUrl {
     text: String,
-    place: Place,
+    location: Location,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Place {
+enum Location {
     Directory(PathBuf),
     Bucket { service: Service, name: String, prefix: String },
 }
@@ -65,8 +65,10 @@ impl std::str::FromStr for ArchiveUrl {
         let service = match scheme {
             "file" => {
                 let directory = PathBuf::from(rest);
-                let place = directory.is_absolute().then_some(Place::Directory(directory));
-                return place.map(|place| ArchiveUrl { text: text.to_owned(), place }).ok_or_else(expected);
+                let location = directory.is_absolute().then_some(Location::Directory(directory));
+                return location
+                    .map(|location| ArchiveUrl { text: text.to_owned(), location })
+                    .ok_or_else(expected);
             }
             "s3" => Service::S3,
             "gs" => Service::Google,
@@ -79,9 +81,9 @@ impl std::str::FromStr for ArchiveUrl {
             return Err(expected());
         }
         Path::parse(prefix.trim_matches('/')).map_err(|error| error.to_string())?;
-        let place =
-            Place::Bucket { service, name: name.to_owned(), prefix: prefix.trim_matches('/').to_owned() };
-        Ok(ArchiveUrl { text: text.to_owned(), place })
+        let location =
+            Location::Bucket { service, name: name.to_owned(), prefix: prefix.trim_matches('/').to_owned() };
+        Ok(ArchiveUrl { text: text.to_owned(), location })
     }
 }
 
@@ -190,7 +192,7 @@ pub(super) struct Storage {
 impl Storage {
     /// To put things there, compressed at zstd's `level`. A directory that is missing is made; a bucket must be there.
     pub(super) fn make(url: &ArchiveUrl, level: i32) -> Result<Storage, StorageError> {
-        if let Place::Directory(directory) = &url.place {
+        if let Location::Directory(directory) = &url.location {
             make_directory(directory)
                 .map_err(|source| StorageError::Directory { directory: directory.clone(), source })?;
         }
@@ -201,12 +203,12 @@ impl Storage {
     pub(super) fn open(url: &ArchiveUrl) -> Result<Storage, StorageError> {
         let failed =
             |error: StoreError| StorageError::Open { url: url.text.clone(), source: Told(Box::new(error)) };
-        let (store, prefix): (Arc<dyn ObjectStore>, &str) = match &url.place {
-            Place::Directory(directory) => {
+        let (store, prefix): (Arc<dyn ObjectStore>, &str) = match &url.location {
+            Location::Directory(directory) => {
                 let files = LocalFileSystem::new_with_prefix(directory).map_err(failed)?;
                 (Arc::new(files.with_fsync(true)), "")
             }
-            Place::Bucket { service, name, prefix } => {
+            Location::Bucket { service, name, prefix } => {
                 (bucket(*service, name).map_err(failed)?, prefix.as_str())
             }
         };
