@@ -1,5 +1,6 @@
 //! Timeline history files: where each ancestor of a timeline ended (`readTimeLineHistory` in timeline.c).
 
+use super::{SegmentFile, SegmentNumber, WalSegmentSize};
 use crate::pg::{Lsn, TimelineId};
 
 /// An ancestor and where its WAL stops being ours.
@@ -106,6 +107,36 @@ impl History {
         before.map_or(Lsn::INVALID, |past| past.switchpoint)
     }
 
+    /// The timelines whose segment `number` holds WAL of this history, the newest first: those that begin before its end
+    /// and end behind its begin. In the segment of a fork the descendant's holds the ancestor's part, too. An ancestor's
+    /// segments behind its switchpoint are another history's, although they may be there: whoever received them did not
+    /// know of the fork yet.
+    pub fn holders(
+        &self,
+        number: SegmentNumber,
+        size: WalSegmentSize,
+    ) -> impl Iterator<Item = TimelineId> + use<> {
+        let begins =
+            std::iter::once(Lsn::INVALID).chain(self.ancestors.iter().map(|entry| entry.switchpoint));
+        let mut holders = Vec::new();
+        for ((timeline, end), begin) in self.ends().zip(begins) {
+            if size.segment(begin) <= number && end.is_none_or(|end| size.start(number) < end) {
+                holders.push(timeline);
+            }
+        }
+        holders.into_iter().rev()
+    }
+
+    /// Segment `number` of this history on the newest timeline of which it is there.
+    pub fn segment(
+        &self,
+        number: SegmentNumber,
+        size: WalSegmentSize,
+        is_there: impl Fn(&SegmentFile) -> bool,
+    ) -> Option<SegmentFile> {
+        self.holders(number, size).map(|timeline| SegmentFile { timeline, number }).find(is_there)
+    }
+
     /// Where the latest timeline began; `None` without ancestors.
     pub fn begin(&self) -> Option<Lsn> {
         self.ancestors.last().map(|entry| entry.switchpoint)
@@ -135,6 +166,7 @@ fn parse_line(text: &str) -> Option<HistoryEntry> {
 #[cfg(test)]
 mod tests {
     use super::{History, HistoryError, history_file_name, parse_history_file_name};
+    use crate::pg::wal::{SegmentFile, SegmentNumber, WalSegmentSize};
     use crate::pg::{Lsn, TimelineId};
 
     fn ends(timeline: u32, content: &str) -> Result<Vec<(u32, u64)>, HistoryError> {
@@ -201,6 +233,28 @@ mod tests {
                 && !history.contains(TimelineId(3))
         );
         assert_eq!(history.begin(), Some(Lsn(0x200)));
+    }
+
+    #[test]
+    fn a_segment_belongs_to_who_has_begun_and_not_ended() {
+        let size = WalSegmentSize::new(1 << 20).expect("valid");
+        // Timeline 1 up to 2.5 MiB, 3 up to 4 MiB, then 4.
+        let history = History::parse(TimelineId(4), b"1\t0/280000\n3\t0/400000\n").expect("a history");
+        let of = |number| -> Vec<u32> {
+            history.holders(SegmentNumber(number), size).map(|timeline| timeline.0).collect()
+        };
+        assert_eq!(of(0), [1]);
+        assert_eq!(of(1), [1]);
+        assert_eq!(of(2), [3, 1], "the segment of the fork");
+        assert_eq!(of(3), [3], "1 went on behind the fork, in another history");
+        assert_eq!(of(4), [4], "a fork at a segment's begin");
+        let there = |timelines: &[u32], number| {
+            let is_there = |segment: &SegmentFile| timelines.contains(&segment.timeline.0);
+            history.segment(SegmentNumber(number), size, is_there).map(|segment| segment.timeline.0)
+        };
+        assert_eq!(there(&[1, 3, 4], 2), Some(3));
+        assert_eq!(there(&[1], 2), Some(1));
+        assert_eq!(there(&[1], 3), None);
     }
 
     #[test]

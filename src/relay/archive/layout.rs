@@ -73,7 +73,8 @@ impl Inventory {
     /// even that is here. A partial segment counts as none, and so does an ancestor's of a fork's segment.
     pub(super) fn whole_from(&self, start: Lsn, history: &History, size: WalSegmentSize) -> Lsn {
         let mut number = size.segment(start);
-        while holders(number, history, size)
+        while history
+            .holders(number, size)
             .next()
             .is_some_and(|newest| self.segments.contains(&SegmentFile { timeline: newest, number }))
         {
@@ -83,31 +84,18 @@ impl Inventory {
     }
 }
 
-/// The timelines whose segment `number` holds WAL of `history`, the newest first: those that begin before its end and
-/// end behind its begin. In the segment of a fork the descendant's holds the ancestor's part, too. An ancestor's
-/// segments behind its switchpoint are another history's, although an archive may have them: whoever received them
-/// did not know of the fork yet.
+/// The timelines of [`History::holders`].
 pub(super) fn holders(
     number: SegmentNumber,
     history: &History,
     size: WalSegmentSize,
 ) -> impl Iterator<Item = TimelineId> {
-    let begin = history.begin().unwrap_or(Lsn::INVALID);
-    let latest = (size.segment(begin) <= number).then_some(history.timeline());
-    let mut ancestors = Vec::new();
-    let mut begin = Lsn::INVALID;
-    for ancestor in history.ancestors() {
-        if size.segment(begin) <= number && size.start(number) < ancestor.switchpoint {
-            ancestors.push(ancestor.timeline);
-        }
-        begin = ancestor.switchpoint;
-    }
-    latest.into_iter().chain(ancestors.into_iter().rev())
+    history.holders(number, size)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Inventory, history_object, holders, partial_object, segment_object};
+    use super::{Inventory, history_object, partial_object, segment_object};
     use crate::pg::wal::{History, SegmentFile, SegmentNumber, WalSegmentSize};
     use crate::pg::{Lsn, TimelineId};
 
@@ -147,19 +135,6 @@ mod tests {
     /// Timeline 1 up to 2.5 MiB, 3 up to 4 MiB, then 4.
     fn history() -> History {
         History::parse(TimelineId(4), b"1\t0/280000\n3\t0/400000\n").expect("a history")
-    }
-
-    #[test]
-    fn a_segment_belongs_to_who_has_begun_and_not_ended() {
-        let size = WalSegmentSize::new(1 << 20).expect("valid");
-        let of = |number| -> Vec<u32> {
-            holders(SegmentNumber(number), &history(), size).map(|timeline| timeline.0).collect()
-        };
-        assert_eq!(of(0), [1]);
-        assert_eq!(of(1), [1]);
-        assert_eq!(of(2), [3, 1], "the segment of the fork");
-        assert_eq!(of(3), [3], "1 went on behind the fork, in another history");
-        assert_eq!(of(4), [4], "a fork at a segment's begin");
     }
 
     #[test]

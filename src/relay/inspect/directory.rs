@@ -120,13 +120,9 @@ impl Directory {
         newest.find_map(|h| h.next(timeline).filter(|_| current.is_none_or(|c| h.timeline() <= c)))
     }
 
-    /// The file of the segment with this number on the newest timeline of the line that has it.
-    pub(super) fn on_line(&self, history: &History, number: SegmentNumber) -> Option<SegmentFile> {
-        let ancestors = history.ancestors().iter().rev().map(|entry| entry.timeline);
-        std::iter::once(history.timeline())
-            .chain(ancestors)
-            .map(|timeline| SegmentFile { timeline, number })
-            .find(|segment| self.segments.contains_key(segment))
+    /// The segment with this number of a history.
+    pub(super) fn segment(&self, history: &History, number: SegmentNumber) -> Option<SegmentFile> {
+        history.segment(number, self.size, |segment| self.segments.contains_key(segment))
     }
 
     pub(super) fn inventory(self) -> Inventory {

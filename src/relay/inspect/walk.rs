@@ -292,7 +292,7 @@ impl Walk<'_> {
     fn place(&self, segment: SegmentFile, lsn: Lsn) -> (String, u64) {
         let size = self.directory.size;
         let history = self.directory.history(segment.timeline);
-        let holder = self.directory.on_line(&history, size.segment(lsn)).unwrap_or(segment);
+        let holder = self.directory.segment(&history, size.segment(lsn)).unwrap_or(segment);
         (self.name(holder), size.offset(lsn))
     }
 
@@ -304,7 +304,7 @@ impl Walk<'_> {
     /// A record that begins in the ancestor's last segment and ends in ours is checked from its beginning.
     fn led_in(&self, timeline: TimelineId, first: SegmentFile) -> Verifier {
         let history = self.directory.history(timeline);
-        let before = self.directory.on_line(&history, first.number.previous());
+        let before = self.directory.segment(&history, first.number.previous());
         if let Some(before) = before.filter(|before| before.number < first.number) {
             let mut verifier = self.anew(timeline, before.number);
             if matches!(follow(self.directory, &mut verifier, before, &mut |_| {}), Followed::Whole) {

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 
 use super::StoreError;
 use super::files::Files;
-use crate::pg::wal::{Expected, History, PageHeader, SegmentFile, Verifier, WalSegmentSize};
+use crate::pg::wal::{Expected, History, PageHeader, SegmentFile, SegmentNumber, Verifier, WalSegmentSize};
 use crate::pg::{Lsn, SystemIdentifier, TimelineId};
 
 /// Bytes read at a time.
@@ -21,6 +21,12 @@ pub(super) struct Log<'a> {
     pub(super) segment_size: WalSegmentSize,
     pub(super) system: Option<SystemIdentifier>,
     pub(super) history: &'a History,
+}
+
+impl Log<'_> {
+    fn segment(&self, segments: &BTreeSet<SegmentFile>, number: SegmentNumber) -> Option<SegmentFile> {
+        self.history.segment(number, self.segment_size, |segment| segments.contains(segment))
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,7 +90,7 @@ fn first_to_read(
 ) -> Result<SegmentFile, StoreError> {
     let mut first = newest;
     loop {
-        let before = match on_line(log, segments, first.number.previous().0) {
+        let before = match log.segment(segments, first.number.previous()) {
             Some(before) if before.number < first.number => before,
             _ => return Ok(first),
         };
@@ -94,15 +100,6 @@ fn first_to_read(
             return Ok(first);
         }
     }
-}
-
-/// The segment with this number on the newest timeline of the history that has it.
-fn on_line(log: &Log<'_>, segments: &BTreeSet<SegmentFile>, number: u64) -> Option<SegmentFile> {
-    let ancestors = log.history.ancestors().iter().rev().map(|entry| entry.timeline);
-    std::iter::once(log.history.timeline())
-        .chain(ancestors)
-        .map(|timeline| SegmentFile { timeline, number: crate::pg::wal::SegmentNumber(number) })
-        .find(|segment| segments.contains(segment))
 }
 
 fn walk(
@@ -119,9 +116,9 @@ fn walk(
     let mut verifier = Verifier::new(start, expected);
     let mut buffer = vec![0; READ];
     for number in first.number.0..=newest.number.0 {
-        let wanted = SegmentFile { timeline, number: crate::pg::wal::SegmentNumber(number) };
+        let wanted = SegmentFile { timeline, number: SegmentNumber(number) };
         let missing = || StoreError::Missing { segment: wanted.name(size) };
-        let segment = on_line(log, segments, number).ok_or_else(missing)?;
+        let segment = log.segment(segments, wanted.number).ok_or_else(missing)?;
         let file = files.open_segment(&segment.name(size))?;
         let mut offset = 0;
         while offset < size.bytes() {
