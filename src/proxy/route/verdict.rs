@@ -1,6 +1,7 @@
 //! What a statement text means for routing: whether a standby may run it, and what it does to the transaction
 //! and to the session. Values only; [`super::classify()`] makes them, the session reads them.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -82,15 +83,24 @@ impl Verdict {
     /// Together with what the statements do that it executes by name, where that is more. `known`: those that are
     /// prepared before it.
     pub fn with_executed(&self, known: impl Fn(&str) -> Option<Arc<Verdict>>) -> Option<Verdict> {
-        let mut prepared_here: Vec<&SqlPrepare> = Vec::new();
+        // What the names mean behind the statements before; `None`: nothing.
+        let mut here: HashMap<&str, Option<&SqlPrepare>> = HashMap::new();
+        let mut known = Some(known);
         let mut steps = self.steps.clone();
         for (step, more) in self.steps.iter().zip(&mut steps) {
             for effect in &step.session {
                 match effect {
-                    SessionEffect::Prepare(prepare) => prepared_here.push(prepare),
+                    SessionEffect::Prepare(prepare) => drop(here.insert(&prepare.name, Some(prepare))),
+                    SessionEffect::Deallocate(name) => drop(here.insert(name, None)),
+                    SessionEffect::DeallocateAll | SessionEffect::DiscardAll => {
+                        here.clear();
+                        known = None;
+                    }
                     SessionEffect::Execute(name) => {
-                        let here = prepared_here.iter().find(|prepare| prepare.name == *name);
-                        let executed = here.map(|prepare| prepare.verdict.clone()).or_else(|| known(name));
+                        let executed = match here.get(&**name) {
+                            Some(prepare) => prepare.map(|prepare| prepare.verdict.clone()),
+                            None => known.as_ref().and_then(|known| known(name)),
+                        };
                         let effects = executed.iter().flat_map(|verdict| &verdict.session);
                         more.session.extend(effects.map(by_name));
                     }

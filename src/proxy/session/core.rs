@@ -14,11 +14,11 @@ use super::ledger::{Follow, Ledger, Owed};
 use super::listening::{self, Listening};
 use super::local::Cut;
 use super::message::{self, Status};
-use super::pins::Pin;
+use super::pins::{Behind, Pin};
 use super::portals::Portals;
 use super::reported::Reported;
 use super::state::{End, SessionState};
-use super::unit::{Failure, Outcome, Pace, Progress, Unit};
+use super::unit::{Outcome, Pace, Progress, Unit};
 use super::upstream::{REPLAYED, Refusal, WEAKER};
 use crate::pg::error::{ErrorFields, SqlState};
 use crate::pg::protocol::frame::InvalidLength;
@@ -140,8 +140,8 @@ pub(crate) struct Core {
     pub(super) notified: u64,
     /// Since the last transaction's end something was written.
     pub(super) wrote: MayWrite,
-    /// The same of the schema.
-    altered: MayAlter,
+    /// The last unit that may have changed the schema in a transaction which is not over.
+    altered: Option<u64>,
     pub(super) schema: Schema,
     /// The client's messages up to the next Sync are left out; it is answered with this status.
     pub(super) skip_to_sync: Option<Status>,
@@ -193,7 +193,7 @@ impl Core {
             pid: 0,
             notified: 0,
             wrote: MayWrite::No,
-            altered: MayAlter::No,
+            altered: None,
             schema: Schema::default(),
             skip_to_sync: None,
             cut: None,
@@ -318,7 +318,7 @@ impl Core {
         let statements = ["BEGIN ISOLATION LEVEL READ COMMITTED", &change, "COMMIT"];
         statements.iter().for_each(|text| message::put_statement(up.out(), text));
         server.statements.unnamed = NOT_KNOWN;
-        self.portals.lend_unnamed();
+        self.portals.lend_unnamed(self.ledger.unit());
         self.ledger.sent(Owed::Ahead { statements: statements.len() });
     }
 
@@ -389,7 +389,7 @@ impl Core {
             self.wrote = MayWrite::Yes;
         }
         if verdict.may_alter == MayAlter::Yes {
-            self.altered = MayAlter::Yes;
+            self.altered = Some(self.ledger.unit());
             self.schema.changed();
         }
         self.unit.add(verdict, self.status, self.wrote);
@@ -444,13 +444,13 @@ impl Core {
         self.note_altered(status);
         let failure = self.unit.failure.take();
         self.unit.failed_last = failure;
-        // With more under way an error may be another unit's.
-        self.state.pins_mut().unit_ended(if alone { failure } else { failure.map(|_| Failure::Other) });
+        self.unit.not_brought = None;
+        self.state.pins_mut().unit_ended(failure, if alone { Behind::Nothing } else { Behind::More });
         if status == Status::Idle {
             let failed = failure.is_some() || was == Status::Failed;
             self.state.transaction_ended(if failed { End::RolledBack } else { End::Committed }, server);
             self.state.idle(server);
-            self.portals.clear();
+            self.portals.ended(self.ledger.next_answered());
         }
         if alone {
             self.unit.ended();
@@ -463,12 +463,18 @@ impl Core {
     }
 
     /// Something was done, or undone, in a transaction that may have changed the schema.
-    pub(super) fn note_altered(&mut self, status: Status) {
-        if self.altered == MayAlter::Yes {
-            self.schema.changed();
+    fn note_altered(&mut self, status: Status) {
+        let Some(by) = self.altered else { return };
+        self.schema.changed();
+        if status == Status::Idle && by < self.ledger.next_answered() {
+            self.altered = None;
         }
-        if status == Status::Idle {
-            self.altered = MayAlter::No;
+    }
+
+    /// The server is gone, with whatever it had altered.
+    pub(super) fn forget_altered(&mut self) {
+        if self.altered.take().is_some() {
+            self.schema.changed();
         }
     }
 

@@ -79,7 +79,7 @@ impl Core {
     pub(super) fn begin_deferred(&mut self, up: &mut Lane) {
         let Some(deferred) = self.deferred.take() else { return };
         message::put_statement(up.out(), &deferred.text);
-        self.portals.lend_unnamed();
+        self.portals.lend_unnamed(self.ledger.unit());
         self.ledger.sent(Owed::Ahead { statements: 1 });
         self.unit.begun = Some(deferred);
     }

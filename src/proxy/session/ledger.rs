@@ -146,6 +146,8 @@ pub(crate) struct Ledger {
     copy_in: bool,
     /// Of `owed`, those that end with a ReadyForQuery for the client.
     units: usize,
+    /// How many such were sent to the server at hand.
+    sent_units: u64,
     /// Of `owed`, those with something to undo.
     noted: usize,
 }
@@ -160,6 +162,7 @@ impl Ledger {
         }
         if !self.skipping {
             self.units += usize::from(owed.ends_a_unit());
+            self.sent_units += u64::from(owed.ends_a_unit());
             self.noted += usize::from(owed.is_noted());
             self.owed.push_back(owed);
         }
@@ -180,6 +183,16 @@ impl Ledger {
 
     pub(crate) fn units(&self) -> usize {
         self.units
+    }
+
+    /// The number of the unit that is being sent. They grow as long as the server is the same.
+    pub(crate) fn unit(&self) -> u64 {
+        self.sent_units
+    }
+
+    /// The number of the unit that is answered next.
+    pub(crate) fn next_answered(&self) -> u64 {
+        self.sent_units - self.units as u64
     }
 
     /// A ReadyForQuery comes without the client's saying more.

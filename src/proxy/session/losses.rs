@@ -128,7 +128,7 @@ impl Core {
         let unread = down.unread().len();
         down.skip(unread);
         self.wrote = MayWrite::No;
-        self.note_altered(Status::Idle);
+        self.forget_altered();
         self.detached();
     }
 

@@ -20,6 +20,7 @@ use super::core::{Core, ServerState};
 use super::lane::Lane;
 use super::ledger::{Follow, For, Owed, Undo};
 use super::message::{Status, put};
+use super::pins::Pin;
 use crate::proxy::prepared::{
     ClientStatements, Closed, Named, OURS, ServerStatements, Statement, Statements, Text, Wanted,
 };
@@ -261,9 +262,9 @@ impl Core {
         }
     }
 
-    /// A function that the client has run at the server at hand may have.
+    /// A function that the client has run at the server at hand may have; or there were too many to be followed.
     fn may_have_prepared_unseen(&self) -> bool {
-        self.wrote == MayWrite::Yes
+        self.wrote == MayWrite::Yes || self.state.pins().has(Pin::Prepare)
     }
 
     /// What is there, if anything, has not been seen: functions prepare, too. Without it a Parse would fail.

@@ -25,6 +25,15 @@ pub(super) enum Pin {
     Call,
     Function,
     Unparsable,
+    /// More of them than are followed.
+    Portals,
+}
+
+/// What has been sent behind a unit when it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Behind {
+    Nothing,
+    More,
 }
 
 impl Pin {
@@ -42,6 +51,7 @@ impl Pin {
             Pin::Call => "call",
             Pin::Function => "function",
             Pin::Unparsable => "unparsable",
+            Pin::Portals => "portals",
         }
     }
 
@@ -120,6 +130,10 @@ impl Pins {
     /// Nothing keeps the server, nor may anything that is under way.
     pub(super) fn is_empty(&self) -> bool {
         self.taken.is_empty() && self.named.is_empty() && self.locks.are_none()
+    }
+
+    pub(super) fn has(&self, pin: Pin) -> bool {
+        self.all().any(|held| held == pin)
     }
 
     /// The first reason.
@@ -275,16 +289,21 @@ impl Pins {
         self.take(Pin::Unparsable);
     }
 
-    pub(super) fn unit_ended(&mut self, failure: Option<Failure>) {
-        let ending = std::mem::take(&mut self.ending);
+    pub(super) fn unit_ended(&mut self, failure: Option<Failure>, behind: Behind) {
+        // It is the last unit's, since nothing is sent behind that.
+        let ending = match behind {
+            Behind::Nothing => std::mem::take(&mut self.ending),
+            Behind::More => Vec::new(),
+        };
         if failure.is_none() {
             ending.into_iter().for_each(|pin| self.give_up(pin));
         } else if self.locks.may_be_taken() {
             // It failed before the lock was taken or behind it.
             self.take(Pin::AdvisoryLock);
         }
+        // With more under way the text that is no SQL may be another unit's.
         let doubtful = self.doubtful.take();
-        if failure == Some(Failure::NoSql) {
+        if failure == Some(Failure::NoSql) && behind == Behind::Nothing {
             doubtful.into_iter().for_each(|pin| self.give_up(pin));
         }
     }

@@ -6,12 +6,20 @@ use std::sync::Arc;
 use super::ledger::Follow;
 use crate::proxy::route::Verdict;
 
-/// Those of the transaction under way.
+/// Those of the transaction under way, and of what is sent behind its end.
 #[derive(Debug, Default)]
 pub(super) struct Portals {
     unnamed: Unnamed,
+    /// The unit by which the unnamed one was bound ([`Ledger::unit`](super::ledger::Ledger::unit)).
+    unnamed_by: u64,
     /// At most [`MAX_NAMED`].
-    named: HashMap<Box<[u8]>, Arc<Verdict>>,
+    named: HashMap<Box<[u8]>, Bound>,
+}
+
+#[derive(Debug)]
+struct Bound {
+    verdict: Arc<Verdict>,
+    by: u64,
 }
 
 #[derive(Debug, Default)]
@@ -27,30 +35,34 @@ enum Unnamed {
 /// What the statement of a followed portal does is noted when it is executed: that may be units after its Bind, or never.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Followed {
+    /// There is nothing to follow.
     No,
     Yes,
+    /// It would have to be.
+    TooMany,
 }
 
-/// Beyond it what portals do to the session is not followed; nobody binds as many that change it.
+/// Beyond it what portals do to the session is not followed, and the server is kept; hardly anybody binds as many that
+/// change it.
 const MAX_NAMED: usize = 1000;
 
 impl Portals {
-    pub(super) fn bound(&mut self, portal: &[u8], verdict: Option<&Arc<Verdict>>) -> Followed {
-        let followed = verdict.filter(|verdict| !verdict.steps.is_empty());
-        match followed {
-            followed if portal.is_empty() => {
-                self.unnamed = followed.cloned().map_or(Unnamed::Plain, Unnamed::Followed);
-            }
-            Some(verdict) if self.named.len() < MAX_NAMED => {
-                self.named.insert(portal.into(), verdict.clone());
-            }
-            _ if self.named.is_empty() => return Followed::No,
-            _ => {
-                self.named.remove(portal);
-                return Followed::No;
-            }
+    /// `by` this unit.
+    pub(super) fn bound(&mut self, portal: &[u8], verdict: Option<&Arc<Verdict>>, by: u64) -> Followed {
+        if portal.is_empty() {
+            (self.unnamed, self.unnamed_by) = (Unnamed::Plain, by);
+        } else if !self.named.is_empty() {
+            self.named.remove(portal);
         }
-        if followed.is_some() { Followed::Yes } else { Followed::No }
+        let Some(verdict) = verdict.filter(|verdict| !verdict.steps.is_empty()) else { return Followed::No };
+        if portal.is_empty() {
+            self.unnamed = Unnamed::Followed(verdict.clone());
+        } else if self.named.len() < MAX_NAMED {
+            self.named.insert(portal.into(), Bound { verdict: verdict.clone(), by });
+        } else {
+            return Followed::TooMany;
+        }
+        Followed::Yes
     }
 
     /// None of them changes the session: what is executed need not be known.
@@ -61,14 +73,14 @@ impl Portals {
     pub(super) fn executed(&self, portal: &[u8]) -> Follow {
         let verdict = match &self.unnamed {
             Unnamed::Followed(verdict) if portal.is_empty() => Some(verdict),
-            _ => self.named.get(portal),
+            _ => self.named.get(portal).map(|bound| &bound.verdict),
         };
         verdict.map(Follow::of).unwrap_or_default()
     }
 
     /// A statement of our own is about to be run by the unnamed one.
-    pub(super) fn lend_unnamed(&mut self) {
-        self.unnamed = Unnamed::Ours;
+    pub(super) fn lend_unnamed(&mut self, unit: u64) {
+        (self.unnamed, self.unnamed_by) = (Unnamed::Ours, unit);
     }
 
     /// Whether the unnamed one is ours, and is to be closed before the client hears of it.
@@ -83,6 +95,14 @@ impl Portals {
     /// A simple query has its own in its place, and drops it (`exec_simple_query` in postgres.c).
     pub(super) fn drop_unnamed(&mut self) {
         self.unnamed = Unnamed::Plain;
+    }
+
+    /// A transaction has ended, and with it the portals that were bound before this unit.
+    pub(super) fn ended(&mut self, next: u64) {
+        if self.unnamed_by < next {
+            self.unnamed = Unnamed::Plain;
+        }
+        self.named.retain(|_, bound| bound.by >= next);
     }
 
     pub(super) fn clear(&mut self) {

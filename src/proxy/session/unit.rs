@@ -153,7 +153,6 @@ impl Unit {
         self.outcome = Outcome::Nothing;
         self.pace = Pace::Pipelined;
         self.uses.clear();
-        self.not_brought = None;
         self.replay.give_up();
     }
 }

@@ -9,6 +9,7 @@ use super::ledger::{Follow, For, Owed, Undo};
 use super::look::{self, Look, MAX_QUERY, malformed, query_text, unexpected};
 use super::message::{self, Parse, Status, bind_names, put, put_head, target};
 use super::names::Readiness;
+use super::pins::Pin;
 use super::portals::Followed;
 use super::unit::Pace;
 use crate::pg::protocol::frame::{HEADER_LEN, Header};
@@ -569,8 +570,11 @@ impl Core {
             }
             self.bring_names_in_unit(verdict, lanes.up, server, statements);
         }
-        let followed = self.portals.bound(&portal, verdict.as_ref());
-        if let Some(verdict) = verdict.filter(|_| followed == Followed::No) {
+        let followed = self.portals.bound(&portal, verdict.as_ref(), self.ledger.unit());
+        if followed == Followed::TooMany {
+            self.state.pins_mut().take(Pin::Portals);
+        }
+        if let Some(verdict) = verdict.filter(|_| followed != Followed::Yes) {
             self.note(&verdict);
         }
         let Some(ours) = self.name_at_server(&name, header, Owed::Bind, lanes.up, server, statements) else {

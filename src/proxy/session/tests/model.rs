@@ -19,6 +19,8 @@ pub(super) struct Model {
     /// After an error, up to a Sync.
     skips: bool,
     whose: Whose,
+    /// Of a message whose end has not come.
+    unheard: Vec<u8>,
     /// Of the one setting there is: now, and when the transaction began.
     work_mem: String,
     work_mem_before: String,
@@ -58,6 +60,7 @@ impl Model {
             status: Status::Idle,
             skips: false,
             whose,
+            unheard: vec![],
             work_mem_before: work_mem.clone(),
             work_mem,
         }
@@ -67,15 +70,18 @@ impl Model {
         self.status
     }
 
-    /// What it answers to `bytes`, which are whole messages.
-    pub(super) fn answer(&mut self, mut bytes: &[u8]) -> Vec<u8> {
+    /// What it answers to `bytes`, which may end within a message.
+    pub(super) fn answer(&mut self, bytes: &[u8]) -> Vec<u8> {
         let mut out = vec![];
-        while let Ok(Some(header)) = Header::peek(bytes) {
-            let (message, rest) = bytes.split_at(header.total);
-            bytes = rest;
+        let mut unheard = std::mem::take(&mut self.unheard);
+        unheard.extend_from_slice(bytes);
+        let mut rest = &unheard[..];
+        while let Ok(Some(header)) = Header::peek(rest) {
+            let Some((message, behind)) = rest.split_at_checked(header.total) else { break };
             self.hear(message, &mut out);
+            rest = behind;
         }
-        assert!(bytes.is_empty(), "whole messages");
+        self.unheard = rest.to_vec();
         out
     }
 

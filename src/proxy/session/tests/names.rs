@@ -2,7 +2,9 @@
 
 use super::{Scene, answer, check, extended, query};
 use crate::proxy::guc::Settings;
+use crate::proxy::prepared::MAX_PER_CLIENT;
 use crate::proxy::session::core::ServerState;
+use crate::proxy::session::message::put;
 
 /// What brings along what SQL has prepared as `q`, and what the server says to it.
 const BROUGHT: &str = "C(q)P(bw_)B(bw_)ECC(bw_)";
@@ -276,4 +278,51 @@ fn amid_an_extended_unit_nothing_is_answered_here() {
         scene.client(&bytes).server(&answer("1 2 C:SELECT_1 E:42704 ZI ZI"));
         assert!(!scene.attached, "{text}: {}", scene.log);
     }
+}
+
+/// Those that are not followed are at the server that is kept for them.
+#[test]
+fn what_too_many_are_prepared_behind_can_be_executed() {
+    let mut scene = Scene::new();
+    for number in 0..MAX_PER_CLIENT {
+        let mut bytes = vec![];
+        put(&mut bytes, b'P', &[format!("q{number}").as_bytes(), b"\0select 1\0\0\0"]);
+        bytes.extend(extended("S"));
+        scene.client(&bytes).server(&answer(if number == 0 { "1 ZI" } else { "ZI" }));
+    }
+    scene.client(&query("prepare x as select 1")).server(&answer("3 C:PREPARE ZI"));
+    scene.log.clear();
+    scene.client(&query("execute x")).server(&answer("T D C:SELECT_1 ZI"));
+    check(&scene, ">Q <TDCZ(I)");
+}
+
+/// Of two statements of one name in one text each execution means its own.
+#[test]
+fn a_name_that_is_given_again_means_what_it_is_given_for() {
+    for (text, expected) in [
+        (
+            "prepare q as select 1; deallocate q; prepare q as select pg_advisory_lock(1); execute q",
+            Some("advisory_lock"),
+        ),
+        (
+            "prepare q as select 1; deallocate all; prepare q as select pg_advisory_lock(1); execute q",
+            Some("advisory_lock"),
+        ),
+        ("prepare q as select pg_advisory_lock(1); deallocate q; prepare q as select 1; execute q", None),
+    ] {
+        let mut scene = Scene::new();
+        scene.client(&query(text)).server(&answer("3 C:PREPARE C:DEALLOCATE C:PREPARE T D:1 C:SELECT_1 ZI"));
+        assert_eq!(scene.core.pinned(), expected, "{text}");
+    }
+}
+
+/// Why something could not be brought is told by the text that misses it, and by no other.
+#[test]
+fn another_text_says_by_itself_what_it_misses() {
+    let mut scene = Scene::new();
+    scene.client(&query("prepare q as select 1")).server(&answer("3 C:PREPARE ZI"));
+    elsewhere(&mut scene);
+    scene.client(&[query("select 1/0; execute q"), query("execute nosuch")].concat());
+    scene.server(&answer("3 E:42P01 ZI E:22012 ZI E:26000 ZI"));
+    assert!(scene.log.ends_with("<E(22012)Z(I) <E(26000)Z(I) release"), "{}", scene.log);
 }

@@ -1,6 +1,7 @@
 //! What keeps a server, and when that is over.
 
 use super::{Scene, answer, check, extended, followed, query};
+use crate::proxy::session::message::put;
 
 #[test]
 fn a_driver_that_resets_its_connection_keeps_no_server() {
@@ -263,3 +264,49 @@ fn a_table_is_temporary_where_the_path_says_so() {
         check_pin(&[BEGIN, (set.as_str(), "C:SET ZT"), create, commit], pinned);
     }
 }
+
+/// What is bound is noted when it is executed, and that may be when the unit before is answered.
+#[test]
+fn an_earlier_units_end_leaves_a_later_ones_portals() {
+    for (text, expected) in [
+        ("set role x", ("(role,x)".to_owned(), None)),
+        ("select pg_advisory_lock(1)", (String::new(), Some("advisory_lock"))),
+        ("do 'x'", (String::new(), Some("do"))),
+    ] {
+        let mut scene = Scene::new();
+        scene.client(&extended(&format!("P::select 1|B|E|S|P::{text}|B")));
+        scene.server(&answer("1 2 C:SELECT_1 ZI")).client(&extended("E|S"));
+        scene.server(&answer("1 2 D: C:OK ZI"));
+        assert_eq!(followed(&scene), expected, "{text}");
+    }
+}
+
+/// Another unit's success is none of it.
+#[test]
+fn what_ends_pins_ends_them_by_its_own_success() {
+    for end in ["select 1/0; close all", "select 1/0; discard all"] {
+        let mut scene = Scene::new();
+        scene
+            .client(&query("declare c cursor with hold for select 1"))
+            .server(&answer("C:DECLARE_CURSOR ZI"));
+        scene.client(&[query("select 1"), query(end)].concat());
+        scene.server(&answer("D: C:SELECT_1 ZI")).server(&answer("E:22012 ZI"));
+        assert_eq!(scene.core.pinned(), Some("declare_hold"), "{end}");
+    }
+}
+
+/// However many there are.
+#[test]
+fn portals_that_are_not_followed_any_more_keep_their_server() {
+    let mut scene = Scene::new();
+    scene.client(&query("/**/begin")).server(&answer("C:BEGIN ZT"));
+    scene.client(&extended("P:s:set role x"));
+    for portal in 0..=1000 {
+        let mut bind = vec![];
+        put(&mut bind, b'B', &[format!("p{portal}").as_bytes(), b"\0s\0\0\0\0\0\0\0"]);
+        scene.client(&bind);
+    }
+    scene.client(&extended("S"));
+    assert_eq!(scene.core.pinned(), Some("portals"));
+}
+// x

@@ -64,3 +64,14 @@ fn a_parse_behind_what_may_fail_is_the_servers_to_answer() {
     scene.server(&answer("E:22012 ZE 3 E:25P02 ZE"));
     check(&scene, ">QC(bw_1)P(bw_1)S <E(22012)Z(E) <E(25P02)Z(E)");
 }
+
+/// What is parsed while a change is under way may be parsed before it.
+#[test]
+fn a_change_behind_another_unit_is_noted_when_it_is_done() {
+    let mut scene = Scene::new();
+    scene.client(&[query("select 1"), query("alter table t add b int")].concat());
+    scene.server(&answer("C:SELECT_1 ZI"));
+    let before = scene.core.schema.now();
+    scene.server(&answer("C:ALTER_TABLE ZI"));
+    assert_ne!(scene.core.schema.now(), before);
+}

@@ -92,8 +92,19 @@ impl Twin {
     /// What it hears of both to the same messages.
     fn say(&mut self, bytes: &[u8], pace: Pace, world: &mut World, random: &mut StdRng) -> [Vec<String>; 2] {
         let direct = read(&self.own.answer(bytes));
-        self.up.input.push(bytes);
         let mut unheard = vec![];
+        let mut rest = bytes;
+        // In pieces, which may end within a message or between an Execute and its Bind, with answers in between.
+        while random.random_range(0..3) > 0 && !rest.is_empty() {
+            let piece = rest.split_off(..random.random_range(1..=rest.len())).expect("of the rest");
+            self.up.input.push(piece);
+            self.ask(world, random, pace, &mut unheard);
+            if random.random_range(0..2) > 0 {
+                self.down.input.push(&std::mem::take(&mut unheard));
+                self.hear(world);
+            }
+        }
+        self.up.input.push(rest);
         loop {
             let asked = self.ask(world, random, pace, &mut unheard);
             self.down.input.push(&std::mem::take(&mut unheard));
@@ -285,11 +296,14 @@ fn play(seed: u64, batches: usize) -> Option<String> {
         let _ = writeln!(said, "{client}:");
         let names =
             if has_functions { &NAMES[client] } else { &[NAMES[client][0], NAMES[client][1], "none"] };
+        let begin = said.len();
         let bytes = batch(&mut random, names, twins[client].own.status(), &mut said);
         let [direct, endpoint] = twins[client].say(&bytes, pace, &mut world, &mut random);
         // Known: a name that a function may have prepared is not told from one that another client's has.
-        let may_be_anothers = ["prepares", "insert", "execute"].iter().any(|word| said.contains(word));
-        if direct != endpoint && has_functions && may_be_anothers {
+        let anothers = NAMES[1 - client][2];
+        let mentions =
+            said[begin..].split(|letter: char| !letter.is_alphanumeric()).any(|word| word == anothers);
+        if direct != endpoint && has_functions && mentions {
             return None;
         }
         if direct != endpoint {
