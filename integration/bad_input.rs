@@ -16,8 +16,12 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::harness::wal::{SEGMENT_BYTES, durable_lsn, flush_lsn, lsn_at, segment_name};
-use crate::harness::{Cluster, Follower, Heard, LoneServer, Options, Server, eventually, free_port};
+use crate::harness::wal::{
+    SEGMENT_BYTES, compare_with_primary, durable_lsn, flush_lsn, lsn_at, segment_name,
+};
+use crate::harness::{
+    Cluster, DiskKind, Fault, Follower, Heard, LoneServer, Options, Server, SmallDisk, eventually, free_port,
+};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -166,7 +170,10 @@ fn a_standby_of_another_cluster() {
         let told = log.contains("database system identifier differs between the primary and standby");
         if told { Ok(()) } else { Err(log) }
     });
-    assert_eq!(cluster.api("/api/v1/cluster").expect("state")["followers"].as_array().map(Vec::len), Some(2));
+    eventually("nobody but the cluster's own", SOON, || {
+        let followers = cluster.api("/api/v1/cluster")?["followers"].clone();
+        if followers.as_array().map(Vec::len) == Some(2) { Ok(()) } else { Err(followers.to_string()) }
+    });
     cluster.psql("INSERT INTO calm VALUES (1)").expect("insert");
     assert_eq!(cluster.psql(COUNT_CALM), Ok("1".to_owned()));
     assert_eq!(cluster.metric("bellwether_term"), Some(1.0));
@@ -185,13 +192,13 @@ fn a_damaged_store() {
         cluster.psql_at(&cluster.direct_conninfo(&stopped, "postgres"), walreceiver).expect("a walreceiver");
     let walreceiver = Pid::from_raw(walreceiver.parse().expect("a pid"));
     kill(walreceiver, Signal::SIGSTOP).expect("stop");
-    // More than its connection and the relay's memory hold.
-    while durable_lsn(&cluster).expect("a position") < begin + 5 * SEGMENT_BYTES {
+    // More than its connection and the relay's memory hold, before and behind what will be damaged.
+    while durable_lsn(&cluster).expect("a position") < begin + 6 * SEGMENT_BYTES {
         write_segment(&cluster);
     }
 
-    let second = begin + SEGMENT_BYTES;
-    let name = segment_name(1, second);
+    let damaged = begin + 3 * SEGMENT_BYTES;
+    let name = segment_name(1, damaged);
     let segment = cluster.wal_dir().join(&name);
     let good = fs::read(&segment).expect("a segment");
     let spoil = |at: usize| {
@@ -201,19 +208,21 @@ fn a_damaged_store() {
     };
     // A bit of a record, the system identifier, the timeline, half a file.
     let middle = SEGMENT_BYTES as usize / 2;
-    for (damage, at_least) in [(middle, middle - (1 << 20)), (24, 0), (4, 0)] {
-        spoil(damage);
-        let (sent, error) = what_comes(&cluster, second);
+    for (at, at_least) in [(middle, middle - (1 << 20)), (24, 0), (4, 0)] {
+        spoil(at);
+        let (sent, error) = what_comes(&cluster, damaged);
         assert_eq!(error.code.as_str(), "XX001", "{}", error.message);
         assert!(error.message.starts_with(&format!("WAL segment {name} is corrupt at 0/")), "{error:?}");
-        assert!((at_least..=damage).contains(&sent.len()), "{} bytes of it came", sent.len());
+        assert!((at_least..=at).contains(&sent.len()), "{} bytes of it came", sent.len());
         assert!(sent == good[..sent.len()]);
     }
     fs::write(&segment, &good[..middle]).expect("a segment");
-    assert_eq!(what_comes(&cluster, second).1.code.as_str(), "XX001");
+    assert_eq!(what_comes(&cluster, damaged).1.code.as_str(), "XX001");
 
     // A stock standby is told, too, and goes on once the segment is good again.
     spoil(middle);
+    let warned = || cluster.log().matches("a segment in the store is damaged").count();
+    let before = warned();
     kill(walreceiver, Signal::SIGCONT).expect("continue");
     let told = format!("WAL segment {name} is corrupt at");
     let log = stopped.data_dir.with_file_name(format!("{}.log", stopped.name));
@@ -223,10 +232,19 @@ fn a_damaged_store() {
     });
     cluster.psql("INSERT INTO calm VALUES (1)").expect("insert");
     caught_up(&cluster, &other);
-    let warned = cluster.log().matches("a segment in the store is damaged").count();
-    assert_eq!(warned, 1, "once, whoever comes how often");
+    assert_eq!(warned(), before, "it is known: nobody is told again, however often the standby comes");
+    let alarms = || cluster.api("/api/v1/cluster").map(|state| state["wal"]["alarms"].clone());
+    eventually("the alarm", SOON, || {
+        let lasting = alarms()?;
+        let is_it = lasting[0]["kind"] == "damaged_segment" && lasting[0]["object"] == name.as_str();
+        if is_it { Ok(()) } else { Err(lasting.to_string()) }
+    });
     fs::write(&segment, &good).expect("a segment");
     caught_up(&cluster, &stopped);
+    eventually("the alarm is over", SOON, || {
+        let lasting = alarms()?;
+        if lasting == serde_json::json!([]) { Ok(()) } else { Err(lasting.to_string()) }
+    });
 
     a_missing_history_file(&mut cluster, begin);
 }
@@ -253,6 +271,83 @@ fn a_missing_history_file(cluster: &mut Cluster, begin: u64) {
     while !matches!(asking.hear(SOON), Heard::CopyDone) {}
     let next = asking.end().expect("the next timeline");
     assert_eq!(next[0].as_deref(), Some("2"));
+}
+
+/// WAL that has no room is acknowledged to nobody; all of it is there once there is.
+#[test]
+fn a_full_disk() {
+    let expected_warnings = &["disk full: WAL is not acknowledged"];
+    let mut cluster =
+        Cluster::start(Options { disk: DiskKind::Faulty, expected_warnings, ..Options::default() });
+    cluster.psql("CREATE TABLE calm (n int)").expect("create");
+
+    // The write of WAL itself, in a segment that was allocated long before.
+    nothing_is_acknowledged(
+        &cluster,
+        || cluster.disk().order(Fault::Full { calls: "write+pwrite" }),
+        || cluster.disk().heal(),
+    );
+
+    // A real file system.
+    let directory = cluster.data().join("small");
+    let Some(small) = SmallDisk::mount(directory.clone(), 192) else {
+        eprintln!("not shown: a file system that is full; nothing can be mounted here");
+        return;
+    };
+    cluster.reconfigure(|config| {
+        config["wal"]["dir"] = directory.join("wal").to_str().expect("UTF-8").into();
+        // No old segment becomes a new one.
+        config["wal"]["retain"] =
+            serde_yaml::from_str("{size: 1GiB, max_size: 1GiB, min_free: 0B}").expect("YAML");
+    });
+    write_segment(&cluster);
+    nothing_is_acknowledged(
+        &cluster,
+        || {
+            small.fill();
+            // More than was allocated before.
+            for _ in 0..4 {
+                write_segment(&cluster);
+            }
+        },
+        || small.free(),
+    );
+    cluster.standbys().iter().for_each(|standby| caught_up(&cluster, standby));
+    assert!(compare_with_primary(&cluster, &cluster.primary()) > 0);
+    let alarms = cluster.api("/api/v1/alarms").expect("alarms");
+    let full = alarms.as_array().expect("a list").iter().filter(|alarm| alarm["kind"] == "disk_full");
+    assert!(full.clone().count() >= 1 && full.clone().all(|alarm| alarm["over_at_ms"].is_u64()), "{alarms}");
+}
+
+fn nothing_is_acknowledged(cluster: &Cluster, fill: impl FnOnce(), free: impl FnOnce()) {
+    let before: u64 = cluster.psql(COUNT_CALM).expect("count").parse().expect("a number");
+    let full = |expected: f64| {
+        let now = cluster.metric("bellwether_wal_disk_full");
+        if now == Some(expected) { Ok(()) } else { Err(format!("{now:?}")) }
+    };
+    fill();
+    let mut psql = cluster.program("psql");
+    psql.args(["-X", "-q", "-c", "INSERT INTO calm VALUES (1)", "-d", &cluster.conninfo()]);
+    let mut commit = psql.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("psql runs");
+    eventually("a full disk", SOON, || full(1.0));
+    eventually("the alarm", SOON, || {
+        let alarms = cluster.api("/api/v1/cluster")?["wal"]["alarms"].clone();
+        if alarms[0]["kind"] == "disk_full" { Ok(()) } else { Err(alarms.to_string()) }
+    });
+    let error = Follower::connect(cluster, "asking").ask("CREATE_REPLICATION_SLOT \"more\" PHYSICAL");
+    assert_eq!(error.expect_err("no room").code.as_str(), "53100");
+    assert!(commit.try_wait().expect("wait").is_none(), "a commit that is not durable was acknowledged");
+    free();
+    eventually("room", SOON, || full(0.0));
+    assert!(commit.wait().expect("psql ends").success());
+    assert_eq!(cluster.psql(COUNT_CALM), Ok((before + 1).to_string()));
+    let mut asking = Follower::connect(cluster, "asking");
+    asking.ask("CREATE_REPLICATION_SLOT \"more\" PHYSICAL").expect("room, and no slot of before");
+    asking.ask("DROP_REPLICATION_SLOT \"more\"").expect("it is free");
+    eventually("the alarm is over", SOON, || {
+        let alarms = cluster.api("/api/v1/cluster")?["wal"]["alarms"].clone();
+        if alarms.as_array().is_some_and(Vec::is_empty) { Ok(()) } else { Err(alarms.to_string()) }
+    });
 }
 
 /// From `from` on, up to the error.

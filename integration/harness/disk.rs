@@ -2,8 +2,43 @@
 
 use std::cell::Cell;
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+
+/// A file system of its own, in memory, of a few MiB.
+pub(crate) struct SmallDisk {
+    directory: PathBuf,
+}
+
+impl SmallDisk {
+    /// In `directory`, which is made. `None`: nothing can be mounted here, for want of root or in a container.
+    pub(crate) fn mount(directory: PathBuf, mib: u32) -> Option<SmallDisk> {
+        fs::create_dir_all(&directory).expect("a directory");
+        let size = format!("size={mib}m,mode=0700");
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(&directory).stderr(Stdio::null());
+        mount.status().is_ok_and(|status| status.success()).then_some(SmallDisk { directory })
+    }
+
+    /// Not a byte is left.
+    pub(crate) fn fill(&self) {
+        let mut filler = fs::File::create(self.directory.join("filler")).expect("a file");
+        let chunk = vec![0; 64 << 10];
+        while filler.write_all(&chunk).is_ok() {}
+    }
+
+    pub(crate) fn free(&self) {
+        fs::remove_file(self.directory.join("filler")).expect("it was full");
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Whoever still uses it keeps it until its end.
+        let _ = Command::new("umount").arg("--lazy").arg(&self.directory).status();
+    }
+}
 
 pub(crate) struct Disk {
     /// What it is about.
@@ -19,6 +54,8 @@ pub(crate) enum Fault {
     KillBefore { calls: &'static str, n: u32 },
     /// The next one fails with EIO, those behind it do not.
     IoErrorOnce { calls: &'static str },
+    /// All of them fail with ENOSPC.
+    Full { calls: &'static str },
     /// All of them wait.
     Hang { calls: &'static str },
     /// Each of them takes so much longer.
@@ -48,6 +85,7 @@ impl Disk {
         let (action, calls, n) = match fault {
             Fault::KillBefore { calls, n } => ("kill", calls, n),
             Fault::IoErrorOnce { calls } => ("eio", calls, 1),
+            Fault::Full { calls } => ("enospc", calls, 1),
             Fault::Hang { calls } => ("hang", calls, 1),
             Fault::Delay { calls, millis } => ("delay", calls, millis),
         };

@@ -21,6 +21,7 @@ for round in 1 2 3; do
     for file in "$1"/*/*/postmaster.pid "$1"/*/*/*/postmaster.pid; do [ -f "$file" ] && stop "$file" QUIT; done
     sleep 0.3
 done
+for mounted in "$1"/*/small; do [ -d "$mounted" ] && umount --lazy "$mounted" 2>/dev/null; done
 rm -rf "$1"
 "#;
 

@@ -20,7 +20,7 @@ pub(crate) use between::Between;
 pub(crate) use cluster::{
     Cluster, DiskKind, Durability, Options, Server, bellwether, distribution_bin, set_mode,
 };
-pub(crate) use disk::{Disk, Fault};
+pub(crate) use disk::{Disk, Fault, SmallDisk};
 pub(crate) use follower::{Follower, Heard, status};
 pub(crate) use gate::Gate;
 pub(crate) use guardian::Guardian;

@@ -54,6 +54,7 @@ pub(super) fn answer(
         "/ready" => verdict(writable(&view())),
         "/api/v1/cluster" => Answer::json(&view()),
         "/api/v1/history" => Answer::json(&*seen.history),
+        "/api/v1/alarms" => Answer::json(&*seen.wal.alarms),
         path => match Question::at(path) {
             Some(question) => ask(question, request.query, &view()),
             None => {
@@ -228,6 +229,7 @@ mod tests {
             ("/health?node=pg4", 503),
             ("/api/v1/cluster", 200),
             ("/api/v1/history", 200),
+            ("/api/v1/alarms", 200),
             ("/api/v1", 404),
             ("//", 404),
         ] {

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::view::{ClusterView, FollowerView, NodeView, WritesView};
-use crate::topology::{Election, LeftBehind, NodeName, Outcome, Role, SavedTail};
+use crate::topology::{Alarm, Election, LeftBehind, NodeName, Outcome, Role, SavedTail};
 
 /// The cluster at a glance.
 pub fn status_text(view: &ClusterView) -> String {
@@ -30,6 +30,11 @@ pub fn status_text(view: &ClusterView) -> String {
         let lag = bytes_text(archive.lag_bytes);
         let trouble = archive.trouble.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
         let _ = writeln!(text, "archive up to {}, {lag} behind{trouble}\n", archive.archived);
+    }
+    for alarm in &view.wal.alarms {
+        // In front of the empty line.
+        text.pop();
+        let _ = writeln!(text, "alarm   {}, since {}\n", alarm.what, time_text(alarm.raised_at_ms));
     }
     if view.clients.draining > 0 {
         // In front of the empty line.
@@ -90,16 +95,29 @@ fn follower_row(follower: &FollowerView) -> [String; 6] {
     ]
 }
 
-/// Every election, the oldest first.
-pub fn history_text(elections: &[Election]) -> String {
-    if elections.is_empty() {
+/// Every election and every alarm, the oldest first.
+pub fn history_text(elections: &[Election], alarms: &[Alarm]) -> String {
+    let elections = elections.iter().map(|election| (election.started_at_ms, election_text(election)));
+    let alarms = alarms.iter().map(|alarm| (alarm.raised_at_ms, alarm_text(alarm)));
+    let mut entries: Vec<(u64, String)> = elections.chain(alarms).collect();
+    if entries.is_empty() {
         return "no elections yet\n".to_owned();
     }
-    elections.iter().map(election_text).collect::<Vec<_>>().join("\n")
+    entries.sort_by_key(|(at, _)| *at);
+    entries.into_iter().map(|(_, text)| text).collect::<Vec<_>>().join("\n")
+}
+
+fn alarm_text(alarm: &Alarm) -> String {
+    let over = alarm.over_at_ms.map_or_else(|| "lasts".to_owned(), |at| format!("over {}", time_text(at)));
+    format!("alarm  {}  {}  {over}\n  {}\n", time_text(alarm.raised_at_ms), alarm.kind.as_str(), alarm.what)
+}
+
+fn time_text(unix_ms: u64) -> String {
+    let at = UNIX_EPOCH.checked_add(Duration::from_millis(unix_ms)).unwrap_or(UNIX_EPOCH);
+    humantime::format_rfc3339_millis(at).to_string()
 }
 
 fn election_text(election: &Election) -> String {
-    let started = UNIX_EPOCH.checked_add(Duration::from_millis(election.started_at_ms)).unwrap_or(UNIX_EPOCH);
     let name =
         |node: &Option<NodeName>| node.as_ref().map_or_else(|| "nobody".to_owned(), ToString::to_string);
     let outcome = match &election.outcome {
@@ -110,7 +128,7 @@ fn election_text(election: &Election) -> String {
     let mut text = format!(
         "term {}  {}  {} -> {}  {outcome}\n  rule      {}\n",
         election.term,
-        humantime::format_rfc3339_millis(started),
+        time_text(election.started_at_ms),
         name(&election.from),
         name(&election.to),
         election.rule,
@@ -186,7 +204,9 @@ mod tests {
     use super::super::view::tests::{identity, snapshot};
     use super::{bytes_text, history_text, status_text};
     use crate::pg::{Lsn, TimelineId};
-    use crate::topology::{ArchiveStatus, Election, Outcome, Phase, SavedTail, Term, Writes};
+    use crate::topology::{
+        Alarm, AlarmKind, ArchiveStatus, Election, Outcome, Phase, SavedTail, Term, Writes,
+    };
 
     #[test]
     fn status_shows_what_one_asks_first() {
@@ -252,7 +272,7 @@ pg4   -        down: refused the connection  2         0/0       -             -
             outcome: Outcome::Completed,
         };
         assert_eq!(
-            history_text(&[election]),
+            history_text(&[election], &[]),
             "\
 term 2  2023-11-14T22:13:20.123Z  pg1 -> pg2  completed
   rule      F3
@@ -265,7 +285,25 @@ term 2  2023-11-14T22:13:20.123Z  pg1 -> pg2  completed
             3 probes failed
 "
         );
-        assert_eq!(history_text(&[]), "no elections yet\n");
+        assert_eq!(history_text(&[], &[]), "no elections yet\n");
+        let alarm = Alarm {
+            kind: AlarmKind::LostSlot,
+            object: "pg3".to_owned(),
+            what: "replication slot pg3 is lost".to_owned(),
+            raised_at_ms: 1_700_000_000_123,
+            over_at_ms: None,
+        };
+        let over = Alarm { over_at_ms: Some(1_700_000_001_000), raised_at_ms: 0, ..alarm.clone() };
+        assert_eq!(
+            history_text(&[], &[alarm, over]),
+            "\
+alarm  1970-01-01T00:00:00.000Z  lost_slot  over 2023-11-14T22:13:21.000Z
+  replication slot pg3 is lost
+
+alarm  2023-11-14T22:13:20.123Z  lost_slot  lasts
+  replication slot pg3 is lost
+"
+        );
     }
 
     #[test]

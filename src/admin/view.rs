@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::pg::{Lsn, SystemIdentifier, TimelineId};
 use crate::topology::{
-    Directive, Durability, Election, Follower, FollowerState, Health, NodeHealth, NodeName, NodeState,
+    Alarm, Directive, Durability, Election, Follower, FollowerState, Health, NodeHealth, NodeName, NodeState,
     ProxyStatus, Role, StreamEnd, Term, Upstream, WalStatus, Writes,
 };
 
@@ -95,6 +95,12 @@ pub struct WalView {
     /// Why the relay does not go on by itself.
     #[serde(default)]
     pub alarm: Option<String>,
+    /// Those that last; all that are remembered: `/api/v1/alarms`.
+    #[serde(default)]
+    pub alarms: Vec<Alarm>,
+    /// Start of the oldest WAL kept.
+    #[serde(default)]
+    pub oldest: Lsn,
     /// `None`: nothing is archived.
     #[serde(default)]
     pub archive: Option<ArchiveView>,
@@ -216,6 +222,8 @@ fn wal(wal: &WalStatus, now: Instant) -> WalView {
         }),
         substitute: wal.substitute.clone(),
         alarm: wal.alarm.as_ref().map(ToString::to_string),
+        alarms: wal.alarms.iter().filter(|alarm| alarm.lasts()).cloned().collect(),
+        oldest: wal.oldest,
     }
 }
 

@@ -22,7 +22,7 @@ use super::run::{self, RunError, Succession};
 use super::{import, shutdown, telemetry};
 use crate::admin::{self, ClientError, ClusterView};
 use crate::proxy::route::explain;
-use crate::topology::{Durability, Election, NodeName};
+use crate::topology::{Alarm, Durability, Election, NodeName};
 
 /// One endpoint in front of a PostgreSQL cluster: pooling, routing, WAL relay and failover in one process.
 #[derive(Debug, Parser)]
@@ -318,7 +318,9 @@ async fn history(instance: &Instance, json: bool) -> Result<ExitCode, CliError> 
         print(&(String::from_utf8_lossy(&body).into_owned() + "\n"))?;
     } else {
         let elections: Vec<Election> = serde_json::from_slice(&body)?;
-        print(&admin::history_text(&elections))?;
+        let alarms = admin::fetch(&instance.url()?, "/api/v1/alarms").await?;
+        let alarms: Vec<Alarm> = serde_json::from_slice(&alarms)?;
+        print(&admin::history_text(&elections, &alarms))?;
     }
     Ok(ExitCode::SUCCESS)
 }

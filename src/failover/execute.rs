@@ -336,7 +336,8 @@ fn advise(node: &NodeName, source: &NodeName, patient: Patient) {
             primary = %source,
             run = "stop it; remove its data directory but for its configuration; take a new base backup of the \
                    primary; touch DIR/standby.signal; start it",
-            "a standby holds WAL beyond the fork and must be made anew by hand: no agent runs on its host"
+            "a standby cannot follow any more, since it holds WAL beyond the fork or lacks what nobody keeps, and must be \
+             made anew by hand: no agent runs on its host"
         ),
     }
 }

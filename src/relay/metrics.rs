@@ -16,6 +16,7 @@ pub(crate) struct Metrics {
     gap: IntGauge,
     divergence: IntGauge,
     pub(crate) disk_full: IntGauge,
+    pub(super) damaged_segments: IntGauge,
     /// By state: `active`, `inactive`, `lost`.
     slots: IntGaugeVec,
     slot_retained: IntGaugeVec,
@@ -51,6 +52,10 @@ impl Metrics {
                 "bellwether_wal_disk_full",
                 "1 while WAL is not acknowledged because the disk is full",
             )?,
+            damaged_segments: IntGauge::new(
+                "bellwether_wal_damaged_segments",
+                "Segments in the store that were found damaged when a follower needed them",
+            )?,
             slots: IntGaugeVec::new(
                 Opts::new("bellwether_slots", "The relay's replication slots by state"),
                 &["state"],
@@ -70,6 +75,7 @@ impl Metrics {
         registry.register(Box::new(metrics.gap.clone()))?;
         registry.register(Box::new(metrics.divergence.clone()))?;
         registry.register(Box::new(metrics.disk_full.clone()))?;
+        registry.register(Box::new(metrics.damaged_segments.clone()))?;
         registry.register(Box::new(metrics.slots.clone()))?;
         registry.register(Box::new(metrics.slot_retained.clone()))?;
         Ok(metrics)

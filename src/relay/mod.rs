@@ -10,6 +10,7 @@
 //! The plane has a thread with its own runtime, and the store has one more for writing. Whatever must not be
 //! limped on after (a failed sync, a panic) ends the plane: [`Relay::failed`].
 
+mod alarms;
 pub mod archive;
 mod backups;
 mod config;
@@ -55,6 +56,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::alarms::keeper::AlarmKeeper;
 use self::backups::Backups;
 use self::error::Cause;
 use self::followers::Followers;
@@ -279,6 +281,7 @@ impl Drop for FailUnlessStopped {
 struct Plane {
     config: RelayConfig,
     inputs: RelayInputs,
+    files: Files,
     slot: SlotName,
     store: Store,
     slots: Arc<Slots>,
@@ -303,7 +306,7 @@ impl Plane {
         let (archive_status, archived) = watch::channel(None);
         let unarchived = archive(plan, &store, archive_status, &shutdown)?;
         let keeper = Keeper {
-            files,
+            files: files.clone(),
             slots: slots.clone(),
             tuning: inputs.tuning.clone(),
             directive: inputs.directive.clone(),
@@ -322,7 +325,19 @@ impl Plane {
             apart: sender::Apart::default(),
             shutdown: shutdown.clone(),
         });
-        Ok(Plane { config, inputs, slot, store, slots, followers, metrics, senders, archived, shutdown })
+        Ok(Plane {
+            config,
+            inputs,
+            files,
+            slot,
+            store,
+            slots,
+            followers,
+            metrics,
+            senders,
+            archived,
+            shutdown,
+        })
     }
 }
 
@@ -433,13 +448,31 @@ fn spawn(
     status: watch::Sender<Arc<WalStatus>>,
 ) {
     let (upstream, upstream_seen) = watch::channel(UpstreamStatus::idle());
-    let Plane { config, inputs, slot, store, slots, followers, metrics, senders, archived, shutdown } = plane;
+    let Plane { config, inputs, files, slot, store, slots, followers, metrics, senders, archived, shutdown } =
+        plane;
+    let (alarms, alarms_seen) = watch::channel(Arc::default());
+    let keeper = AlarmKeeper {
+        files,
+        store: store.clone(),
+        slots: slots.clone(),
+        upstream: upstream_seen.clone(),
+        directive: inputs.directive.clone(),
+        metrics: metrics.clone(),
+        alarms,
+    };
+    tasks.spawn(named("alarms", keeper.run()));
     tasks.spawn(named("announcements", store.announce()));
     let saving = sender::keep_slots_saved(slots.clone(), SLOTS_SAVED_EVERY, shutdown.clone());
     tasks.spawn(named("slots", saving));
     tasks.spawn(named(
         "status",
-        status::publish(store.clone(), followers.clone(), upstream_seen, archived, status, metrics.clone()),
+        status::publish(
+            store.clone(),
+            followers.clone(),
+            status::Seen { upstream: upstream_seen, archive: archived, alarms: alarms_seen },
+            status,
+            metrics.clone(),
+        ),
     ));
     tasks.spawn(named("node slots", ensure_node_slots(store.clone(), slots.clone(), inputs.nodes.clone())));
     tasks.spawn(named("followers", take_in(arriving, senders)));

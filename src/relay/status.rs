@@ -10,7 +10,7 @@ use super::followers::Followers;
 use super::metrics::Metrics;
 use super::store::Store;
 use crate::pg::Lsn;
-use crate::topology::{ArchiveStatus, Upstream, WalAlarm, WalStatus};
+use crate::topology::{Alarm, ArchiveStatus, Upstream, WalAlarm, WalStatus};
 
 /// At most one publication in this time: each wakes readers on other threads. No reader is in a greater hurry: a
 /// session learns the position of its own write every 10 ms.
@@ -51,15 +51,22 @@ impl UpstreamStatus {
     }
 }
 
+/// What others of the plane tell.
+pub(super) struct Seen {
+    pub(super) upstream: watch::Receiver<UpstreamStatus>,
+    pub(super) archive: watch::Receiver<Option<ArchiveStatus>>,
+    pub(super) alarms: watch::Receiver<Arc<Vec<Alarm>>>,
+}
+
 /// Publishes until the store ends.
 pub(super) async fn publish(
     store: Store,
     followers: Arc<Followers>,
-    mut upstream: watch::Receiver<UpstreamStatus>,
-    mut archive: watch::Receiver<Option<ArchiveStatus>>,
+    seen: Seen,
     status: watch::Sender<Arc<WalStatus>>,
     metrics: Metrics,
 ) {
+    let Seen { mut upstream, mut archive, mut alarms } = seen;
     let mut report = store.report();
     let mut changes = followers.subscribe();
     loop {
@@ -82,6 +89,8 @@ pub(super) async fn publish(
             upstream: stream.upstream,
             substitute: stream.substitute.map(|substitute| substitute.name),
             alarm,
+            alarms: alarms.borrow_and_update().clone(),
+            oldest: store.oldest_kept(),
             followers: followers.snapshot(Instant::now()),
             archive: archive.borrow_and_update().clone(),
         };
@@ -92,6 +101,7 @@ pub(super) async fn publish(
             changed = upstream.changed() => changed.is_err(),
             changed = changes.changed() => changed.is_err(),
             Ok(()) = archive.changed() => false,
+            Ok(()) = alarms.changed() => false,
         };
         if ended {
             return;

@@ -9,6 +9,7 @@
 //! | [`ProxyStatus`] | proxy | failover: evidence, and the confirmation of a term |
 //! | [`Election`] | failover | admin: the history |
 
+mod alarm;
 mod directive;
 mod health;
 mod history;
@@ -16,6 +17,7 @@ mod node;
 mod proxy;
 mod wal;
 
+pub use alarm::{Alarm, AlarmKind};
 pub use directive::{Candidate, Directive, Durability, RemoteApply, Term, Writes, relay_application_name};
 pub use health::{Health, NodeHealth, NodeState};
 pub use history::{Election, LeftBehind, Outcome, Phase, SavedTail};

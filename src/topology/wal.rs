@@ -1,10 +1,11 @@
 //! Where the WAL stands: at the relay, at its upstream, at each follower.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{NodeName, Term};
-use crate::pg::{Lsn, SystemIdentifier, TimelineId};
+use super::{Alarm, AlarmKind, NodeName, Term};
+use crate::pg::{Lsn, SlotName, SystemIdentifier, TimelineId};
 
 /// Published by the relay whenever one of its facts changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +28,10 @@ pub struct WalStatus {
     /// Who gives what `upstream` cannot give now: a standby's name, or another relay's address.
     pub substitute: Option<String>,
     pub alarm: Option<WalAlarm>,
+    /// All that were raised and are remembered; the relay goes on under most.
+    pub alarms: Arc<Vec<Alarm>>,
+    /// Start of the oldest WAL kept.
+    pub oldest: Lsn,
     pub followers: Vec<Follower>,
     /// `None`: nothing is archived.
     pub archive: Option<ArchiveStatus>,
@@ -54,6 +59,8 @@ impl WalStatus {
             upstream: Upstream::Idle,
             substitute: None,
             alarm: None,
+            alarms: Arc::default(),
+            oldest: Lsn::INVALID,
             followers: Vec::new(),
             archive: None,
         }
@@ -62,6 +69,14 @@ impl WalStatus {
     /// The live follower that streams as `node`.
     pub fn follower(&self, node: &NodeName) -> Option<&Follower> {
         self.followers.iter().find(|f| f.application_name == node.as_str())
+    }
+
+    /// In milliseconds since the Unix epoch; `None`: it is not lost.
+    pub fn slot_lost_at_ms(&self, slot: &SlotName) -> Option<u64> {
+        let is_it = |alarm: &&Alarm| {
+            alarm.lasts() && alarm.kind == AlarmKind::LostSlot && alarm.object == slot.as_str()
+        };
+        self.alarms.iter().find(is_it).map(|alarm| alarm.raised_at_ms)
     }
 }
 
@@ -162,6 +177,13 @@ pub struct Follower {
     pub lag: Lag,
     /// When it last reported.
     pub reported_at: Instant,
+}
+
+impl Follower {
+    /// Not between two commands, nor refused what it asked for.
+    pub fn streams(&self) -> bool {
+        self.state != FollowerState::Startup
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,6 +4,7 @@
 //! Moments travel as ages: no clock is shared. What took long on its way looks as fresh as it was when it left; it is
 //! a socket on one host, and when it stalls, what came last grows old where it is.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -170,6 +171,8 @@ impl Wal {
             upstream,
             substitute: None,
             alarm: None,
+            alarms: Arc::default(),
+            oldest: Lsn::INVALID,
             followers: self.followers.into_iter().map(|follower| follower.at(now)).collect(),
             archive: None,
         }

@@ -102,14 +102,16 @@ impl Case<'_> {
     }
 
     /// The node as the relay sees it, when it may be promoted: a live standby of this cluster that streams from the
-    /// relay on the relay's timeline. One on another timeline either has not followed yet or never can.
+    /// relay on the relay's timeline. One on another timeline either has not followed yet or never can; one that is
+    /// refused, because what it needs next is kept no more, has nothing to catch up with.
     fn follower(&self, node: &NodeView<'_>) -> Option<&Follower> {
         let system = self.state.primary.as_ref().map(|p| p.system);
         let fits = !node.node.no_failover
             && node.is_up_as(Role::Standby)
             && node.facts.is_some_and(|f| system.is_none_or(|system| f.system == system));
         let follower = self.view.wal.follower(&node.node.name)?;
-        (fits && follower.timeline == self.view.wal.timeline && follower.flush.is_valid()).then_some(follower)
+        let follows = follower.streams() && follower.timeline == self.view.wal.timeline;
+        (fits && follows && follower.flush.is_valid()).then_some(follower)
     }
 
     /// E2. Nobody was promoted, so the old primary still has the newest history; it gets the new term.

@@ -13,7 +13,7 @@
 //! |---|---|---|
 //! | bootstrapping | B1 | `establish` |
 //! | establishing: confirm, prepare, follow, marker | A1 A2 P1 P2 P3, F1..F5 | `establish` |
-//! | steady | F1..F6, S1 S2 S3 S4 | `steady` |
+//! | steady | F1..F6, S1 S2 S3 S4 S5 | `steady` |
 //! | election: fence, elect, catch_up, prepare, promote, verify, follow, marker | E1..E12 | `election` |
 //!
 //! The table itself, with every condition in words, is [`RULES`].
@@ -73,6 +73,8 @@ pub struct Policy {
     pub open_timeout: Duration,
     /// How long a promoted candidate may be silent before it counts as lost; a refused connection says so at once.
     pub lost_after: Duration,
+    /// How long a standby whose slot is lost may look for what it lacks before it is made anew.
+    pub lost_slot_wait: Duration,
     /// Failed runs of one step after which another candidate is tried.
     pub attempts: u32,
 }
@@ -243,6 +245,7 @@ impl Policy {
             promote_timeout: Duration::from_secs(60),
             open_timeout: Duration::from_secs(30),
             lost_after: Duration::from_secs(10),
+            lost_slot_wait: Duration::from_secs(30),
             attempts: 3,
         }
     }

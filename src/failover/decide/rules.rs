@@ -31,6 +31,7 @@ pub enum RuleId {
     S2,
     S3,
     S4,
+    S5,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -134,6 +135,11 @@ pub const RULES: &[Rule] = &[
         "stranded",
         "a standby that does not follow has replayed an earlier timeline beyond its end in the primary's history: it is rebuilt",
     ),
+    rule(
+        RuleId::S5,
+        "starved",
+        "a standby does not stream, its slot has been lost for a while, and the relay keeps nothing as old as what it needs next (no archive either): it is rebuilt",
+    ),
 ];
 
 const fn rule(id: RuleId, name: &'static str, condition: &'static str) -> Rule {
@@ -171,6 +177,7 @@ impl RuleId {
             RuleId::S2 => "S2",
             RuleId::S3 => "S3",
             RuleId::S4 => "S4",
+            RuleId::S5 => "S5",
         }
     }
 

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::failover::health::{Facts, PrimaryVerdict, SlotState};
 use crate::pg::{Lsn, TimelineId};
-use crate::topology::{Durability, Election as Record, LeftBehind, NodeName, Outcome, Role};
+use crate::topology::{Durability, Election as Record, Follower, LeftBehind, NodeName, Outcome, Role};
 
 pub(super) fn watch(view: &View<'_>, state: &State, policy: &Policy, now: Now) -> Option<Fired> {
     if let Some(fired) = primary_dead(view, state, policy, now) {
@@ -17,7 +17,10 @@ pub(super) fn watch(view: &View<'_>, state: &State, policy: &Policy, now: Now) -
         let evidence = vec!["an operator asked for it".to_owned()];
         return fence(view, state, RuleId::F6, evidence, to.clone(), now);
     }
-    restarted(view, state, now).or_else(|| follows_again(view, state)).or_else(|| stranded(view, state))
+    restarted(view, state, now)
+        .or_else(|| follows_again(view, state))
+        .or_else(|| stranded(view, state))
+        .or_else(|| starved(view, state, policy, now))
 }
 
 /// F1..F5: the primary is dead and we are to do something about it.
@@ -98,7 +101,7 @@ fn follows_again(view: &View<'_>, state: &State) -> Option<Fired> {
     let primary = state.primary.as_ref()?;
     let follows = |name: &NodeName| {
         view.node(name).is_some_and(|n| n.is_up_as(Role::Standby))
-            && view.wal.follower(name).is_some_and(|f| f.timeline == primary.timeline)
+            && view.wal.follower(name).is_some_and(|f| f.streams() && f.timeline == primary.timeline)
     };
     let mut away = state.deposed.iter().chain(&state.stranded);
     let back = away.find(|name| *name == &primary.node || follows(name))?.clone();
@@ -136,13 +139,38 @@ fn stranded(view: &View<'_>, state: &State) -> Option<Fired> {
 /// By its last answer: what a standby says of its timeline may be old while its walreceiver has no connection.
 /// So it is asked to write it down before this is believed ([`What::Locate`]).
 fn seems_stranded(view: &View<'_>, node: &NodeView<'_>, primary: &Primary) -> bool {
-    let follows = view.wal.follower(&node.node.name).is_some_and(|f| f.timeline == primary.timeline);
+    let follows =
+        view.wal.follower(&node.node.name).is_some_and(|f| f.streams() && f.timeline == primary.timeline);
     let beyond = node.facts.is_some_and(|f| is_beyond(primary, f.timeline, f.position));
     node.node.name != primary.node && node.is_up_as(Role::Standby) && !follows && beyond
 }
 
 fn is_beyond(primary: &Primary, timeline: TimelineId, replayed: Lsn) -> bool {
     primary.fork_of(timeline).is_some_and(|fork| fork < replayed)
+}
+
+/// S5. How it comes about: (1) a standby is away, or slow, for so long that its slot costs more than `wal.retain`
+/// allows and is given up; (2) the WAL that it needs next is removed; (3) it comes back, and is refused for ever. Its
+/// slot alone says nothing: it may have found that WAL elsewhere. Where there is an archive it may still find it there,
+/// by its restore_command: then people are told, by the alarm, and nothing is done.
+fn starved(view: &View<'_>, state: &State, policy: &Policy, now: Now) -> Option<Fired> {
+    let primary = state.primary.as_ref().filter(|_| view.wal.archive.is_none())?;
+    let lost_for = |name: &NodeName| {
+        view.wal.slot_lost_at_ms(&name.slot()).map(|at| u128::from(now.unix_ms.saturating_sub(at)))
+    };
+    let is_starved = |node: &&NodeView<'_>| {
+        let name = &node.node.name;
+        *name != primary.node
+            && !state.stranded.contains(name)
+            && node.is_up_as(Role::Standby)
+            && lost_for(name).is_some_and(|millis| millis >= policy.lost_slot_wait.as_millis())
+            && !view.wal.follower(name).is_some_and(Follower::streams)
+            && node.facts.is_some_and(|facts| facts.position < view.wal.oldest)
+    };
+    let starved = view.nodes.iter().find(is_starved)?;
+    let mut next = state.clone();
+    next.stranded.push(starved.node.name.clone());
+    Fired::new(RuleId::S5, next)
 }
 
 fn locate(state: &State, node: &NodeName) -> Action {

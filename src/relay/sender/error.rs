@@ -5,6 +5,8 @@ use crate::pg::wal::{VerifyError, history_file_name};
 use crate::pg::{ErrorFields, Lsn, SqlState, TimelineId};
 use crate::relay::slots::SlotError;
 
+use super::core::SlotsNotSaved;
+
 /// A command that failed; the connection goes on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Refusal {
@@ -35,8 +37,11 @@ pub(super) enum Refusal {
         #[source]
         source: VerifyError,
     },
-    #[error("could not write the file of replication slots")]
-    SlotsNotSaved,
+    #[error("could not write the file of replication slots{}", match .0 {
+        SlotsNotSaved::DiskFull => ": No space left on device",
+        SlotsNotSaved::Failed => "",
+    })]
+    SlotsNotSaved(SlotsNotSaved),
     #[error("no server is there to take a base backup from")]
     NoSource,
     #[error("extended query protocol not supported in a replication connection")]
@@ -73,7 +78,8 @@ impl Refusal {
             Refusal::UnknownTimeline(_) | Refusal::BeyondFork { .. } | Refusal::AheadOfFlush { .. } => {
                 SqlState::INTERNAL_ERROR
             }
-            Refusal::Unreadable { .. } | Refusal::SlotsNotSaved => SqlState::IO_ERROR,
+            Refusal::SlotsNotSaved(SlotsNotSaved::DiskFull) => SqlState::DISK_FULL,
+            Refusal::Unreadable { .. } | Refusal::SlotsNotSaved(SlotsNotSaved::Failed) => SqlState::IO_ERROR,
             Refusal::Corrupt { .. } => SqlState::DATA_CORRUPTED,
             Refusal::NoSource => SqlState::CANNOT_CONNECT_NOW,
             Refusal::ExtendedQuery | Refusal::FunctionCall => SqlState::PROTOCOL_VIOLATION,

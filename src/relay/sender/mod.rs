@@ -434,16 +434,27 @@ async fn sleep_until(deadline: Option<Instant>) {
 }
 
 async fn save_slots(slots: Arc<Slots>) -> Result<(), SlotsNotSaved> {
-    try_to_save(slots).await.map_err(|why| {
-        error!(error = why, "replication slots not saved");
-        SlotsNotSaved
+    try_to_save(slots).await.map_err(|(kind, why)| {
+        tell_not_saved(kind, &why);
+        kind
     })
 }
 
-async fn try_to_save(slots: Arc<Slots>) -> Result<(), String> {
+async fn try_to_save(slots: Arc<Slots>) -> Result<(), (SlotsNotSaved, String)> {
     match tokio::task::spawn_blocking(move || slots.save()).await {
-        Ok(saved) => saved.map_err(|error| super::explain(&error)),
-        Err(panic) => Err(panic.to_string()),
+        Ok(saved) => saved.map_err(|error| {
+            let kind = if error.is_disk_full() { SlotsNotSaved::DiskFull } else { SlotsNotSaved::Failed };
+            (kind, super::explain(&error))
+        }),
+        Err(panic) => Err((SlotsNotSaved::Failed, panic.to_string())),
+    }
+}
+
+fn tell_not_saved(kind: SlotsNotSaved, why: &str) {
+    match kind {
+        // The store tells a person of that.
+        SlotsNotSaved::DiskFull => info!(error = why, "replication slots not saved"),
+        SlotsNotSaved::Failed => error!(error = why, "replication slots not saved"),
     }
 }
 
@@ -451,10 +462,10 @@ async fn try_to_save(slots: Arc<Slots>) -> Result<(), String> {
 pub(crate) async fn keep_slots_saved(slots: Arc<Slots>, interval: Duration, shutdown: CancellationToken) {
     let mut last = Ok(());
     while tokio::time::timeout(interval, shutdown.cancelled()).await.is_err() {
-        // The table stays marked and is tried again: nothing was acknowledged. A disk that stays full is told once.
+        // The table stays marked and is tried again: nothing was acknowledged. What goes on is told once.
         let saved = try_to_save(Arc::clone(&slots)).await;
-        if let Some(why) = saved.as_ref().err().filter(|_| last != saved) {
-            error!(error = %why, "replication slots not saved");
+        if let Some((kind, why)) = saved.as_ref().err().filter(|_| last != saved) {
+            tell_not_saved(*kind, why);
         }
         last = saved;
     }

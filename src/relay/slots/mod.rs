@@ -108,6 +108,12 @@ pub(crate) struct SavedSlot {
     pub(crate) invalidated: Option<Invalidation>,
 }
 
+impl SlotFileError {
+    pub(crate) fn is_disk_full(&self) -> bool {
+        matches!(self, SlotFileError::Store(error) if error.is_disk_full())
+    }
+}
+
 impl SlotError {
     /// As PostgreSQL reports it (slot.c).
     pub(crate) fn to_fields(&self) -> ErrorFields {

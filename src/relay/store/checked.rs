@@ -49,7 +49,12 @@ impl CheckedReader {
         let shared = self.store.shared.clone();
         let read = move || {
             let read = shared.read_segment(segment, |file| wanted.read(file, verifier));
-            read.inspect_err(|error| shared.note_damage(segment, error))
+            match &read {
+                Ok((_, Some(verifier))) => shared.note_good(segment, verifier.verified()),
+                Ok((_, None)) => {}
+                Err(error) => shared.note_damage(segment, error),
+            }
+            read
         };
         let read = tokio::task::spawn_blocking(read).await.map_err(|_| StoreError::Stopped)?;
         let (bytes, verifier) = read?;
@@ -119,6 +124,14 @@ impl Wanted {
 }
 
 impl Shared {
+    /// Somebody has put a good copy in the place of a damaged one.
+    fn note_good(&self, segment: SegmentFile, verified: Option<Lsn>) {
+        let mut state = self.state.lock();
+        if state.damaged.get(&segment).is_some_and(|damage| verified > Some(damage.lsn)) {
+            state.damaged.remove(&segment);
+        }
+    }
+
     /// Told once for each segment, however many followers meet it.
     fn note_damage(&self, segment: SegmentFile, error: &StoreError) {
         let StoreError::Corrupt { segment: name, source } = error else { return };

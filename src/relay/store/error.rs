@@ -5,6 +5,9 @@ use std::io;
 use crate::pg::wal::{HistoryError, VerifyError};
 use crate::pg::{Lsn, TimelineId};
 
+/// What an fsync or fdatasync is called in [`StoreError::Io`].
+pub(super) const SYNC: &str = "sync";
+
 /// Why WAL could not be read or kept.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StoreError {
@@ -62,8 +65,31 @@ impl StoreError {
         matches!(self, StoreError::Gap { .. } | StoreError::Diverged { .. })
     }
 
+    /// Then it may be tried again, unless it was a sync: what the kernel could not write then it has forgotten.
     pub(crate) fn is_disk_full(&self) -> bool {
         let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
-        matches!(self, StoreError::Io { source, .. } if full.contains(&source.kind()))
+        match self {
+            StoreError::Io { operation, source, .. } => *operation != SYNC && full.contains(&source.kind()),
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::{SYNC, StoreError};
+
+    #[test]
+    fn only_what_was_not_a_sync_is_tried_again() {
+        let check = |operation, kind: io::ErrorKind, expected| {
+            let error = StoreError::io(operation, "file")(kind.into());
+            assert_eq!(error.is_disk_full(), expected, "{error}: {kind}");
+        };
+        check("write", io::ErrorKind::StorageFull, true);
+        check("write", io::ErrorKind::QuotaExceeded, true);
+        check("write", io::ErrorKind::Other, false);
+        check(SYNC, io::ErrorKind::StorageFull, false);
     }
 }

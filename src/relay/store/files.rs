@@ -10,6 +10,7 @@ use std::time::SystemTime;
 
 use super::StoreError;
 use super::disk::{Disk, DiskFile, HostDisk, fill};
+use super::error::SYNC;
 use crate::pg::wal::WalSegmentSize;
 
 /// Prepared segments that have no place in the log yet. The name is no segment's, so that no tool reads them.
@@ -71,7 +72,7 @@ impl Files {
         self.disk.modified(name).map_err(StoreError::io("look at", name))
     }
 
-    pub(super) fn names(&self) -> Result<Vec<String>, StoreError> {
+    pub(crate) fn names(&self) -> Result<Vec<String>, StoreError> {
         self.disk.names().map_err(StoreError::io("list", &self.directory()))
     }
 
@@ -100,7 +101,7 @@ impl Files {
 
     pub(super) fn rename(&self, from: &str, to: &str) -> Result<(), StoreError> {
         self.disk.rename(from, to).map_err(StoreError::io("rename", from))?;
-        self.disk.sync().map_err(StoreError::io("sync", &self.directory()))
+        self.disk.sync().map_err(StoreError::io(SYNC, &self.directory()))
     }
 
     /// A crash may bring the file back.
@@ -162,6 +163,6 @@ impl Segment {
     }
 
     pub(super) fn sync_data(&self) -> Result<(), StoreError> {
-        self.file.sync_data().map_err(StoreError::io("sync", &self.name))
+        self.file.sync_data().map_err(StoreError::io(SYNC, &self.name))
     }
 }

@@ -32,7 +32,7 @@ pub(crate) use files::{Files, LockHeld, SPARE_PREFIX};
 pub(crate) use platter::Platter;
 #[cfg(test)]
 pub(crate) use stepped::Stepped;
-pub(crate) use writer::{Change, Waiting};
+pub(crate) use writer::{Change, Room, Waiting};
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -173,6 +173,7 @@ pub(crate) struct Report {
     /// <= durable.
     pub(crate) verified: Lsn,
     pub(crate) promised: Term,
+    pub(crate) room: Room,
     /// The stream that was written last, and up to where what it sent on this timeline is what is stored;
     /// <= durable.
     agreed: Option<(StreamId, Lsn)>,
@@ -209,6 +210,7 @@ impl Store {
             tail,
             verified: durable,
             promised: opened.control.promised,
+            room: Room::Enough,
             agreed: None,
             refused: None,
         };
@@ -240,7 +242,7 @@ impl Store {
             pending_bytes: 0,
             wanted: config.ring_bytes,
             refused: None,
-            room: writer::Room::Enough,
+            room: Room::Enough,
         };
         let (commands, receiver) = mpsc::channel(QUEUE_COMMANDS);
         let store = Store { shared, commands, queue: Arc::new(Semaphore::new(QUEUE_UNITS)) };
@@ -304,6 +306,20 @@ impl Store {
         let state = self.shared.state.lock();
         let oldest = state.segments.iter().find(|segment| segment.timeline == timeline)?;
         Some(state.segment_size.start(oldest.number))
+    }
+
+    /// Start of the oldest segment kept for anybody; 0/0 of an empty log.
+    pub(crate) fn oldest_kept(&self) -> Lsn {
+        let state = self.shared.state.lock();
+        let oldest = state.segments.iter().map(|segment| segment.number).min();
+        oldest.map_or(Lsn::INVALID, |number| state.segment_size.start(number))
+    }
+
+    /// Segments that a follower needed and that were not what they should be, and why.
+    pub(crate) fn damaged(&self) -> Vec<(String, VerifyError)> {
+        let state = self.shared.state.lock();
+        let size = state.segment_size;
+        state.damaged.iter().map(|(segment, defect)| (segment.name(size), *defect)).collect()
     }
 
     /// Up to `max` durable bytes at `from` out of memory; `None` when they are not (or not yet) there.

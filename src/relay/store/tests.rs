@@ -274,10 +274,15 @@ async fn what_is_damaged_is_served_to_nobody_and_what_is_before_it_to_everybody(
     check(START, START, |defect| matches!(defect, Defect::System { .. })).await;
     spoil(4);
     check(START, START, |defect| matches!(defect, Defect::Timeline { .. })).await;
+    assert_eq!(store.damaged().iter().map(|(segment, _)| segment.as_str()).collect::<Vec<_>>(), [name]);
     // Who does not need it never notices.
     let second = START.advanced(world.wal.segment_size().bytes());
     let (bytes, error) = read_checked(&store, 1, second).await;
     assert!(error.is_none() && bytes == world.bytes(second, end), "{error:?}");
+    assert_eq!(store.damaged().len(), 1);
+    std::fs::write(&damaged, &good).expect("writable");
+    assert!(read_checked(&store, 1, START).await.1.is_none());
+    assert_eq!(store.damaged(), [], "a good copy was put there");
 }
 
 /// The record ends in the next segment: all but its end was sent when the checksum turns out to be wrong.

@@ -3,8 +3,9 @@
 //! Group commit: everything that has been handed over while a sync ran is written, then one `fdatasync` covers
 //! it, then the durable LSN moves. Where no commit waits for it, syncs keep a distance ([`PACE`]). A failed sync is
 //! never tried again, since the kernel may have dropped the pages it could not write: the thread ends, and with it
-//! the WAL plane. A full disk is different, because it is met while a segment is allocated, before any byte of WAL
-//! depends on it: the thread waits, nothing is acknowledged meanwhile, and the upstream keeps what we lack.
+//! the WAL plane. A full disk is different: it is met before a sync, mostly while a segment is allocated, and no byte that
+//! anybody was told of depends on what it refused. The thread waits and tries again, nothing is acknowledged meanwhile,
+//! and the upstream keeps what we lack.
 #![expect(clippy::disallowed_methods, reason = "shell: measures how long a sync takes")]
 
 use std::collections::VecDeque;
@@ -121,28 +122,9 @@ pub(super) struct Writer {
 
 /// Whether the disk has room, as far as the writer has met it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Room {
+pub(crate) enum Room {
     Enough,
     None,
-}
-
-impl Room {
-    /// Told once, until there is room again.
-    fn missing(&mut self, error: &StoreError, end: Lsn, metrics: &Metrics) {
-        if *self == Room::Enough {
-            tracing::warn!(%error, %end, "disk full: WAL is not acknowledged");
-        }
-        *self = Room::None;
-        metrics.disk_full.set(1);
-    }
-
-    fn found(&mut self, metrics: &Metrics) {
-        if *self == Room::None {
-            tracing::info!("the disk has room again: WAL is acknowledged");
-        }
-        *self = Room::Enough;
-        metrics.disk_full.set(0);
-    }
 }
 
 impl Command {
@@ -272,15 +254,17 @@ impl Writer {
             let file = self.open_or_create(wanted)?;
             self.current = Some((wanted, file));
         }
-        let (_, file) = self.current.as_ref().expect("set above");
-        file.write_at(bytes, offset)
+        self.with_room(|this| {
+            let (_, file) = this.current.as_ref().expect("set above");
+            file.write_at(bytes, offset)
+        })
     }
 
     fn open_or_create(&mut self, segment: SegmentFile) -> Result<Segment, StoreError> {
         let name = segment.name(self.control.segment_size());
         if !self.shared.state.lock().segments.contains(&segment) {
             let spare = self.take_spare()?;
-            self.files.rename(&spare, &name)?;
+            self.with_room(|this| this.files.rename(&spare, &name))?;
             self.shared.state.lock().segments.insert(segment);
         }
         self.files.open_segment(&name)
@@ -292,38 +276,65 @@ impl Writer {
             return Ok(recycled);
         }
         let size = self.control.segment_size();
-        let files = self.files.clone();
-        let spares = self.spares.get_or_insert_with(|| super::spare::start(files, size));
         loop {
+            let files = &self.files;
+            let spares = self.spares.get_or_insert_with(|| super::spare::start(files.clone(), size));
             match spares.recv().map_err(|_| StoreError::Stopped)? {
                 Ok(name) => {
-                    self.room.found(&self.metrics);
+                    self.room_found();
                     return Ok(name);
                 }
-                Err(error) if error.is_disk_full() => self.room.missing(&error, self.end, &self.metrics),
+                Err(error) if error.is_disk_full() => self.room_missing(&error),
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// Replaces a small file. Waits while the disk is full: the old content stands until then.
+    /// Replaces a small file; until there is room the old content stands.
     fn replace(&mut self, name: &str, content: &[u8]) -> Result<(), StoreError> {
+        self.with_room(|this| this.files.replace(name, content))
+    }
+
+    /// Waits while the disk is full: then what `attempt` does can be done again as if it had not been begun.
+    fn with_room<T>(&mut self, attempt: impl Fn(&Writer) -> Result<T, StoreError>) -> Result<T, StoreError> {
         loop {
-            match self.files.replace(name, content) {
+            match attempt(self) {
                 Err(error) if error.is_disk_full() => {
-                    self.room.missing(&error, self.end, &self.metrics);
+                    self.room_missing(&error);
                     // What is allocated ahead of need is room for what is needed now.
                     match self.recycled.pop_front() {
                         Some(spare) => self.files.remove(&spare)?,
                         None => std::thread::sleep(super::spare::RETRY),
                     }
                 }
-                replaced => {
-                    self.room.found(&self.metrics);
-                    return replaced;
+                done => {
+                    self.room_found();
+                    return done;
                 }
             }
         }
+    }
+
+    /// Told once, until there is room again.
+    fn room_missing(&mut self, error: &StoreError) {
+        if self.room == Room::None {
+            return;
+        }
+        tracing::warn!(error = error as &dyn std::error::Error, end = %self.end, "disk full: WAL is not acknowledged");
+        self.room_is(Room::None);
+    }
+
+    fn room_found(&mut self) {
+        if self.room == Room::None {
+            tracing::info!("the disk has room again: WAL is acknowledged");
+            self.room_is(Room::Enough);
+        }
+    }
+
+    fn room_is(&mut self, room: Room) {
+        self.room = room;
+        self.metrics.disk_full.set(i64::from(room == Room::None));
+        self.shared.change_report(|report| report.room = room);
     }
 
     pub(super) fn sync(&mut self) -> Result<(), StoreError> {
@@ -366,6 +377,7 @@ impl Writer {
                 tail,
                 verified,
                 promised: self.control.promised,
+                room: self.room,
                 agreed: self.agreed,
                 refused: report.refused.take(),
             };
@@ -475,7 +487,7 @@ impl Writer {
             let mut bytes = vec![0; usize::try_from(prefix).expect("a segment fits into memory")];
             self.files.open_segment(&from.name(size))?.read_at(&mut bytes, 0)?;
             let to = self.open_or_create(SegmentFile { timeline, number })?;
-            to.write_at(&bytes, 0)?;
+            self.with_room(|_| to.write_at(&bytes, 0))?;
             to.sync_data()?;
         }
         self.control.timeline = timeline;

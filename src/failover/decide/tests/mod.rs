@@ -6,7 +6,7 @@ use self::world::SYSTEM;
 use self::world::{Life, World};
 use super::{Agent, EstablishStep, Phase, Primary, RuleId, State, Step};
 use crate::pg::{Lsn, TimelineId};
-use crate::topology::{Candidate, Durability, NodeName, Outcome, Term};
+use crate::topology::{ArchiveStatus, Candidate, Durability, NodeName, Outcome, Term};
 
 fn step_name(state: &State) -> &'static str {
     match &state.phase {
@@ -309,6 +309,52 @@ fn a_standby_beyond_the_fork_is_rebuilt() {
             world.run_until("whole again", |w| w.state.stranded.is_empty() && w.state.deposed.is_empty());
         }
     }
+}
+
+#[test]
+fn a_standby_that_lacks_what_nobody_keeps_is_rebuilt() {
+    for agent in [Agent::Local, Agent::None] {
+        let mut world = starved(agent);
+        world.run(250);
+        assert!(world.state.stranded.is_empty(), "it may find it elsewhere");
+        world.run_until("known", |w| w.state.stranded == [name("pg3")]);
+        assert_eq!(world.rules, [RuleId::S5]);
+        world.restart();
+        if agent == Agent::None {
+            world.run(100);
+            assert_eq!(world.state.stranded, [name("pg3")], "a person has to do it");
+        } else {
+            world.run_until("whole again", |w| w.state.stranded.is_empty());
+            world.run(400);
+            assert!(world.state.stranded.is_empty(), "once");
+        }
+    }
+    let mut world = starved(Agent::Local);
+    world.wal.archive = Some(ArchiveStatus { archived: Lsn(0), trouble: None });
+    world.run(600);
+    assert!(world.state.stranded.is_empty(), "its restore_command may find it");
+}
+
+#[test]
+fn a_standby_that_lacks_what_nobody_keeps_is_no_candidate() {
+    let mut world = starved(Agent::None);
+    world.kill("pg1");
+    world.kill("pg2");
+    world.run(600);
+    assert!(!world.is_open() && !world.rules.contains(&RuleId::E3), "{:?}", world.rules);
+    world.revive("pg2");
+    world.run_until("open again", |w| w.is_open() && w.primary() == Some("pg2"));
+}
+
+/// pg3 was away for too long.
+fn starved(agent: Agent) -> World {
+    let mut world = World::steady_with(Durability::Quorum, agent);
+    world.server("pg3").life = Life::Frozen;
+    world.run(50);
+    world.lose_slot("pg3", world.wal.durable);
+    world.server("pg3").life = Life::Runs;
+    world.rules.clear();
+    world
 }
 
 #[test]

@@ -15,8 +15,8 @@ use crate::failover::decide::{
 use crate::failover::health::{Detect, Facts, ProbeResult, SlotState, Watch};
 use crate::pg::{Lsn, SystemIdentifier, TimelineId};
 use crate::topology::{
-    Candidate, Directive, Durability, Election, Follower, FollowerState, Lag, Node, NodeName, ProxyStatus,
-    Refusal, Role, StreamEnd, Term, Upstream, WalStatus, Writes,
+    Alarm, AlarmKind, Candidate, Directive, Durability, Election, Follower, FollowerState, Lag, Node,
+    NodeName, ProxyStatus, Refusal, Role, StreamEnd, Term, Upstream, WalStatus, Writes,
 };
 
 pub(super) const SYSTEM: SystemIdentifier = SystemIdentifier(7);
@@ -175,6 +175,18 @@ impl World {
             server.starts += 1;
         }
         server.life = Life::Runs;
+    }
+
+    /// The slot's WAL was too much: everything up to here is removed.
+    pub(super) fn lose_slot(&mut self, name: &str, oldest: Lsn) {
+        self.wal.oldest = oldest;
+        self.wal.alarms = Arc::new(vec![Alarm {
+            kind: AlarmKind::LostSlot,
+            object: name.to_owned(),
+            what: format!("replication slot {name} is lost"),
+            raised_at_ms: self.now.unix_ms,
+            over_at_ms: None,
+        }]);
     }
 
     /// Bellwether dies and starts again: only the journal is left of what it knew.
@@ -344,6 +356,12 @@ impl World {
         for server in self.servers.iter_mut().filter(|s| s.life == Life::Runs && s.role == Role::Standby) {
             let fork = forks.iter().find(|(of, _)| *of == server.timeline).map(|(_, at)| *at);
             let follows = server.timeline == wal.timeline || fork.is_some_and(|at| server.flush <= at);
+            if server.flush < wal.oldest {
+                // It comes, and is refused.
+                let refused = follower(server, now);
+                followers.push(Follower { state: FollowerState::Startup, timeline: wal.timeline, ..refused });
+                continue;
+            }
             if !follows || wal.durable < server.flush {
                 continue;
             }

@@ -91,7 +91,7 @@ impl<S: WalSource> Walsender<S> {
         let reply = Reply::default().slot_created(slot).ready_for_query();
         match options.lifetime {
             SlotLifetime::Temporary => self.send(reply, now),
-            SlotLifetime::Persistent => self.save_slots(reply),
+            SlotLifetime::Persistent => self.save_slots(reply, Some(slot)),
         }
         Ok(())
     }
@@ -100,7 +100,7 @@ impl<S: WalSource> Walsender<S> {
         match self.slots.drop_slot(&slot, self.pid) {
             Ok(()) => {
                 let reply = Reply::default().command_complete("DROP_REPLICATION_SLOT");
-                self.save_slots(reply.ready_for_query());
+                self.save_slots(reply.ready_for_query(), None);
             }
             Err(SlotError::Active { .. }) if wait == Wait::UntilReleased => {
                 self.phase = Phase::Dropping { slot, retry_at: now.at + Self::DROP_RETRY_INTERVAL };
@@ -110,19 +110,27 @@ impl<S: WalSource> Walsender<S> {
         Ok(())
     }
 
-    fn save_slots(&mut self, reply: Reply) {
-        self.phase = Phase::Saving { reply: reply.finish() };
+    fn save_slots(&mut self, reply: Reply, made: Option<&str>) {
+        self.phase = Phase::Saving { reply: reply.finish(), made: made.map(str::to_owned) };
         self.outputs.push_back(Output::SaveSlots);
     }
 
     pub(super) fn slots_saved(&mut self, now: Now, result: Result<(), SlotsNotSaved>) {
-        let Phase::Saving { reply } = std::mem::replace(&mut self.phase, Phase::Command) else { return };
+        let Phase::Saving { reply, made } = std::mem::replace(&mut self.phase, Phase::Command) else {
+            return;
+        };
         match result {
             Ok(()) => {
                 self.unwritten.stuck_since.get_or_insert(now.at);
                 self.outputs.push_back(Output::Send(reply));
             }
-            Err(SlotsNotSaved) => self.refuse(&Refusal::SlotsNotSaved, now),
+            Err(why) => {
+                // Whoever uses it by now keeps it: then it is saved with the next change.
+                if let Some(made) = made {
+                    let _ = self.slots.drop_slot(&made, self.pid);
+                }
+                self.refuse(&Refusal::SlotsNotSaved(why), now);
+            }
         }
     }
 }

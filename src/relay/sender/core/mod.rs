@@ -96,8 +96,12 @@ pub(crate) enum ReadFailure {
     Failed,
 }
 
+/// The slots' file could not be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct SlotsNotSaved;
+pub(crate) enum SlotsNotSaved {
+    DiskFull,
+    Failed,
+}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Output {
@@ -168,9 +172,10 @@ enum Phase {
         slot: String,
         retry_at: Instant,
     },
-    /// `reply` goes out once the slots are in their file.
+    /// `reply` goes out once the slots are in their file. If that fails, a slot that was just made is none.
     Saving {
         reply: Bytes,
+        made: Option<String>,
     },
     Streaming(Stream),
     /// The connection is a server's.

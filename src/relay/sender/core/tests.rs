@@ -179,6 +179,16 @@ fn slots_persist_before_they_are_answered() {
             ),
             ("Q DROP_REPLICATION_SLOT a", &["SAVE"]),
             ("not saved", &["E ERROR 58030 could not write the file of replication slots", "Z"]),
+            // What could not be saved is no slot.
+            ("Q CREATE_REPLICATION_SLOT b PHYSICAL", &["SAVE"]),
+            (
+                "no room",
+                &[
+                    "E ERROR 53100 could not write the file of replication slots: No space left on device",
+                    "Z",
+                ],
+            ),
+            ("Q DROP_REPLICATION_SLOT b", &["E ERROR 42704 replication slot \"b\" does not exist", "Z"]),
         ],
     );
 }

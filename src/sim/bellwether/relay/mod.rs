@@ -121,6 +121,8 @@ impl Relay {
             upstream: self.upstream.clone(),
             substitute: None,
             alarm: None,
+            alarms: Arc::default(),
+            oldest: Lsn::INVALID,
             followers: self.followers.snapshot(stage.instant()),
             archive: None,
         }

@@ -66,7 +66,7 @@ impl Relay {
                     sending.core.handle(now, sender::Input::Read { from, result });
                 }
                 Some(sender::Output::SaveSlots) => {
-                    let saved = self.slots.save().map_err(|_| sender::SlotsNotSaved);
+                    let saved = self.slots.save().map_err(|_| sender::SlotsNotSaved::Failed);
                     sending.core.handle(now, sender::Input::SlotsSaved(saved));
                 }
                 Some(sender::Output::Report(progress)) => self.followers.update(sending.pid, progress),

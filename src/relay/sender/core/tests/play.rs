@@ -213,7 +213,8 @@ impl Play {
             }
             "data" => self.answer_read(rest),
             "saved" => self.give(Input::SlotsSaved(Ok(()))),
-            "not" => self.give(Input::SlotsSaved(Err(SlotsNotSaved))),
+            "not" => self.give(Input::SlotsSaved(Err(SlotsNotSaved::Failed))),
+            "no" => self.give(Input::SlotsSaved(Err(SlotsNotSaved::DiskFull))),
             "stop" => self.follower = Follower::NotReading,
             "rate" => self.give(Input::Rate(rest.parse().ok().map(Rate))),
             "nobody" => self.give(Input::NotPassed(NoSource)),
