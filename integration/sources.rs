@@ -8,7 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::harness::wal::compare_with_primary;
-use crate::harness::{Cluster, Durability, Gate, Options, Server, eventually, free_port};
+use crate::harness::{Cluster, Durability, Gate, Options, Server, bellwether, eventually, free_port};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -69,6 +69,24 @@ fn keep_nothing(cluster: &Cluster, server: &Server) {
 /// What the primary has removed a standby still has; what nobody has is not skipped.
 #[test]
 fn wal_that_the_primary_has_removed_comes_from_a_standby_and_a_gap_is_said_aloud() {
+    gap();
+}
+
+#[test]
+#[ignore = "a slot is lost for half a minute before its standby is made anew: make soak"]
+fn who_lacks_what_nobody_keeps_is_made_anew() {
+    let mut cluster = gap();
+    eventually("a standby is found that cannot follow", 2 * LIMIT, || {
+        let log = cluster.log();
+        if log.contains("rule=\"S5\"") { Ok(()) } else { Err("not yet".to_owned()) }
+    });
+    cluster.await_steady();
+    let lasting = cluster.api("/api/v1/cluster").expect("state")["wal"]["alarms"].clone();
+    assert_eq!(lasting, serde_json::json!([]));
+}
+
+/// Behind a gap the log was begun anew, and no standby has what was skipped.
+fn gap() -> Cluster {
     let mut cluster = Cluster::start(Options {
         durability: Durability::Async,
         expected_warnings: &["no source has the WAL behind", "a person is needed"],
@@ -108,6 +126,47 @@ fn wal_that_the_primary_has_removed_comes_from_a_standby_and_a_gap_is_said_aloud
         let said = alarm.as_str().is_some_and(|alarm| alarm.starts_with("no source has the WAL behind"));
         let metric = cluster.metric("bellwether_wal_gap") == Some(1.0);
         if said && metric { Ok(()) } else { Err(alarm.to_string()) }
+    });
+    the_log_begins_anew(&mut cluster, &primary);
+    cluster
+}
+
+/// A person has decided that it goes on without what is missing.
+fn the_log_begins_anew(cluster: &mut Cluster, primary: &Server) {
+    let config = cluster.data().join("bellwether.yaml");
+    let reset = |yes: &[&str]| {
+        let output = bellwether().args(["wal", "reset", "--config"]).arg(&config).args(yes).output();
+        let output = output.expect("bellwether runs");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.success(), text(&output.stdout) + &text(&output.stderr))
+    };
+    let (done, said) = reset(&["--yes"]);
+    assert!(!done && said.contains("in use by another process"), "{said}");
+    cluster.kill_bellwether();
+    let (done, said) = reset(&[]);
+    assert!(!done && said.contains("nothing was done"), "{said}");
+    let (done, said) = reset(&["--yes"]);
+    assert!(done && said.contains("term 1 stays promised"), "{said}");
+    assert!(cluster.wal_dir().join("before-reset-1").is_dir());
+    cluster.run_bellwether(None);
+    eventually("it goes on", LIMIT, || {
+        let state = cluster.api("/api/v1/cluster")?;
+        let streams = state["wal"]["upstream"]["state"] == "streaming" && state["wal"]["alarm"].is_null();
+        let open = state["directive"]["writes"]["state"] == "open";
+        if streams && open { Ok(()) } else { Err(state.to_string()) }
+    });
+    compare_with_primary(cluster, primary);
+    // What it lacked, and who lacks it now, is remembered.
+    let kinds = |alarms: serde_json::Value| -> Vec<String> {
+        let of = alarms.as_array().cloned().unwrap_or_default();
+        of.iter().filter_map(|alarm| alarm["kind"].as_str().map(str::to_owned)).collect()
+    };
+    let past = kinds(cluster.api("/api/v1/alarms").expect("alarms"));
+    assert!(past.iter().any(|kind| kind == "gap"), "{past:?}");
+    eventually("lost slots", LIMIT, || {
+        let lasting = kinds(cluster.api("/api/v1/cluster")?["wal"]["alarms"].clone());
+        let lost = lasting.iter().any(|kind| kind == "lost_slot");
+        if lost && !lasting.iter().any(|kind| kind == "gap") { Ok(()) } else { Err(format!("{lasting:?}")) }
     });
 }
 

@@ -19,6 +19,7 @@ mod followers;
 pub mod inspect;
 mod metrics;
 mod receiver;
+mod reset;
 mod retention;
 mod sender;
 mod slots;
@@ -29,6 +30,7 @@ mod store;
 
 pub use config::{RelayConfig, RelayInputs, RelayTuning};
 pub use error::RelayError;
+pub use reset::{Reset, ResetError};
 pub use retention::{Retain, WalAvailability};
 
 /// The parts that the simulation drives with a shell of its own.

@@ -1,5 +1,5 @@
 //! `bellwether wal ls` and `verify`: what is in a directory of WAL, and whether it is whole. Both only read, and may
-//! run beside the instance.
+//! run beside the instance. `reset` needs it stopped.
 #![expect(clippy::disallowed_methods, reason = "shell: measures a rate")]
 
 use std::fmt::Write as _;
@@ -15,6 +15,7 @@ use super::progress::Bar;
 use crate::app::config::{self, LoadError};
 use crate::relay::archive::Progress as _;
 use crate::relay::inspect::{self, InspectError, Inventory, TimelineView, Verification};
+use crate::relay::{Reset, ResetError};
 
 #[derive(Args, Debug)]
 pub(in crate::app) struct Ls {
@@ -35,6 +36,15 @@ pub(in crate::app) struct Verify {
 }
 
 #[derive(Args, Debug)]
+pub(in crate::app) struct ResetLog {
+    #[command(flatten)]
+    place: Place,
+    /// Do it
+    #[arg(long)]
+    yes: bool,
+}
+
+#[derive(Args, Debug)]
 struct Place {
     /// The configuration, which names the relay's directory
     #[arg(long, value_name = "FILE", default_value = "bellwether.yaml")]
@@ -50,6 +60,8 @@ pub(super) enum WalError {
     Load(#[from] LoadError),
     #[error(transparent)]
     Inspect(#[from] InspectError),
+    #[error(transparent)]
+    Reset(#[from] ResetError),
     #[error("write to standard output")]
     Output(#[from] io::Error),
 }
@@ -67,6 +79,29 @@ pub(super) fn list(command: &Ls) -> Result<ExitCode, WalError> {
     let inventory = inspect::list(&command.place.directory()?)?;
     print(&if command.json { json(&inventory) } else { inventory_text(&inventory) })?;
     Ok(if inventory.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+pub(super) fn reset(command: &ResetLog) -> Result<ExitCode, WalError> {
+    let reset = Reset::look(&command.place.directory()?)?;
+    let mut text = match reset.segments.as_slice() {
+        [] => "no segment is there\n".to_owned(),
+        [first, .., last] => format!("{} segments, {first} to {last}", reset.segments.len()),
+        [only] => format!("segment {only}"),
+    };
+    if !reset.segments.is_empty() {
+        let _ = writeln!(text, " -> {}", reset.aside.display());
+    }
+    for slot in &reset.lost_slots {
+        let _ = writeln!(text, "slot {slot} is lost");
+    }
+    let _ = writeln!(text, "term {} stays promised", reset.promised());
+    if command.yes {
+        reset.carry_out()?;
+        print(&(text + "the log begins anew when the instance is started\n"))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    print(&(text + "nothing was done: say --yes\n"))?;
+    Ok(ExitCode::FAILURE)
 }
 
 pub(super) fn verify(command: &Verify) -> Result<ExitCode, WalError> {

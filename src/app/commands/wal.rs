@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use super::inspect::{self, Ls, Verify};
+use super::inspect::{self, Ls, ResetLog, Verify};
 use crate::app::config::{self, LoadError};
 use crate::pg::SystemIdentifier;
 use crate::relay::archive::{self, ArchiveUrl, FetchError, Fetched, Server, Sources};
@@ -19,6 +19,12 @@ pub(in crate::app) enum Wal {
     /// Check every page, record and checksum of a directory of WAL, and that nothing is missing
     #[command(after_help = "Exit codes: 0 all is whole, 1 something is wrong or could not be read.")]
     Verify(Verify),
+    /// Let the log of a relay that is stopped begin anew, where it does not go on: behind a gap, or after a split brain
+    #[command(
+        after_help = "What was stored is moved aside, slots that held some of it back are lost, the promised term \
+        stays. Without --yes nothing is done. Exit codes: 0 done, 1 not."
+    )]
+    Reset(ResetLog),
     /// Fetch one file for a server that recovers: restore_command = 'bellwether wal get %f "%p" --config FILE'
     #[command(
         after_help = "Exit codes: 0 it is there, 1 there is no such file (or none for a standby now), 255 it \
@@ -75,6 +81,7 @@ pub(in crate::app) async fn wal(command: Wal) -> ExitCode {
     match command {
         Wal::Ls(command) => inspect::told(inspect::list(&command)),
         Wal::Verify(command) => inspect::told(inspect::verify(&command)),
+        Wal::Reset(command) => inspect::told(inspect::reset(&command)),
         Wal::Get(command) => {
             let server = server(Path::new("."));
             let (code, complaint) = outcome(get(command, server).await, server);

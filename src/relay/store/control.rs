@@ -49,7 +49,12 @@ impl Control {
         self.segment_size = size.bytes();
     }
 
-    pub(super) fn encode(&self) -> String {
+    /// There is none any more: it begins where the next upstream says. What was promised stays.
+    pub(crate) fn forget_log(&mut self) {
+        self.timeline = TimelineId(0);
+    }
+
+    pub(crate) fn encode(&self) -> String {
         let json = serde_json::to_string(self).expect("a struct of plain values is JSON");
         format!("{json}\ncrc32c {:08x}\n", crc32c::crc32c(json.as_bytes()))
     }

@@ -23,8 +23,18 @@ pub(super) struct Upstream {
     history_known: bool,
     /// Histories still to be asked for.
     missing: VecDeque<TimelineId>,
+    contact: Contact,
     /// Where our slot holds WAL, if that is known.
     reserved: Option<Lsn>,
+}
+
+/// Whether the store knew the cluster before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Contact {
+    First,
+    /// If there is no log it was to begin anew (`relay::reset`): our slot stands where the old one ended, and what it
+    /// holds may be gone.
+    Again,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,7 +135,7 @@ impl Receiver {
         if self.config.role != Role::Named && !self.stored.durable.is_valid() {
             return self.refuse("a log begins with WAL of the primary only".to_owned());
         }
-        let first_contact = self.stored.system.is_none();
+        let contact = if self.stored.system.is_none() { Contact::First } else { Contact::Again };
         self.stored.system = Some(system);
         self.upstream_end = self.upstream_end.max(position);
         self.upstream = Some(Upstream {
@@ -135,9 +145,10 @@ impl Receiver {
             // The first timeline has none.
             history_known: timeline.0 <= 1,
             missing: VecDeque::new(),
+            contact,
             reserved: None,
         });
-        if self.slot_made && !first_contact {
+        if self.slot_made && contact == Contact::Again {
             self.ask_histories();
         } else {
             self.ask(Question::SegmentSize);
@@ -165,8 +176,9 @@ impl Receiver {
 
     fn slot_made(&mut self) {
         self.slot_made = true;
+        let is_first = self.upstream.as_ref().is_some_and(|upstream| upstream.contact == Contact::First);
         let empty = !self.stored.durable.is_valid();
-        if empty && self.config.upstream_major >= READ_SLOT_SINCE {
+        if empty && is_first && self.config.upstream_major >= READ_SLOT_SINCE {
             self.ask(Question::ReadSlot);
         } else {
             self.ask_histories();

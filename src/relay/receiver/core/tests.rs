@@ -206,6 +206,20 @@ fn first_contact_begins_where_the_slot_holds_wal() {
 }
 
 #[test]
+fn a_log_that_begins_anew_begins_at_the_end() {
+    let mut talk = Talk::new(Stored { system: Some(SYSTEM), ..empty() }, Durability::Async);
+    talk.says("ask IDENTIFY_SYSTEM");
+    talk.identify(1, "0/5400000");
+    talk.says("ask SHOW wal_segment_size");
+    talk.row(&[Some("16MB")]);
+    talk.says(&format!("Adopt {{ system: {SYSTEM:?}, segment_size: WalSegmentSize(16777216) }}"));
+    talk.done();
+    talk.says("ask CREATE_REPLICATION_SLOT \"bellwether_bw1\" PHYSICAL RESERVE_WAL");
+    talk.error(SqlState::DUPLICATE_OBJECT);
+    talk.says("Begin { timeline: TimelineId(1), start: 0/5000000 }");
+}
+
+#[test]
 fn only_what_the_store_has_synced_is_acknowledged() {
     let mut wal = WalBuilder::new(Lsn(0x30_0000), TimelineId(1));
     wal.record(1000);
