@@ -153,11 +153,7 @@ impl ArchivedWal {
 
     /// Whether WAL from `start` on is, or will be, in the archive without a hole.
     fn goes_on_from(&self, start: Lsn, history: &History) -> bool {
-        let whole = self.inventory.whole_from(start, history, self.size);
-        let behind = |segment: &SegmentFile| {
-            history.contains(segment.timeline) && segment.number > self.size.segment(whole)
-        };
-        !self.inventory.segments.iter().chain(&self.inventory.partials).any(behind)
+        self.inventory.goes_on_from(start, history, self.size)
     }
 }
 

@@ -82,6 +82,17 @@ impl Inventory {
         }
         size.start(number)
     }
+
+    /// Whether the WAL of `history` from `start` on is, or will be, here without a hole: behind the first segment that
+    /// is not here, there is none.
+    pub(super) fn goes_on_from(&self, start: Lsn, history: &History, size: WalSegmentSize) -> bool {
+        let whole = size.segment(self.whole_from(start, history, size));
+        let behind = |segment: &SegmentFile| {
+            segment.number > whole
+                && history.holders(segment.number, size).any(|timeline| timeline == segment.timeline)
+        };
+        !self.segments.iter().chain(&self.partials).any(behind)
+    }
 }
 
 /// The timelines of [`History::holders`].
@@ -135,6 +146,21 @@ mod tests {
     /// Timeline 1 up to 2.5 MiB, 3 up to 4 MiB, then 4.
     fn history() -> History {
         History::parse(TimelineId(4), b"1\t0/280000\n3\t0/400000\n").expect("a history")
+    }
+
+    #[test]
+    fn what_may_still_come_is_no_hole() {
+        let size = WalSegmentSize::new(1 << 20).expect("valid");
+        let check = |here: &[SegmentFile], expected| {
+            let inventory = Inventory { segments: here.iter().copied().collect(), ..Inventory::default() };
+            assert_eq!(inventory.goes_on_from(Lsn(0x10_0028), &history(), size), expected, "{here:?}");
+        };
+        check(&[], true);
+        check(&[segment(1, 0), segment(1, 1)], true);
+        check(&[segment(3, 2)], false);
+        check(&[segment(1, 1), segment(3, 3)], false);
+        // Of timeline 1 behind the fork, while timeline 3 is in the fork's segment.
+        check(&[segment(1, 1), segment(1, 2), segment(1, 3)], true);
     }
 
     #[test]
