@@ -64,9 +64,7 @@ impl Follow {
     pub(crate) fn of(verdict: &Arc<Verdict>) -> Follow {
         Follow { verdict: (!verdict.steps.is_empty()).then(|| verdict.clone()), ..Follow::default() }
     }
-}
 
-impl Follow {
     pub(crate) fn verdict(&self) -> Option<Arc<Verdict>> {
         self.verdict.clone()
     }
@@ -249,10 +247,6 @@ impl Ledger {
             }
         }
         false
-    }
-
-    pub(crate) fn takes_copy(&self) -> bool {
-        self.copy_in
     }
 
     /// What the simple query that is being answered has prepared now.

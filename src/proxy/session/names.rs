@@ -10,8 +10,8 @@
 //!
 //! What functions prepare, or execute by name, goes unseen. So a name is closed before anything is brought under it,
 //! and before a text that mentions one which its client does not have: what another client's function has left is not
-//! in the way, and not run. But not where the client itself may have run a function since it has the server: the name
-//! may be its own.
+//! in the way, and not run. But not where the client has written since its transaction began: what writes may run a
+//! function, and the name may be its own.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -88,11 +88,8 @@ impl Core {
         statements: &Statements,
     ) -> Readiness {
         let lacking = self.lacking(verdict, server);
-        if lacking.iter().all(|(_, need)| *need == Need::Absence) {
-            self.bring_all(&lacking, up, server, statements);
-            return Readiness::Ready;
-        }
-        if self.unit.open {
+        // What is closed cannot fail; amid an extended unit there is a Sync to come.
+        if self.unit.open || lacking.iter().all(|(_, need)| *need == Need::Absence) {
             self.bring_all(&lacking, up, server, statements);
             return Readiness::Ready;
         }
@@ -131,7 +128,7 @@ impl Core {
     /// The names whose meaning at the server is not what `verdict` needs, by their first mention.
     fn lacking<'a>(&self, verdict: &'a Verdict, server: &mut ServerState) -> Vec<(&'a [u8], Need)> {
         // Where nothing can be prepared, nothing needs to be.
-        if self.status == Status::Failed || self.ledger.takes_copy() {
+        if self.status == Status::Failed || self.ledger.takes_copy_data() {
             return Vec::new();
         }
         let (mut mentioned, mut lacking) = (HashSet::new(), Vec::new());

@@ -246,7 +246,7 @@ impl Core {
         if matches!(header.tag, b'P' | b'Q') {
             let Some(name) = up.unread().get(HEADER_LEN) else { return Step::Wait(header.total) };
             // What it would replace is gone as it is for one that was sent before the error was heard.
-            if *name == 0 {
+            if header.tag == b'P' && *name == 0 {
                 self.prepared.forget_unnamed();
             }
             self.ahead.pop_front();
