@@ -33,6 +33,7 @@ use crate::pg::wal::{
     History, HistoryError, SegmentFile, WalSegmentSize, history_file_name, parse_history_file_name,
 };
 use crate::pg::{Lsn, SystemIdentifier, TimelineId};
+use crate::relay::store::Control;
 
 /// Segments fetched beside the wanted one.
 const AHEAD: u64 = 7;
@@ -346,10 +347,12 @@ fn names(directory: &Path) -> Result<Vec<String>, FetchError> {
     Ok(names)
 }
 
-/// Where the store's log has left `timeline`, as the newest history file says that has it.
+/// Where the store's log has left `timeline`, as the newest history file of its own line says that has it. Those of
+/// timelines that it does not follow (any more: `wal reset`) say nothing of it.
 fn switchpoint(directory: &Path, names: &[String], timeline: TimelineId) -> Result<Option<Lsn>, FetchError> {
     let mut later: Vec<TimelineId> = names.iter().filter_map(|name| parse_history_file_name(name)).collect();
-    later.retain(|other| *other > timeline);
+    let current = current_timeline(directory)?;
+    later.retain(|other| *other > timeline && current.is_none_or(|current| *other <= current));
     later.sort_unstable();
     for descendant in later.into_iter().rev() {
         let path = directory.join(history_file_name(descendant));
@@ -361,6 +364,14 @@ fn switchpoint(directory: &Path, names: &[String], timeline: TimelineId) -> Resu
         }
     }
     Ok(None)
+}
+
+/// The store's, by its control file. `None`: plain segments, which is no store.
+fn current_timeline(directory: &Path) -> Result<Option<TimelineId>, FetchError> {
+    let path = directory.join(Control::FILE_NAME);
+    let Some(content) = read(&path)? else { return Ok(None) };
+    let refused = |why| FetchError::file("read", &path)(io::Error::new(io::ErrorKind::InvalidData, why));
+    Control::decode_bytes(&content).map(|control| Some(control.timeline)).map_err(refused)
 }
 
 /// The names behind `segment` that are fetched with it.

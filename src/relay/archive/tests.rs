@@ -16,7 +16,7 @@ use super::{
 };
 use crate::pg::wal::build::{SYSTEM, WalBuilder};
 use crate::pg::{Lsn, SystemIdentifier, TimelineId};
-use crate::relay::store::{Change, Files, Store, StoreConfig, StreamId, Waiting};
+use crate::relay::store::{Change, Control, Files, Store, StoreConfig, StreamId, Waiting};
 use crate::topology::{Directive, Durability};
 
 const START: Lsn = Lsn(0x30_0000);
@@ -465,6 +465,19 @@ async fn nothing_behind_a_fork_comes_out_of_the_store() {
     assert_eq!(fork.as_deref(), Some(&second.bytes()[MIB..2 * MIB]));
     assert!(recovery.get("000000020000000000000005").await.expect("fetches").is_some());
     assert!(recovery.get("000000020000000000000006").await.expect("asks").is_none(), "it grows");
+    // A store that was let go on on timeline 1 (`wal reset`) still has the other's history file.
+    let store = recovery.world.store_dir.path();
+    let follow = |timeline| {
+        let mut control = Control::default();
+        control.timeline = TimelineId(timeline);
+        std::fs::write(store.join(Control::FILE_NAME), control.encode()).expect("writes");
+    };
+    follow(1);
+    assert!(recovery.get(FOURTH).await.expect("fetches").is_some());
+    follow(2);
+    assert!(recovery.get(FOURTH).await.expect("asks").is_none());
+    std::fs::write(store.join(Control::FILE_NAME), "garbage").expect("writes");
+    assert!(matches!(recovery.get(FOURTH).await, Err(FetchError::File { .. })));
 }
 
 /// "No such file" ends a recovery, so it is said only where it is known.
