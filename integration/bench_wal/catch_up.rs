@@ -5,6 +5,7 @@ use std::sync::Barrier;
 use std::time::Instant;
 
 use super::cost::{Usage, server};
+use super::figure::{Figure, Target};
 use super::harness::Durability;
 use super::median;
 use super::scene::{Records, Scene};
@@ -14,6 +15,8 @@ const MEBIBYTES: u64 = 768;
 const SEGMENT: u64 = 16 << 20;
 const ROUNDS: usize = 7;
 const FOLLOWERS: [usize; 2] = [1, 4];
+/// The primary has something to do by itself now and then.
+const NO_COST: f64 = 0.01;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum From {
@@ -30,7 +33,7 @@ struct Sample {
     primary: f64,
 }
 
-pub(crate) fn run() {
+pub(crate) fn run() -> Vec<Figure> {
     let scene = Scene::start(Durability::Quorum);
     let (start, end) = scene.write_wal(Records::Large, MEBIBYTES);
     let range = (start / SEGMENT * SEGMENT, end);
@@ -49,6 +52,7 @@ pub(crate) fn run() {
     }
     let of = |samples: &[Sample], part: fn(&Sample) -> f64| median(samples.iter().map(part));
     let native = of(&samples[0].1, |sample| sample.megabytes_per_second);
+    let mut figures = Vec::new();
     for ((from, followers), samples) in &samples {
         let speed = of(samples, |sample| sample.megabytes_per_second);
         println!(
@@ -57,7 +61,15 @@ pub(crate) fn run() {
             of(samples, |sample| sample.cpu),
             of(samples, |sample| sample.primary),
         );
+        if *from == From::Bellwether {
+            let what = format!("catch-up of {followers}, times one native walsender");
+            let wanted = if *followers == 1 { 1.0 } else { 2.0 };
+            figures.push(Figure::new(what, speed / native, Target::AtLeast(wanted)));
+            let what = format!("catch-up of {followers}, the primary's CPU, ms/MB");
+            figures.push(Figure::new(what, of(samples, |sample| sample.primary), Target::AtMost(NO_COST)));
+        }
     }
+    figures
 }
 
 fn sample(scene: &Scene, from: From, followers: usize, range: (u64, u64)) -> Sample {

@@ -1,6 +1,7 @@
 //! What a commit pays for being durable elsewhere: pgbench's TPC-B at a primary whose synchronous standby is
 //! Bellwether, and at a copy of it whose one is `pg_receivewal --synchronous`. Beside each the same without waiting.
 
+use super::figure::{Figure, Target};
 use super::harness::Durability;
 use super::median;
 use super::receivewal::ReceiveWal;
@@ -10,7 +11,7 @@ const CLIENTS: [u32; 2] = [1, 8];
 const SECONDS: u32 = 2;
 const ROUNDS: usize = 7;
 
-pub(crate) fn run() {
+pub(crate) fn run() -> Vec<Figure> {
     let scene = Scene::start(Durability::Quorum);
     scene.initialise_pgbench();
     let copy = scene.copy("copy");
@@ -19,6 +20,7 @@ pub(crate) fn run() {
     println!(
         "\n| synchronous commit | clients | local, ms | synchronous, ms | cost, ms |\n|---|---|---|---|---|"
     );
+    let mut figures = Vec::new();
     for clients in CLIENTS {
         let servers =
             [("pg_receivewal --synchronous", copy.port), ("through Bellwether", scene.primary.port)];
@@ -30,12 +32,19 @@ pub(crate) fn run() {
                 }
             }
         }
+        let mut costs = Vec::new();
         for ((name, _), latencies) in servers.iter().zip(latencies) {
             let cost = median(latencies[0].iter().zip(&latencies[1]).map(|(local, on)| on - local));
             let [local, on] = latencies.map(median);
             println!("| {name} | {clients} | {local:.2} | {on:.2} | {cost:.2} |");
+            costs.push(cost);
         }
+        let what = format!(
+            "cost of a synchronous commit, {clients} clients, times that of pg_receivewal --synchronous"
+        );
+        figures.push(Figure::new(what, costs[1] / costs[0], Target::AtMost(1.0)));
     }
+    figures
 }
 
 /// Milliseconds per transaction.

@@ -4,6 +4,7 @@
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
+use super::figure::{Figure, Target};
 use super::harness::Durability;
 use super::median;
 use super::scene::{Scene, Sql};
@@ -13,21 +14,24 @@ const PAUSE: Duration = Duration::from_millis(7);
 /// Transactions per second of the others, where there are others.
 const RATE: u32 = 500;
 
-pub(crate) fn run() {
+pub(crate) fn run() -> Vec<Figure> {
+    let mut figures = Vec::new();
     println!("\n| from commit to replay | direct, ms | through Bellwether, ms | more |\n|---|---|---|---|");
     for durability in [Durability::Quorum, Durability::Async] {
         let scene = Scene::start(durability);
         let (_direct, direct) = scene.standby("direct", scene.primary.port);
         let (_relayed, relayed) = scene.standby("relayed", scene.cluster.port);
-        measure(&scene, &format!("{durability:?}, nothing else"), [&direct, &relayed]);
+        figures.push(measure(&scene, &format!("{durability:?}, nothing else"), [&direct, &relayed]));
         scene.initialise_pgbench();
         let others = Others::start(&scene);
-        measure(&scene, &format!("{durability:?}, {RATE} other commits per second"), [&direct, &relayed]);
+        let name = format!("{durability:?}, {RATE} other commits per second");
+        figures.push(measure(&scene, &name, [&direct, &relayed]));
         drop(others);
     }
+    figures
 }
 
-fn measure(scene: &Scene, name: &str, standbys: [&Sql; 2]) {
+fn measure(scene: &Scene, name: &str, standbys: [&Sql; 2]) -> Figure {
     let commit = scene.sql.prepare("SELECT (pg_logical_emit_message(true, 'lag', '') - '0/0')::int8");
     let replayed = "SELECT (pg_last_wal_replay_lsn() - '0/0')::int8";
     let questions = standbys.map(|standby| standby.prepare(replayed));
@@ -44,6 +48,7 @@ fn measure(scene: &Scene, name: &str, standbys: [&Sql; 2]) {
     }
     let [direct, relayed] = samples.map(median);
     println!("| {name} | {direct:.2} | {relayed:.2} | {:.2} |", relayed - direct);
+    Figure::new(format!("lag more, median, ms: {name}"), relayed - direct, Target::AtMost(1.0))
 }
 
 /// pgbench at the primary, at a steady rate.

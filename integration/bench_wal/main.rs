@@ -7,6 +7,7 @@
 mod catch_up;
 mod commit;
 mod cost;
+mod figure;
 #[allow(dead_code, unused_imports, reason = "the tests use more of the harness than the benchmark")]
 #[path = "../harness/mod.rs"]
 mod harness;
@@ -16,7 +17,14 @@ mod receivewal;
 mod scene;
 mod sink;
 
-const SECTIONS: [(&str, fn()); 4] = [
+use std::time::Instant;
+
+use figure::Figure;
+
+/// What is compared, and how; each returns what there is a target for.
+type Section = (&'static str, fn() -> Vec<Figure>);
+
+const SECTIONS: [Section; 4] = [
     ("wal ingest", ingest::run),
     ("wal catch-up", catch_up::run),
     ("wal lag", lag::run),
@@ -26,9 +34,13 @@ const SECTIONS: [(&str, fn()); 4] = [
 fn main() {
     let only: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
     let wanted = |name: &str| only.is_empty() || only.iter().any(|part| name.contains(part.as_str()));
-    for (_, run) in SECTIONS.into_iter().filter(|(name, _)| wanted(name)) {
-        run();
+    let mut figures = Vec::new();
+    for (name, run) in SECTIONS.into_iter().filter(|(name, _)| wanted(name)) {
+        let began = Instant::now();
+        figures.extend(run());
+        eprintln!("{name}: {} s", began.elapsed().as_secs());
     }
+    figure::print(&figures);
 }
 
 /// The middle one; of none, nothing.
