@@ -227,6 +227,8 @@ fn restore_alone() {
     }
     what_was_restored_outlives_the_power(&cluster, &room);
     a_damaged_segment_is_not_served(&cluster, &room);
+    two_backups_at_once(&cluster);
+    a_backup_without_a_part_is_not_restored(&cluster, &room);
     retention_removes_what_is_old(&cluster, &backup);
 
     let lsn = on_primary(&cluster, "INSERT INTO written VALUES ('G') RETURNING pg_current_wal_lsn()");
@@ -395,17 +397,49 @@ fn a_damaged_segment_is_not_served(cluster: &Cluster, room: &Path) {
     assert_eq!(get.output().expect("runs").status.code(), Some(0));
 }
 
+fn backup_now(cluster: &Cluster) -> Command {
+    let mut backup = bellwether();
+    backup.args(["backup", "--config"]).arg(cluster.data().join("bellwether.yaml"));
+    backup
+}
+
+/// By two who do not know of each other. They begin at the same restartpoint; neither spoils what the other makes.
+fn two_backups_at_once(cluster: &Cluster) {
+    let begin = || backup_now(cluster).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("runs");
+    let outputs = [begin(), begin()].map(|child| child.wait_with_output().expect("ends"));
+    assert!(outputs.iter().any(|output| output.status.success()), "{outputs:?}");
+    for output in outputs.iter().filter(|output| !output.status.success()) {
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        assert!(complaint.contains("somebody else is making it"), "{complaint}");
+    }
+    let backups = archive_dir(cluster).join("basebackups_005");
+    let is_sentinel = |name: &String| name.ends_with(".json");
+    let (sentinels, folders): (Vec<String>, Vec<String>) = names(&backups).into_iter().partition(is_sentinel);
+    assert_eq!(sentinels.len(), folders.len(), "{sentinels:?} {folders:?}");
+    for folder in folders {
+        let parts = names(&backups.join(&folder).join("tar_partitions"));
+        assert_eq!(parts, ["part_001.tar.zst", "pg_control.tar.zst"], "{folder}");
+    }
+}
+
+fn a_backup_without_a_part_is_not_restored(cluster: &Cluster, room: &Path) {
+    let backups = archive_dir(cluster).join("basebackups_005");
+    let newest = names(&backups).into_iter().rfind(|name| !name.ends_with(".json"));
+    let newest = backups.join(newest.expect("a backup"));
+    let (part, aside) = (newest.join("tar_partitions/part_001.tar.zst"), room.join("aside"));
+    fs::rename(&part, &aside).expect("renames");
+    let refusal = refusal(cluster, &["--to-latest"], &room.join("nowhere"));
+    assert!(refusal.contains("is not whole"), "{refusal}");
+    assert!(!room.join("nowhere").exists());
+    fs::rename(&aside, &part).expect("renames");
+}
+
 fn retention_removes_what_is_old(cluster: &Cluster, first: &str) {
     let archive = archive_dir(cluster);
     let oldest =
         names(&archive.join("wal_005")).into_iter().find(|name| name.len() == 28).expect("a segment");
     cluster.rewrite(|config| config["wal"]["archive"]["backups"]["keep"] = 1.into());
-    let mut backup = bellwether();
-    let output = backup
-        .args(["backup", "--config"])
-        .arg(cluster.data().join("bellwether.yaml"))
-        .output()
-        .expect("runs");
+    let output = backup_now(cluster).output().expect("runs");
     let told = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(told.contains(&format!("removed {first}")), "{told}");

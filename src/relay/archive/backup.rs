@@ -1,4 +1,4 @@
-//! One base backup into the archive, and the removal of what retention gives up.
+//! One base backup into the archive.
 //!
 //! A backup counts from the moment when its sentinel is there, which is put last: behind its parts and behind all WAL
 //! that makes it consistent. What fails before that is removed again.
@@ -9,10 +9,11 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::mpsc;
 
 use super::check::{Claim, size_of, system_of};
-use super::choose::expired;
 use super::layout::{Inventory, WAL, history_object, holders, partial_object, segment_object};
 use super::pack::{PackError, Packed, Piece, pack};
-use super::sentinel::{BACKUPS, BackupName, Facts, Maker};
+use super::reserve::Reservation;
+use super::retention::retain;
+use super::sentinel::{BackupName, Facts, Maker};
 use super::storage::{Storage, StorageError};
 use super::{ArchiveUrl, Progress};
 use crate::net::{BackupEvent, BaseBackup, BaseBackupError, Chunk, Target};
@@ -91,8 +92,10 @@ pub enum BackupError {
     Tablespaces,
     #[error("a base backup from here starts at {start}, where the archive has no WAL")]
     BeforeArchive { start: Lsn },
-    #[error("the archive has {name} already")]
+    #[error("the archive has {name} already, or somebody else is making it")]
     Exists { name: String },
+    #[error("{name} took so long that it was taken for abandoned")]
+    TakenOver { name: String },
     #[error(
         "the WAL up to {finish} that makes the base backup consistent was not archived within {WAL_LIMIT:?}"
     )]
@@ -110,10 +113,7 @@ pub async fn backup(job: &BackupJob, progress: &dyn Progress) -> Result<BackupDo
         let taking = Taking { storage: &storage, job, wal: &wal, source };
         match taking.take(progress).await {
             Ok(facts) => {
-                let removed = match job.keep {
-                    Some(keep) => retain(&storage, keep, wal.size).await?,
-                    None => Vec::new(),
-                };
+                let removed = retain(&storage, job.keep, wal.size, SystemTime::now().into()).await?;
                 return Ok(BackupDone {
                     name: facts.name.as_str().to_owned(),
                     source: source.target.address.to_string(),
@@ -182,11 +182,9 @@ impl Taking<'_> {
             return Err(BackupError::BeforeArchive { start });
         }
         let name = BackupName::new(timeline, start, self.wal.size);
-        if self.storage.exists(&name.sentinel()).await? {
-            return Err(BackupError::Exists { name: name.as_str().to_owned() });
-        }
-        // What an attempt before this one left.
-        remove_folder(self.storage, &name).await?;
+        let reserved = Reservation::take(self.storage, &name, &self.job.instance, started_at).await?;
+        let exists = || BackupError::Exists { name: name.as_str().to_owned() };
+        let reservation = reserved.ok_or_else(exists)?;
         let facts = Facts {
             timeline,
             start,
@@ -197,15 +195,17 @@ impl Taking<'_> {
             system: Some(self.wal.system),
             uncompressed_bytes: 0,
             compressed_bytes: 0,
+            parts: None,
             maker: Maker::Us { segment_size: self.wal.size },
             name: name.clone(),
         };
-        let whole = self.copy(&mut copy, facts, &history, progress).await;
-        if whole.is_err() {
-            // Without a sentinel it counts for nothing, but it takes room.
-            let _ = remove_folder(self.storage, &name).await;
-        }
-        whole
+        let made = self.copy(&mut copy, facts, &history, &reservation, progress).await;
+        // What is left where this does not work, retention removes.
+        let _ = match &made {
+            Ok(_) => reservation.release().await,
+            Err(_) => reservation.give_up().await,
+        };
+        made
     }
 
     async fn history(&self, timeline: TimelineId) -> Result<History, BackupError> {
@@ -222,6 +222,7 @@ impl Taking<'_> {
         copy: &mut BaseBackup,
         facts: Facts,
         history: &History,
+        reservation: &Reservation<'_>,
         progress: &dyn Progress,
     ) -> Result<Facts, BackupError> {
         progress.total(copy.content.total_bytes);
@@ -234,7 +235,7 @@ impl Taking<'_> {
         let (received, uploaded) = tokio::join!(received, uploaded);
         let packed = packing.await.map_err(|_| BackupError::Thread)?;
         // What the network says is the cause of what the packing says.
-        let (Some(finish), compressed) = (received?, uploaded?) else {
+        let (Some(finish), Uploaded { bytes: compressed, parts }) = (received?, uploaded?) else {
             return Err(packed.err().map_or(BackupError::Thread, BackupError::Pack));
         };
         let Packed { bytes, control_file, control_part } = packed?;
@@ -246,12 +247,16 @@ impl Taking<'_> {
             finished_at: SystemTime::now().into(),
             uncompressed_bytes: bytes,
             compressed_bytes: compressed,
+            parts: Some(parts),
             ..facts
         };
         let documents = facts.documents(&self.job.instance);
         self.storage.put_document(&facts.name.metadata(), documents.metadata).await?;
         self.storage.put_document(&facts.name.files_metadata(), documents.files_metadata).await?;
-        self.storage.put_document(&facts.name.sentinel(), documents.sentinel).await?;
+        if !reservation.is_held().await? {
+            return Err(BackupError::TakenOver { name: facts.name.as_str().to_owned() });
+        }
+        self.storage.create_document(&facts.name.sentinel(), documents.sentinel).await?;
         Ok(facts)
     }
 
@@ -319,22 +324,28 @@ async fn receive(
     Ok(None)
 }
 
-/// Part after part; how many bytes they have.
+#[derive(Clone, Copy, Debug, Default)]
+struct Uploaded {
+    bytes: u64,
+    parts: u32,
+}
+
+/// Part after part.
 async fn upload(
     storage: &Storage,
     name: &BackupName,
     mut made: mpsc::Receiver<Piece>,
-) -> Result<u64, BackupError> {
-    let (mut number, mut uploaded) = (1, 0);
+) -> Result<Uploaded, BackupError> {
+    let mut uploaded = Uploaded::default();
     let mut part = None;
     while let Some(piece) = made.recv().await {
         let mut current = match part.take() {
             Some(current) => current,
-            None => storage.upload(&name.part(number)).await?,
+            None => storage.upload(&name.part(uploaded.parts + 1)).await?,
         };
         match piece {
             Piece::Data(bytes) => {
-                uploaded += bytes.len() as u64;
+                uploaded.bytes += bytes.len() as u64;
                 if let Err(error) = current.put(bytes).await {
                     current.abandon().await;
                     return Err(error.into());
@@ -343,7 +354,7 @@ async fn upload(
             }
             Piece::EndOfPart => {
                 current.finish().await?;
-                number += 1;
+                uploaded.parts += 1;
             }
         }
     }
@@ -351,49 +362,4 @@ async fn upload(
         torn.abandon().await;
     }
     Ok(uploaded)
-}
-
-/// The whole backups of the archive; those whose sentinel is not understood are told apart.
-pub(super) async fn whole_backups(storage: &Storage) -> Result<(Vec<Facts>, Vec<String>), StorageError> {
-    let (mut whole, mut unknown) = (Vec::new(), Vec::new());
-    for file in storage.list(BACKUPS).await? {
-        let Some(name) = BackupName::of_sentinel(&file.name) else { continue };
-        let Some(sentinel) = storage.get_document(&file.name).await? else { continue };
-        match Facts::parse(name, &sentinel) {
-            Ok(facts) => whole.push(facts),
-            Err(error) => unknown.push(format!("{}: {error}", file.name)),
-        }
-    }
-    Ok((whole, unknown))
-}
-
-/// Removes what is too old; the names of the backups among it.
-async fn retain(storage: &Storage, keep: usize, size: WalSegmentSize) -> Result<Vec<String>, BackupError> {
-    let (backups, unknown) = whole_backups(storage).await?;
-    if !unknown.is_empty() {
-        // What those need is not known.
-        return Ok(Vec::new());
-    }
-    let found = storage.list(WAL).await?;
-    let names = found.iter().filter_map(|file| file.name.rsplit('/').next());
-    let expired = expired(&backups, keep, &Inventory::read(names, size), size);
-    for name in &expired.backups {
-        // First what makes it count.
-        storage.remove(&name.sentinel()).await?;
-        remove_folder(storage, name).await?;
-    }
-    for segment in &expired.segments {
-        storage.remove(&segment_object(*segment, size)).await?;
-    }
-    for segment in &expired.partials {
-        storage.remove(&partial_object(*segment, size)).await?;
-    }
-    Ok(expired.backups.iter().map(|name| name.as_str().to_owned()).collect())
-}
-
-async fn remove_folder(storage: &Storage, name: &BackupName) -> Result<(), StorageError> {
-    for file in storage.list(&name.folder()).await? {
-        storage.remove(&file.name).await?;
-    }
-    Ok(())
 }

@@ -2,12 +2,40 @@
 
 use std::collections::BTreeSet;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 
 use super::layout::Inventory;
 use super::sentinel::{BackupName, Facts, Maker};
-use crate::pg::wal::{History, SegmentFile, WalSegmentSize};
+use crate::pg::wal::{History, SegmentFile, SegmentNumber, WalSegmentSize};
 use crate::pg::{Lsn, TimelineId};
+
+/// What lies in the archive as base backups.
+#[derive(Debug, Default)]
+pub(super) struct Backups {
+    pub(super) whole: Vec<Facts>,
+    pub(super) unknown: Vec<Unknown>,
+    pub(super) unfinished: Vec<Unfinished>,
+}
+
+/// One whose sentinel is not understood: what it needs is behind its own begin, and nobody but its maker restores it.
+#[derive(Debug)]
+pub(super) struct Unknown {
+    pub(super) name: BackupName,
+    pub(super) why: String,
+}
+
+/// One without a sentinel: it is being made, or was cut off.
+#[derive(Debug)]
+pub(super) struct Unfinished {
+    pub(super) name: BackupName,
+    /// By its reservation.
+    pub(super) is_ours: bool,
+    /// When its newest object was put. Whoever makes it puts a part of 1 GiB after another.
+    pub(super) touched: DateTime<Utc>,
+}
+
+/// Untouched for so long, a reserved backup was cut off with its process.
+const ABANDONED: TimeDelta = TimeDelta::days(1);
 
 /// The moment that is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,24 +95,39 @@ pub(super) fn choose<'b>(
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Expired {
     pub(super) backups: Vec<BackupName>,
+    /// Never made, and not being made.
+    pub(super) abandoned: Vec<BackupName>,
     pub(super) segments: Vec<SegmentFile>,
     pub(super) partials: Vec<SegmentFile>,
 }
 
-/// All but the newest `keep` backups of ours, and the WAL that no other backup needs. What another tool has made is
-/// kept, with the WAL behind it; history files are kept for ever.
+/// All but the newest `keep` backups of ours, and the WAL that no other backup needs: neither those that are kept, nor
+/// those that are being made, nor those of other tools, which are kept, whether they are understood or not. History files
+/// are kept for ever.
 pub(super) fn expired(
-    backups: &[Facts],
-    keep: usize,
+    backups: &Backups,
+    keep: Option<usize>,
     inventory: &Inventory,
     size: WalSegmentSize,
+    now: DateTime<Utc>,
 ) -> Expired {
-    let mut ours: Vec<&Facts> = backups.iter().filter(|backup| backup.maker != Maker::AnotherTool).collect();
+    let is_abandoned = |backup: &&Unfinished| backup.is_ours && now - backup.touched > ABANDONED;
+    let (abandoned, in_making): (Vec<_>, Vec<_>) = backups.unfinished.iter().partition(is_abandoned);
+    let abandoned = abandoned.into_iter().map(|backup| backup.name.clone()).collect();
+    let only_abandoned = Expired { abandoned, ..Expired::default() };
+    let Some(keep) = keep else { return only_abandoned };
+
+    let mut ours: Vec<&Facts> =
+        backups.whole.iter().filter(|backup| backup.maker != Maker::AnotherTool).collect();
     ours.sort_by_key(|backup| std::cmp::Reverse(backup.finish));
     let old: BTreeSet<&BackupName> = ours.iter().skip(keep.max(1)).map(|backup| &backup.name).collect();
-    let kept = backups.iter().filter(|backup| !old.contains(&backup.name));
-    let Some(needed) = kept.map(|backup| backup.start).min() else { return Expired::default() };
-    let first = size.segment(needed);
+    let kept = backups.whole.iter().filter(|backup| !old.contains(&backup.name));
+    let Some(needed) = kept.map(|backup| size.segment(backup.start)).min() else { return only_abandoned };
+    let others = in_making.into_iter().map(|backup| &backup.name);
+    let others = others.chain(backups.unknown.iter().map(|backup| &backup.name));
+    // A name that is no segment's of this size may stand for any.
+    let others = others.map(|name| name.segment(size).map_or(SegmentNumber(0), |segment| segment.number));
+    let first = others.min().map_or(needed, |others| others.min(needed));
     let before = |of: &BTreeSet<SegmentFile>| -> Vec<SegmentFile> {
         of.iter().copied().filter(|segment| segment.number < first).collect()
     };
@@ -92,6 +135,7 @@ pub(super) fn expired(
         backups: old.into_iter().cloned().collect(),
         segments: before(&inventory.segments),
         partials: before(&inventory.partials),
+        ..only_abandoned
     }
 }
 
@@ -99,7 +143,7 @@ pub(super) fn expired(
 mod tests {
     use chrono::{DateTime, Utc};
 
-    use super::{Moment, NoBackup, choose, expired};
+    use super::{Backups, Moment, NoBackup, Unfinished, Unknown, choose, expired};
     use crate::pg::wal::{History, SegmentFile, SegmentNumber, WalSegmentSize};
     use crate::pg::{Lsn, TimelineId};
     use crate::relay::archive::layout::Inventory;
@@ -127,6 +171,7 @@ mod tests {
             system: None,
             uncompressed_bytes: 0,
             compressed_bytes: 0,
+            parts: None,
             maker: Maker::Us { segment_size: size() },
         }
     }
@@ -171,13 +216,18 @@ mod tests {
         let segments =
             (1..12).map(|number| segment(1, number)).chain([segment(2, 4), segment(2, 8)]).collect();
         let inventory = Inventory { segments, partials: [segment(1, 2)].into(), ..Inventory::default() };
-        let check = |backups: &[Facts], keep, gone: &[u64], first_kept: u64| {
-            let expired = expired(backups, keep, &inventory, size());
+        let check_all = |backups: &Backups, keep, gone: &[u64], first_kept: u64| {
+            let expired = expired(backups, keep, &inventory, size(), at(10_000));
             let names: Vec<BackupName> = gone.iter().map(|start| backup(1, *start, 1).name).collect();
             assert_eq!(expired.backups, names);
             let left = inventory.segments.iter().filter(|segment| !expired.segments.contains(segment));
             assert_eq!(left.map(|segment| segment.number.0).min(), Some(first_kept));
             assert_eq!(expired.partials.is_empty(), first_kept <= 2);
+            expired.abandoned.len()
+        };
+        let check = |backups: &[Facts], keep, gone: &[u64], first_kept: u64| {
+            let backups = Backups { whole: backups.to_vec(), ..Backups::default() };
+            assert_eq!(check_all(&backups, Some(keep), gone, first_kept), 0);
         };
         let three = [backup(1, 3, 10), backup(1, 6, 20), backup(1, 9, 30)];
         check(&three, 7, &[], 3);
@@ -188,5 +238,30 @@ mod tests {
         let mut foreign = three.clone();
         foreign[0].maker = Maker::AnotherTool;
         check(&foreign, 1, &[6], 3);
+
+        let all = |unknown: &[u64], unfinished: &[(u64, bool, i64)]| Backups {
+            whole: three.to_vec(),
+            unknown: unknown
+                .iter()
+                .map(|n| Unknown { name: backup(1, *n, 1).name, why: "x".to_owned() })
+                .collect(),
+            unfinished: unfinished
+                .iter()
+                .map(|&(n, is_ours, minute)| Unfinished {
+                    name: backup(1, n, 1).name,
+                    is_ours,
+                    touched: at(minute),
+                })
+                .collect(),
+        };
+        check_all(&all(&[], &[]), None, &[], 1);
+        check_all(&all(&[5], &[]), Some(1), &[3, 6], 5);
+        check_all(&all(&[20], &[]), Some(1), &[3, 6], 9);
+        // Being made, cut off, and another tool's, of which nobody knows.
+        let day = 24 * 60;
+        assert_eq!(check_all(&all(&[], &[(7, true, 10_000 - day)]), Some(1), &[3, 6], 7), 0);
+        assert_eq!(check_all(&all(&[], &[(7, true, 9_999 - day)]), Some(1), &[3, 6], 9), 1);
+        assert_eq!(check_all(&all(&[], &[(7, true, 9_999 - day)]), None, &[], 1), 1);
+        assert_eq!(check_all(&all(&[], &[(7, false, 0)]), Some(1), &[3, 6], 7), 0);
     }
 }

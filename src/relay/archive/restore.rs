@@ -4,6 +4,7 @@
 //! WAL from and where to stop: whoever starts the server gets that moment, on a timeline of its own. Whether the moment
 //! can be reached is looked at before anything is written.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,10 +12,10 @@ use std::path::{Path, PathBuf};
 use chrono::{DateTime, Utc};
 use tokio::sync::mpsc;
 
-use super::backup::whole_backups;
 use super::check::{Claim, LastRecord, SegmentDefect, size_of};
-use super::choose::{Moment, NoBackup, choose};
+use super::choose::{Backups, Moment, NoBackup, Unknown, choose};
 use super::layout::{Inventory, WAL, history_object, holders, partial_object};
+use super::retention::look;
 use super::sentinel::Facts;
 use super::storage::{Found, Storage, StorageError};
 use super::{ArchiveUrl, Progress};
@@ -62,8 +63,20 @@ pub enum RestoreError {
         #[source]
         source: io::Error,
     },
-    #[error(transparent)]
-    Backup(#[from] NoBackup),
+    #[error("no base backup will do{passed_over}")]
+    Backup {
+        /// Those that are not understood, and why.
+        passed_over: String,
+        #[source]
+        source: NoBackup,
+    },
+    /// Somebody has removed some, or put others over them.
+    #[error("{backup} of the archive is not whole: it has {found} instead of {expected}")]
+    Parts { backup: String, found: PartsSize, expected: PartsSize },
+    #[error("{backup} of the archive is not whole: it brings no backup_label")]
+    NoLabel { backup: String },
+    #[error("{backup} was removed from the archive meanwhile")]
+    Removed { backup: String },
     #[error("the archive has no history of timeline {timeline}")]
     NoHistory { timeline: TimelineId },
     #[error("history of timeline {timeline} in the archive")]
@@ -105,6 +118,19 @@ pub enum RestoreError {
     Thread,
 }
 
+/// Of a backup's parts but `pg_control`'s.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartsSize {
+    pub parts: u64,
+    pub bytes: u64,
+}
+
+impl fmt::Display for PartsSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes in {} parts", self.bytes, self.parts)
+    }
+}
+
 impl RestoreError {
     fn file(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RestoreError {
         let path = path.to_owned();
@@ -120,12 +146,21 @@ pub async fn restore(job: &RestoreJob, progress: &dyn Progress) -> Result<Restor
     }
     let storage = Storage::open(&job.url)?;
     let plan = Plan::make(&storage, job).await?;
-    net::make_private_directory(directory).map_err(RestoreError::file("make", directory))?;
+    let backup = || plan.backup.name.as_str().to_owned();
     let (parts, control) = parts(&storage, &plan.backup).await?;
+    check_parts(&plan.backup, &parts)?;
+    if !storage.exists(&plan.backup.name.sentinel()).await? {
+        return Err(RestoreError::Removed { backup: backup() });
+    }
+    net::make_private_directory(directory).map_err(RestoreError::file("make", directory))?;
     progress.total(parts.iter().chain([&control]).map(|part| part.size).sum());
     let mut fetched = 0;
     for part in &parts {
         unpack_part(&storage, part, directory, &mut fetched, progress).await?;
+    }
+    // Without it the copy would be taken for a crashed server, and recovered from the wrong position.
+    if !directory.join("backup_label").is_file() {
+        return Err(RestoreError::NoLabel { backup: backup() });
     }
     make_it_recover(directory, &plan, &job.restore_command)?;
     make_durable(directory).await?;
@@ -160,14 +195,19 @@ enum Target {
 
 impl Plan {
     async fn make(storage: &Storage, job: &RestoreJob) -> Result<Plan, RestoreError> {
-        let (backups, _) = whole_backups(storage).await?;
+        let Backups { whole: backups, unknown, .. } = look(storage).await?;
         let found = storage.list(WAL).await?;
         let names = || found.iter().filter_map(|file| file.name.rsplit('/').next());
         let histories = Inventory::read(names(), WalSegmentSize::default()).histories;
         let newest = histories.last().copied().max(backups.iter().map(|backup| backup.timeline).max());
         let timeline = job.timeline.or(newest).unwrap_or(TimelineId(1));
         let history = history(storage, timeline).await?;
-        let backup = choose(&backups, job.moment, &history)?.clone();
+        let passed_over = || {
+            unknown.iter().map(|Unknown { name, why }| format!(", not {}: {why}", name.as_str())).collect()
+        };
+        let chosen = choose(&backups, job.moment, &history);
+        let backup =
+            chosen.map_err(|source| RestoreError::Backup { source, passed_over: passed_over() })?.clone();
         if let Moment::Time(wanted) = job.moment {
             let newest = found.iter().map(|file| DateTime::from(file.modified)).max().unwrap_or_default();
             if newest < wanted {
@@ -270,6 +310,18 @@ async fn make_durable(directory: &Path) -> Result<(), RestoreError> {
     let directory = directory.to_owned();
     let synced = tokio::task::spawn_blocking(move || net::sync_data_directory(&directory)).await;
     Ok(synced.map_err(|_| RestoreError::Thread)??)
+}
+
+/// Of our own it is known what they were.
+fn check_parts(backup: &Facts, parts: &[Found]) -> Result<(), RestoreError> {
+    let Some(expected) = backup.parts else { return Ok(()) };
+    let expected = PartsSize { parts: expected.into(), bytes: backup.compressed_bytes };
+    let found = PartsSize { parts: parts.len() as u64, bytes: parts.iter().map(|part| part.size).sum() };
+    if found == expected {
+        Ok(())
+    } else {
+        Err(RestoreError::Parts { backup: backup.name.as_str().to_owned(), found, expected })
+    }
 }
 
 async fn unpack_part(

@@ -7,7 +7,8 @@ use std::time::{Duration, SystemTime};
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::watch;
 
-use super::backup::{BackupError, BackupJob, BackupSource, CopiedAs, backup, whole_backups};
+use super::backup::{BackupError, BackupJob, BackupSource, CopiedAs, backup};
+use super::retention::look;
 use super::sentinel::{Facts, Maker};
 use super::storage::Storage;
 use super::{ArchiveConfig, Metrics, Progress};
@@ -73,8 +74,8 @@ pub(super) async fn run(config: ArchiveConfig, every: Duration, servers: Servers
 /// Takes a backup if one is due; how long until the next one.
 async fn turn(config: &ArchiveConfig, every: Duration, servers: &Servers) -> Result<Duration, BackupError> {
     let storage = Storage::make(&config.url, config.level)?;
-    let (backups, _) = whole_backups(&storage).await?;
-    let wait = due_in(&backups, SystemTime::now().into(), every);
+    let backups = look(&storage).await?;
+    let wait = due_in(&backups.whole, SystemTime::now().into(), every);
     if !wait.is_zero() {
         return Ok(wait);
     }
@@ -146,6 +147,7 @@ mod tests {
             system: None,
             uncompressed_bytes: 0,
             compressed_bytes: 0,
+            parts: None,
             maker,
         }
     }

@@ -6,6 +6,7 @@
 //!                                              /tar_partitions/pg_control.tar.zst  to be unpacked last
 //!                                              /metadata.json
 //!                                              /files_metadata.json
+//!                                              /reservation.json                  ours, while it is being made
 //! basebackups_005/base_000000010000000000000004_backup_stop_sentinel.json          put last: the backup is whole
 //! ```
 //!
@@ -44,6 +45,18 @@ impl BackupName {
         digits.bytes().all(|b| b.is_ascii_hexdigit()).then(|| BackupName(name.to_owned()))
     }
 
+    /// Of an object in a backup's folder.
+    pub(super) fn of_folder(object: &str) -> Option<BackupName> {
+        let mut parts = object.strip_prefix(BACKUPS)?.strip_prefix('/')?.split('/');
+        let (folder, _object) = (parts.next()?, parts.next()?);
+        BackupName::of_sentinel(&format!("{folder}{SENTINEL}"))
+    }
+
+    /// In which the backup starts.
+    pub(super) fn segment(&self, size: WalSegmentSize) -> Option<SegmentFile> {
+        SegmentFile::parse(self.0.get(5..29)?, size)
+    }
+
     pub(super) fn as_str(&self) -> &str {
         &self.0
     }
@@ -60,6 +73,10 @@ impl BackupName {
     /// Of everything but the sentinel.
     pub(super) fn folder(&self) -> String {
         format!("{BACKUPS}/{}", self.0)
+    }
+
+    pub(super) fn reservation(&self) -> String {
+        format!("{}/reservation.json", self.folder())
     }
 
     pub(super) fn metadata(&self) -> String {
@@ -98,7 +115,10 @@ pub(super) struct Facts {
     pub(super) version: u32,
     pub(super) system: Option<SystemIdentifier>,
     pub(super) uncompressed_bytes: u64,
+    /// Of all parts but `pg_control`'s.
     pub(super) compressed_bytes: u64,
+    /// How many these are; not every backup tells.
+    pub(super) parts: Option<u32>,
     pub(super) maker: Maker,
 }
 
@@ -173,6 +193,8 @@ struct UserData {
 #[derive(Debug, Serialize, Deserialize)]
 struct Ours {
     wal_segment_size: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    parts: Option<u32>,
 }
 
 /// The documents of a backup of ours.
@@ -197,9 +219,9 @@ pub enum SentinelError {
 impl Facts {
     pub(super) fn documents(&self, hostname: &str) -> Documents {
         let ours = match self.maker {
-            Maker::Us { segment_size } => {
-                Some(UserData { bellwether: Ours { wal_segment_size: segment_size.bytes() } })
-            }
+            Maker::Us { segment_size } => Some(UserData {
+                bellwether: Ours { wal_segment_size: segment_size.bytes(), parts: self.parts },
+            }),
             Maker::AnotherTool => None,
         };
         let user_data = ours.map(|ours| serde_json::to_value(ours).expect("plain values"));
@@ -256,7 +278,8 @@ impl Facts {
             parsed.map(|time| time.to_utc()).ok_or(SentinelError::Time)
         };
         let ours = sentinel.user_data.and_then(|data| serde_json::from_value::<UserData>(data).ok());
-        let segment_size = ours.and_then(|ours| WalSegmentSize::new(ours.bellwether.wal_segment_size).ok());
+        let ours = ours.map(|ours| ours.bellwether);
+        let segment_size = ours.as_ref().and_then(|ours| WalSegmentSize::new(ours.wal_segment_size).ok());
         Ok(Facts {
             timeline: name.timeline().unwrap_or_default(),
             name,
@@ -268,6 +291,7 @@ impl Facts {
             system: sentinel.system.map(SystemIdentifier),
             uncompressed_bytes: sentinel.uncompressed,
             compressed_bytes: sentinel.compressed,
+            parts: ours.and_then(|ours| ours.parts),
             maker: segment_size.map_or(Maker::AnotherTool, |segment_size| Maker::Us { segment_size }),
         })
     }
@@ -277,7 +301,7 @@ impl Facts {
 mod tests {
     use chrono::{DateTime, Utc};
 
-    use super::{BackupName, Facts, Maker, SentinelError};
+    use super::{BackupName, Facts, Maker, SENTINEL, SentinelError};
     use crate::pg::wal::WalSegmentSize;
     use crate::pg::{Lsn, SystemIdentifier, TimelineId};
 
@@ -298,6 +322,7 @@ mod tests {
             system: Some(SystemIdentifier(7_661_000_000_000_000_123)),
             uncompressed_bytes: 31_000_000,
             compressed_bytes: 4_000_000,
+            parts: Some(3),
             maker: Maker::Us { segment_size: size },
         }
     }
@@ -313,6 +338,12 @@ mod tests {
         assert_eq!(name.part(1), format!("{base}/tar_partitions/part_001.tar.zst"));
         assert_eq!(name.pg_control(), format!("{base}/tar_partitions/pg_control.tar.zst"));
         assert_eq!(name.timeline(), Some(TimelineId(2)));
+        let segment = name.segment(WalSegmentSize::default()).expect("a segment");
+        assert_eq!((segment.timeline, segment.number.0), (TimelineId(2), 4));
+        assert_eq!(BackupName::of_folder(&name.part(1)), Some(name.clone()));
+        assert_eq!(BackupName::of_folder(&name.sentinel()), None);
+        let delta = BackupName::of_sentinel(&format!("{base}_D_000000020000000000000001{SENTINEL}"));
+        assert_eq!(delta.and_then(|name| name.segment(WalSegmentSize::default())), Some(segment));
         let of = |object: &str| BackupName::of_sentinel(object).map(|name| name.as_str().to_owned());
         assert_eq!(of(&facts().name.sentinel()).as_deref(), Some("base_000000020000000000000004"));
         for object in [
@@ -329,7 +360,7 @@ mod tests {
     fn documents_are_wal_gs() {
         let documents = facts().documents("db1");
         let sentinel: serde_json::Value = serde_json::from_slice(&documents.sentinel).expect("JSON");
-        let user_data = serde_json::json!({"bellwether": {"wal_segment_size": 16 << 20}});
+        let user_data = serde_json::json!({"bellwether": {"wal_segment_size": 16 << 20, "parts": 3}});
         assert_eq!(
             sentinel,
             serde_json::json!({
@@ -365,7 +396,7 @@ mod tests {
             "Spec":{"base_prefix":"/var/lib/postgresql/15/main","tablespaces":[]},"ChkpNum":null,
             "Version":2,"StartTime":"2026-11-21T10:00:00.25Z","FinishTime":"2026-11-21T10:00:07Z",
             "DateFmt":"%Y-%m-%dT%H:%M:%S.%fZ","Hostname":"db1","DataDir":"/var/lib/postgresql/15/main","IsPermanent":false}"#;
-        let expected = Facts { maker: Maker::AnotherTool, ..facts() };
+        let expected = Facts { maker: Maker::AnotherTool, parts: None, ..facts() };
         assert_eq!(Facts::parse(facts().name, theirs.as_bytes()).expect("theirs"), expected);
         let incremental = theirs.replacen('{', r#"{"DeltaFrom":"base_000000010000000000000002","#, 1);
         assert!(matches!(

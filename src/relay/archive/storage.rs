@@ -286,6 +286,20 @@ impl Storage {
         self.put(name, content.into(), PutMode::Overwrite).await.map_err(StorageError::access("put", name))
     }
 
+    /// Puts a document that is never overwritten, as it is: what is there already must be the same.
+    pub(super) async fn create_document(&self, name: &str, content: Vec<u8>) -> Result<(), StorageError> {
+        let content = Bytes::from(content);
+        match self.put(name, content.clone(), PutMode::Create).await {
+            Ok(()) => Ok(()),
+            Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => {
+                let there = self.get_document(name).await?;
+                let same = there.is_some_and(|there| there == content);
+                if same { Ok(()) } else { Err(StorageError::Differs { object: name.to_owned() }) }
+            }
+            Err(error) => Err(StorageError::access("put", name)(error)),
+        }
+    }
+
     /// Of a document, as it is. `None` when there is no such object.
     pub(super) async fn get_document(&self, name: &str) -> Result<Option<Bytes>, StorageError> {
         match self.store.get(&self.path(name)).await {

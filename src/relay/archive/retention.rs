@@ -1,0 +1,106 @@
+//! What base backups the archive has, made and half made, and the removal of what is not needed any more.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+
+use super::choose::{Backups, Unfinished, Unknown, expired};
+use super::layout::{Inventory, WAL, partial_object, segment_object};
+use super::reserve::remove_folder;
+use super::sentinel::{BACKUPS, BackupName, Facts};
+use super::storage::{Found, Storage, StorageError};
+use crate::pg::wal::WalSegmentSize;
+
+pub(super) async fn look(storage: &Storage) -> Result<Backups, StorageError> {
+    let found = storage.list(BACKUPS).await?;
+    let mut backups = Backups { unfinished: unfinished(&found), ..Backups::default() };
+    for file in &found {
+        let Some(name) = BackupName::of_sentinel(&file.name) else { continue };
+        let Some(sentinel) = storage.get_document(&file.name).await? else { continue };
+        match Facts::parse(name.clone(), &sentinel) {
+            Ok(facts) => backups.whole.push(facts),
+            Err(error) => backups.unknown.push(Unknown { name, why: error.to_string() }),
+        }
+    }
+    Ok(backups)
+}
+
+/// The folders without a sentinel.
+fn unfinished(found: &[Found]) -> Vec<Unfinished> {
+    let mut folders: BTreeMap<BackupName, Unfinished> = BTreeMap::new();
+    for file in found {
+        let Some(name) = BackupName::of_folder(&file.name) else { continue };
+        let folder = folders.entry(name.clone()).or_insert_with(|| Unfinished {
+            name: name.clone(),
+            is_ours: false,
+            touched: DateTime::<Utc>::MIN_UTC,
+        });
+        folder.is_ours |= file.name == name.reservation();
+        folder.touched = folder.touched.max(file.modified.into());
+    }
+    for name in found.iter().filter_map(|file| BackupName::of_sentinel(&file.name)) {
+        folders.remove(&name);
+    }
+    folders.into_values().collect()
+}
+
+/// Removes what is too old; the names of the backups among it. With `keep` of `None` only what was never made.
+pub(super) async fn retain(
+    storage: &Storage,
+    keep: Option<usize>,
+    size: WalSegmentSize,
+    now: DateTime<Utc>,
+) -> Result<Vec<String>, StorageError> {
+    let backups = look(storage).await?;
+    let found = storage.list(WAL).await?;
+    let names = found.iter().filter_map(|file| file.name.rsplit('/').next());
+    let expired = expired(&backups, keep, &Inventory::read(names, size), size, now);
+    for name in &expired.backups {
+        // First what makes it count.
+        storage.remove(&name.sentinel()).await?;
+        remove_folder(storage, name).await?;
+    }
+    for name in &expired.abandoned {
+        remove_folder(storage, name).await?;
+    }
+    for segment in &expired.segments {
+        storage.remove(&segment_object(*segment, size)).await?;
+    }
+    for segment in &expired.partials {
+        storage.remove(&partial_object(*segment, size)).await?;
+    }
+    Ok(expired.backups.iter().map(|name| name.as_str().to_owned()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use super::unfinished;
+    use crate::relay::archive::storage::Found;
+
+    #[test]
+    fn a_folder_without_a_sentinel_is_half_made() {
+        let [made, ours, theirs] =
+            ["03", "04", "05"].map(|number| format!("base_0000000100000000000000{number}"));
+        let file = |name: String, seconds| Found {
+            name: format!("basebackups_005/{name}"),
+            size: 1,
+            modified: SystemTime::UNIX_EPOCH + Duration::from_secs(seconds),
+        };
+        let found = [
+            file(format!("{made}/tar_partitions/part_001.tar.zst"), 1),
+            file(format!("{made}_backup_stop_sentinel.json"), 2),
+            file(format!("{ours}/tar_partitions/part_001.tar.zst"), 20),
+            file(format!("{ours}/reservation.json"), 10),
+            file(format!("{theirs}/tar_partitions/part_1.tar.lz4"), 30),
+            file("note.txt".to_owned(), 40),
+            file("other/note.txt".to_owned(), 40),
+        ];
+        let told: Vec<(String, bool, i64)> = unfinished(&found)
+            .into_iter()
+            .map(|folder| (folder.name.as_str().to_owned(), folder.is_ours, folder.touched.timestamp()))
+            .collect();
+        assert_eq!(told, [(ours, true, 20), (theirs, false, 30)]);
+    }
+}
