@@ -14,14 +14,14 @@ use tokio::sync::mpsc;
 
 use super::check::{Claim, LastRecord, SegmentDefect, size_of};
 use super::choose::{Backups, Moment, NoBackup, Unknown, choose};
-use super::layout::{Inventory, WAL, history_object, holders, partial_object};
+use super::layout::{Inventory, WAL, history_object, holders, partial_object, segment_object};
 use super::retention::look;
 use super::sentinel::Facts;
 use super::storage::{Found, Storage, StorageError};
 use super::{ArchiveUrl, Progress};
 use crate::net::{self, Chunk, ChunkReader, SyncError, UnpackError, unpack};
 use crate::pg::settings::{self, Change, LineBreak, RECOVERY_TARGETS};
-use crate::pg::wal::{History, HistoryError, SegmentFile, WalSegmentSize};
+use crate::pg::wal::{History, HistoryError, SegmentFile, SegmentNumber, WalSegmentSize};
 use crate::pg::{Lsn, TimelineId};
 
 /// Bytes of a part fetched at a time.
@@ -223,13 +223,10 @@ impl Plan {
         if end.lsn < backup.finish {
             return Err(beyond(backup.finish));
         }
-        let target = match job.moment {
-            Moment::Latest => Target::End,
-            Moment::Time(time) => Target::Time(time),
-            Moment::Lsn(wanted) if wanted > end.lsn => return Err(beyond(wanted)),
-            Moment::Lsn(wanted) if wanted < end.lsn => Target::Before(wanted),
-            // No record begins there: recovery would end before it has found its target.
-            Moment::Lsn(_) => end.last_record.map_or(Target::End, Target::Behind),
+        let target = match (job.moment, end.target(job.moment)) {
+            (_, Some(target)) => target,
+            (Moment::Lsn(wanted), None) => return Err(beyond(wanted)),
+            (Moment::Time(_) | Moment::Latest, None) => Target::End,
         };
         Ok(Plan { backup, timeline, target })
     }
@@ -239,11 +236,27 @@ impl Plan {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct End {
     lsn: Lsn,
-    /// The begin of the record that ends there.
+    /// The begin of the last whole record.
     last_record: Option<Lsn>,
 }
 
 impl End {
+    /// `None` where the WAL does not go that far.
+    fn target(&self, moment: Moment) -> Option<Target> {
+        let wanted = match moment {
+            Moment::Latest => return Some(Target::End),
+            Moment::Time(time) => return Some(Target::Time(time)),
+            Moment::Lsn(wanted) => wanted,
+        };
+        match self.last_record {
+            _ if wanted > self.lsn => None,
+            // No record begins at it or behind it: recovery would end before it has found its target.
+            Some(last) if wanted > last => Some(Target::Behind(last)),
+            Some(_) => Some(Target::Before(wanted)),
+            None => Some(Target::End),
+        }
+    }
+
     async fn find(
         storage: &Storage,
         backup: &Facts,
@@ -267,7 +280,40 @@ impl End {
                 Err(source) => return Err(RestoreError::Segment { object, source }),
             }
         }
-        Ok(End { lsn: whole, last_record: None })
+        let whole_segments = Whole { storage, backup, history, inventory: &inventory, size };
+        Ok(End { lsn: whole, last_record: whole_segments.last_record(number).await? })
+    }
+}
+
+/// The archive's finished segments, seen from a backup on.
+struct Whole<'a> {
+    storage: &'a Storage,
+    backup: &'a Facts,
+    history: &'a History,
+    inventory: &'a Inventory,
+    size: WalSegmentSize,
+}
+
+impl Whole<'_> {
+    /// The last record that is whole before segment `end`. It may have begun some segments before.
+    async fn last_record(&self, end: SegmentNumber) -> Result<Option<Lsn>, RestoreError> {
+        let (size, begin) = (self.size, self.history.begin().unwrap_or(Lsn::INVALID));
+        let first = size.segment(self.backup.start);
+        for number in (first.0..end.0).rev().map(SegmentNumber) {
+            let mut segments =
+                holders(number, self.history, size).map(|timeline| SegmentFile { timeline, number });
+            let Some(segment) = segments.find(|segment| self.inventory.segments.contains(segment)) else {
+                return Ok(None);
+            };
+            let object = segment_object(segment, size);
+            let bytes = self.storage.get(&object).await?.unwrap_or_default();
+            match (Claim { segment, size, begin, system: self.backup.system }).last_record(&bytes) {
+                Ok(last) => return Ok(Some(last.start)),
+                Err(SegmentDefect::Empty) => {}
+                Err(source) => return Err(RestoreError::Segment { object, source }),
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -425,11 +471,69 @@ mod tests {
     use std::path::Path;
 
     use bytes::Bytes;
+    use chrono::DateTime;
     use tokio::sync::mpsc;
 
-    use super::{Target, recovering, unpack_compressed};
+    use super::{End, Moment, Target, recovering, segment_object, unpack_compressed};
     use crate::net::{Chunk, ChunkReader, UnpackError};
+    use crate::pg::wal::build::{SYSTEM, WalBuilder};
+    use crate::pg::wal::{History, SegmentFile, SegmentNumber};
     use crate::pg::{Lsn, TimelineId};
+    use crate::relay::archive::layout::WAL;
+    use crate::relay::archive::sentinel::{BackupName, Facts, Maker};
+    use crate::relay::archive::storage::Storage;
+
+    /// A target at which no record begins, and none behind it, is never found: the server gives up at the end of its WAL.
+    #[test]
+    fn a_position_behind_the_last_record_begins_is_its_end() {
+        let check = |end: u64, last_record: Option<u64>, wanted: u64, expected: Option<Target>| {
+            let end = End { lsn: Lsn(end), last_record: last_record.map(Lsn) };
+            assert_eq!(end.target(Moment::Lsn(Lsn(wanted))), expected, "{end:?} {wanted}");
+        };
+        check(200, Some(150), 201, None);
+        check(200, Some(150), 200, Some(Target::Behind(Lsn(150))));
+        check(200, Some(150), 151, Some(Target::Behind(Lsn(150))));
+        check(200, Some(150), 150, Some(Target::Before(Lsn(150))));
+        check(200, Some(150), 100, Some(Target::Before(Lsn(100))));
+        check(200, None, 200, Some(Target::End));
+    }
+
+    /// The archive ends with a finished segment, and there with a record that goes on in the next.
+    #[tokio::test]
+    async fn the_last_record_of_whole_segments() {
+        let mut wal = WalBuilder::new(Lsn(0x30_0000), TimelineId(1));
+        for len in [100_000, 100, 2_500_000, 100] {
+            wal.record(len);
+        }
+        let directory = tempfile::tempdir().expect("a directory");
+        let url = format!("file://{}", directory.path().display()).parse().expect("a URL");
+        let storage = Storage::make(&url, 3).expect("opens");
+        let history = History::without_ancestors(TimelineId(1));
+        let size = wal.segment_size();
+        let backup = Facts {
+            name: BackupName::new(TimelineId(1), Lsn(0x30_0000), size),
+            timeline: TimelineId(1),
+            start: Lsn(0x30_0000),
+            finish: Lsn(0x30_0000),
+            started_at: DateTime::UNIX_EPOCH,
+            finished_at: DateTime::UNIX_EPOCH,
+            version: 150_000,
+            system: Some(SYSTEM),
+            uncompressed_bytes: 0,
+            compressed_bytes: 0,
+            parts: None,
+            maker: Maker::Us { segment_size: size },
+        };
+        for (at, number) in [(0, 3), (1 << 20, 4)] {
+            let segment = SegmentFile { timeline: TimelineId(1), number: SegmentNumber(number) };
+            let bytes = Bytes::copy_from_slice(&wal.bytes()[at..at + (1 << 20)]);
+            storage.create(&segment_object(segment, size), bytes).await.expect("puts");
+        }
+        let found = storage.list(WAL).await.expect("lists");
+        let end = End::find(&storage, &backup, &history, &found).await.expect("finds");
+        let (start, _) = wal.record_range(1);
+        assert_eq!(end, End { lsn: Lsn(0x50_0000), last_record: Some(Lsn(0x30_0000 + start as u64)) });
+    }
 
     const UNSET: &str = "recovery_target = ''\nrecovery_target_name = ''\nrecovery_target_xid = ''\n";
 
