@@ -11,6 +11,7 @@ use clap::Args;
 use super::directory;
 use super::progress::Bar;
 use crate::app::certificates::Certificates;
+use crate::app::cli::chain;
 use crate::app::config::{self, Config, LoadError};
 use crate::app::plans;
 use crate::net::{Target, TlsError, sql};
@@ -92,7 +93,10 @@ pub(in crate::app) async fn backup(path: &Path) -> Result<String, CommandError> 
         keep: archive.backups.keep,
     };
     let done = archive::backup(&job, &Bar::new()).await?;
-    let removed: String = done.removed.iter().map(|name| format!("removed {name}\n")).collect();
+    let removed = match done.removed {
+        Ok(names) => names.iter().map(|name| format!("removed {name}\n")).collect(),
+        Err(error) => format!("what is too old is still there: {}\n", chain(&error)),
+    };
     Ok(format!(
         "{}: {} bytes of {}, {} compressed, from {} to {}\n{removed}",
         done.name, done.bytes, done.source, done.compressed_bytes, done.start, done.finish

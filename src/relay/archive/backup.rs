@@ -60,7 +60,7 @@ pub enum CopiedAs {
     Whatever,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct BackupDone {
     pub name: String,
     pub source: String,
@@ -68,8 +68,8 @@ pub struct BackupDone {
     pub compressed_bytes: u64,
     pub start: Lsn,
     pub finish: Lsn,
-    /// Older ones that retention has removed.
-    pub removed: Vec<String>,
+    /// Older ones that retention has removed. Where that failed, this one is there all the same.
+    pub removed: Result<Vec<String>, StorageError>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -100,6 +100,9 @@ pub enum BackupError {
         "the WAL up to {finish} that makes the base backup consistent was not archived within {WAL_LIMIT:?}"
     )]
     WalMissing { finish: Lsn },
+    /// The backup itself is there.
+    #[error("remove what is too old")]
+    Cleaning(#[source] StorageError),
     #[error("the thread that packs the base backup has ended")]
     Thread,
 }
@@ -113,7 +116,7 @@ pub async fn backup(job: &BackupJob, progress: &dyn Progress) -> Result<BackupDo
         let taking = Taking { storage: &storage, job, wal: &wal, source };
         match taking.take(progress).await {
             Ok(facts) => {
-                let removed = retain(&storage, job.keep, wal.size, SystemTime::now().into()).await?;
+                let removed = retain(&storage, job.keep, wal.size, SystemTime::now().into()).await;
                 return Ok(BackupDone {
                     name: facts.name.as_str().to_owned(),
                     source: source.target.address.to_string(),
@@ -128,6 +131,13 @@ pub async fn backup(job: &BackupJob, progress: &dyn Progress) -> Result<BackupDo
         }
     }
     Err(failed)
+}
+
+/// What a backup before could not remove.
+pub(super) async fn clean(storage: &Storage, keep: Option<usize>) -> Result<(), BackupError> {
+    let wal = ArchivedWal::look(storage).await?;
+    let removed = retain(storage, keep, wal.size, SystemTime::now().into()).await;
+    removed.map(drop).map_err(BackupError::Cleaning)
 }
 
 /// The archive's WAL, of which the backup is to be a part.

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::watch;
 
-use super::backup::{BackupError, BackupJob, BackupSource, CopiedAs, backup};
+use super::backup::{BackupError, BackupJob, BackupSource, CopiedAs, backup, clean};
 use super::retention::look;
 use super::sentinel::{Facts, Maker};
 use super::storage::Storage;
@@ -48,9 +48,10 @@ pub(super) async fn run(config: ArchiveConfig, every: Duration, servers: Servers
     let (first, longest) = RETRY;
     let mut pause = first;
     let mut told = None;
+    let mut turns = Turns { config, every, servers, owed: Owed::Nothing };
     loop {
         tokio::time::sleep(pause).await;
-        match turn(&config, every, &servers).await {
+        match turns.next().await {
             Ok(next) => {
                 if told.take().is_some() {
                     tracing::info!("base backups work again");
@@ -59,10 +60,14 @@ pub(super) async fn run(config: ArchiveConfig, every: Duration, servers: Servers
             }
             Err(BackupError::NoWal) => pause = first,
             Err(error) => {
-                metrics.errors.with_label_values(&["backup"]).inc();
+                let (reason, what) = match error {
+                    BackupError::Cleaning(_) => ("retention", "old base backups and WAL are still there"),
+                    _ => ("backup", "no base backup"),
+                };
+                metrics.errors.with_label_values(&[reason]).inc();
                 let error = explain(&error);
                 if told.as_ref() != Some(&error) {
-                    tracing::warn!(error, "no base backup; it is tried again");
+                    tracing::warn!(error, "{what}; it is tried again");
                     told = Some(error);
                 }
                 pause = (pause * 2).clamp(first, longest);
@@ -71,26 +76,59 @@ pub(super) async fn run(config: ArchiveConfig, every: Duration, servers: Servers
     }
 }
 
-/// Takes a backup if one is due; how long until the next one.
-async fn turn(config: &ArchiveConfig, every: Duration, servers: &Servers) -> Result<Duration, BackupError> {
-    let storage = Storage::make(&config.url, config.level)?;
-    let backups = look(&storage).await?;
-    let wait = due_in(&backups.whole, SystemTime::now().into(), every);
-    if !wait.is_zero() {
-        return Ok(wait);
+struct Turns {
+    config: ArchiveConfig,
+    every: Duration,
+    servers: Servers,
+    owed: Owed,
+}
+
+/// What the last turn could not do.
+enum Owed {
+    Nothing,
+    Cleaning,
+}
+
+impl Turns {
+    /// Takes a backup if one is due; how long until the next one.
+    async fn next(&mut self) -> Result<Duration, BackupError> {
+        let config = &self.config;
+        let storage = Storage::make(&config.url, config.level)?;
+        if let Owed::Cleaning = self.owed {
+            clean(&storage, config.backups.keep).await?;
+            self.owed = Owed::Nothing;
+        }
+        let backups = look(&storage).await?;
+        let wait = due_in(&backups.whole, SystemTime::now().into(), self.every);
+        if !wait.is_zero() {
+            return Ok(wait);
+        }
+        let Some(sources) = self.servers.sources() else { return Ok(RETRY.0) };
+        let job = BackupJob {
+            url: config.url.clone(),
+            level: config.level,
+            sources,
+            instance: self.servers.instance.clone(),
+            keep: config.backups.keep,
+        };
+        let done = backup(&job, &Silent).await?;
+        tracing::info!(
+            backup = done.name,
+            source = done.source,
+            bytes = done.bytes,
+            compressed = done.compressed_bytes,
+            "a base backup is in the archive"
+        );
+        match done.removed {
+            Ok(removed) if removed.is_empty() => {}
+            Ok(removed) => tracing::info!(?removed, "old base backups are removed from the archive"),
+            Err(error) => {
+                self.owed = Owed::Cleaning;
+                return Err(BackupError::Cleaning(error));
+            }
+        }
+        Ok(self.every)
     }
-    let Some(sources) = servers.sources() else { return Ok(RETRY.0) };
-    let job = BackupJob {
-        url: config.url.clone(),
-        level: config.level,
-        sources,
-        instance: servers.instance.clone(),
-        keep: config.backups.keep,
-    };
-    let done = backup(&job, &Silent).await?;
-    tracing::info!(backup = done.name, source = done.source, bytes = done.bytes, compressed = done.compressed_bytes,
-        removed = ?done.removed, "a base backup is in the archive");
-    Ok(every)
 }
 
 /// How long until a backup is due. Others' count for nothing: they may be removed by whoever made them.
