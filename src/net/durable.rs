@@ -9,7 +9,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +35,9 @@ pub fn sync(path: &Path) -> Result<(), SyncError> {
 /// A private directory, with a name that stays; its missing parents, too, which are everybody's to pass through.
 pub fn make_private_directory(directory: &Path) -> io::Result<()> {
     make_parents(directory)?;
-    make_directory(directory, 0o700)
+    make_directory(directory, 0o700)?;
+    // One that was there: PostgreSQL does not start in what others may enter (`checkDataDir`, miscinit.c).
+    fs::set_permissions(directory, fs::Permissions::from_mode(0o700))
 }
 
 /// The directories above `path` that are missing, with names that stay.
@@ -126,7 +128,7 @@ mod tests {
     use std::collections::BTreeSet;
     use std::fs;
     use std::io;
-    use std::os::unix::fs::{MetadataExt, symlink};
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
     use std::path::Path;
 
     use super::{SyncError, for_each, make_private_directory, sync_data_directory};
@@ -200,6 +202,9 @@ mod tests {
             assert_ne!(place.path().join("a/b").metadata().expect("is there").mode() & 0o011, 0);
         }
         fs::write(place.path().join("file"), "").expect("a file");
+        fs::set_permissions(&deep, fs::Permissions::from_mode(0o755)).expect("changed");
+        make_private_directory(&deep).expect("there");
+        assert_eq!(fs::metadata(&deep).expect("there").mode() & 0o777, 0o700);
         assert!(make_private_directory(&place.path().join("file")).is_err());
         assert!(make_private_directory(&place.path().join("file/below")).is_err());
     }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use chrono::{DateTime, NaiveDateTime, Utc};
 use clap::Args;
 
-use super::directory;
 use super::progress::Bar;
+use super::{directory, shell_word};
 use crate::app::certificates::Certificates;
 use crate::app::cli::chain;
 use crate::app::config::{self, Config, LoadError};
@@ -131,14 +131,14 @@ async fn in_recovery(target: &Target) -> Option<bool> {
 /// Returns what to tell.
 pub(in crate::app) async fn restore(command: Restore) -> Result<String, CommandError> {
     let Restore { moment, timeline, data_dir, archive } = command;
-    let program = env::current_exe().map_err(CommandError::Program)?;
-    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let program = installed(env::current_exe().map_err(CommandError::Program)?);
     let (url, from) = match (archive.archive, archive.config) {
-        (Some(url), _) => (url.clone(), format!("--archive \"{url}\"")),
+        (Some(url), _) => (url.clone(), ["--archive".to_owned(), url.to_string()]),
         (None, config) => {
             let path = config.unwrap_or_default();
             let (_, url) = config::wal_places(&path)?;
-            let from = format!("--config \"{}\"", absolute(&path).display());
+            let config = std::path::absolute(&path).unwrap_or_else(|_| path.clone());
+            let from = ["--config".to_owned(), config.display().to_string()];
             (url.ok_or(CommandError::NoArchive { path })?, from)
         }
     };
@@ -147,18 +147,31 @@ pub(in crate::app) async fn restore(command: Restore) -> Result<String, CommandE
         moment: moment.moment(),
         timeline: timeline.map(TimelineId),
         data_dir: directory(&data_dir),
-        restore_command: format!("\"{}\" wal get %f \"%p\" {from}", program.display()),
+        restore_command: restore_command(&program, &from),
     };
     let restored = archive::restore(&job, &Bar::new()).await?;
     Ok(told(&restored, &job.data_dir))
 }
 
+/// The running program has this name when an upgrade has replaced it; what has replaced it is in its place.
+fn installed(program: PathBuf) -> PathBuf {
+    let replaced = program.to_str().and_then(|path| path.strip_suffix(" (deleted)")).map(PathBuf::from);
+    replaced.filter(|_| !program.exists()).unwrap_or(program)
+}
+
+/// PostgreSQL replaces what begins with `%` (`BuildRestoreCommand`, archive.c), and a shell runs the rest.
+fn restore_command(program: &Path, from: &[String; 2]) -> String {
+    let word = |text: &str| shell_word(text).replace('%', "%%");
+    let [option, place] = from;
+    format!("{} wal get %f \"%p\" {option} {}", word(&program.display().to_string()), word(place))
+}
+
 fn told(restored: &Restored, data_dir: &Path) -> String {
     let Restored { backup, finished_at, timeline, bytes } = restored;
-    let directory = data_dir.display();
+    let (directory, word) = (data_dir.display(), shell_word(&data_dir.display().to_string()));
     format!(
         "{directory}: {backup} of {finished_at} is unpacked ({bytes} bytes). A server started there recovers on \
-         timeline {timeline} and then takes writes, on a timeline of its own:\n  pg_ctl -D {directory} start\n"
+         timeline {timeline} and then takes writes, on a timeline of its own:\n  pg_ctl -D {word} start\n"
     )
 }
 
@@ -185,7 +198,21 @@ fn time(text: &str) -> Result<DateTime<Utc>, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::time;
+    use std::path::{Path, PathBuf};
+
+    use super::{installed, restore_command, time};
+
+    #[test]
+    fn recovery_finds_this_program() {
+        let from = ["--config".to_owned(), "/etc/it's 100%.yaml".to_owned()];
+        assert_eq!(
+            restore_command(Path::new("/opt/$x/bellwether"), &from),
+            r#"'/opt/$x/bellwether' wal get %f "%p" --config '/etc/it'\''s 100%%.yaml'"#
+        );
+        for (told, expected) in [("/nowhere/bw (deleted)", "/nowhere/bw"), ("/nowhere/bw", "/nowhere/bw")] {
+            assert_eq!(installed(PathBuf::from(told)), Path::new(expected));
+        }
+    }
 
     #[test]
     fn times() {

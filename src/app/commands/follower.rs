@@ -1,7 +1,7 @@
 //! `bellwether follower init`: a new standby in one command, with its progress on standard error.
 #![expect(clippy::disallowed_methods, reason = "shell: reads the clock")]
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use clap::{Args, Subcommand};
 use indicatif::{DecimalBytes, HumanDuration, ProgressBar, ProgressStyle};
 use parking_lot::Mutex;
 
-use super::directory;
+use super::{directory, shell_word};
 use crate::app::config::{self, LoadError};
 use crate::app::local;
 use crate::failover::agent::{
@@ -89,7 +89,7 @@ pub(in crate::app) async fn init(options: Init) -> Result<String, FollowerError>
         data_dir.display(),
         copied.end,
         copied.timeline,
-        quoted(&data_dir)
+        shell_word(&data_dir.display().to_string())
     ))
 }
 
@@ -128,11 +128,6 @@ fn target(conninfo: &Conninfo) -> Result<Target, FollowerError> {
         tls: TlsForServers::load(&ForServers { mode, ca_file, identity })?,
         parameters: vec![("application_name".to_owned(), application_name.to_owned())],
     })
-}
-
-/// For a shell.
-fn quoted(path: &Path) -> String {
-    format!("'{}'", path.display().to_string().replace('\'', r"'\''"))
 }
 
 /// A line so often where nobody sees a bar.
@@ -195,7 +190,7 @@ fn line(phase: &str, done: u64, total: u64, took: Duration) -> String {
 mod tests {
     use std::time::Duration;
 
-    use super::{line, named, quoted, target};
+    use super::{line, named, target};
     use crate::failover::agent::Conninfo;
     use crate::net::Credentials;
 
@@ -227,6 +222,5 @@ mod tests {
     fn lines_for_logs() {
         let text = line("copying", 30_000_000, 90_000_000, Duration::from_secs(3));
         assert_eq!(text, "copying: 30.00 MB of 90.00 MB, 10.00 MB/s, 6 seconds left");
-        assert_eq!(quoted(std::path::Path::new("/a b/it's")), r"'/a b/it'\''s'");
     }
 }

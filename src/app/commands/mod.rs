@@ -12,3 +12,28 @@ pub(super) mod wal;
 fn directory(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).components().collect()
 }
+
+/// One word for a shell.
+fn shell_word(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::{directory, shell_word};
+
+    #[test]
+    fn a_directory_ends_in_its_name() {
+        // Two paths that differ only in a slash at the end are equal.
+        assert_eq!(directory(Path::new("/srv/pg1/")).as_os_str(), "/srv/pg1");
+        assert!(directory(Path::new("pg1/")).is_absolute());
+    }
+
+    #[test]
+    fn words_for_a_shell() {
+        assert_eq!(shell_word("/a b/it's"), r"'/a b/it'\''s'");
+        assert_eq!(shell_word(r#"$x "y""#), r#"'$x "y"'"#);
+    }
+}

@@ -1,6 +1,6 @@
 //! A base backup into a directory: what another server's data directory is, this one becomes.
 //!
-//! The WAL that makes the copy consistent comes inside the archive, so the copy needs nothing else to start.
+//! The WAL that makes the copy consistent comes inside the archive, or, where the options leave it out, from the upstream.
 //! Clusters with tablespaces are refused.
 
 use std::path::Path;
