@@ -231,7 +231,7 @@ impl Shell<'_> {
         if let Some(lsn) =
             report.agreed_with(self.id).filter(|_| Some(report.tail.timeline) == self.streaming)
         {
-            self.core.handle(now(), Input::Agreed(lsn));
+            self.core.handle(now(), Input::Agreed { lsn, whole: report.verified });
         }
     }
 

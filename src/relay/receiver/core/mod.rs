@@ -1,7 +1,7 @@
 //! The walreceiver's half of physical replication, as a state machine. PURE.
 //!
-//! It asks who the upstream is, fetches the histories it lacks, and streams from the start of the segment of
-//! the durable end on the store's own timeline; at a timeline's end it goes on with the next one on the same
+//! It asks who the upstream is, fetches the histories it lacks, and streams from the start of the segment in
+//! which the last whole record ends, on the store's own timeline; at a timeline's end it goes on with the next one on the same
 //! connection (walreceiver.c, `WalRcvFetchTimeLineHistoryFiles`, `libpqrcv_endstreaming`).
 //!
 //! A [`Role::Substitute`] gives WAL of the timelines that are known already, and nothing else: it does not begin a
@@ -9,8 +9,8 @@
 //! that is not taken.
 //!
 //! It does no I/O: the store's changes are outputs whose result comes back as input. It never skips WAL, never
-//! says it flushed what the store has not synced, and claims no replay of its own: what it says of that are its
-//! followers' words ([`Input::Replayed`]), or nothing.
+//! says it flushed what the store has not synced or would not count after a restart, and claims no replay of its own:
+//! what it says of that are its followers' words ([`Input::Replayed`]), or nothing.
 
 mod questions;
 mod streaming;
@@ -88,8 +88,12 @@ pub(crate) enum Input {
         tag: u8,
         payload: Bytes,
     },
-    /// What this stream has sent up to here the store holds, synced: written, or found there and the same.
-    Agreed(Lsn),
+    /// What this stream has sent up to `lsn` the store holds, synced: written, or found there and the same. All
+    /// records that it has up to `whole` are whole.
+    Agreed {
+        lsn: Lsn,
+        whole: Lsn,
+    },
     /// The store did what [`Output::Change`] asked for, or says why not.
     Changed(Result<(), String>),
     /// The store will not take what this stream offers.
@@ -221,7 +225,7 @@ impl Receiver {
                 (self.heard_at, self.asked) = (now.at, false);
                 self.message(now, tag, &payload);
             }
-            Input::Agreed(lsn) => self.agreed(now, lsn),
+            Input::Agreed { lsn, whole } => self.agreed(now, lsn, whole),
             Input::Changed(Ok(())) => self.changed(),
             Input::Changed(Err(why)) => self.refuse(why),
             Input::Unfit(error) => self.refuse_for(error.to_string(), refusal(&error)),

@@ -261,8 +261,21 @@ impl Receiver {
         };
         match next {
             Some((next, switchpoint)) if switchpoint <= self.stored.durable => self.follow(next, switchpoint),
-            _ => self.ask(Question::Stream { from: size.segment_start(self.stored.durable) }),
+            _ => self.ask(Question::Stream { from: size.segment_start(self.whole()) }),
         }
+    }
+
+    /// Where the store's last whole record ends, at which its log would end after a restart. With half a record behind
+    /// it, which may be as long as many segments, it is asked for all of that again: its slot holds it, and its checksum
+    /// needs it.
+    pub(super) fn whole(&self) -> Lsn {
+        let Stored { segment_size, timeline, durable, verified, ref histories, .. } = self.stored;
+        if !verified.is_valid() {
+            return segment_size.segment_start(durable);
+        }
+        let history = histories.get(&timeline).and_then(|content| History::parse(timeline, content).ok());
+        let fork = history.and_then(|history| history.begin());
+        verified.max(fork.unwrap_or(Lsn::INVALID))
     }
 
     /// With a substitute: what comes behind our timeline in the history of the newest one that is known.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 
-use super::{Now, Output, Phase, Receiver, Reply, STATUS_INTERVAL, UNHURRIED};
+use super::{Now, Output, Phase, Receiver, Reply, Role, STATUS_INTERVAL, UNHURRIED};
 use crate::pg::protocol::frontend;
 use crate::pg::protocol::replication::{
     self, FromServer, FullTransactionId, HotStandbyFeedback, StandbyStatus, XLogDataHeader,
@@ -20,14 +20,36 @@ const FEEDBACK_INTERVAL: Duration = Duration::from_secs(10);
 pub(super) struct Stream {
     /// Where the next WAL must begin.
     pub(super) next: Lsn,
-    /// <= next. Only this is acknowledged. It begins at the segment's start, before what is durable: what is
-    /// stored already may be another branch's until it has been compared.
+    /// <= next. It begins at the segment's start, before what is durable: what is stored already may be another
+    /// branch's until it has been compared.
     agreed: Lsn,
+    /// The end of the last whole record that is durable, whichever stream has sent it.
+    whole: Lsn,
     /// A substitute's WAL is not taken behind the known end of its timeline.
     until: Option<(TimelineId, Lsn)>,
-    /// <= agreed: what the upstream was told last.
+    /// What the upstream was told last.
     told: Lsn,
     verifier: Verifier,
+}
+
+impl Stream {
+    /// What is acknowledged. A slot holds WAL from here on only, so to the one who has it nothing is that a restart
+    /// would not count:
+    ///
+    /// 1. Half of a record that reaches into segment n is synced, and acknowledged.
+    /// 2. The relay dies. Its log ends where the last whole record does, in segment n - 1 or before.
+    /// 3. The upstream's checkpoint removes segment n - 1: the slot's `restart_lsn` is behind it (`KeepLogSeg` in xlog.c).
+    /// 4. The relay asks for segment n - 1, and nobody may have it any more.
+    ///
+    /// No commit waits for more: it ends with a record. Nor does a server that shuts down, whose last record is a
+    /// checkpoint's (`WalSndDone` in walsender.c compares with the end of what it sent). A substitute holds nothing for
+    /// us, and may itself end amid a record, which its shutdown then waits for.
+    fn acknowledged(&self, role: Role) -> Lsn {
+        match role {
+            Role::Named => self.agreed.min(self.whole),
+            Role::Substitute { .. } => self.agreed,
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -45,7 +67,8 @@ impl Receiver {
         };
         let verifier = Verifier::new(from, expected);
         let until = self.known_next();
-        let stream = Stream { next: from, agreed: from, until, told: from, verifier };
+        let whole = self.whole();
+        let stream = Stream { next: from, agreed: from, whole, until, told: from, verifier };
         self.phase = Phase::Streaming(Box::new(stream));
         self.outputs.push_back(Output::Streaming { timeline: self.stored.timeline, from });
         self.report(now, replication::Reply::NotRequested);
@@ -109,22 +132,23 @@ impl Receiver {
         }
     }
 
-    pub(super) fn agreed(&mut self, now: Now, lsn: Lsn) {
+    pub(super) fn agreed(&mut self, now: Now, lsn: Lsn, whole: Lsn) {
         let Phase::Streaming(stream) = &mut self.phase else { return };
-        let lsn = lsn.min(stream.next);
-        if lsn > stream.agreed {
-            stream.agreed = lsn;
-            self.stored.durable = self.stored.durable.max(lsn);
-            if self.status_due_at() <= now.at {
-                self.report(now, replication::Reply::NotRequested);
-            }
+        let before = stream.acknowledged(self.config.role);
+        stream.agreed = stream.agreed.max(lsn.min(stream.next));
+        stream.whole = stream.whole.max(whole);
+        self.stored.durable = self.stored.durable.max(stream.agreed);
+        if stream.acknowledged(self.config.role) > before && self.status_due_at() <= now.at {
+            self.report(now, replication::Reply::NotRequested);
         }
     }
 
     /// With quorum durability commits wait for what is not told yet, without it nobody does: then each sync of a
     /// busy stream need not cost a message here and a wake-up there.
     pub(super) fn status_due_at(&self) -> Instant {
-        let is_told = !matches!(&self.phase, Phase::Streaming(stream) if stream.told < stream.agreed);
+        let role = self.config.role;
+        let is_told =
+            !matches!(&self.phase, Phase::Streaming(stream) if stream.told < stream.acknowledged(role));
         let interval = match self.config.durability {
             _ if is_told => STATUS_INTERVAL,
             Durability::Quorum => Duration::ZERO,
@@ -153,7 +177,7 @@ impl Receiver {
     fn report(&mut self, now: Now, reply: replication::Reply) {
         self.status_at = now.at;
         if let Phase::Streaming(stream) = &mut self.phase {
-            stream.told = stream.agreed;
+            stream.told = stream.acknowledged(self.config.role);
         }
         let status = self.status(now, reply);
         self.outputs.push_back(Output::Send(status));
@@ -170,19 +194,21 @@ impl Receiver {
     /// Never more than what is acknowledged of this stream.
     fn apply(&self) -> Lsn {
         match &self.phase {
-            Phase::Streaming(stream) => self.replayed.min(stream.agreed),
+            Phase::Streaming(stream) => self.replayed.min(stream.acknowledged(self.config.role)),
             _ => self.replayed.min(self.stored.durable),
         }
     }
 
-    /// `flush` is what the store has synced of this stream and nothing more: it releases the upstream's
-    /// synchronous commits. So does `write` those of `remote_write`. `apply` releases those of `remote_apply`; we replay
+    /// `flush` is what the store has synced of this stream and nothing more (see [`Stream::acknowledged`]): it releases
+    /// the upstream's synchronous commits. So does `write` those of `remote_write`. `apply` releases those of `remote_apply`; we replay
     /// nothing, so it is what followers have, where they are to count, and 0/0 otherwise.
     pub(super) fn status(&self, now: Now, reply: replication::Reply) -> Bytes {
         let durable = self.stored.durable;
         let (write, flush) = match &self.phase {
-            Phase::Streaming(stream) if stream.agreed < durable => (stream.agreed, stream.agreed),
-            Phase::Streaming(stream) => (stream.next, stream.agreed),
+            Phase::Streaming(stream) => {
+                let write = if stream.agreed < durable { stream.agreed } else { stream.next };
+                (write, stream.acknowledged(self.config.role))
+            }
             _ => (durable, durable),
         };
         let status = StandbyStatus { write, flush, apply: self.apply(), sent_at: now.timestamp, reply };

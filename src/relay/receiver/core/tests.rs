@@ -69,7 +69,8 @@ impl Talk {
     }
 
     fn streaming_with(stored: Stored, durability: Durability) -> Talk {
-        let from = stored.segment_size.segment_start(stored.durable);
+        let whole = if stored.verified.is_valid() { stored.verified } else { stored.durable };
+        let from = stored.segment_size.segment_start(whole);
         let mut talk = Talk::new(stored, durability);
         talk.says("ask IDENTIFY_SYSTEM");
         talk.identify(1, "0/400000");
@@ -124,6 +125,11 @@ impl Talk {
 
     fn done(&mut self) {
         self.input(Input::Changed(Ok(())));
+    }
+
+    /// Up to a record's end.
+    fn agreed(&mut self, lsn: Lsn) {
+        self.input(Input::Agreed { lsn, whole: lsn });
     }
 
     fn wal(&mut self, start: Lsn, bytes: &[u8]) {
@@ -230,13 +236,13 @@ fn only_what_the_store_has_synced_is_acknowledged() {
     let end = wal.end();
     talk.wal(Lsn(0x30_0000), wal.bytes());
     talk.says(&format!("append {} at 0/300000, good to {end}", wal.bytes().len()));
-    talk.input(Input::Agreed(durable));
+    talk.agreed(durable);
     talk.says(&format!("write {end} flush {durable} apply 0/0"));
     talk.asked();
     talk.says(&format!("write {end} flush {durable} apply 0/0"));
-    talk.input(Input::Agreed(end));
+    talk.agreed(end);
     talk.says(&format!("write {end} flush {end} apply 0/0"));
-    talk.input(Input::Agreed(end));
+    talk.agreed(end);
     talk.says("");
 }
 
@@ -249,7 +255,7 @@ fn replay_is_the_followers_and_within_what_is_acknowledged() {
     talk.outputs();
     talk.wal(Lsn(0x30_0000), wal.bytes());
     talk.outputs();
-    talk.input(Input::Agreed(end));
+    talk.agreed(end);
     talk.says(&format!("write {end} flush {end} apply 0/0"));
     talk.input(Input::Replayed(Lsn(0x30_0100)));
     talk.says(&format!("write {end} flush {end} apply 0/300100"));
@@ -272,12 +278,12 @@ fn what_is_stored_already_is_acknowledged_as_it_is_compared() {
     talk.outputs();
     talk.asked();
     talk.says("write 0/300000 flush 0/300000 apply 0/0");
-    talk.input(Input::Agreed(Lsn(0x30_0200)));
+    talk.agreed(Lsn(0x30_0200));
     talk.says("write 0/300200 flush 0/300200 apply 0/0");
     talk.wal(Lsn(0x30_0200), rest);
     talk.outputs();
     // Nothing new comes: the commits that wait for what is stored are released all the same.
-    talk.input(Input::Agreed(durable));
+    talk.agreed(durable);
     talk.says(&format!("write {durable} flush {durable} apply 0/0"));
     wal.record(1000);
     talk.wal(
@@ -287,6 +293,76 @@ fn what_is_stored_already_is_acknowledged_as_it_is_compared() {
     talk.outputs();
     talk.asked();
     talk.says(&format!("write {} flush {durable} apply 0/0", wal.end()));
+}
+
+/// A record from segment 3 over segment 4 into segment 5: a restart counts none of it, and asks for segment 3 again.
+#[test]
+fn half_a_record_is_not_acknowledged_to_who_keeps_wal_for_us() {
+    let begin = Lsn(0x30_0000);
+    let mut wal = WalBuilder::new(begin, TimelineId(1));
+    wal.record(0xF_0000);
+    let whole = wal.end();
+    wal.record(0x18_0000);
+    let (half, rest) = wal.bytes().split_at(0x20_1000);
+    let middle = begin.advanced(half.len() as u64);
+    let mut talk = Talk::streaming(stored(begin.0, 0));
+    talk.outputs();
+    talk.wal(begin, half);
+    talk.outputs();
+    talk.input(Input::Agreed { lsn: middle, whole });
+    talk.says(&format!("write {middle} flush {whole} apply 0/0"));
+    // It is told, and not at every turn.
+    assert!(talk.receiver.poll_timeout() > Some(talk.now().at));
+    talk.input(Input::Replayed(Lsn(0x51_0000)));
+    talk.says(&format!("write {middle} flush {whole} apply {whole}"));
+    talk.wal(middle, rest);
+    talk.outputs();
+    talk.input(Input::Agreed { lsn: wal.end(), whole: wal.end() });
+    let end = wal.end();
+    talk.says(&format!("write {end} flush {end} apply 0/510000"));
+
+    // Connected anew before that: what was promised to be asked for is asked for.
+    let mut again = Talk::streaming(stored(middle.0, whole.0));
+    again.says("streaming 1 from 0/300000|write 0/300000 flush 0/300000 apply 0/0");
+    again.wal(begin, half);
+    again.outputs();
+    again.input(Input::Agreed { lsn: Lsn(0x38_0000), whole });
+    again.says("write 0/380000 flush 0/380000 apply 0/0");
+    again.input(Input::Agreed { lsn: middle, whole });
+    again.says(&format!("write {middle} flush {whole} apply 0/0"));
+}
+
+/// It ends where its own upstream died, and its shutdown waits until it has heard that we have that.
+#[test]
+fn half_a_record_is_acknowledged_to_a_substitute() {
+    let begin = Lsn(0x30_0000);
+    let mut wal = WalBuilder::new(begin, TimelineId(1));
+    wal.record(1000);
+    let whole = wal.end();
+    wal.record(1000);
+    let mut talk = stands_in(stored(begin.0, 0), 1, None);
+    talk.message(b'W', b"\0\0\0");
+    talk.wal(begin, &wal.bytes()[..1500]);
+    talk.outputs();
+    let middle = begin.advanced(1500);
+    talk.input(Input::Agreed { lsn: middle, whole });
+    talk.says(&format!("write {middle} flush {middle} apply 0/0"));
+}
+
+/// Where a timeline begins is a record's end, whatever was seen of that record.
+#[test]
+fn a_new_timeline_is_asked_for_from_the_segment_of_its_fork() {
+    let mut own = stored(0x38_0000, 0x2F_0000);
+    own.timeline = TimelineId(2);
+    own.histories.insert(TimelineId(2), Bytes::from(HISTORY));
+    let mut talk = Talk::new(own, Durability::Quorum);
+    talk.identify(2, "0/400000");
+    talk.row(&[Some("1MB")]);
+    talk.error(SqlState::DUPLICATE_OBJECT);
+    talk.row(&[Some("00000002.history"), Some(HISTORY)]);
+    let asked = talk.outputs().pop();
+    let expected = "ask START_REPLICATION SLOT \"bellwether_bw1\" PHYSICAL 0/300000 TIMELINE 2";
+    assert_eq!(asked.as_deref(), Some(expected));
 }
 
 /// With a quorum each sync is told at once: commits wait for it.
@@ -301,7 +377,7 @@ fn without_a_quorum_what_is_stored_is_told_now_and_then() {
         let mut told = Vec::new();
         for (millis, end) in [5, 10, 25].into_iter().zip(&ends) {
             talk.elapsed = Duration::from_millis(millis);
-            talk.input(Input::Agreed(*end));
+            talk.agreed(*end);
             told.extend(talk.outputs().into_iter().map(|status| (millis, status)));
         }
         told.iter().map(|(millis, _)| *millis).collect::<Vec<u64>>()
@@ -319,7 +395,7 @@ fn what_was_not_told_at_once_is_told_by_the_clock() {
     talk.wal(Lsn(0x30_0000), wal.bytes());
     talk.outputs();
     talk.elapsed = Duration::from_millis(1);
-    talk.input(Input::Agreed(end));
+    talk.agreed(end);
     talk.says("");
     talk.elapsed = Duration::from_millis(20);
     assert_eq!(talk.receiver.poll_timeout(), Some(talk.now().at));
@@ -332,7 +408,7 @@ fn what_was_not_told_at_once_is_told_by_the_clock() {
 fn what_the_stream_has_not_sent_is_not_acknowledged() {
     let mut talk = Talk::streaming(stored(0x30_1000, 0));
     talk.outputs();
-    talk.input(Input::Agreed(Lsn(0x30_1000)));
+    talk.agreed(Lsn(0x30_1000));
     talk.says("");
 }
 

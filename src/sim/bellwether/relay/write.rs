@@ -58,8 +58,9 @@ impl Relay {
         if let Some(receiving) = &mut self.receiver
             && stage.plant == Some(Plant::AcknowledgeBeforeSync)
         {
-            let written = receiving.core.received();
-            receiving.core.handle(receiver_now(stage), receiver::Input::Agreed(written.max(unsynced)));
+            let written = receiving.core.received().max(unsynced);
+            let input = receiver::Input::Agreed { lsn: written, whole: written };
+            receiving.core.handle(receiver_now(stage), input);
             self.pump_receiver(stage);
         }
         self.tail_soon(stage);
@@ -115,7 +116,7 @@ impl Relay {
             }
             let agreed = report.agreed_with(receiving.id);
             if let Some(lsn) = agreed.filter(|_| Some(report.tail.timeline) == receiving.streaming) {
-                receiving.core.handle(now, receiver::Input::Agreed(lsn));
+                receiving.core.handle(now, receiver::Input::Agreed { lsn, whole: report.verified });
             }
             self.pump_receiver(stage);
         }
