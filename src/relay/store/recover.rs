@@ -31,8 +31,8 @@ impl Log<'_> {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct End {
-    /// The end of the last whole good record, or the switchpoint if nothing follows it; invalid for an empty
-    /// store.
+    /// The end of the last whole good record, of its segment behind a switch, or the switchpoint if nothing follows it;
+    /// invalid for an empty store.
     pub(super) durable: Lsn,
     /// Segments that were named but never begun: spares.
     pub(super) unused: Vec<SegmentFile>,
@@ -128,10 +128,36 @@ fn walk(
             }
             match verifier.feed(&buffer[..read]) {
                 Ok(()) => offset += read as u64,
-                Err(_) if segment.number == newest.number => return Ok(verifier.verified().unwrap_or(start)),
+                Err(_) if segment.number == newest.number => return Ok(verifier.whole().unwrap_or(start)),
                 Err(source) => return Err(StoreError::Corrupt { segment: segment.name(size), source }),
             }
         }
     }
-    Ok(verifier.verified().unwrap_or(start))
+    match verifier.verified() {
+        Some(switch) if verifier.whole() > Some(switch) && !is_filled(files, log, newest, switch)? => {
+            Ok(switch)
+        }
+        _ => Ok(verifier.whole().unwrap_or(start)),
+    }
+}
+
+/// Whether the newest segment has its filler behind a switch: zeros (`CopyXLogRecordToWAL` in xlog.c). A reused segment
+/// has old WAL there until they have come. It counts, because it was acknowledged: the upstream may not have that
+/// segment any more. A segment behind which another one is begun has it in any case.
+fn is_filled(files: &Files, log: &Log<'_>, newest: SegmentFile, switch: Lsn) -> Result<bool, StoreError> {
+    let size = log.segment_size;
+    if size.segment(switch) != newest.number {
+        return Ok(true);
+    }
+    let file = files.open_segment(&newest.name(size))?;
+    let mut buffer = vec![0; READ];
+    let mut offset = size.offset(switch);
+    while offset < size.bytes() {
+        let read = file.read_at(&mut buffer, offset)?;
+        if read == 0 || buffer[..read].iter().any(|byte| *byte != 0) {
+            return Ok(false);
+        }
+        offset += read as u64;
+    }
+    Ok(true)
 }

@@ -228,6 +228,39 @@ async fn a_torn_tail_is_streamed_again_and_a_corrupt_middle_is_not() {
     assert!(matches!(world.open(), Err(StoreError::Corrupt { .. })));
 }
 
+/// It was acknowledged to its end, so it may not be there to be asked for again.
+#[tokio::test]
+async fn a_switched_segment_is_whole_after_a_restart_if_its_filler_has_come() {
+    let mut world = World::new();
+    world.wal.record(1000);
+    world.wal.switch();
+    let (switch, end) = (world.wal.record_ends().last().expect("it was written"), world.wal.end());
+    let store = world.begun().await;
+    world.stream(&store, START, switch).await;
+    drop(store);
+    // A reused segment has old WAL there.
+    let path = world.segment_path(1, START);
+    let mut content = std::fs::read(&path).expect("readable");
+    *content.last_mut().expect("not empty") = 1;
+    std::fs::write(&path, content).expect("writable");
+    let store = world.open().expect("opens again");
+    assert_eq!(store.tail().borrow().durable, switch);
+
+    world.stream(&store, START, end).await;
+    drop(store);
+    let store = world.open().expect("opens again");
+    assert_eq!(store.tail().borrow().durable, end);
+    drop(store);
+
+    // Half a record behind it changes nothing.
+    world.wal.record(50_000);
+    let store = world.open().expect("opens again");
+    world.stream(&store, end, end.advanced(20_000)).await;
+    drop(store);
+    let store = world.open().expect("opens again");
+    assert_eq!(store.tail().borrow().durable, end);
+}
+
 #[tokio::test]
 async fn what_is_damaged_is_served_to_nobody_and_what_is_before_it_to_everybody() {
     let mut world = World::new();
