@@ -178,10 +178,7 @@ impl Shell<'_> {
                 Event::Read(Ok(_)) => self.heard_at = Instant::now(),
                 Event::Read(Err(error)) => return Ok(StreamEnd::Lost { why: error.to_string() }),
                 Event::Timer => self.timer(),
-                Event::Tuning => {
-                    let ask_after = self.tuning.borrow_and_update().ask_after.min(self.write_limit / 2);
-                    self.core.handle(now(), Input::AskAfter(ask_after));
-                }
+                Event::Tuning => self.tuned(),
                 Event::Followers => self.followers_moved(),
                 Event::Closing => return Ok(StreamEnd::Lost { why: self.say_goodbye().await }),
                 Event::Report => {}
@@ -209,11 +206,20 @@ impl Shell<'_> {
         "closed by this relay".to_owned()
     }
 
+    fn tuned(&mut self) {
+        let RelayTuning { ask_after, remote_apply, .. } = *self.tuning.borrow_and_update();
+        self.core.handle(now(), Input::AskAfter(ask_after.min(self.write_limit / 2)));
+        match remote_apply {
+            RemoteApply::Followers => self.followers_moved(),
+            RemoteApply::Off => self.core.handle(now(), Input::Replayed(None)),
+        }
+    }
+
     fn followers_moved(&mut self) {
         let counts = |name: &str| self.nodes.iter().any(|node| node.name.as_str() == name);
-        let replayed = self.streaming.and_then(|timeline| self.followers.replayed_by_all(timeline, counts));
-        if let Some(lsn) = replayed {
-            self.core.handle(now(), Input::Replayed(lsn));
+        let Some(timeline) = self.streaming else { return };
+        if let Some(lsn) = self.followers.replayed_by_all(timeline, counts) {
+            self.core.handle(now(), Input::Replayed(Some((timeline, lsn))));
         }
     }
 

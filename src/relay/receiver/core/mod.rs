@@ -103,8 +103,8 @@ pub(crate) enum Input {
         xmin: Option<FullTransactionId>,
         catalog_xmin: Option<FullTransactionId>,
     },
-    /// The followers that count have replayed up to here.
-    Replayed(Lsn),
+    /// How far the followers that count have replayed which timeline; `None`: nobody's replay counts any more.
+    Replayed(Option<(TimelineId, Lsn)>),
     /// Another [`ReceiverConfig::ask_after`].
     AskAfter(Duration),
     Tick,
@@ -149,7 +149,7 @@ pub(crate) struct Receiver {
     asked: bool,
     status_at: Instant,
     feedback: Feedback,
-    /// What the followers have replayed; told as ours where commits may wait for it.
+    /// What the followers have replayed of the store's timeline; told as ours where commits may wait for it.
     replayed: Lsn,
 }
 
@@ -230,7 +230,8 @@ impl Receiver {
             Input::Changed(Err(why)) => self.refuse(why),
             Input::Unfit(error) => self.refuse_for(error.to_string(), refusal(&error)),
             Input::Feedback { xmin, catalog_xmin } => self.feedback(now, xmin, catalog_xmin),
-            Input::Replayed(lsn) => self.replayed(now, lsn),
+            Input::Replayed(Some((timeline, lsn))) => self.replayed(now, timeline, lsn),
+            Input::Replayed(None) => self.replayed = Lsn::INVALID,
             Input::AskAfter(silence) => self.config.ask_after = silence,
             Input::Tick => self.tick(now),
         }

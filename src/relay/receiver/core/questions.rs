@@ -301,6 +301,8 @@ impl Receiver {
         self.stored.timeline = next;
         self.stored.durable = switchpoint;
         self.stored.verified = verified.min(switchpoint);
+        // What they have replayed beyond is nothing of what is there on the new timeline.
+        self.replayed = self.replayed.min(switchpoint);
         self.change(Change::Follow { timeline: next, switchpoint }, Then::Plan);
     }
 

@@ -183,7 +183,10 @@ impl Receiver {
         self.outputs.push_back(Output::Send(status));
     }
 
-    pub(super) fn replayed(&mut self, now: Now, lsn: Lsn) {
+    pub(super) fn replayed(&mut self, now: Now, timeline: TimelineId, lsn: Lsn) {
+        if timeline != self.stored.timeline {
+            return;
+        }
         let said = self.apply();
         self.replayed = self.replayed.max(lsn);
         if matches!(self.phase, Phase::Streaming(_)) && self.apply() > said {

@@ -257,11 +257,11 @@ fn replay_is_the_followers_and_within_what_is_acknowledged() {
     talk.outputs();
     talk.agreed(end);
     talk.says(&format!("write {end} flush {end} apply 0/0"));
-    talk.input(Input::Replayed(Lsn(0x30_0100)));
+    talk.input(Input::Replayed(Some((TimelineId(1), Lsn(0x30_0100)))));
     talk.says(&format!("write {end} flush {end} apply 0/300100"));
-    talk.input(Input::Replayed(Lsn(0x30_0080)));
+    talk.input(Input::Replayed(Some((TimelineId(1), Lsn(0x30_0080)))));
     talk.says("");
-    talk.input(Input::Replayed(Lsn(0x39_0000)));
+    talk.input(Input::Replayed(Some((TimelineId(1), Lsn(0x39_0000)))));
     talk.says(&format!("write {end} flush {end} apply {end}"));
 }
 
@@ -313,7 +313,7 @@ fn half_a_record_is_not_acknowledged_to_who_keeps_wal_for_us() {
     talk.says(&format!("write {middle} flush {whole} apply 0/0"));
     // It is told, and not at every turn.
     assert!(talk.receiver.poll_timeout() > Some(talk.now().at));
-    talk.input(Input::Replayed(Lsn(0x51_0000)));
+    talk.input(Input::Replayed(Some((TimelineId(1), Lsn(0x51_0000)))));
     talk.says(&format!("write {middle} flush {whole} apply {whole}"));
     talk.wal(middle, rest);
     talk.outputs();
@@ -500,6 +500,45 @@ fn a_timeline_ends_and_the_next_one_goes_on_over_the_same_connection() {
     talk.says(&format!("Follow {{ timeline: TimelineId(4), switchpoint: {switchpoint} }}"));
     talk.done();
     talk.says("ask START_REPLICATION SLOT \"bellwether_bw1\" PHYSICAL 0/300000 TIMELINE 4");
+}
+
+/// A commit of the new timeline that waits for replay is not released by what was replayed of the old one.
+#[test]
+fn replay_beyond_a_fork_does_not_count_behind_it() {
+    let mut wal = WalBuilder::new(Lsn(0x30_0000), TimelineId(1));
+    wal.record(1000);
+    let switchpoint = wal.end();
+    let mut new = wal.clone();
+    wal.record(1000);
+    let mut talk = Talk::streaming_with(stored(0x30_0000, 0), Durability::Async);
+    talk.wal(Lsn(0x30_0000), wal.bytes());
+    talk.agreed(wal.end());
+    talk.input(Input::Replayed(Some((TimelineId(1), wal.end()))));
+    talk.message(b'c', b"");
+    talk.messages(|out| backend::data_row(&[Some("2"), Some(&switchpoint.to_string())], out));
+    talk.message(b'C', b"START_STREAMING\0");
+    talk.message(b'Z', b"I");
+    talk.done();
+    talk.identify(2, "0/400000");
+    talk.row(&[Some("00000002.history"), Some(&format!("1\t{switchpoint}\tx\n"))]);
+    talk.done();
+    talk.done();
+    talk.message(b'W', b"\0\0\0");
+    // Said before its follower knew of the switch.
+    talk.input(Input::Replayed(Some((TimelineId(1), wal.end()))));
+    new.fork(TimelineId(2));
+    new.record(5000);
+    talk.wal(Lsn(0x30_0000), new.bytes());
+    talk.outputs();
+    talk.elapsed = Duration::from_secs(1);
+    talk.agreed(new.end());
+    let end = new.end();
+    talk.says(&format!("write {end} flush {end} apply {switchpoint}"));
+    talk.input(Input::Replayed(Some((TimelineId(2), end))));
+    talk.says(&format!("write {end} flush {end} apply {end}"));
+    talk.input(Input::Replayed(None));
+    talk.asked();
+    talk.says(&format!("write {end} flush {end} apply 0/0"));
 }
 
 /// Connects to an upstream on timeline 2 that forked at 0/380000.
