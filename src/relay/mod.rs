@@ -41,7 +41,7 @@ pub(crate) mod parts {
     pub(crate) use super::receiver::core as receiver;
     pub(crate) use super::sender::SenderConfig;
     pub(crate) use super::sender::core as sender;
-    pub(crate) use super::slots::{RestartPoint, Slots};
+    pub(crate) use super::slots::{Available, RestartPoint, Slots};
     pub(crate) use super::store::{
         Change, CheckedReader, Disk, DiskFile, Files, Platter, Stepped, Store, StoreConfig, StreamId, Tail,
     };

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use super::slots::{SlotFileError, Slots};
 use super::store::{Control, Files, StoreError};
+use crate::pg::Lsn;
 use crate::pg::wal::{SegmentFile, parse_history_file_name};
 use crate::topology::Term;
 
@@ -100,7 +101,8 @@ impl Reset {
     /// A crash on the way leaves a log that ends where it did, or none: then it is done once more.
     pub fn carry_out(mut self) -> Result<(), ResetError> {
         for slot in self.slots.statuses() {
-            self.slots.invalidate(&slot.name);
+            // However far it is: nothing stays.
+            self.slots.invalidate(&slot.name, Lsn(u64::MAX));
         }
         self.slots.save()?;
         if !self.segments.is_empty() {

@@ -23,7 +23,8 @@ use crate::pg::wal::build::{SYSTEM, WalBuilder};
 use crate::pg::wal::{SegmentFile, WalSegmentSize};
 use crate::pg::{Lsn, TimelineId};
 use crate::relay::parts::{
-    Change, Disk, DiskFile, Files, Metrics, Platter, RestartPoint, Slots, Stepped, StoreConfig, StreamId,
+    Available, Change, Disk, DiskFile, Files, Metrics, Platter, RestartPoint, Slots, Stepped, StoreConfig,
+    StreamId,
 };
 use crate::topology::Term;
 
@@ -278,7 +279,7 @@ impl Course {
         let done = match known {
             true if dropped => process.slots.drop_slot(&name, 1),
             true => {
-                process.slots.advance(&parsed, restart);
+                process.slots.advance(&parsed, restart, || Available::Kept);
                 Ok(())
             }
             false => process.slots.create(&name, Persistent, Some(restart), 1),

@@ -43,7 +43,7 @@ impl Keeper {
         };
         let decision = decide(&retain, &facts);
         for name in &decision.lost {
-            let Some(restart) = self.slots.invalidate(name) else { continue };
+            let Some(restart) = self.slots.invalidate(name, decision.cap) else { continue };
             let Retain { max_size, min_free, .. } = retain;
             tracing::warn!(
                 slot = %name, restart_lsn = %restart.lsn, durable = %durable, max_size, min_free,

@@ -53,6 +53,8 @@ pub(super) struct Facts<'a> {
 pub(super) struct Decision {
     /// All from here on is held back, beside `size`.
     pub(super) from: Option<Lsn>,
+    /// Nothing before it can be kept.
+    pub(super) cap: Lsn,
     /// What these need cannot be kept.
     pub(super) lost: Vec<SlotName>,
     /// How far the primary's own slot moves along meanwhile, with what `size` keeps: so it is still good when that
@@ -97,6 +99,7 @@ pub(super) fn decide(retain: &Retain, facts: &Facts<'_>) -> Decision {
     let from = [by_slots, moves, facts.young_from, facts.others].into_iter().flatten().min();
     Decision {
         from: from.map(|from| from.max(cap)),
+        cap,
         lost: lost.into_iter().map(|(slot, _)| slot.name.clone()).collect(),
         moves,
     }
@@ -171,8 +174,9 @@ mod tests {
             from: from.map(|mib| Lsn(mib * MIB)),
             lost: lost.iter().map(|name| name_of(name)).collect(),
             moves: None,
+            cap: Lsn::INVALID,
         };
-        let decision = Decision { moves: None, ..decide(&RETAIN, facts) };
+        let decision = Decision { moves: None, cap: Lsn::INVALID, ..decide(&RETAIN, facts) };
         assert_eq!(decision, expected, "{facts:?}");
     }
 
@@ -181,7 +185,7 @@ mod tests {
         let a = name_of("a");
         let decided = |slots: &[SlotStatus], oldest: u64| {
             let facts = Facts { primary: Some(&a), oldest: Lsn(oldest * MIB), ..facts(slots) };
-            let Decision { from, lost, moves } = decide(&RETAIN, &facts);
+            let Decision { from, lost, moves, cap: _ } = decide(&RETAIN, &facts);
             assert_eq!((from, lost), (moves, vec![]), "it holds back what it stands on, and is never lost");
             moves.map(|lsn| lsn.0 / MIB)
         };

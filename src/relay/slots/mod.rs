@@ -15,7 +15,7 @@ use crate::pg::protocol::replication::SlotLifetime;
 use crate::pg::{ErrorFields, Lsn, SlotName, SqlState, TimelineId};
 
 use super::store::{Files, StoreError};
-use table::SlotTable;
+use table::{Advanced, SlotTable};
 
 /// The oldest WAL a slot's follower may ask for again; it will ask from the start of that segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -184,9 +184,10 @@ impl Slots {
         self.table.lock().acquire(name, pid, start, available)
     }
 
-    /// The slot holds nothing back any more; returns what it did. `None`: it did not.
-    pub(crate) fn invalidate(&self, name: &SlotName) -> Option<RestartPoint> {
-        self.table.lock().invalidate(name)
+    /// The slot holds nothing back any more, unless it needs nothing before `cap` by now; returns what it did. `None`:
+    /// it did not.
+    pub(crate) fn invalidate(&self, name: &SlotName, cap: Lsn) -> Option<RestartPoint> {
+        self.table.lock().invalidate(name, cap)
     }
 
     pub(crate) fn release(&self, name: &SlotName, pid: u32) {
@@ -198,16 +199,28 @@ impl Slots {
         self.table.lock().release_all(pid);
     }
 
-    /// The follower has flushed up to here and will not ask for earlier segments again.
-    pub(crate) fn advance(&self, name: &SlotName, flushed: RestartPoint) {
-        self.table.lock().advance(name, flushed);
+    /// The follower has flushed up to here and will not ask for earlier segments again. Whether that is still kept is
+    /// asked for a slot that was lost meanwhile.
+    pub(crate) fn advance(
+        &self,
+        name: &SlotName,
+        flushed: RestartPoint,
+        available: impl FnOnce() -> Available,
+    ) {
+        let advanced = self.table.lock().advance(name, flushed, available);
+        if advanced == Advanced::Regained {
+            tracing::info!(
+                slot = %name, restart_lsn = %flushed.lsn,
+                "replication slot holds WAL back again: its follower has caught up"
+            );
+        }
     }
 
     /// As [`Slots::advance`], unless somebody uses it by now.
     pub(crate) fn advance_idle(&self, name: &SlotName, to: RestartPoint) {
         let mut table = self.table.lock();
         if table.status(name).is_some_and(|slot| slot.active_pid.is_none()) {
-            table.advance(name, to);
+            table.advance(name, to, || Available::Kept);
         }
     }
 
@@ -264,7 +277,7 @@ mod tests {
             slots.create("unused", Persistent, None, 1).expect("a new name");
             slots.create("gone", Temporary, Some(restart), 1).expect("a new name");
             slots.create("lost", Persistent, Some(restart), 1).expect("a new name");
-            assert_eq!(slots.invalidate(&"lost".parse().expect("a name")), Some(restart));
+            assert_eq!(slots.invalidate(&"lost".parse().expect("a name"), Lsn(u64::MAX)), Some(restart));
             slots.save().expect("a writable directory");
         }
         let slots = open(&directory).expect("its own file");

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::{Available, Invalidation, RestartPoint, SlotError, SlotStatus};
-use crate::pg::SlotName;
 use crate::pg::protocol::replication::SlotLifetime;
+use crate::pg::{Lsn, SlotName};
 
 #[derive(Debug, Default)]
 pub(super) struct SlotTable {
@@ -29,6 +29,15 @@ struct Slot {
     owner: Owner,
     /// The connection that streams with it.
     active_pid: Option<u32>,
+}
+
+/// What has become of a slot whose follower has flushed more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Advanced {
+    Not,
+    Further,
+    /// It was lost, and holds WAL back again.
+    Regained,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,10 +127,11 @@ impl SlotTable {
         Ok(name)
     }
 
-    /// As `InvalidatePossiblyObsoleteSlot`; its user is not disturbed, and will find its WAL removed.
-    pub(super) fn invalidate(&mut self, name: &SlotName) -> Option<RestartPoint> {
+    /// Unless it has moved up to `cap` by now. As `InvalidatePossiblyObsoleteSlot`; its user is not disturbed, and will
+    /// find its WAL removed.
+    pub(super) fn invalidate(&mut self, name: &SlotName, cap: Lsn) -> Option<RestartPoint> {
         let slot = self.slots.get_mut(name)?;
-        let restart = slot.restart.take()?;
+        let restart = slot.restart.take_if(|restart| restart.lsn < cap)?;
         slot.invalidated = Some(Invalidation::WalRemoved);
         let owner = slot.owner;
         self.changed(owner);
@@ -142,17 +152,29 @@ impl SlotTable {
         }
     }
 
-    pub(super) fn advance(&mut self, name: &SlotName, flushed: RestartPoint) {
-        let slot = self.slots.get_mut(name).filter(|slot| slot.invalidated.is_none());
-        let Some(slot) = slot else { return };
+    /// A slot that was lost under its user is regained once that has come to what is kept: PostgreSQL ends such a
+    /// stream (`InvalidatePossiblyObsoleteSlot`), we let the follower try.
+    pub(super) fn advance(
+        &mut self,
+        name: &SlotName,
+        flushed: RestartPoint,
+        available: impl FnOnce() -> Available,
+    ) -> Advanced {
+        let Some(slot) = self.slots.get_mut(name) else { return Advanced::Not };
+        let lost = slot.invalidated.is_some();
+        if lost && (slot.active_pid.is_none() || available() == Available::Removed) {
+            return Advanced::Not;
+        }
         let further = slot
             .restart
             .is_none_or(|restart| restart.timeline != flushed.timeline || restart.lsn < flushed.lsn);
-        if further {
-            slot.restart = Some(flushed);
-            let owner = slot.owner;
-            self.changed(owner);
+        if !further {
+            return Advanced::Not;
         }
+        (slot.restart, slot.invalidated) = (Some(flushed), None);
+        let owner = slot.owner;
+        self.changed(owner);
+        if lost { Advanced::Regained } else { Advanced::Further }
     }
 
     pub(super) fn status(&self, name: &SlotName) -> Option<SlotStatus> {
@@ -211,7 +233,7 @@ fn describe(name: &SlotName, slot: &Slot) -> SlotStatus {
 
 #[cfg(test)]
 mod tests {
-    use super::SlotTable;
+    use super::{Advanced, SlotTable};
     use crate::pg::protocol::replication::SlotLifetime::{Persistent, Temporary};
     use crate::pg::{Lsn, SlotName, TimelineId};
     use crate::relay::slots::Available::{Kept, Removed};
@@ -268,13 +290,13 @@ mod tests {
         table.ensure(&name("a"), Some(at(1, 1000)));
         table.ensure(&name("a"), Some(at(1, 9999)));
         assert_eq!(restart(&table, "a"), Some(at(1, 1000)));
-        table.advance(&name("a"), at(1, 3000));
-        table.advance(&name("a"), at(1, 2000));
+        table.advance(&name("a"), at(1, 3000), || Kept);
+        table.advance(&name("a"), at(1, 2000), || Kept);
         assert_eq!(restart(&table, "a"), Some(at(1, 3000)));
         // The follower was rewound and starts again from an earlier segment.
         assert_eq!(table.acquire("a", 1, at(1, 512), Kept), Ok(name("a")));
         assert_eq!(restart(&table, "a"), Some(at(1, 512)));
-        table.advance(&name("a"), at(2, 400));
+        table.advance(&name("a"), at(2, 400), || Kept);
         assert_eq!(restart(&table, "a"), Some(at(2, 400)));
         table.ensure(&name("b"), None);
         assert_eq!(restart(&table, "b"), None);
@@ -286,17 +308,41 @@ mod tests {
     fn a_lost_slot_is_good_again_for_who_lacks_nothing() {
         let mut table = SlotTable::default();
         table.ensure(&name("a"), Some(at(1, 1000)));
-        assert_eq!(table.invalidate(&name("a")), Some(at(1, 1000)));
-        assert_eq!(table.invalidate(&name("a")), None, "once");
+        assert_eq!(table.invalidate(&name("a"), Lsn(2000)), Some(at(1, 1000)));
+        assert_eq!(table.invalidate(&name("a"), Lsn(2000)), None, "once");
         // Nothing of the relay's own doing revives it.
         table.ensure(&name("a"), Some(at(1, 2000)));
-        table.advance(&name("a"), at(1, 2000));
+        table.advance(&name("a"), at(1, 2000), || Kept);
         assert_eq!(restart(&table, "a"), None);
         assert_eq!(table.acquire("a", 1, at(1, 900), Removed), Err(SlotError::Lost("a".to_owned())));
         assert_eq!(table.acquire("a", 1, at(1, 1500), Kept), Ok(name("a")));
         assert_eq!(restart(&table, "a"), Some(at(1, 1500)));
         // Who asks for what is gone takes nothing from a slot that holds.
         assert_eq!(table.acquire("a", 1, at(1, 10), Removed), Ok(name("a")));
+        assert_eq!(restart(&table, "a"), Some(at(1, 1500)));
+    }
+
+    #[test]
+    fn a_slot_lost_in_use_is_regained_by_a_follower_that_catches_up() {
+        let mut table = SlotTable::default();
+        table.ensure(&name("a"), Some(at(1, 1000)));
+        assert_eq!(table.acquire("a", 1, at(1, 1000), Kept), Ok(name("a")));
+        assert_eq!(table.invalidate(&name("a"), Lsn(1500)), Some(at(1, 1000)));
+        assert_eq!(table.advance(&name("a"), at(1, 1400), || Removed), Advanced::Not);
+        assert!(table.status(&name("a")).expect("the slot exists").is_lost());
+        assert_eq!(table.advance(&name("a"), at(1, 1600), || Kept), Advanced::Regained);
+        assert!(!table.status(&name("a")).expect("the slot exists").is_lost());
+        assert_eq!(restart(&table, "a"), Some(at(1, 1600)));
+        assert_eq!(table.advance(&name("a"), at(1, 1700), || Removed), Advanced::Further);
+    }
+
+    #[test]
+    fn a_slot_that_has_moved_on_meanwhile_is_not_lost() {
+        let mut table = SlotTable::default();
+        table.ensure(&name("a"), Some(at(1, 1000)));
+        // Retention has seen it at 1000, and decided.
+        table.advance(&name("a"), at(1, 1500), || Kept);
+        assert_eq!(table.invalidate(&name("a"), Lsn(1500)), None);
         assert_eq!(restart(&table, "a"), Some(at(1, 1500)));
     }
 
@@ -315,7 +361,7 @@ mod tests {
         table.ensure(&name("a"), None);
         assert_eq!(table.take_unsaved().map(|slots| slots.len()), Some(1));
         assert_eq!(table.take_unsaved(), None);
-        table.advance(&name("a"), at(1, 5));
+        table.advance(&name("a"), at(1, 5), || Kept);
         assert_eq!(table.take_unsaved().map(|slots| slots[0].restart), Some(Some(at(1, 5))));
         table.still_unsaved();
         assert!(table.take_unsaved().is_some());

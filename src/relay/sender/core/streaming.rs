@@ -65,7 +65,7 @@ impl<S: WalSource> Walsender<S> {
     fn acquire(&self, slot: &str, stream: &Stream) -> Result<Option<SlotName>, Refusal> {
         let restart = RestartPoint { timeline: stream.timeline, lsn: stream.sent };
         let is_ahead = stream.end.is_none() && self.tail.durable <= stream.sent;
-        let available = if is_ahead || self.is_kept(stream) { Available::Kept } else { Available::Removed };
+        let available = if is_ahead { Available::Kept } else { self.available(stream, stream.sent) };
         match self.slots.acquire(slot, self.pid, restart, available) {
             Err(SlotError::Lost(_)) if !self.major().refuses_lost_slots() => Ok(None),
             acquired => Ok(Some(acquired?)),
@@ -96,20 +96,25 @@ impl<S: WalSource> Walsender<S> {
             let near = start.bytes_since(durable) <= self.source.segment_size().bytes();
             return if near { Ok(()) } else { Err(Refusal::AheadOfFlush { start, flush: durable }) };
         }
-        if self.is_kept(stream) {
-            Ok(())
-        } else {
-            Err(Refusal::Removed { segment: self.segment_name(stream.timeline, start) })
+        match self.available(stream, start) {
+            Available::Kept => Ok(()),
+            Available::Removed => {
+                Err(Refusal::Removed { segment: self.segment_name(stream.timeline, start) })
+            }
         }
     }
 
-    /// Whether the store has the bytes at `sent`. The segment of a fork may be there under the new timeline only:
+    /// Whether the store has the bytes at `lsn`. The segment of a fork may be there under the new timeline only:
     /// up to the switchpoint both are the same (`WalSndSegmentOpen` reads that one too).
-    fn is_kept(&self, stream: &Stream) -> bool {
-        let kept = |timeline| self.source.oldest(timeline).is_some_and(|oldest| oldest <= stream.sent);
+    fn available(&self, stream: &Stream, lsn: Lsn) -> Available {
+        let kept = |timeline| self.source.oldest(timeline).is_some_and(|oldest| oldest <= lsn);
         let size = self.source.segment_size();
-        let forks_here = |end: &TimelineEnd| size.segment(end.switchpoint) == size.segment(stream.sent);
-        kept(stream.timeline) || stream.end.filter(forks_here).is_some_and(|end| kept(end.next))
+        let forks_here = |end: &TimelineEnd| size.segment(end.switchpoint) == size.segment(lsn);
+        if kept(stream.timeline) || stream.end.filter(forks_here).is_some_and(|end| kept(end.next)) {
+            Available::Kept
+        } else {
+            Available::Removed
+        }
     }
 
     /// Positions go on over a switch of timelines as far as both agree, and start anew on any other.
@@ -289,7 +294,7 @@ impl<S: WalSource> Walsender<S> {
     /// measure: after a reconnect a standby reports what it flushed long ago while its segment is shipped again.
     /// For the same reason nothing goes back (write then starts at the segment's start).
     fn status(&mut self, status: StandbyStatus) {
-        let Phase::Streaming(stream) = &mut self.phase else { return };
+        let Phase::Streaming(stream) = &self.phase else { return };
         let limit = stream.limit(self.tail.durable);
         let believed = |old: Lsn, new: Lsn| if new <= limit { old.max(new) } else { old };
         let flushed_before = self.progress.flush;
@@ -298,7 +303,7 @@ impl<S: WalSource> Walsender<S> {
         self.progress.replay = believed(self.progress.replay, status.apply);
         let flushed = RestartPoint { timeline: stream.timeline, lsn: self.progress.flush };
         if let Some(slot) = stream.slot.as_ref().filter(|_| flushed.lsn != flushed_before) {
-            self.slots.advance(slot, flushed);
+            self.slots.advance(slot, flushed, || self.available(stream, flushed.lsn));
         }
         if status.reply == ReplyRequest::Requested {
             self.unwritten.keepalive.get_or_insert(ReplyRequest::NotRequested);

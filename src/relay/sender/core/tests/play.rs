@@ -86,7 +86,7 @@ impl World {
         let world = self.used_slot(name, 99);
         let name = name.parse().expect("a slot name");
         world.slots.release(&name, 99);
-        world.slots.invalidate(&name).expect("it held something back");
+        world.slots.invalidate(&name, Lsn(u64::MAX)).expect("it held something back");
         world
     }
 }
