@@ -1,6 +1,7 @@
 //! The store on a real directory, without a server.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use prometheus::Registry;
@@ -480,6 +481,25 @@ async fn old_segments_become_new_ones_unless_a_slot_needs_them() {
     let store = world.open().expect("recycled segments hold old pages");
     assert_eq!(store.tail().borrow().durable, world.wal.end());
     assert_eq!(read_all(&store, 1, oldest).await, world.bytes(oldest, world.wal.end()));
+}
+
+/// A backup that has said from where on it needs WAL, when retention had just asked.
+#[tokio::test]
+async fn what_is_needed_at_the_last_moment_is_not_removed() {
+    let mut world = World::new();
+    for _ in 0..5 {
+        world.wal.record(1_000_000);
+    }
+    let store = world.begun().await;
+    store.retain(1 << 20);
+    let asked = AtomicBool::new(false);
+    store.set_pins(Box::new(move |kept| {
+        let late = kept.segments.len() < 2 || !asked.swap(true, Ordering::Relaxed);
+        (!late).then_some(START)
+    }));
+    world.stream(&store, START, world.wal.end()).await;
+    assert_eq!(store.oldest(TimelineId(1)), Some(START));
+    assert_eq!(read_all(&store, 1, START).await, world.wal.bytes());
 }
 
 #[tokio::test]

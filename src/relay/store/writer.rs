@@ -395,21 +395,20 @@ impl Writer {
     /// Removes what nobody needs any more; the newest of it become segments again.
     fn prune(&mut self) -> Result<(), StoreError> {
         let size = self.control.segment_size();
-        let pinned = self.shared.pins.get().and_then(|pins| pins(&self.kept()));
-        let retain_bytes = self.shared.retain_bytes.load(Ordering::Relaxed);
-        let keep = first_kept(self.durable, retain_bytes, pinned, size);
-        loop {
-            // Out of the set first: a reader looks there again after it has read.
-            let segment = {
-                let mut state = self.shared.state.lock();
-                let Some(old) = state.segments.iter().find(|s| s.number < keep).copied() else {
-                    return Ok(());
-                };
-                state.segments.remove(&old);
-                state.damaged.remove(&old);
-                old
-            };
-            let name = segment.name(size);
+        let mut kept = self.kept();
+        let mut keep = self.first_kept(&kept);
+        while let Some(old) = kept.segments.iter().find(|segment| segment.number < keep).copied() {
+            // Out of the set first. A reader looks there again after it has read; who comes to need it says so first
+            // and looks there then, and is either seen now or sees that it is gone.
+            self.shared.state.lock().segments.remove(&old);
+            keep = self.first_kept(&kept);
+            if keep <= old.number {
+                self.shared.state.lock().segments.insert(old);
+                continue;
+            }
+            kept.segments.retain(|segment| *segment != old);
+            self.shared.state.lock().damaged.remove(&old);
+            let name = old.name(size);
             if self.recycled.len() < MAX_RECYCLED {
                 self.recycled_count += 1;
                 let spare = format!("{SPARE_PREFIX}recycled.{}", self.recycled_count);
@@ -419,6 +418,13 @@ impl Writer {
                 self.files.remove(&name)?;
             }
         }
+        Ok(())
+    }
+
+    fn first_kept(&self, kept: &Kept) -> SegmentNumber {
+        let pinned = self.shared.pins.get().and_then(|pins| pins(kept));
+        let retain_bytes = self.shared.retain_bytes.load(Ordering::Relaxed);
+        first_kept(self.durable, retain_bytes, pinned, kept.segment_size)
     }
 
     fn change(&mut self, change: Change) -> Result<(), StoreError> {
