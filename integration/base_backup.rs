@@ -20,6 +20,7 @@ const WAYS: [&[&str]; 4] = [
 async fn stock_pg_basebackup() {
     let mut cluster = small();
     in_turns(&cluster, 3).await;
+    its_server_gives_nothing_but_a_backup(&cluster);
     a_standby_whose_start_is_gone_is_passed_over(&mut cluster);
 }
 
@@ -114,6 +115,37 @@ fn verify(cluster: &Cluster, copy: &Path, way: &[&str]) {
 fn succeeds(output: &Output, what: &[&str]) {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{what:?}: {said}");
+}
+
+/// What is asked behind a backup is asked of its server, in the name of a role that may do anything there.
+fn its_server_gives_nothing_but_a_backup(cluster: &Cluster) {
+    let conninfo = format!("{} replication=true", replication(cluster));
+    let mut psql = cluster.program("psql");
+    for command in [
+        "BASE_BACKUP ( LABEL 'x', TARGET 'blackhole')",
+        "BASE_BACKUP ( LABEL 'x', CHECKPOINT 'fast', MANIFEST 'no')",
+        "CREATE_REPLICATION_SLOT \"smuggled\" PHYSICAL RESERVE_WAL",
+        "SHOW wal_segment_size",
+    ] {
+        psql.args(["-c", command]);
+    }
+    let output = psql.args(["-X", "-d", &conninfo]).output().expect("psql runs");
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    let errors: Vec<&str> = errors.lines().filter(|line| line.starts_with("ERROR:")).collect();
+    assert_eq!(
+        errors,
+        [
+            "ERROR:  BASE_BACKUP ... TARGET is not supported by this relay",
+            "ERROR:  cannot execute SQL commands in WAL sender for physical replication",
+        ]
+    );
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.trim_end().ends_with("(1 row)") && said.contains("16MB"), "the conversation went on");
+    for server in cluster.servers() {
+        let slots = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'smuggled'";
+        let found = cluster.psql_at(&cluster.direct_conninfo(&server, "postgres"), slots).expect("slots");
+        assert_eq!(found.trim(), "0", "{}", server.name);
+    }
 }
 
 /// A standby's backup begins at its last restartpoint. The relay keeps two segments here, the primary has written

@@ -35,7 +35,7 @@ pub enum Command {
         start: Lsn,
         timeline: Option<TimelineId>,
     },
-    /// BASE_BACKUP or UPLOAD_MANIFEST: what they say is for a server to read.
+    /// BASE_BACKUP to the client, or UPLOAD_MANIFEST: what else they say is for a server to read.
     OfBaseBackup,
     /// A command of PostgreSQL's that we know and do not serve, by its keyword.
     NotServed {
@@ -118,7 +118,8 @@ impl Command {
             }
             "TIMELINE_HISTORY" => Command::TimelineHistory { timeline: words.timeline()? },
             "START_REPLICATION" => return words.start_replication(),
-            "BASE_BACKUP" | "UPLOAD_MANIFEST" => return Ok(Command::OfBaseBackup),
+            "BASE_BACKUP" => return words.base_backup(),
+            "UPLOAD_MANIFEST" => Command::OfBaseBackup,
             "ALTER_REPLICATION_SLOT" => return Ok(Command::NotServed { keyword: "ALTER_REPLICATION_SLOT" }),
             _ => return Err(CommandError::Sql),
         };
@@ -278,6 +279,33 @@ impl Words<'_> {
         }
     }
 
+    /// The options of version 15 and later tell where the backup goes; those before know the client only.
+    fn base_backup(&mut self) -> Result<Command, CommandError> {
+        if !self.accept_sign('(')? {
+            return Ok(Command::OfBaseBackup);
+        }
+        let mut command = Command::OfBaseBackup;
+        loop {
+            let name = self.identifier()?;
+            let mut value = None;
+            let mut sign = self.next()?;
+            if let Some(Token::Word(text) | Token::Quoted(text)) = sign {
+                value = Some(text);
+                sign = self.next()?;
+            }
+            if name == "target" && value.as_deref() != Some("client") {
+                command = Command::NotServed { keyword: "BASE_BACKUP ... TARGET" };
+            }
+            match sign {
+                Some(Token::Sign(',')) => {}
+                Some(Token::Sign(')')) => break,
+                _ => return Err(CommandError::Syntax),
+            }
+        }
+        self.end()?;
+        Ok(command)
+    }
+
     fn start_replication(&mut self) -> Result<Command, CommandError> {
         let slot = if self.accept("SLOT")? { Some(self.identifier()?) } else { None };
         if self.accept("LOGICAL")? {
@@ -398,6 +426,15 @@ mod tests {
         let not_served = |keyword| Ok(Command::NotServed { keyword });
         check("ALTER_REPLICATION_SLOT s (FAILOVER)", not_served("ALTER_REPLICATION_SLOT"));
         check("BASE_BACKUP ( LABEL 'x',  PROGRESS)", Ok(Command::OfBaseBackup));
+        check("BASE_BACKUP LABEL 'target' PROGRESS", Ok(Command::OfBaseBackup));
+        check("BASE_BACKUP ( LABEL 'target', TARGET 'client', CHECKPOINT 'fast')", Ok(Command::OfBaseBackup));
+        let elsewhere = || Ok(Command::NotServed { keyword: "BASE_BACKUP ... TARGET" });
+        check("BASE_BACKUP ( LABEL 'x', TARGET 'server', TARGET_DETAIL '/tmp/x')", elsewhere());
+        check("base_backup (\"target\" 'blackhole', LABEL 'x');", elsewhere());
+        check("BASE_BACKUP (TARGET server, TARGET 'client')", elsewhere());
+        check("BASE_BACKUP (TARGET)", elsewhere());
+        check("BASE_BACKUP (LABEL 'x'", Err(CommandError::Syntax));
+        check("BASE_BACKUP (LABEL 'x'); DROP_REPLICATION_SLOT a", Err(CommandError::Syntax));
         check("UPLOAD_MANIFEST", Ok(Command::OfBaseBackup));
         check("START_REPLICATION SLOT \"s\" LOGICAL 0/0", not_served("START_REPLICATION ... LOGICAL"));
         check("CREATE_REPLICATION_SLOT s LOGICAL p", not_served("CREATE_REPLICATION_SLOT ... LOGICAL"));

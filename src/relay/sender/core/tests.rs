@@ -565,6 +565,10 @@ fn a_base_backup_is_a_servers() {
     play.check(&[
         ("Q UPLOAD_MANIFEST", &["PASS UPLOAD_MANIFEST"]),
         ("nobody", &["E ERROR 57P03 no server is there to take a base backup from", "Z"]),
+        (
+            "Q BASE_BACKUP ( TARGET 'server', TARGET_DETAIL '/tmp/x')",
+            &["E ERROR 0A000 BASE_BACKUP ... TARGET is not supported by this relay", "Z"],
+        ),
         ("Q BASE_BACKUP ( LABEL 'x')", &["PASS BASE_BACKUP ( LABEL 'x')"]),
         ("time 100000", &[]),
     ]);

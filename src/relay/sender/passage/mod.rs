@@ -1,5 +1,6 @@
 //! Base backups through the relay: a replication connection that asks for one (BASE_BACKUP, or UPLOAD_MANIFEST before
-//! it) belongs to one server from there on, and bytes pass both ways as they are. Errors are that server's own.
+//! it) belongs to one server from there on, and bytes pass both ways as they are; but for commands that are of no base
+//! backup ([`gate`]). Errors are that server's own.
 //!
 //! The relay itself looks for one thing: from which WAL on the copy is of use. That is held for it
 //! ([`super::super::backups`]), because the copy's owner comes to us for it. A standby's backup begins at its last
@@ -9,6 +10,7 @@
 //! A slow client makes its server wait: no more than one buffer's worth of bytes is on the way in each direction.
 #![expect(clippy::disallowed_methods, reason = "shell: reads the clock")]
 
+mod gate;
 mod look;
 mod source;
 
@@ -23,10 +25,12 @@ use tokio::io::{
 use tokio::sync::watch;
 use tracing::info;
 
+use self::gate::Gate;
 use self::look::{Look, look};
 use self::source::{Source, candidates};
 use super::Shared;
 use crate::net::{self, Backend, Stream, Target};
+use crate::pg::protocol::frame::InvalidLength;
 use crate::pg::{ErrorFields, Lsn, SqlState, TimelineId};
 use crate::relay::backups::BackupId;
 use crate::topology::{Directive, Role};
@@ -60,6 +64,7 @@ pub(super) struct Passage {
     writer: WriteHalf<Stream>,
     /// Received from the server and not yet passed on.
     received: BytesMut,
+    gate: Gate,
     /// `None` as long as it is not known what is needed.
     held: Option<Held>,
 }
@@ -115,6 +120,7 @@ impl Passage {
             reader,
             writer,
             received: server.received,
+            gate: Gate::default(),
             held: None,
         })
     }
@@ -139,11 +145,10 @@ impl Passage {
             }
         }
         below.writer.write_all_buf(&mut self.received).await?;
-        let mut from_client = BufReader::with_capacity(BUFFER, below.reader);
         let mut from_server = BufReader::with_capacity(BUFFER, &mut self.reader);
         tokio::select! {
-            ended = copy_buf(&mut from_client, &mut self.writer) => ended?,
-            ended = copy_buf(&mut from_server, below.writer) => ended?,
+            ended = ask(below.reader, below.received, &mut self.gate, &mut self.writer) => ended?,
+            ended = copy_buf(&mut from_server, below.writer) => drop(ended?),
             // It may be in the middle of a message: nothing can be said.
             () = deposed(&self.source, self.shared.inputs.directive.clone()) => {
                 let why = "the primary that gives the base backup is none any more";
@@ -156,9 +161,11 @@ impl Passage {
     /// Passes bytes on until it is known where the backup begins, which the client has not heard yet.
     async fn find_start(&mut self, below: &mut Below<'_>) -> io::Result<Start> {
         loop {
-            if !below.received.is_empty() {
+            let mut asked = BytesMut::new();
+            self.gate.pass(below.received, &mut asked).map_err(malformed)?;
+            if !asked.is_empty() {
                 self.said = Said::More;
-                self.writer.write_all_buf(below.received).await?;
+                self.writer.write_all_buf(&mut asked).await?;
             }
             let (pass, found) = match look(&self.received) {
                 Look::Pass(length) => (length, None),
@@ -212,6 +219,28 @@ impl Passage {
         self.received = server.received;
         true
     }
+}
+
+/// Passes on what a client sends, until it has ended. At most one Query and one read wait in `received`.
+async fn ask(
+    reader: &mut ReadHalf<Stream>,
+    received: &mut BytesMut,
+    gate: &mut Gate,
+    writer: &mut WriteHalf<Stream>,
+) -> io::Result<()> {
+    let mut asked = BytesMut::new();
+    loop {
+        gate.pass(received, &mut asked).map_err(malformed)?;
+        writer.write_all_buf(&mut asked).await?;
+        received.reserve(BUFFER);
+        if reader.read_buf(received).await? == 0 {
+            return Ok(());
+        }
+    }
+}
+
+fn malformed(error: InvalidLength) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
 /// The first of `sources` that lets us in, with the command on its way.
