@@ -51,7 +51,8 @@ pub struct RelayTuning {
     /// An upstream that is silent for this long is asked for a sign of life, so that others can tell what is
     /// not there from what is not known. Not more than half of `upstream_timeout` counts.
     pub ask_after: Duration,
-    /// Whether the followers' replay is reported upstream.
+    /// Whether the followers' replay is reported upstream. Once it is, commits may wait for it: it goes on until the
+    /// process ends.
     pub remote_apply: RemoteApply,
 }
 

@@ -25,6 +25,7 @@ use crate::failover;
 use crate::net::{Acceptor, Reception, Target, TlsForServers};
 use crate::proxy::Proxy;
 use crate::relay::RelayTuning;
+use crate::topology::RemoteApply;
 
 /// Where new values go.
 #[derive(Debug)]
@@ -144,7 +145,8 @@ impl Prepared {
         *taps.files.lock() = files;
         taps.proxy.reconfigure(plans::proxy(&effective));
         replace(&taps.tuning.failover, plans::failover_tuning(&effective));
-        replace(&taps.tuning.relay, plans::relay_tuning(&effective));
+        let told = *taps.tuning.relay.borrow();
+        replace(&taps.tuning.relay, for_relay(told, plans::relay_tuning(&effective)));
         replace(&taps.access, effective.console.clone());
         taps.log_level.change(&effective.log);
         taps.running.send_replace(Arc::new(effective));
@@ -179,6 +181,15 @@ fn in_effect(running: &Config, next: Config) -> Config {
     }
 }
 
+/// Sessions that were let in under `wal.remote_apply: followers` may commit with `remote_apply` for as long as they
+/// are there; their commits wait for the replay that was told until now. So it is told until the process ends.
+fn for_relay(told: RelayTuning, next: RelayTuning) -> RelayTuning {
+    match told.remote_apply {
+        RemoteApply::Followers => RelayTuning { remote_apply: RemoteApply::Followers, ..next },
+        RemoteApply::Off => next,
+    }
+}
+
 /// How a node is reached needs no restart.
 fn reached_as_in(next: &Config, node: NodeConfig) -> NodeConfig {
     match next.node(&node.node.name) {
@@ -205,7 +216,26 @@ fn outcome(changes: &[(&'static str, Effect)], renewed: Vec<String>, warnings: &
 #[cfg(test)]
 mod tests {
     use super::changes::{Effect, changes, tests::config};
-    use super::in_effect;
+    use super::{for_relay, in_effect};
+    use crate::app::plans;
+    use crate::topology::RemoteApply::{Followers, Off};
+
+    #[test]
+    fn replay_that_commits_may_wait_for_is_told_on() {
+        let tuning = |rule: &str, rate: &str| {
+            let wal = format!("wal: {{dir: wal, remote_apply: {rule}, follower_rate: {rate}}}");
+            plans::relay_tuning(&config(&wal))
+        };
+        for (told, next, expected) in [
+            ("off", "off", Off),
+            ("off", "followers", Followers),
+            ("followers", "off", Followers),
+            ("followers", "followers", Followers),
+        ] {
+            let now = for_relay(tuning(told, "1MiB"), tuning(next, "2MiB"));
+            assert_eq!((now.remote_apply, now.follower_rate), (expected, 2 << 20), "{told}, then {next}");
+        }
+    }
 
     /// What `changes` says of a key is what becomes of it.
     #[test]
