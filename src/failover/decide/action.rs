@@ -128,9 +128,17 @@ struct Entry {
 
 #[derive(Debug)]
 enum Progress {
-    Running,
-    Done { finding: Finding, at: Instant },
-    Failed { at: Instant },
+    Running {
+        /// Of the run before, if that was done: it holds until this one says otherwise.
+        before: Option<Finding>,
+    },
+    Done {
+        finding: Finding,
+        at: Instant,
+    },
+    Failed {
+        at: Instant,
+    },
 }
 
 impl Ledger {
@@ -144,7 +152,8 @@ impl Ledger {
     pub fn finding(&self, action: &Action) -> Option<&Finding> {
         match &self.entry(action)?.progress {
             Progress::Done { finding, .. } => Some(finding),
-            Progress::Running | Progress::Failed { .. } => None,
+            Progress::Running { before } => before.as_ref(),
+            Progress::Failed { .. } => None,
         }
     }
 
@@ -157,7 +166,7 @@ impl Ledger {
         let Some(entry) = self.entry(action) else { return true };
         let waited = |at: Instant| now.saturating_duration_since(at);
         match &entry.progress {
-            Progress::Running => false,
+            Progress::Running { .. } => false,
             Progress::Done { at, .. } => {
                 !matches!(action.what, What::Advise { .. }) && waited(*at) >= Self::REPEAT
             }
@@ -169,11 +178,11 @@ impl Ledger {
     }
 
     pub fn started(&mut self, action: &Action) {
+        let before = self.finding(action).cloned();
+        let progress = Progress::Running { before };
         match self.entries.iter_mut().find(|e| e.action == *action) {
-            Some(entry) => entry.progress = Progress::Running,
-            None => {
-                self.entries.push(Entry { action: action.clone(), progress: Progress::Running, failures: 0 });
-            }
+            Some(entry) => entry.progress = progress,
+            None => self.entries.push(Entry { action: action.clone(), progress, failures: 0 }),
         }
     }
 
@@ -193,26 +202,33 @@ impl Ledger {
 
     /// What of an older term has ended fits nothing any more; what still runs is kept until it ends.
     pub fn forget_before(&mut self, term: Term) {
-        self.entries.retain(|e| e.action.term >= term || matches!(e.progress, Progress::Running));
+        self.entries.retain(|e| e.action.term >= term || e.progress.is_running());
     }
 
     /// A node that is tried anew: what it has done or failed before does not count. What runs is kept.
     pub fn forget_results(&mut self, node: &NodeName) {
-        self.entries.retain(|e| e.action.node != *node || matches!(e.progress, Progress::Running));
+        self.entries.retain(|e| e.action.node != *node || e.progress.is_running());
+        for entry in self.entries.iter_mut().filter(|e| e.action.node == *node) {
+            entry.progress = Progress::Running { before: None };
+        }
     }
 
     /// Whether any action that touches the node's server process runs, whatever its term: two of them at once
     /// would fight over one data directory.
     pub fn is_server_busy(&self, node: &NodeName) -> bool {
-        self.entries.iter().any(|e| {
-            e.action.node == *node
-                && e.action.what.touches_server()
-                && matches!(e.progress, Progress::Running)
-        })
+        self.entries
+            .iter()
+            .any(|e| e.action.node == *node && e.action.what.touches_server() && e.progress.is_running())
     }
 
     fn entry(&self, action: &Action) -> Option<&Entry> {
         self.entries.iter().find(|e| e.action == *action)
+    }
+}
+
+impl Progress {
+    fn is_running(&self) -> bool {
+        matches!(self, Progress::Running { .. })
     }
 }
 

@@ -450,6 +450,20 @@ fn a_proxy_that_clears_nobody_holds_the_election_and_is_named() {
     started.run_until("the agent has started the old primary", |w| w.is_open() && w.primary() == Some("pg1"));
 }
 
+/// There is nobody else: it stays prepared, and is prepared again and again.
+#[test]
+fn the_only_candidate_is_waited_for_in_one_breath() {
+    let mut world = World::unattended(Durability::Quorum);
+    world.kill("pg3");
+    world.clinging = vec!["pg2"];
+    world.kill("pg1");
+    world.run_until("a person is asked", |w| !w.alarms.is_empty());
+    world.run(600);
+    assert_eq!((step_name(&world.state), world.alarms.len()), ("prepare", 1), "{:?}", world.alarms);
+    world.clinging.clear();
+    world.run_until("open again", |w| w.is_open() && w.primary() == Some("pg2"));
+}
+
 #[test]
 fn a_candidate_that_is_cleared_later_is_returned_to() {
     let mut world = World::unattended(Durability::Quorum);

@@ -64,6 +64,8 @@ pub(super) struct World {
     /// The proxy does nothing, and what it said last stands.
     pub(super) stuck: bool,
     core: Core,
+    /// How actions went; told a step later, so that a turn sees them under way.
+    answers: Vec<(Action, Option<Finding>)>,
     /// What is journaled; after a restart, what was made of it.
     pub(super) state: State,
     /// What went out last.
@@ -112,6 +114,7 @@ impl World {
         World {
             now: Now { instant: Instant::now(), unix_ms: 1_000_000 },
             core: core(&servers, agent, &policy, state.clone()),
+            answers: Vec::new(),
             servers,
             policy,
             wal: WalStatus::starting(),
@@ -193,6 +196,7 @@ impl World {
     pub(super) fn restart(&mut self) {
         let state = self.state.clone().resumed(self.policy.durability, self.now.unix_ms);
         self.core = core(&self.servers, self.agent, &self.policy, state.clone());
+        self.answers.clear();
         self.state = state;
         self.direct(self.core.directive().clone());
         self.proxy = ProxyStatus::default();
@@ -250,8 +254,12 @@ impl World {
             }
         }
         self.obey();
+        for (action, result) in std::mem::take(&mut self.answers) {
+            self.core.acted(&action, result, self.now.instant);
+        }
         for action in actions {
-            self.execute(&action);
+            let result = self.execute(&action);
+            self.answers.push((action, result));
         }
     }
 
@@ -393,10 +401,9 @@ impl World {
         }
     }
 
-    fn execute(&mut self, action: &Action) {
+    fn execute(&mut self, action: &Action) -> Option<Finding> {
         assert_eq!(action.term, self.state.term, "an action of a term that is not journaled");
-        let result = if std::mem::take(&mut self.fail_next) { None } else { self.done(action) };
-        self.core.acted(action, result, self.now.instant);
+        if std::mem::take(&mut self.fail_next) { None } else { self.done(action) }
     }
 
     fn done(&mut self, action: &Action) -> Option<Finding> {
