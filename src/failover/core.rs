@@ -28,8 +28,9 @@ use crate::topology::{
     Directive, Election, Health, LeftBehind, Node, NodeName, Outcome, ProxyStatus, Term, WalStatus,
 };
 
-/// Rules that may fire in one turn: more than any chain of them is long.
-const MAX_CHAIN: usize = 16;
+/// Rules that may fire in one turn: more than any chain of them is long. At the bound a person is told, and the next
+/// turn goes on.
+pub(crate) const MAX_CHAIN: usize = 16;
 
 #[derive(Debug)]
 pub(crate) struct Core {
@@ -213,7 +214,7 @@ impl Core {
     pub(crate) fn turn(&mut self, now: Now, wal: &Arc<WalStatus>, proxy: &ProxyStatus) -> Vec<Effect> {
         let mut effects = Vec::new();
         let mut decided = Decided::default();
-        self.decide(now, wal, proxy, &mut decided, &mut effects);
+        self.decide(MAX_CHAIN, now, wal, proxy, &mut decided, &mut effects);
         if self.state != self.journaled {
             self.journaled = self.state.clone();
             effects.push(Effect::Journal(self.state.clone()));
@@ -236,13 +237,14 @@ impl Core {
 
     fn decide(
         &mut self,
+        chain: usize,
         now: Now,
         wal: &Arc<WalStatus>,
         proxy: &ProxyStatus,
         decided: &mut Decided,
         effects: &mut Vec<Effect>,
     ) {
-        for _ in 0..MAX_CHAIN {
+        for _ in 0..chain {
             self.watch.expect_primary(self.state.primary.as_ref().map(|p| &p.node));
             let health = self.watch.health(now.instant);
             let view = self.view(&health, now, wal, proxy);
@@ -265,6 +267,8 @@ impl Core {
             }
             self.state = decision.next;
         }
+        effects
+            .extend(self.alarm(Some(format!("the rules go round in a circle: {chain} have fired at once"))));
     }
 
     fn view<'a>(

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Core, Effect};
+use super::{Core, Decided, Effect};
 use crate::failover::command::Command;
 use crate::failover::decide::{Action, Automatic, Finding, Mode, Now, Phase, Policy, Primary, State, What};
 use crate::failover::health::{Detect, Facts, ProbeResult, SlotState, Watch};
@@ -170,6 +170,21 @@ fn ended(outcome: Outcome) -> Election {
         phases: Vec::new(),
         outcome,
     }
+}
+
+#[test]
+fn rules_that_go_round_in_a_circle_are_told_of() {
+    let (mut core, now, mut wal) = steady();
+    core.probed(now.instant, &name("pg1"), ProbeResult::Refused);
+    let how = StreamEnd::Lost { why: "connection reset".to_owned() };
+    wal.upstream = Upstream::Ended { node: name("pg1"), at: now.instant, how };
+    let (wal, proxy) = (Arc::new(wal), ProxyStatus::default());
+    let mut effects = Vec::new();
+    core.decide(1, now, &wal, &proxy, &mut Decided::default(), &mut effects);
+    assert_eq!(effects.iter().map(text).collect::<Vec<_>>(), ["F1", "alarm"]);
+    assert_eq!(core.obstacle.as_deref(), Some("the rules go round in a circle: 1 have fired at once"));
+    core.decide(1, now, &wal, &proxy, &mut Decided::default(), &mut effects);
+    assert_eq!((effects.len(), core.obstacle), (2, None), "over");
 }
 
 #[test]

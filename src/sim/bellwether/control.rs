@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::{INSTANCE, node_id};
 use crate::failover::FileJournal;
-use crate::failover::core::{Core, Effect};
+use crate::failover::core::{Core, Effect, MAX_CHAIN};
 use crate::failover::decide::{Action, Finding, Mode, Now, Policy, State, What};
 use crate::failover::health::{Detect, ProbeResult, Watch};
 use crate::pg::Lsn;
@@ -87,6 +87,8 @@ impl Control {
         }
         let now = Now { instant: stage.instant(), unix_ms: stage.unix_ms() };
         let mut effects = self.core.turn(now, &Arc::new(wal), proxy);
+        let fired = effects.iter().filter(|effect| matches!(effect, Effect::Fired { .. })).count();
+        assert!(fired < MAX_CHAIN, "the rules go round in a circle: {effects:?}");
         disorder(stage.plant, &mut effects);
         let journals = effects.iter().any(|effect| matches!(effect, Effect::Journal(_)));
         let doomed = self.doomed.filter(|_| journals).map(|(after, _)| after % (effects.len() + 1));

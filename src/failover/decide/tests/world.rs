@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::failover::Tuning;
 use crate::failover::command::Command;
-use crate::failover::core::{Core, Effect};
+use crate::failover::core::{Core, Effect, MAX_CHAIN};
 use crate::failover::decide::{
     Action, Agent, Finding, Mode, Now, Phase, Policy, Promoted, RuleId, State, What,
 };
@@ -239,6 +239,7 @@ impl World {
             self.core.probed(self.now.instant, &self.servers[index].node.name, result);
         }
         let mut actions = Vec::new();
+        let fired_before = self.rules.len();
         for effect in self.core.turn(self.now, &Arc::new(self.wal.clone()), &self.proxy) {
             match effect {
                 Effect::Fired { rule, .. } => self.rules.push(rule),
@@ -253,6 +254,8 @@ impl World {
                 Effect::GiveUpBefore(_) | Effect::LeftBehind(_) | Effect::Probe(_) | Effect::Remember(_) => {}
             }
         }
+        let fired = &self.rules[fired_before..];
+        assert!(fired.len() < MAX_CHAIN, "in a circle: {fired:?}");
         self.obey();
         for (action, result) in std::mem::take(&mut self.answers) {
             self.core.acted(&action, result, self.now.instant);
