@@ -9,7 +9,7 @@ use super::scene::Scene;
 
 const CLIENTS: [u32; 2] = [1, 8];
 const SECONDS: u32 = 2;
-const ROUNDS: usize = 7;
+const ROUNDS: usize = 5;
 
 pub(crate) fn run() -> Vec<Figure> {
     let scene = Scene::start(Durability::Quorum);
