@@ -30,7 +30,7 @@ sim: setup
 
 ## soak: the long versions: generated conversations (SEEDS=5000) with PostgreSQL 14 to 18, clients that leave things behind, fuzzed input, pitfalls of WAL shipping
 .PHONY: soak
-soak: setup setup-majors
+soak: setup setup-majors setup-programs
 	SEEDS=$(or $(SEEDS),5000) cargo test --locked --test integration -- --test-threads=1 --nocapture --include-ignored differential::as_
 	SEEDS=2000000 cargo test --locked --test integration -- --test-threads=1 --nocapture fuzzed::
 	cargo test --locked --test integration -- --test-threads=1 --nocapture --ignored leak::
@@ -48,7 +48,7 @@ bench: setup setup-bench
 drivers: setup setup-drivers
 	DRIVERS='$(DRIVERS)' cargo test --locked --test drivers -- --nocapture --test-threads=1
 
-.PHONY: setup setup-second-major setup-majors setup-tools setup-bench setup-drivers
+.PHONY: setup setup-second-major setup-majors setup-tools setup-programs setup-bench setup-drivers
 setup:
 	@integration/setup.sh base
 setup-second-major:
@@ -57,6 +57,8 @@ setup-majors:
 	@integration/setup.sh majors
 setup-tools:
 	@integration/setup.sh tools
+setup-programs:
+	@integration/setup.sh programs
 setup-bench:
 	@integration/setup.sh bench
 setup-drivers:

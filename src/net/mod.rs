@@ -17,6 +17,7 @@ pub mod proxy_header;
 mod socket_file;
 pub mod sql;
 mod stream;
+mod tablespaces;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -37,6 +38,7 @@ pub use metrics::LoginMetrics;
 pub use peer::{ClientCertificate, Peer, TlsFacts};
 pub use socket_file::SocketFile;
 pub use stream::{Detached, PeerAddress, Stream};
+pub use tablespaces::{PlacedTablespace, PlacingError, TablespaceMapping, is_vacant, place};
 pub use tls::{ForClients, ForServers, ServerTlsMode, TlsError, TlsForClients, TlsForServers, TlsVersion};
 pub use unpack::{Chunk, ChunkReader, UnpackError, unpack, write_file};
 pub use users::{LookupStatement, Lookups, ProvenKeys, Users};

@@ -1,6 +1,6 @@
 //! `bellwether check`: everything that stands in the way, at once, with what mends it.
 //!
-//! First the file; then, when the file is whole, every server, side by side. `facts` asks the servers,
+//! First the file; then, when the file is whole, every server, side by side, and the archive. `facts` asks the servers,
 //! `judge` and `hba` decide, without a server, what the answers mean.
 
 mod facts;
@@ -9,10 +9,15 @@ mod judge;
 
 use std::fmt;
 use std::path::Path;
+use std::time::Duration;
 
 use super::certificates::Certificates;
 use super::cli;
 use super::config::{self, Config, LoadError, Problem};
+use crate::relay::archive::probe;
+
+/// For the archive to be written to, read from and cleaned up again.
+const ARCHIVE_LIMIT: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Severity {
@@ -72,7 +77,9 @@ pub async fn check(path: &Path) -> Vec<Finding> {
     match config::load(path) {
         Ok((config, warnings)) => {
             let mut findings: Vec<Finding> = warnings.into_iter().map(in_file(Severity::Warn)).collect();
-            findings.extend(servers(&config).await);
+            let (servers, archive) = tokio::join!(servers(&config), archive(&config));
+            findings.extend(servers);
+            findings.extend(archive);
             findings
         }
         Err(LoadError::Invalid { problems, .. }) => {
@@ -88,6 +95,25 @@ pub async fn servers(config: &Config) -> Vec<Finding> {
         Ok(certificates) => judge::judge(config, &facts::gather(config, &certificates.for_servers).await),
         Err(error) => vec![Finding::error("tls", cli::chain(&error))],
     }
+}
+
+/// Uses the archive as the relay will.
+async fn archive(config: &Config) -> Option<Finding> {
+    let url = &config.wal.archive.as_ref()?.url;
+    let unique = format!("{}_{}", config.instance, std::process::id());
+    let error = match tokio::time::timeout(ARCHIVE_LIMIT, probe(url, &unique)).await {
+        Ok(Ok(())) => return None,
+        Ok(Err(error)) => cli::chain(&error),
+        Err(_elapsed) => format!("no answer within {ARCHIVE_LIMIT:?}"),
+    };
+    let finding = Finding::error("wal.archive.url", format!("{url} cannot be used: {error}"));
+    Some(match url.directory() {
+        Some(directory) => finding.mend(format!("a directory {} that we may write to", directory.display())),
+        None => finding.mend(
+            "credentials, region and endpoint are in the environment of this command and of the instance; the bucket \
+             exists, and they may get, put, list and delete in it",
+        ),
+    })
 }
 
 fn in_file(severity: Severity) -> impl Fn(Problem) -> Finding {

@@ -14,7 +14,7 @@ use crate::app::certificates::Certificates;
 use crate::app::cli::chain;
 use crate::app::config::{self, Config, LoadError};
 use crate::app::plans;
-use crate::net::{Target, TlsError, sql};
+use crate::net::{TablespaceMapping, Target, TlsError, sql};
 use crate::pg::{Lsn, TimelineId};
 use crate::relay::archive::{
     self, ArchiveUrl, BackupError, BackupJob, BackupSource, CopiedAs, Moment, RestoreError, RestoreJob,
@@ -31,6 +31,9 @@ pub(in crate::app) struct Restore {
     /// The new server's data directory, missing or empty
     #[arg(long, value_name = "D")]
     data_dir: PathBuf,
+    /// The tablespace at OLD comes to NEW, missing or empty [default: to OLD]; \= is an equals sign of a path
+    #[arg(long, value_name = "OLD=NEW")]
+    tablespace_mapping: Vec<TablespaceMapping>,
     #[command(flatten)]
     archive: Archive,
 }
@@ -130,7 +133,7 @@ async fn in_recovery(target: &Target) -> Option<bool> {
 
 /// Returns what to tell.
 pub(in crate::app) async fn restore(command: Restore) -> Result<String, CommandError> {
-    let Restore { moment, timeline, data_dir, archive } = command;
+    let Restore { moment, timeline, data_dir, tablespace_mapping, archive } = command;
     let program = installed(env::current_exe().map_err(CommandError::Program)?);
     let (url, from) = match (archive.archive, archive.config) {
         (Some(url), _) => (url.clone(), ["--archive".to_owned(), url.to_string()]),
@@ -147,6 +150,7 @@ pub(in crate::app) async fn restore(command: Restore) -> Result<String, CommandE
         moment: moment.moment(),
         timeline: timeline.map(TimelineId),
         data_dir: directory(&data_dir),
+        tablespaces: tablespace_mapping,
         restore_command: restore_command(&program, &from),
     };
     let restored = archive::restore(&job, &Bar::new()).await?;
@@ -167,11 +171,12 @@ fn restore_command(program: &Path, from: &[String; 2]) -> String {
 }
 
 fn told(restored: &Restored, data_dir: &Path) -> String {
-    let Restored { backup, finished_at, timeline, bytes } = restored;
+    let Restored { backup, finished_at, timeline, bytes, tablespaces } = restored;
     let (directory, word) = (data_dir.display(), shell_word(&data_dir.display().to_string()));
+    let placed: String = tablespaces.iter().map(|tablespace| format!("{tablespace}\n")).collect();
     format!(
         "{directory}: {backup} of {finished_at} is unpacked ({bytes} bytes). A server started there recovers on \
-         timeline {timeline} and then takes writes, on a timeline of its own:\n  pg_ctl -D {word} start\n"
+         timeline {timeline} and then takes writes, on a timeline of its own:\n  pg_ctl -D {word} start\n{placed}"
     )
 }
 

@@ -9,13 +9,17 @@ use clap::{Args, Subcommand};
 use indicatif::{DecimalBytes, HumanDuration, ProgressBar, ProgressStyle};
 use parking_lot::Mutex;
 
+use super::passfile::{Environment, Found, PassfileError};
 use super::{directory, shell_word};
 use crate::app::config::{self, LoadError};
 use crate::app::local;
 use crate::failover::agent::{
-    AgentError, Conninfo, CopyProgress, InitProgress, InvalidConninfo, NewFollower, RunAs, RunAsError,
+    AgentError, Conninfo, CopyProgress, InitProgress, InvalidConninfo, MadeFollower, NewFollower, RunAs,
+    RunAsError,
 };
-use crate::net::{Credentials, ForServers, ServerTlsMode, Target, TlsError, TlsForServers};
+use crate::net::{
+    Credentials, ForServers, ServerTlsMode, TablespaceMapping, Target, TlsError, TlsForServers,
+};
 use crate::pg::SlotName;
 use crate::topology::Address;
 
@@ -39,6 +43,12 @@ pub(in crate::app) struct Init {
     /// A replication slot at the endpoint, made when missing, so that the standby's WAL is kept while it is away
     #[arg(long, value_name = "NAME")]
     slot: Option<SlotName>,
+    /// The tablespace at OLD comes to NEW [default: to OLD]; \= is an equals sign of a path
+    #[arg(long, value_name = "OLD=NEW")]
+    tablespace_mapping: Vec<TablespaceMapping>,
+    /// Copy no more than this in a second, in kB; suffixes k and M
+    #[arg(long, value_name = "RATE", value_parser = max_rate)]
+    max_rate: Option<u32>,
     /// Whose the files are when this runs as root [default: postgres]
     #[arg(long, value_name = "USER")]
     run_as: Option<String>,
@@ -55,6 +65,8 @@ pub(in crate::app) enum FollowerError {
     #[error("TLS with the endpoint")]
     Tls(#[from] TlsError),
     #[error(transparent)]
+    Passfile(#[from] PassfileError),
+    #[error(transparent)]
     RunAs(#[from] RunAsError),
     #[error("new standby in {}", data_dir.display())]
     Make {
@@ -64,28 +76,37 @@ pub(in crate::app) enum FollowerError {
     },
 }
 
+/// What a server takes, in kB (`MAX_RATE_LOWER` and `MAX_RATE_UPPER`, basebackup.h).
+const MAX_RATES: std::ops::RangeInclusive<u32> = 32..=1024 * 1024;
+
 /// Returns what people want to know at the end.
 pub(in crate::app) async fn init(options: Init) -> Result<String, FollowerError> {
     let endpoint = match &options.endpoint {
         Some(endpoint) => Conninfo::parse(endpoint)?,
         None => local::upstream(&config::load(&options.config)?.0, None),
     };
+    let run_as = RunAs::resolve(options.run_as.as_deref())?;
     let conninfo = named(endpoint, options.slot.as_ref());
+    let found = Environment::of_process().look_up(&conninfo)?;
+    let followed = followed(conninfo.clone(), &found, run_as.as_ref());
     let data_dir = directory(&options.data_dir);
     let follower = NewFollower {
         data_dir: data_dir.clone(),
-        endpoint: target(&conninfo)?,
-        primary_conninfo: conninfo.to_string(),
+        endpoint: target(&with_password(conninfo, &found))?,
+        primary_conninfo: followed.to_string(),
         slot: options.slot,
-        run_as: RunAs::resolve(options.run_as.as_deref())?,
+        tablespaces: options.tablespace_mapping,
+        max_rate: options.max_rate,
+        run_as,
     };
     let display = Mutex::new(Display::new(Instant::now()));
     let shown = Arc::new(move |progress| display.lock().show(progress, Instant::now()));
     let made = follower.make(shown).await;
-    let copied =
+    let MadeFollower { copied, tablespaces } =
         made.map_err(|source| FollowerError::Make { data_dir: data_dir.clone(), source: Box::new(source) })?;
+    let placed: String = tablespaces.iter().map(|tablespace| format!("{tablespace}\n")).collect();
     Ok(format!(
-        "{}: a standby as of {} on timeline {}, verified. Start it with: pg_ctl -D {} start\n",
+        "{}: a standby as of {} on timeline {}, verified. Start it with: pg_ctl -D {} start\n{placed}",
         data_dir.display(),
         copied.end,
         copied.timeline,
@@ -93,11 +114,43 @@ pub(in crate::app) async fn init(options: Init) -> Result<String, FollowerError>
     ))
 }
 
+/// As `parse_max_rate` of pg_basebackup.c has it, in whole numbers.
+fn max_rate(text: &str) -> Result<u32, String> {
+    let (number, factor) = match text.as_bytes().last() {
+        Some(b'k') => (&text[..text.len() - 1], 1),
+        Some(b'M') => (&text[..text.len() - 1], 1024),
+        _ => (text, 1),
+    };
+    let rate = number.parse::<u32>().ok().and_then(|number| number.checked_mul(factor));
+    match rate {
+        Some(rate) if MAX_RATES.contains(&rate) => Ok(rate),
+        _ => Err("a rate from 32k to 1024M is expected".to_owned()),
+    }
+}
+
 /// The endpoint knows followers by their names.
 fn named(conninfo: Conninfo, slot: Option<&SlotName>) -> Conninfo {
     match (conninfo.value("application_name"), slot) {
         (None, Some(slot)) => conninfo.with("application_name", slot.as_str()),
         _ => conninfo,
+    }
+}
+
+fn with_password(conninfo: Conninfo, found: &Found) -> Conninfo {
+    match found {
+        Found::InEnvironment(password) | Found::InFile { password, .. } => {
+            conninfo.with("password", password)
+        }
+        Found::InConninfo | Found::Nowhere => conninfo,
+    }
+}
+
+/// What the standby will follow: as with `pg_basebackup -R` it finds its password where we have found it, unless that is
+/// a file of another user's.
+fn followed(conninfo: Conninfo, found: &Found, run_as: Option<&RunAs>) -> Conninfo {
+    match (found, run_as) {
+        (Found::InFile { path, .. }, None) => conninfo.with("passfile", path.to_string_lossy()),
+        _ => with_password(conninfo, found),
     }
 }
 
@@ -190,7 +243,8 @@ fn line(phase: &str, done: u64, total: u64, took: Duration) -> String {
 mod tests {
     use std::time::Duration;
 
-    use super::{line, named, target};
+    use super::{followed, line, max_rate, named, target, with_password};
+    use crate::app::commands::passfile::Found;
     use crate::failover::agent::Conninfo;
     use crate::net::Credentials;
 
@@ -209,6 +263,19 @@ mod tests {
     }
 
     #[test]
+    fn the_standby_finds_its_password() {
+        let conninfo = Conninfo::parse("host=bw user=rep").expect("a connection string");
+        let file = Found::InFile { password: "secret".to_owned(), path: "/home/joe/.pgpass".into() };
+        assert_eq!(with_password(conninfo.clone(), &file).value("password"), Some("secret"));
+        let as_ourselves = followed(conninfo.clone(), &file, None);
+        assert_eq!(as_ourselves.to_string(), "host=bw user=rep passfile=/home/joe/.pgpass");
+        let environment = Found::InEnvironment("secret".to_owned());
+        let kept = followed(conninfo.clone(), &environment, None);
+        assert_eq!(kept.to_string(), "host=bw user=rep password=secret");
+        assert_eq!(followed(conninfo.clone(), &Found::Nowhere, None), conninfo);
+    }
+
+    #[test]
     fn what_is_missing_is_named() {
         let error =
             |text| target(&Conninfo::parse(text).expect("parsed")).expect_err("incomplete").to_string();
@@ -216,6 +283,18 @@ mod tests {
         assert!(error("host=a").contains("user"));
         assert!(error("host=a user=b port=x").contains("port"));
         assert!(error("host=a user=b sslmode=maybe").contains("sslmode"));
+    }
+
+    #[test]
+    fn rates_are_pg_basebackups() {
+        for (text, expected) in
+            [("32", Some(32)), ("100k", Some(100)), ("2M", Some(2048)), ("1024M", Some(1 << 20))]
+        {
+            assert_eq!(max_rate(text).ok(), expected, "{text}");
+        }
+        for text in ["", "M", "31", "1025M", "1G", "-5", "5000000M"] {
+            assert!(max_rate(text).is_err(), "{text}");
+        }
     }
 
     #[test]

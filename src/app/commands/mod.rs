@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 pub(super) mod backup;
 pub(super) mod follower;
 mod inspect;
+mod passfile;
 mod progress;
 pub(super) mod wal;
 

@@ -288,6 +288,13 @@ state: {file: state}
                 ("wal.follower_rate", AtOnce),
             ],
         );
+        let archive = |what: &str| format!("wal: {{dir: wal, archive: {{url: 'file:///a'{what}}}}}");
+        check("", &archive(""), &[("wal.archive", Restart)]);
+        for what in
+            [", level: 9", ", partial_interval: 1s", ", backups: {keep: 2}", ", backups: {every: off}"]
+        {
+            check(&archive(""), &archive(what), &[("wal.archive", Restart)]);
+        }
         check(
             "",
             "pool: {mode: session, size: 5, max_clients: 7, login: 1s}",

@@ -1,7 +1,7 @@
 //! A base backup into a directory: what another server's data directory is, this one becomes.
 //!
 //! The WAL that makes the copy consistent comes inside the archive, or, where the options leave it out, from the upstream.
-//! Clusters with tablespaces are refused.
+//! Tablespaces come to the directories that the caller has made for them.
 
 use std::path::Path;
 
@@ -11,9 +11,10 @@ use tokio::task::JoinHandle;
 
 use super::DirectoryLock;
 use crate::net::{
-    BackupEvent, BaseBackup, BaseBackupError, Chunk, ChunkReader, Target, UnpackError, unpack, write_file,
+    BackupEvent, BaseBackup, BaseBackupError, Chunk, ChunkReader, PlacedTablespace, Target, UnpackError,
+    unpack, write_file,
 };
-use crate::pg::protocol::replication::base_backup::BaseBackupOptions;
+use crate::pg::protocol::replication::base_backup::{BaseBackupOptions, archived_tablespace};
 use crate::pg::{Lsn, TimelineId};
 
 /// Chunks between socket and disk. When full, the socket is not read: the server waits for our disk.
@@ -28,8 +29,10 @@ const ESSENTIAL: [&str; 2] = ["backup_label", "global/pg_control"];
 pub enum CopyError {
     #[error(transparent)]
     Backup(#[from] BaseBackupError),
+    /// Their directories are taken: by those of the server that is to be replaced.
     #[error(
-        "{source_address} has tablespaces ({locations:?}), which a base backup by Bellwether does not carry"
+        "{source_address} has tablespaces ({locations:?}): a server with tablespaces is made anew by \
+         `bellwether follower init` once its directories are empty"
     )]
     Tablespaces { source_address: String, locations: Vec<String> },
     #[error("the base backup is not in the order that {source_address} promised")]
@@ -60,23 +63,31 @@ pub struct CopyProgress {
     pub total_bytes: u64,
 }
 
-/// Copies the cluster at `source` to `into`, an existing directory that holds nothing of a cluster. Not yet durable
-/// when it returns. Given up, it goes on writing what has come, and holds `lock` as long.
-pub(super) async fn copy(
+/// Begins a base backup of a cluster that may be anywhere, so that it can be unpacked beside what is there.
+pub(super) async fn begin_without_tablespaces(
     source: &Target,
     options: &BaseBackupOptions,
+) -> Result<BaseBackup, CopyError> {
+    let backup = BaseBackup::begin(source, options).await?;
+    if backup.content.tablespaces.is_empty() {
+        return Ok(backup);
+    }
+    let source_address = backup.source_address().to_owned();
+    let locations = backup.content.tablespaces.into_iter().map(|tablespace| tablespace.location);
+    Err(CopyError::Tablespaces { source_address, locations: locations.collect() })
+}
+
+/// All of `backup` to `into`, an existing directory that holds nothing of a cluster but links to `tablespaces`. Not yet
+/// durable when it returns. Given up, it goes on writing what has come, and holds `lock` as long.
+pub(super) async fn copy(
+    mut backup: BaseBackup,
+    tablespaces: &[PlacedTablespace],
     into: &Path,
     lock: &DirectoryLock,
     mut progress: impl FnMut(CopyProgress),
 ) -> Result<Copied, CopyError> {
-    let mut backup = BaseBackup::begin(source, options).await?;
-    if !backup.content.tablespaces.is_empty() {
-        let locations = backup.content.tablespaces.into_iter().map(|tablespace| tablespace.location);
-        let source_address = source.address.to_string();
-        return Err(CopyError::Tablespaces { source_address, locations: locations.collect() });
-    }
     let (start, timeline) = (backup.start, backup.timeline);
-    let mut writing = Writing { into, lock, file: None };
+    let mut writing = Writing { into, tablespaces, lock, file: None };
     let end = fill(&mut backup, &mut writing, &mut progress).await;
     let finished = match &end {
         Ok(_) => writing.finish().await,
@@ -89,7 +100,7 @@ pub(super) async fn copy(
     }
     match end {
         Some(end) => Ok(Copied { start, end, timeline }),
-        None => Err(CopyError::OutOfOrder { source_address: source.address.to_string() }),
+        None => Err(CopyError::OutOfOrder { source_address: backup.source_address().to_owned() }),
     }
 }
 
@@ -103,7 +114,11 @@ async fn fill(
     progress(done);
     while let Some(event) = backup.next().await? {
         match event {
-            BackupEvent::Archive { .. } => writing.archive().await?,
+            BackupEvent::Archive { name } => {
+                if !writing.archive(&name).await? {
+                    return Ok(None);
+                }
+            }
             BackupEvent::Manifest => writing.manifest().await?,
             BackupEvent::Data(data) => {
                 done.received_bytes += data.len() as u64;
@@ -122,6 +137,7 @@ async fn fill(
 /// What comes, on its way to the disk: one thread at a time writes it.
 struct Writing<'a> {
     into: &'a Path,
+    tablespaces: &'a [PlacedTablespace],
     lock: &'a DirectoryLock,
     file: Option<Filling>,
 }
@@ -132,9 +148,17 @@ struct Filling {
 }
 
 impl Writing<'_> {
-    async fn archive(&mut self) -> Result<(), CopyError> {
-        let into = self.into.to_owned();
-        self.begin(move |archive| unpack(archive, &into)).await
+    /// Whether it is an archive of anything that was announced.
+    async fn archive(&mut self, name: &str) -> Result<bool, CopyError> {
+        let oid = archived_tablespace(name);
+        let tablespace = self.tablespaces.iter().find(|tablespace| Some(tablespace.oid) == oid);
+        let into = match (oid, tablespace) {
+            (None, _) => self.into.to_owned(),
+            (Some(_), Some(tablespace)) => tablespace.directory.clone(),
+            (Some(_), None) => return Ok(false),
+        };
+        self.begin(move |archive| unpack(archive, &into)).await?;
+        Ok(true)
     }
 
     async fn manifest(&mut self) -> Result<(), CopyError> {
@@ -224,7 +248,7 @@ mod tests {
         let path = directory.path().join("pg1.lock");
         let lock = Arc::new(files::try_lock(&path).expect("a file").expect("nobody has it"));
         let (go_on, wait) = mpsc::sync_channel::<()>(1);
-        let mut writing = Writing { into: directory.path(), lock: &lock, file: None };
+        let mut writing = Writing { into: directory.path(), tablespaces: &[], lock: &lock, file: None };
         let work = move |mut content: super::ChunkReader| {
             let _ = wait.recv_timeout(Duration::from_secs(60));
             let _ = content.read_to_end(&mut Vec::new());

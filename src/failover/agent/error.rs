@@ -7,7 +7,7 @@ use super::conninfo::InvalidConninfo;
 use super::copy::CopyError;
 use super::program::ProgramError;
 use super::verify::VerifyError;
-use crate::net::{ConversationError, DialError};
+use crate::net::{ConversationError, DialError, PlacingError};
 use crate::pg::TimelineId;
 use crate::pg::settings::LineBreak;
 use crate::topology::Address;
@@ -45,6 +45,13 @@ pub enum AgentError {
         "{data_dir} was not finished, but a server was started in it since: remove it yourself if nobody needs it"
     )]
     StartedUnfinished { data_dir: PathBuf },
+    #[error(transparent)]
+    Placing(#[from] PlacingError),
+    #[error(
+        "{} is not empty, and tablespace {location} belongs there; --tablespace-mapping {location}=NEW puts it elsewhere",
+        directory.display()
+    )]
+    TablespaceNotEmpty { directory: PathBuf, location: String },
     #[error("there is no cluster in {data_dir}")]
     NoCluster { data_dir: PathBuf },
     #[error("{data_dir} holds no standby: it must rejoin before it starts as a standby")]

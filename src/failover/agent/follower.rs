@@ -4,7 +4,8 @@
 //!    and begins anew. A directory that holds anything and has no marker is never touched, and neither is one in which a
 //!    server has been started meanwhile.
 //! 2. The slot, if one is wanted, holds the WAL back before the copy begins.
-//! 3. Base backup. Its WAL is left out: the endpoint ships it.
+//! 3. Base backup. Its WAL is left out: the endpoint ships it. Tablespaces come to directories that are taken like the
+//!    data directory, with a marker of their own.
 //! 4. Every file is compared with the backup's manifest.
 //! 5. Settings, everything durable, and only then the marker is removed.
 //!
@@ -16,14 +17,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::copy::{Copied, CopyProgress, copy};
+use super::copy::{Copied, CopyError, CopyProgress, copy};
 use super::error::{AgentError, FileError};
 use super::standby::become_standby;
 use super::user::RunAs;
 use super::verify::verify;
 use super::{STANDBY_SIGNAL, files, process};
-use crate::net::{self, Conversation, ConversationError, Target};
-use crate::pg::protocol::replication::base_backup::{BaseBackupOptions, Manifest, Wal};
+use crate::net::{
+    self, BaseBackup, Conversation, ConversationError, PlacedTablespace, TablespaceMapping, Target, place,
+};
+use crate::pg::protocol::replication::base_backup::{BaseBackupOptions, Manifest, Tablespace, Wal};
 use crate::pg::{SlotName, SqlState};
 
 /// In the data directory as long as it is in the making.
@@ -45,8 +48,18 @@ pub struct NewFollower {
     pub primary_conninfo: String,
     /// Made when missing.
     pub slot: Option<SlotName>,
+    pub tablespaces: Vec<TablespaceMapping>,
+    /// Kilobytes in a second, of the copy.
+    pub max_rate: Option<u32>,
     /// `None`: the files are ours.
     pub run_as: Option<RunAs>,
+}
+
+/// A standby that is made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MadeFollower {
+    pub copied: Copied,
+    pub tablespaces: Vec<PlacedTablespace>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +78,7 @@ impl NewFollower {
     pub async fn make(
         &self,
         progress: Arc<dyn Fn(InitProgress) + Send + Sync>,
-    ) -> Result<Copied, AgentError> {
+    ) -> Result<MadeFollower, AgentError> {
         let dir = &self.data_dir;
         let lock = files::beside(dir, ".lock");
         net::make_parents(&lock).map_err(FileError::of("create the directory of", &lock))?;
@@ -73,12 +86,19 @@ impl NewFollower {
         let lock = Arc::new(lock);
         self.clear()?;
         self.make_slot().await?;
-        let options =
-            BaseBackupOptions { wal: Wal::Left, manifest: Manifest::Wanted, ..BaseBackupOptions::new(LABEL) };
+        let options = BaseBackupOptions {
+            wal: Wal::Left,
+            manifest: Manifest::Wanted,
+            max_rate: self.max_rate,
+            ..BaseBackupOptions::new(LABEL)
+        };
+        let backup = BaseBackup::begin(&self.endpoint, &options).await.map_err(CopyError::from)?;
+        let tablespaces = self.make_tablespaces(&backup.content.tablespaces)?;
         let report = |copied| progress(InitProgress::Copying(copied));
-        let copied = copy(&self.endpoint, &options, dir, &lock, report).await?;
-        self.finish(Arc::clone(&progress)).await?;
-        Ok(copied)
+        let copied = copy(backup, &tablespaces, dir, &lock, report).await?;
+        let made = MadeFollower { copied, tablespaces };
+        self.finish(&made, Arc::clone(&progress)).await?;
+        Ok(made)
     }
 
     /// An empty directory, but for the marker and what keeps it from being a primary.
@@ -90,21 +110,27 @@ impl NewFollower {
         if was_started(dir) {
             return Err(AgentError::StartedUnfinished { data_dir: dir.clone() });
         }
-        files::create_private_dir(dir, owner)?;
-        files::write_durably(&dir.join(MARKER), MARKER_TEXT, owner)?;
-        // Before `backup_label`: interrupted here, it must not look started.
-        files::remove_file(&dir.join(CONTROL_FILE))?;
-        for entry in fs::read_dir(dir).map_err(FileError::of("list", dir))? {
-            let entry = entry.map_err(FileError::of("list", dir))?;
-            if entry.file_name() == MARKER {
-                continue;
-            }
-            match entry.file_type().map_err(FileError::of("look at", &entry.path()))?.is_dir() {
-                true => files::remove_tree(&entry.path())?,
-                false => files::remove_file(&entry.path())?,
+        take(dir, owner)?;
+        Ok(files::write_durably(&dir.join(STANDBY_SIGNAL), b"", owner)?)
+    }
+
+    /// Their directories, empty but for the marker, and the links to them.
+    fn make_tablespaces(&self, tablespaces: &[Tablespace]) -> Result<Vec<PlacedTablespace>, AgentError> {
+        let placed = place(tablespaces, &self.tablespaces, &self.data_dir)?;
+        for tablespace in &placed {
+            if !is_ours(&tablespace.directory)? {
+                return Err(AgentError::TablespaceNotEmpty {
+                    directory: tablespace.directory.clone(),
+                    location: tablespace.location.clone(),
+                });
             }
         }
-        Ok(files::write_durably(&dir.join(STANDBY_SIGNAL), b"", owner)?)
+        for tablespace in &placed {
+            take(&tablespace.directory, self.run_as.as_ref())?;
+            let made = tablespace.make(&self.data_dir);
+            made.map_err(FileError::of("make the link to tablespace", &tablespace.directory))?;
+        }
+        Ok(placed)
     }
 
     /// It holds all WAL back that the endpoint has, until the standby says what it has.
@@ -121,22 +147,38 @@ impl NewFollower {
         }
     }
 
-    async fn finish(&self, progress: Arc<dyn Fn(InitProgress) + Send + Sync>) -> Result<(), AgentError> {
-        let this = self.clone();
-        let finished = tokio::task::spawn_blocking(move || this.finish_blocking(&*progress));
+    async fn finish(
+        &self,
+        made: &MadeFollower,
+        progress: Arc<dyn Fn(InitProgress) + Send + Sync>,
+    ) -> Result<(), AgentError> {
+        let (this, made) = (self.clone(), made.clone());
+        let finished = tokio::task::spawn_blocking(move || this.finish_blocking(&made, &*progress));
         finished.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
     }
 
-    fn finish_blocking(&self, progress: &(dyn Fn(InitProgress) + Send + Sync)) -> Result<(), AgentError> {
+    fn finish_blocking(
+        &self,
+        made: &MadeFollower,
+        progress: &(dyn Fn(InitProgress) + Send + Sync),
+    ) -> Result<(), AgentError> {
         let (dir, owner) = (&self.data_dir, self.run_as.as_ref());
         verify(dir, MARKER, |done_bytes, total_bytes| {
             progress(InitProgress::Verifying { done_bytes, total_bytes });
         })?;
         progress(InitProgress::Syncing);
         become_standby(dir, &self.primary_conninfo, self.slot.as_ref(), &[], owner)?;
-        files::give_tree(dir, owner)?;
+        // Outermost last: as long as there is one, all of it is made anew.
+        let directories: Vec<&Path> =
+            made.tablespaces.iter().map(|tablespace| &*tablespace.directory).chain([&**dir]).collect();
+        for directory in &directories {
+            files::give_tree(directory, owner)?;
+        }
         files::sync_tree(dir)?;
-        Ok(files::remove_durably(&dir.join(MARKER))?)
+        for directory in directories {
+            files::remove_durably(&directory.join(MARKER))?;
+        }
+        Ok(())
     }
 }
 
@@ -146,6 +188,25 @@ impl NewFollower {
 fn was_started(dir: &Path) -> bool {
     let has = |name: &str| dir.join(name).exists();
     has("postmaster.pid") || !process::all_in(dir).is_empty() || (has(CONTROL_FILE) && !has("backup_label"))
+}
+
+/// Leaves the directory private, and empty but for the marker.
+fn take(dir: &Path, owner: Option<&RunAs>) -> Result<(), FileError> {
+    files::create_private_dir(dir, owner)?;
+    files::write_durably(&dir.join(MARKER), MARKER_TEXT, owner)?;
+    // Before `backup_label`: interrupted here, a data directory must not look started.
+    files::remove_file(&dir.join(CONTROL_FILE))?;
+    for entry in fs::read_dir(dir).map_err(FileError::of("list", dir))? {
+        let entry = entry.map_err(FileError::of("list", dir))?;
+        if entry.file_name() == MARKER {
+            continue;
+        }
+        match entry.file_type().map_err(FileError::of("look at", &entry.path()))?.is_dir() {
+            true => files::remove_tree(&entry.path())?,
+            false => files::remove_file(&entry.path())?,
+        }
+    }
+    Ok(())
 }
 
 /// Not there, empty, or begun by us.
@@ -164,6 +225,7 @@ mod tests {
     use super::{MARKER, NewFollower};
     use crate::failover::agent::AgentError;
     use crate::net::{Credentials, Target, TlsForServers};
+    use crate::pg::protocol::replication::base_backup::Tablespace;
     use crate::topology::Address;
 
     fn follower(data_dir: &std::path::Path) -> NewFollower {
@@ -180,6 +242,8 @@ mod tests {
             endpoint,
             primary_conninfo: "host=bw".to_owned(),
             slot: None,
+            tablespaces: vec!["/srv/fast=/x".parse().expect("a mapping")],
+            max_rate: None,
             run_as: None,
         }
     }
@@ -233,5 +297,28 @@ mod tests {
         check(&["backup_label", "global/pg_control"], true);
         check(&["global/pg_control"], false);
         check(&["backup_label", "global/pg_control", "postmaster.pid"], false);
+    }
+
+    #[test]
+    fn tablespaces_are_taken_as_the_data_directory_is() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let fast = dir.path().join("fast");
+        let mapping = format!("/srv/fast={}", fast.display()).parse().expect("a mapping");
+        let data_dir = dir.path().join("data");
+        let follower = NewFollower { tablespaces: vec![mapping], ..follower(&data_dir) };
+        let theirs = [Tablespace { oid: 16384, location: "/srv/fast".to_owned() }];
+        for _ in 0..2 {
+            follower.clear().expect("not there, or ours");
+            let placed = follower.make_tablespaces(&theirs).expect("not there, or ours");
+            assert_eq!(placed[0].directory, fast);
+            assert_eq!(names(&fast), [MARKER]);
+            assert_eq!(fs::read_link(data_dir.join("pg_tblspc/16384")).expect("a link"), fast);
+            fs::create_dir(fast.join("PG_15")).expect("half a copy");
+        }
+        fs::remove_file(fast.join(MARKER)).expect("removed");
+        follower.clear().expect("ours");
+        let refused = follower.make_tablespaces(&theirs).expect_err("somebody else's").to_string();
+        assert!(refused.contains("--tablespace-mapping"), "{refused}");
+        assert_eq!(names(&fast), ["PG_15"]);
     }
 }

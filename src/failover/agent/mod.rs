@@ -38,7 +38,7 @@ pub use control::{ControlFile, DbState};
 pub use copy::{Copied, CopyError, CopyProgress};
 pub use discarded::Discarded;
 pub use error::{AgentError, FileError};
-pub use follower::{InitProgress, NewFollower};
+pub use follower::{InitProgress, MadeFollower, NewFollower};
 pub use initdb::Superuser;
 pub use program::ProgramError;
 pub use rejoin::{RejoinOutcome, Rejoined};

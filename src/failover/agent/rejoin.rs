@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::conninfo::Conninfo;
 use super::control::{ControlFile, DbState};
-use super::copy::copy;
+use super::copy::{begin_without_tablespaces, copy};
 use super::discarded::Discarded;
 use super::error::{AgentError, FileError};
 use super::standby::become_standby;
@@ -322,7 +322,8 @@ impl LocalServer {
             Ok(files::create_private_dir(&empty, server.run_as.as_ref())?)
         })
         .await?;
-        copy(source, &BaseBackupOptions::new(BACKUP_LABEL), &making, lock, |_| {}).await?;
+        let backup = begin_without_tablespaces(source, &BaseBackupOptions::new(BACKUP_LABEL)).await?;
+        copy(backup, &[], &making, lock, |_| {}).await?;
         let (upstream, slot) = (upstream.to_owned(), slot.clone());
         self.aside(lock, move |server| {
             server.settle_copy(&making, &upstream, &slot)?;

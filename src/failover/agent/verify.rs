@@ -38,7 +38,7 @@ pub enum VerifyError {
     Surplus { path: PathBuf },
 }
 
-/// Compares all files below `dir` but `own`, in blocking reads; tells how many bytes were compared, of how many.
+/// Compares all files below `dir` but those called `own`, in blocking reads; tells how many bytes were compared, of how many.
 pub(super) fn verify(dir: &Path, own: &str, mut progress: impl FnMut(u64, u64)) -> Result<(), VerifyError> {
     let path = dir.join(MANIFEST);
     let text = fs::read(&path).map_err(FileError::of("read", &path))?;
@@ -65,7 +65,7 @@ pub(super) fn verify(dir: &Path, own: &str, mut progress: impl FnMut(u64, u64)) 
 
 fn is_compared(name: &Path, own: &str) -> bool {
     let top = name.components().next().map(Component::as_os_str);
-    !NOT_COMPARED.iter().chain([&own]).any(|not| top == Some(OsStr::new(not)))
+    !NOT_COMPARED.iter().any(|not| top == Some(OsStr::new(not))) && name.file_name() != Some(OsStr::new(own))
 }
 
 fn compare(path: &Path, file: &ManifestFile, read: &mut impl FnMut(u64)) -> Result<(), VerifyError> {
@@ -105,7 +105,8 @@ fn surplus(dir: &Path, own: &str, known: &BTreeSet<PathBuf>) -> Result<Option<Pa
                 continue;
             }
             let kind = entry.file_type().map_err(FileError::of("look at", &entry.path()))?;
-            if kind.is_dir() {
+            // A tablespace's files are listed as if they were where the link is.
+            if kind.is_dir() || kind.is_symlink() && below == Path::new("pg_tblspc") {
                 unvisited.push(name);
             } else if !known.contains(&name) {
                 return Ok(Some(entry.path()));

@@ -10,16 +10,21 @@ use tokio::sync::mpsc;
 
 use super::check::{Claim, size_of, system_of};
 use super::layout::{Inventory, WAL, history_object, holders, partial_object, segment_object};
-use super::pack::{PackError, Packed, Piece, pack};
+use super::pack::{Incoming, PackError, Packed, Piece, pack};
 use super::reserve::Reservation;
 use super::retention::retain;
 use super::sentinel::{BackupName, Facts, Maker};
 use super::storage::{Storage, StorageError};
 use super::{ArchiveUrl, Progress};
-use crate::net::{BackupEvent, BaseBackup, BaseBackupError, Chunk, Target};
-use crate::pg::protocol::replication::base_backup::{BaseBackupOptions, Wal};
+use crate::net::{
+    BackupEvent, BaseBackup, BaseBackupError, Chunk, Conversation, ConversationError, DialError, Target, dial,
+};
+use crate::pg::protocol::replication::base_backup::{
+    BaseBackupOptions, Tablespace, Tablespaces, Wal, archived_tablespace,
+};
 use crate::pg::wal::{History, SegmentFile, WalSegmentSize};
 use crate::pg::{Lsn, SystemIdentifier, TimelineId};
+use crate::topology::Address;
 
 /// As pg_basebackup's, it is in `backup_label` and in the server's log.
 const LABEL: &str = "bellwether archive";
@@ -29,6 +34,8 @@ const QUEUED_CHUNKS: usize = 16;
 const QUEUED_PIECES: usize = 2;
 /// The WAL that makes the backup consistent is archived as it comes; if it is not by then, something else is wrong.
 const WAL_LIMIT: Duration = Duration::from_secs(600);
+/// For a question to a server.
+const ASK_LIMIT: Duration = Duration::from_secs(10);
 /// How often that is looked at.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -88,8 +95,14 @@ pub enum BackupError {
     NoWal,
     #[error("the server is of system {found}, the archive of {expected}")]
     Foreign { found: SystemIdentifier, expected: SystemIdentifier },
-    #[error("the cluster has tablespaces, which a base backup into the archive does not carry")]
-    Tablespaces,
+    #[error("ask {address} where its data is")]
+    DataDirectory {
+        address: Address,
+        #[source]
+        source: ConversationError,
+    },
+    #[error(transparent)]
+    Dial(#[from] DialError),
     #[error("a base backup from here starts at {start}, where the archive has no WAL")]
     BeforeArchive { start: Lsn },
     #[error("the archive has {name} already, or somebody else is making it")]
@@ -177,15 +190,21 @@ struct Taking<'a> {
 impl Taking<'_> {
     async fn take(&self, progress: &dyn Progress) -> Result<Facts, BackupError> {
         let started_at = SystemTime::now().into();
-        let options = BaseBackupOptions { wal: Wal::Left, ..BaseBackupOptions::new(LABEL) };
+        let options = BaseBackupOptions {
+            wal: Wal::Left,
+            tablespaces: Tablespaces::Map,
+            ..BaseBackupOptions::new(LABEL)
+        };
         let BackupSource { target, copied_as } = self.source;
+        let data_dir = data_directory(target).await;
         let mut copy = BaseBackup::begin(target, &options).await?;
         if *copied_as == CopiedAs::Standby && !copy.from_standby {
             return Err(BackupError::NoStandby { source_address: target.address.to_string() });
         }
-        if !copy.content.tablespaces.is_empty() {
-            return Err(BackupError::Tablespaces);
-        }
+        let outside = |tablespace: &&Tablespace| tablespace.location.starts_with('/');
+        let tablespaces: Vec<Tablespace> = copy.content.tablespaces.iter().filter(outside).cloned().collect();
+        // Without tablespaces it is nothing but a word for people.
+        let data_dir = if tablespaces.is_empty() { data_dir.unwrap_or_default() } else { data_dir? };
         let (start, timeline) = (copy.start, copy.timeline);
         let history = self.history(timeline).await?;
         if !self.wal.goes_on_from(start, &history) {
@@ -198,6 +217,8 @@ impl Taking<'_> {
         let facts = Facts {
             timeline,
             start,
+            data_dir,
+            tablespaces,
             finish: start,
             started_at,
             finished_at: started_at,
@@ -236,10 +257,10 @@ impl Taking<'_> {
         progress: &dyn Progress,
     ) -> Result<Facts, BackupError> {
         progress.total(copy.content.total_bytes);
-        let (feed, chunks) = mpsc::channel(QUEUED_CHUNKS);
+        let (feed, archives) = mpsc::channel(1);
         let (pieces, made) = mpsc::channel(QUEUED_PIECES);
         let level = self.job.level;
-        let packing = tokio::task::spawn_blocking(move || pack(chunks, pieces, level, None));
+        let packing = tokio::task::spawn_blocking(move || pack(archives, pieces, level, None));
         let received = receive(copy, feed, progress);
         let uploaded = upload(self.storage, &facts.name, made);
         let (received, uploaded) = tokio::join!(received, uploaded);
@@ -312,26 +333,58 @@ impl Taking<'_> {
 /// From the server to the packing, up to the backup's end; `None` when the packing has ended before.
 async fn receive(
     copy: &mut BaseBackup,
-    feed: mpsc::Sender<Chunk>,
+    feed: mpsc::Sender<Incoming>,
     progress: &dyn Progress,
 ) -> Result<Option<Lsn>, BackupError> {
     let mut received = 0;
+    let mut archive: Option<mpsc::Sender<Chunk>> = None;
     while let Some(event) = copy.next().await? {
-        match event {
+        let packed = match event {
+            BackupEvent::Archive { name } => {
+                let (next, chunks) = mpsc::channel(QUEUED_CHUNKS);
+                end_archive(archive.replace(next)).await
+                    && feed.send(Incoming { tablespace: archived_tablespace(&name), chunks }).await.is_ok()
+            }
             BackupEvent::Data(bytes) => {
                 received += bytes.len() as u64;
                 progress.done(received);
-                if feed.send(Chunk::Data(bytes)).await.is_err() {
-                    return Ok(None);
+                match &archive {
+                    Some(archive) => archive.send(Chunk::Data(bytes)).await.is_ok(),
+                    None => false,
                 }
             }
             BackupEvent::End { end, timeline: _ } => {
-                return Ok(feed.send(Chunk::End).await.is_ok().then_some(end));
+                return Ok(end_archive(archive).await.then_some(end));
             }
-            BackupEvent::Archive { .. } | BackupEvent::Manifest | BackupEvent::Progress(_) => {}
+            BackupEvent::Manifest | BackupEvent::Progress(_) => true,
+        };
+        if !packed {
+            return Ok(None);
         }
     }
     Ok(None)
+}
+
+/// Whether there was none, or somebody has taken the end of it.
+async fn end_archive(archive: Option<mpsc::Sender<Chunk>>) -> bool {
+    match archive {
+        Some(archive) => archive.send(Chunk::End).await.is_ok(),
+        None => true,
+    }
+}
+
+/// Of the server; WAL-G puts the links to tablespaces there.
+async fn data_directory(source: &Target) -> Result<String, BackupError> {
+    let backend = dial(&source.clone().for_replication(), ASK_LIMIT).await?;
+    let mut conversation = Conversation::new(backend, ASK_LIMIT);
+    let answer = async {
+        conversation.send_query("SHOW data_directory").await?;
+        conversation.rows().await
+    };
+    let rows = answer
+        .await
+        .map_err(|error| BackupError::DataDirectory { address: source.address.clone(), source: error })?;
+    Ok(rows.into_iter().flatten().flatten().next().unwrap_or_default())
 }
 
 #[derive(Clone, Copy, Debug, Default)]

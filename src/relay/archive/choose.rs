@@ -172,6 +172,8 @@ mod tests {
             uncompressed_bytes: 0,
             compressed_bytes: 0,
             parts: None,
+            data_dir: String::new(),
+            tablespaces: Vec::new(),
             maker: Maker::Us { segment_size: size() },
         }
     }

@@ -20,6 +20,7 @@ mod fetch;
 mod layout;
 mod metrics;
 mod pack;
+mod probe;
 mod reserve;
 mod restore;
 mod retention;
@@ -34,6 +35,7 @@ pub use backup::{BackupDone, BackupError, BackupJob, BackupSource, CopiedAs, bac
 pub use check::SegmentDefect;
 pub use choose::{Moment, NoBackup};
 pub use fetch::{FetchError, Fetched, Server, Sources, fetch};
+pub use probe::{ProbeError, probe};
 pub use restore::{RestoreError, RestoreJob, Restored, restore};
 pub use sentinel::SentinelError;
 pub use storage::{ArchiveUrl, StorageError};

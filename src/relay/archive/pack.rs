@@ -1,10 +1,12 @@
-//! A base backup's tar stream into the parts that the archive keeps. Blocking: it runs on a thread of its own, between
+//! A base backup's tar streams into the parts that the archive keeps. Blocking: it runs on a thread of its own, between
 //! two bounded channels.
 //!
 //! Each part is a tar file of whole members, compressed by itself, so that parts can be unpacked in any order.
-//! `pg_control` has one of its own, to be unpacked last: a directory without it is taken for no server's.
+//! `pg_control` has one of its own, to be unpacked last: a directory without it is taken for no server's. The files of
+//! a tablespace are named as they are seen from the data directory.
 
 use std::io::{self, Read, Write};
+use std::path::Path;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -20,6 +22,7 @@ const MAX_CONTROL: u64 = 1 << 20;
 
 const CONTROL_FILE: &str = "global/pg_control";
 const LABEL_FILE: &str = "backup_label";
+const LINKS: &str = "pg_tblspc";
 
 /// What comes out, of the part that is being made.
 #[derive(Debug, PartialEq, Eq)]
@@ -48,43 +51,47 @@ pub enum PackError {
     Incomplete { missing: &'static str },
 }
 
+/// A tar stream that the server sends.
+#[derive(Debug)]
+pub(super) struct Incoming {
+    /// `None`: of the data directory, the last one.
+    pub(super) tablespace: Option<u32>,
+    pub(super) chunks: mpsc::Receiver<Chunk>,
+}
+
 pub(super) fn pack(
-    chunks: mpsc::Receiver<Chunk>,
+    mut archives: mpsc::Receiver<Incoming>,
     pieces: mpsc::Sender<Piece>,
     level: i32,
     part_bytes: Option<u64>,
 ) -> Result<Packed, PackError> {
     let part_bytes = part_bytes.unwrap_or(PART_BYTES);
-    let mut archive = tar::Archive::new(ChunkReader::new(chunks));
-    let mut packer = Packer { pieces, level, part: None, in_part: 0, bytes: 0 };
-    let mut control_file = Vec::new();
-    let mut control_part = None;
-    let mut has_label = false;
-    for entry in archive.entries().map_err(PackError::Read)? {
-        let mut entry = entry.map_err(PackError::Read)?;
-        let path = entry.path().map_err(PackError::Read)?.into_owned();
-        let path = path.strip_prefix(".").unwrap_or(&path);
-        if path.as_os_str() == CONTROL_FILE {
-            entry.by_ref().take(MAX_CONTROL).read_to_end(&mut control_file).map_err(PackError::Read)?;
-            control_part = Some(alone(entry.header(), &control_file, level).map_err(PackError::Write)?);
-            continue;
+    let mut packer = Packer { pieces, level, part_bytes, part: None, in_part: 0, bytes: 0 };
+    let mut control = None;
+    while let Some(Incoming { tablespace, chunks }) = archives.blocking_recv() {
+        match tablespace {
+            Some(oid) => packer.tablespace(oid, chunks)?,
+            None => control = Some(packer.data_directory(chunks)?),
         }
-        has_label |= path.as_os_str() == LABEL_FILE;
-        let size = entry.size();
-        if packer.in_part > 0 && packer.in_part + size > part_bytes {
-            packer.end_part().map_err(PackError::Write)?;
-        }
-        packer.member(&mut entry, size).map_err(PackError::Write)?;
     }
     packer.end_part().map_err(PackError::Write)?;
-    // Whatever follows the end mark, and with it the proof that nothing was cut off.
-    io::copy(&mut archive.into_inner(), &mut io::sink()).map_err(PackError::Read)?;
-    let missing = |missing| PackError::Incomplete { missing };
-    let control_part = control_part.ok_or(missing(CONTROL_FILE))?;
-    if !has_label {
-        return Err(missing(LABEL_FILE));
-    }
+    let Control { file: control_file, part: control_part } = control.ok_or(missing(CONTROL_FILE))?;
     Ok(Packed { bytes: packer.bytes, control_file, control_part })
+}
+
+fn missing(missing: &'static str) -> PackError {
+    PackError::Incomplete { missing }
+}
+
+/// Whatever follows the end mark, and with it the proof that nothing was cut off.
+fn drain(archive: tar::Archive<ChunkReader>) -> Result<(), PackError> {
+    io::copy(&mut archive.into_inner(), &mut io::sink()).map(drop).map_err(PackError::Read)
+}
+
+/// `pg_control`, and the same as a part.
+struct Control {
+    file: Vec<u8>,
+    part: Vec<u8>,
 }
 
 fn alone(header: &tar::Header, content: &[u8], level: i32) -> io::Result<Vec<u8>> {
@@ -99,27 +106,79 @@ fn encoder<W: Write>(to: W, level: i32) -> io::Result<zstd::Encoder<'static, W>>
     Ok(encoder)
 }
 
+type Part = tar::Builder<zstd::Encoder<'static, Pieces>>;
+
 struct Packer {
     pieces: mpsc::Sender<Piece>,
     level: i32,
-    part: Option<tar::Builder<zstd::Encoder<'static, Pieces>>>,
+    part_bytes: u64,
+    part: Option<Part>,
     in_part: u64,
     bytes: u64,
 }
 
 impl Packer {
-    fn member(&mut self, entry: &mut tar::Entry<'_, impl Read>, size: u64) -> io::Result<()> {
-        if self.part.is_none() {
-            let pieces = Pieces { to: self.pieces.clone(), current: Vec::with_capacity(PIECE) };
-            self.part = Some(tar::Builder::new(encoder(pieces, self.level)?));
+    fn tablespace(&mut self, oid: u32, chunks: mpsc::Receiver<Chunk>) -> Result<(), PackError> {
+        let below = Path::new(LINKS).join(oid.to_string());
+        let mut archive = tar::Archive::new(ChunkReader::new(chunks));
+        for entry in archive.entries().map_err(PackError::Read)? {
+            let mut entry = entry.map_err(PackError::Read)?;
+            let name = entry.path().map_err(PackError::Read)?.into_owned();
+            let name = below.join(name.strip_prefix(".").unwrap_or(&name));
+            self.member(&mut entry, Some(&name)).map_err(PackError::Write)?;
         }
-        let header = entry.header().clone();
-        if let Some(part) = &mut self.part {
-            part.append(&header, entry)?;
+        drain(archive)
+    }
+
+    fn data_directory(&mut self, chunks: mpsc::Receiver<Chunk>) -> Result<Control, PackError> {
+        let mut archive = tar::Archive::new(ChunkReader::new(chunks));
+        let mut control = None;
+        let mut has_label = false;
+        for entry in archive.entries().map_err(PackError::Read)? {
+            let mut entry = entry.map_err(PackError::Read)?;
+            let path = entry.path().map_err(PackError::Read)?.into_owned();
+            let path = path.strip_prefix(".").unwrap_or(&path);
+            if path.as_os_str() == CONTROL_FILE {
+                let mut file = Vec::new();
+                entry.by_ref().take(MAX_CONTROL).read_to_end(&mut file).map_err(PackError::Read)?;
+                let part = alone(entry.header(), &file, self.level).map_err(PackError::Write)?;
+                control = Some(Control { file, part });
+                continue;
+            }
+            has_label |= path.as_os_str() == LABEL_FILE;
+            self.member(&mut entry, None).map_err(PackError::Write)?;
+        }
+        drain(archive)?;
+        let control = control.ok_or(missing(CONTROL_FILE))?;
+        if has_label { Ok(control) } else { Err(missing(LABEL_FILE)) }
+    }
+
+    /// To the part that is being made, under its own name or another.
+    fn member(&mut self, entry: &mut tar::Entry<'_, impl Read>, name: Option<&Path>) -> io::Result<()> {
+        let size = entry.size();
+        if self.in_part > 0 && self.in_part + size > self.part_bytes {
+            self.end_part()?;
+        }
+        let mut header = entry.header().clone();
+        let part = self.part()?;
+        match name {
+            Some(name) => part.append_data(&mut header, name, entry)?,
+            None => part.append(&header, entry)?,
         }
         self.in_part += size;
         self.bytes += size;
         Ok(())
+    }
+
+    fn part(&mut self) -> io::Result<&mut Part> {
+        let part = match self.part.take() {
+            Some(part) => part,
+            None => {
+                let pieces = Pieces { to: self.pieces.clone(), current: Vec::with_capacity(PIECE) };
+                tar::Builder::new(encoder(pieces, self.level)?)
+            }
+        };
+        Ok(self.part.insert(part))
     }
 
     fn end_part(&mut self) -> io::Result<()> {
@@ -174,7 +233,7 @@ mod tests {
     use bytes::Bytes;
     use tokio::sync::mpsc;
 
-    use super::{PackError, Packed, Piece, pack};
+    use super::{Incoming, PackError, Packed, Piece, pack};
     use crate::net::Chunk;
 
     fn tar_of(members: &[(&str, usize)]) -> Vec<u8> {
@@ -191,13 +250,24 @@ mod tests {
 
     /// The parts of what comes in as `chunks`.
     fn packed(chunks: Vec<Chunk>, part_bytes: u64) -> Result<(Packed, Vec<Vec<u8>>), PackError> {
-        let (feed, chunks_in) = mpsc::channel(chunks.len().max(1));
-        for chunk in chunks {
-            feed.blocking_send(chunk).expect("room");
+        packed_all(vec![(None, chunks)], part_bytes)
+    }
+
+    fn packed_all(
+        archives: Vec<(Option<u32>, Vec<Chunk>)>,
+        part_bytes: u64,
+    ) -> Result<(Packed, Vec<Vec<u8>>), PackError> {
+        let (announce, archives_in) = mpsc::channel(archives.len().max(1));
+        for (tablespace, sent) in archives {
+            let (feed, chunks) = mpsc::channel(sent.len().max(1));
+            announce.blocking_send(Incoming { tablespace, chunks }).expect("room");
+            for chunk in sent {
+                feed.blocking_send(chunk).expect("room");
+            }
         }
-        drop(feed);
+        drop(announce);
         let (pieces, mut made) = mpsc::channel(1000);
-        let packed = pack(chunks_in, pieces, 1, Some(part_bytes))?;
+        let packed = pack(archives_in, pieces, 1, Some(part_bytes))?;
         let mut parts = vec![Vec::new()];
         while let Some(piece) = made.blocking_recv() {
             match piece {
@@ -237,6 +307,26 @@ mod tests {
         assert_eq!(packed.bytes, 18_200);
         assert_eq!(packed.control_file, vec![17; 8192]);
         assert_eq!(members(&packed.control_part)["global/pg_control"], packed.control_file);
+    }
+
+    #[test]
+    fn tablespaces_are_named_as_the_data_directory_sees_them() {
+        let long = format!("PG_15_202209061/{}", "x".repeat(95));
+        let fast = tar_of(&[("PG_15_202209061/5/16385", 3000), (&long, 10)]);
+        let base = tar_of(&[("backup_label", 200), ("tablespace_map", 20), ("global/pg_control", 8192)]);
+        let archives = vec![(Some(16384), chunks(&fast)), (None, chunks(&base))];
+        let (packed, parts) = packed_all(archives, 10_000).expect("packs");
+        let names: Vec<String> = parts.iter().flat_map(|part| members(part).into_keys()).collect();
+        let (short, long) = ("pg_tblspc/16384/PG_15_202209061/5/16385", format!("pg_tblspc/16384/{long}"));
+        assert_eq!(names, ["backup_label", short, &*long, "tablespace_map"]);
+        assert_eq!(members(&parts[0])[short], vec![23; 3000]);
+        assert_eq!(packed.bytes, 3230);
+
+        let mut cut = chunks(&fast);
+        cut.pop();
+        assert!(matches!(packed_all(vec![(Some(16384), cut)], 1000), Err(PackError::Read(_))));
+        let alone = packed_all(vec![(Some(16384), chunks(&fast))], 1000);
+        assert!(matches!(alone, Err(PackError::Incomplete { .. })), "the data directory is missing");
     }
 
     #[test]

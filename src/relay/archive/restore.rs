@@ -19,11 +19,15 @@ use super::retention::look;
 use super::sentinel::Facts;
 use super::storage::{Found, Storage, StorageError};
 use super::{ArchiveUrl, Progress};
-use crate::net::{self, Chunk, ChunkReader, SyncError, UnpackError, unpack};
+use crate::net::{
+    self, Chunk, ChunkReader, PlacedTablespace, PlacingError, SyncError, TablespaceMapping, UnpackError,
+    is_vacant, place, unpack,
+};
 use crate::pg::settings::{self, Change, LineBreak, RECOVERY_TARGETS};
 use crate::pg::wal::{History, HistoryError, SegmentFile, SegmentNumber, WalSegmentSize};
 use crate::pg::{Lsn, TimelineId};
 
+const TABLESPACE_MAP: &str = "tablespace_map";
 /// Bytes of a part fetched at a time.
 const RANGE: u64 = 8 << 20;
 /// Such ranges between the network and the disk.
@@ -37,6 +41,7 @@ pub struct RestoreJob {
     pub timeline: Option<TimelineId>,
     /// Missing or empty.
     pub data_dir: PathBuf,
+    pub tablespaces: Vec<TablespaceMapping>,
     /// For the server; it gets what is behind the base backup.
     pub restore_command: String,
 }
@@ -48,6 +53,7 @@ pub struct Restored {
     pub timeline: TimelineId,
     /// Of what was unpacked.
     pub bytes: u64,
+    pub tablespaces: Vec<PlacedTablespace>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +62,15 @@ pub enum RestoreError {
     Storage(#[from] StorageError),
     #[error("{} is not empty", directory.display())]
     NotEmpty { directory: PathBuf },
+    #[error(
+        "{} is not empty, and tablespace {location} belongs there; --tablespace-mapping {location}=NEW puts it elsewhere",
+        directory.display()
+    )]
+    TablespaceNotEmpty { directory: PathBuf, location: String },
+    #[error(transparent)]
+    Placing(#[from] PlacingError),
+    #[error("{backup} has tablespaces, of which its sentinel does not tell where they were")]
+    UnknownTablespaces { backup: String },
     #[error("{operation} {}", path.display())]
     File {
         operation: &'static str,
@@ -146,6 +161,8 @@ pub async fn restore(job: &RestoreJob, progress: &dyn Progress) -> Result<Restor
     }
     let storage = Storage::open(&job.url)?;
     let plan = Plan::make(&storage, job).await?;
+    let tablespaces = place(&plan.backup.tablespaces, &job.tablespaces, directory)?;
+    are_vacant(&tablespaces)?;
     let backup = || plan.backup.name.as_str().to_owned();
     let (parts, control) = parts(&storage, &plan.backup).await?;
     check_parts(&plan.backup, &parts)?;
@@ -153,6 +170,9 @@ pub async fn restore(job: &RestoreJob, progress: &dyn Progress) -> Result<Restor
         return Err(RestoreError::Removed { backup: backup() });
     }
     net::make_private_directory(directory).map_err(RestoreError::file("make", directory))?;
+    for tablespace in &tablespaces {
+        tablespace.make(directory).map_err(RestoreError::file("make", &tablespace.directory))?;
+    }
     progress.total(parts.iter().chain([&control]).map(|part| part.size).sum());
     let mut fetched = 0;
     for part in &parts {
@@ -162,6 +182,7 @@ pub async fn restore(job: &RestoreJob, progress: &dyn Progress) -> Result<Restor
     if !directory.join("backup_label").is_file() {
         return Err(RestoreError::NoLabel { backup: backup() });
     }
+    keep_links(directory, &plan.backup)?;
     make_it_recover(directory, &plan, &job.restore_command)?;
     make_durable(directory).await?;
     // As long as it is missing no server starts: whatever cuts this off leaves nothing that looks whole.
@@ -172,7 +193,32 @@ pub async fn restore(job: &RestoreJob, progress: &dyn Progress) -> Result<Restor
         finished_at: plan.backup.finished_at,
         timeline: plan.timeline,
         bytes: plan.backup.uncompressed_bytes,
+        tablespaces,
     })
+}
+
+fn are_vacant(tablespaces: &[PlacedTablespace]) -> Result<(), RestoreError> {
+    for PlacedTablespace { oid: _, location, directory } in tablespaces {
+        if !is_vacant(directory).map_err(RestoreError::file("look into", directory))? {
+            let (directory, location) = (directory.clone(), location.clone());
+            return Err(RestoreError::TablespaceNotEmpty { directory, location });
+        }
+    }
+    Ok(())
+}
+
+/// A server that finds this file makes links to where the tablespaces were (`read_tablespace_map`, xlogrecovery.c),
+/// in the place of ours.
+fn keep_links(directory: &Path, backup: &Facts) -> Result<(), RestoreError> {
+    let map = directory.join(TABLESPACE_MAP);
+    let mapped = match fs::metadata(&map) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        found => found.map_err(RestoreError::file("look at", &map))?.len() > 0,
+    };
+    if mapped && backup.tablespaces.is_empty() {
+        return Err(RestoreError::UnknownTablespaces { backup: backup.name.as_str().to_owned() });
+    }
+    fs::remove_file(&map).map_err(RestoreError::file("remove", &map))
 }
 
 /// What will be restored, and where recovery is to stop.
@@ -401,15 +447,6 @@ fn unpack_compressed(part: ChunkReader, into: &Path) -> Result<(), UnpackError> 
     unpack(zstd::Decoder::new(part).map_err(UnpackError::Archive)?, into)
 }
 
-/// Whether a server can be made in `directory`: it is missing, or there is nothing in it.
-fn is_vacant(directory: &Path) -> io::Result<bool> {
-    match fs::read_dir(directory) {
-        Ok(mut entries) => Ok(entries.next().is_none()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
-        Err(error) => Err(error),
-    }
-}
-
 fn make_it_recover(directory: &Path, plan: &Plan, restore_command: &str) -> Result<(), RestoreError> {
     // Of a backup of a standby: this server is to recover and to be a server of its own.
     let standby = directory.join("standby.signal");
@@ -522,6 +559,8 @@ mod tests {
             uncompressed_bytes: 0,
             compressed_bytes: 0,
             parts: None,
+            data_dir: String::new(),
+            tablespaces: Vec::new(),
             maker: Maker::Us { segment_size: size },
         };
         for (at, number) in [(0, 3), (1 << 20, 4)] {

@@ -186,6 +186,8 @@ mod tests {
             uncompressed_bytes: 0,
             compressed_bytes: 0,
             parts: None,
+            data_dir: String::new(),
+            tablespaces: Vec::new(),
             maker,
         }
     }

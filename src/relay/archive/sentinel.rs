@@ -10,12 +10,20 @@
 //! basebackups_005/base_000000010000000000000004_backup_stop_sentinel.json          put last: the backup is whole
 //! ```
 //!
+//! The files of a tablespace are in the parts as `pg_tblspc/OID/...`, and `Spec` tells where it was
+//! (tablespace_spec.go); so WAL-G's own streaming backups have it.
+//!
 //! The files are not listed one by one (`FilesMetadataDisabled`, WAL-G's `--without-files-metadata`): the list serves
-//! WAL-G's incremental backups and partial restores, and grows beyond memory with the cluster.
+//! WAL-G's incremental backups and partial restores, and grows beyond memory with the cluster. Its `backup-fetch` then
+//! unpacks every part (`GetFilesToUnwrap`, backup.go); versions that do not know the word find an empty list in
+//! `files_metadata.json`, which means the same to them.
+
+use std::collections::BTreeMap;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
 
+use crate::pg::protocol::replication::base_backup::Tablespace;
 use crate::pg::wal::{SegmentFile, WalSegmentSize};
 use crate::pg::{Lsn, SystemIdentifier, TimelineId};
 
@@ -119,6 +127,10 @@ pub(super) struct Facts {
     pub(super) compressed_bytes: u64,
     /// How many these are; not every backup tells.
     pub(super) parts: Option<u32>,
+    /// The server's own, where it could be asked for.
+    pub(super) data_dir: String,
+    /// Those that are not in the data directory.
+    pub(super) tablespaces: Vec<Tablespace>,
     pub(super) maker: Maker,
 }
 
@@ -146,6 +158,9 @@ struct Sentinel {
     compressed: u64,
     #[serde(rename = "DeltaFrom", default, skip_serializing_if = "Option::is_none")]
     delta_from: Option<String>,
+    /// `spec` is WAL-E's.
+    #[serde(rename = "Spec", alias = "spec", default, skip_serializing_if = "Option::is_none")]
+    spec: Option<Spec>,
     #[serde(rename = "UserData", default)]
     user_data: Option<serde_json::Value>,
     #[serde(rename = "FilesMetadataDisabled", default)]
@@ -164,6 +179,49 @@ struct Sentinel {
     data_dir: String,
     #[serde(rename = "IsPermanent", default)]
     is_permanent: bool,
+}
+
+/// `TablespaceSpec`: the tablespaces' names, which are their OIDs, and beside these two fields one for each name.
+#[derive(Debug, Serialize, Deserialize)]
+struct Spec {
+    #[serde(default)]
+    base_prefix: String,
+    #[serde(default)]
+    tablespaces: Option<Vec<String>>,
+    #[serde(flatten)]
+    places: BTreeMap<String, Place>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Place {
+    #[serde(rename = "loc")]
+    location: String,
+    link: String,
+}
+
+impl Spec {
+    fn of(tablespaces: &[Tablespace], data_dir: &str) -> Option<Spec> {
+        let place = |tablespace: &Tablespace| {
+            let link = format!("pg_tblspc/{}", tablespace.oid);
+            (tablespace.oid.to_string(), Place { location: tablespace.location.clone(), link })
+        };
+        (!tablespaces.is_empty()).then(|| Spec {
+            base_prefix: data_dir.to_owned(),
+            tablespaces: Some(tablespaces.iter().map(|tablespace| tablespace.oid.to_string()).collect()),
+            places: tablespaces.iter().map(place).collect(),
+        })
+    }
+
+    fn tablespaces(&self) -> Result<Vec<Tablespace>, SentinelError> {
+        let named = self.tablespaces.iter().flatten().map(|name| {
+            let tablespace = || {
+                let location = self.places.get(name)?.location.clone();
+                Some(Tablespace { oid: name.parse().ok()?, location })
+            };
+            tablespace().ok_or_else(|| SentinelError::Tablespace { name: name.clone() })
+        });
+        named.collect()
+    }
 }
 
 /// `ExtendedMetadataDto`.
@@ -214,6 +272,8 @@ pub enum SentinelError {
     Incremental,
     #[error("it does not tell when it was made")]
     Time,
+    #[error("it does not tell where tablespace {name} was")]
+    Tablespace { name: String },
 }
 
 impl Facts {
@@ -234,6 +294,7 @@ impl Facts {
             uncompressed: self.uncompressed_bytes,
             compressed: self.compressed_bytes,
             delta_from: None,
+            spec: Spec::of(&self.tablespaces, &self.data_dir),
             user_data,
             files_metadata_disabled: true,
             format: VERSION,
@@ -241,7 +302,7 @@ impl Facts {
             finish_time: Some(time(&self.finished_at)),
             date_format: TIME_FORMAT.to_owned(),
             hostname: hostname.to_owned(),
-            data_dir: String::new(),
+            data_dir: self.data_dir.clone(),
             is_permanent: false,
         };
         let metadata = Metadata {
@@ -249,7 +310,7 @@ impl Facts {
             finish_time: sentinel.finish_time.as_deref().unwrap_or_default(),
             date_fmt: &sentinel.date_format,
             hostname,
-            data_dir: "",
+            data_dir: &self.data_dir,
             pg_version: self.version,
             start_lsn: sentinel.start,
             finish_lsn: sentinel.finish,
@@ -277,6 +338,7 @@ impl Facts {
             let parsed = text.as_deref().and_then(|text| DateTime::parse_from_rfc3339(text).ok());
             parsed.map(|time| time.to_utc()).ok_or(SentinelError::Time)
         };
+        let tablespaces = sentinel.spec.as_ref().map_or_else(|| Ok(Vec::new()), Spec::tablespaces)?;
         let ours = sentinel.user_data.and_then(|data| serde_json::from_value::<UserData>(data).ok());
         let ours = ours.map(|ours| ours.bellwether);
         let segment_size = ours.as_ref().and_then(|ours| WalSegmentSize::new(ours.wal_segment_size).ok());
@@ -292,6 +354,8 @@ impl Facts {
             uncompressed_bytes: sentinel.uncompressed,
             compressed_bytes: sentinel.compressed,
             parts: ours.and_then(|ours| ours.parts),
+            data_dir: sentinel.data_dir,
+            tablespaces,
             maker: segment_size.map_or(Maker::AnotherTool, |segment_size| Maker::Us { segment_size }),
         })
     }
@@ -302,12 +366,15 @@ mod tests {
     use chrono::{DateTime, Utc};
 
     use super::{BackupName, Facts, Maker, SENTINEL, SentinelError};
+    use crate::pg::protocol::replication::base_backup::Tablespace;
     use crate::pg::wal::WalSegmentSize;
     use crate::pg::{Lsn, SystemIdentifier, TimelineId};
 
     fn time(text: &str) -> DateTime<Utc> {
         text.parse().expect("a time")
     }
+
+    const DATA_DIR: &str = "/var/lib/postgresql/15/main";
 
     fn facts() -> Facts {
         let size = WalSegmentSize::default();
@@ -323,6 +390,8 @@ mod tests {
             uncompressed_bytes: 31_000_000,
             compressed_bytes: 4_000_000,
             parts: Some(3),
+            data_dir: DATA_DIR.to_owned(),
+            tablespaces: Vec::new(),
             maker: Maker::Us { segment_size: size },
         }
     }
@@ -370,7 +439,7 @@ mod tests {
                 "UserData": user_data, "FilesMetadataDisabled": true,
                 "Version": 2, "StartTime": "2026-11-21T10:00:00.250000Z",
                 "FinishTime": "2026-11-21T10:00:07.000000Z", "DateFmt": "%Y-%m-%dT%H:%M:%S.%fZ",
-                "Hostname": "db1", "DataDir": "", "IsPermanent": false,
+                "Hostname": "db1", "DataDir": DATA_DIR, "IsPermanent": false,
             })
         );
         let metadata: serde_json::Value = serde_json::from_slice(&documents.metadata).expect("JSON");
@@ -378,13 +447,36 @@ mod tests {
             metadata,
             serde_json::json!({
                 "start_time": "2026-11-21T10:00:00.250000Z", "finish_time": "2026-11-21T10:00:07.000000Z",
-                "date_fmt": "%Y-%m-%dT%H:%M:%S.%fZ", "hostname": "db1", "data_dir": "", "pg_version": 150_020,
+                "date_fmt": "%Y-%m-%dT%H:%M:%S.%fZ", "hostname": "db1", "data_dir": DATA_DIR, "pg_version": 150_020,
                 "start_lsn": 0x400_0028, "finish_lsn": 0x400_0138, "is_permanent": false,
                 "system_identifier": 7_661_000_000_000_000_123_u64,
                 "uncompressed_size": 31_000_000, "compressed_size": 4_000_000, "user_data": user_data,
             })
         );
         assert_eq!(documents.files_metadata, b"{}");
+    }
+
+    /// As `TablespaceSpec.MarshalJSON` writes it.
+    #[test]
+    fn tablespaces_are_told_as_wal_g_tells_them() {
+        let tablespace = |oid, location: &str| Tablespace { oid, location: location.to_owned() };
+        let facts =
+            Facts { tablespaces: vec![tablespace(16384, "/fast"), tablespace(9, "/slow")], ..facts() };
+        let documents = facts.documents("db1");
+        let sentinel: serde_json::Value = serde_json::from_slice(&documents.sentinel).expect("JSON");
+        let expected = serde_json::json!({
+            "base_prefix": DATA_DIR, "tablespaces": ["16384", "9"],
+            "16384": {"loc": "/fast", "link": "pg_tblspc/16384"},
+            "9": {"loc": "/slow", "link": "pg_tblspc/9"},
+        });
+        assert_eq!(sentinel["Spec"], expected);
+        assert_eq!(Facts::parse(facts.name.clone(), &documents.sentinel).expect("ours"), facts);
+        let text = String::from_utf8(documents.sentinel).expect("text");
+        let wal_es = text.replace("\"Spec\"", "\"spec\"");
+        assert_eq!(Facts::parse(facts.name.clone(), wal_es.as_bytes()).expect("theirs"), facts);
+        let without = text.replace("\"9\":", "\"8\":");
+        let error = Facts::parse(facts.name.clone(), without.as_bytes()).expect_err("unknown");
+        assert!(matches!(error, SentinelError::Tablespace { name } if name == "9"));
     }
 
     #[test]

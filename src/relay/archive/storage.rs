@@ -53,6 +53,16 @@ enum Service {
     Azure,
 }
 
+impl ArchiveUrl {
+    /// `None`: a bucket.
+    pub fn directory(&self) -> Option<&FilePath> {
+        match &self.location {
+            Location::Directory(directory) => Some(directory),
+            Location::Bucket { .. } => None,
+        }
+    }
+}
+
 impl std::str::FromStr for ArchiveUrl {
     type Err = String;
 

@@ -212,13 +212,18 @@ pub fn archive_name(tablespace: Option<&Tablespace>) -> String {
     tablespace.map_or_else(|| "base.tar".to_owned(), |tablespace| format!("{}.tar", tablespace.oid))
 }
 
+/// The OID of the tablespace whose archive is called so; the data directory's has none.
+pub fn archived_tablespace(name: &str) -> Option<u32> {
+    name.strip_suffix(".tar")?.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
 
     use super::{
         BackupContent, BackupMessage, BaseBackupOptions, Checkpoint, Manifest, Tablespace, Tablespaces, Wal,
-        archive_name, backup_content, backup_position,
+        archive_name, archived_tablespace, backup_content, backup_position,
     };
     use crate::pg::{Lsn, ServerMajor, TimelineId};
 
@@ -274,6 +279,8 @@ mod tests {
         let tablespace = Tablespace { oid: 16384, location: "/mnt/fast".to_owned() };
         assert_eq!(archive_name(Some(&tablespace)), "16384.tar");
         assert_eq!(archive_name(None), "base.tar");
+        assert_eq!(archived_tablespace("16384.tar"), Some(16384));
+        assert_eq!(archived_tablespace("base.tar"), None);
         assert_eq!(
             backup_content(&[other.clone(), own]),
             Some(BackupContent { tablespaces: vec![tablespace], total_bytes: 23160 * 1024 })
