@@ -5,7 +5,7 @@
 //! it is refused, as is everything but plain files and directories. Links to tablespaces are made by whoever unpacks;
 //! the archive's own, where they would be, count for nothing.
 
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write as _};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
@@ -74,17 +74,27 @@ fn create_file(path: &Path, content: &mut impl Read) -> Result<(), UnpackError> 
     if let Some(parent) = path.parent() {
         create_dir(parent)?;
     }
-    // Nothing is written through a link or over a file that the archive brought before.
-    fs::remove_file(path)
-        .or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
-        .map_err(failed(path))?;
+    match fs::symlink_metadata(path) {
+        // The name stays: a `standby.signal` that was here before keeps a half copied server from being a primary.
+        Ok(found) if found.is_file() => {
+            let there = OpenOptions::new().write(true).truncate(true).open(path);
+            return fill(path, &mut there.map_err(failed(path))?, content);
+        }
+        // Nothing is written through a link.
+        Ok(_) => fs::remove_file(path).map_err(failed(path))?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(path)(error)),
+    }
     write_file(path, content)
 }
 
 /// All of `content` to a new file, for its owner only.
 pub fn write_file(path: &Path, content: &mut impl Read) -> Result<(), UnpackError> {
     let new = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-    let mut file = new.map_err(failed(path))?;
+    fill(path, &mut new.map_err(failed(path))?, content)
+}
+
+fn fill(path: &Path, file: &mut File, content: &mut impl Read) -> Result<(), UnpackError> {
     let mut buffer = vec![0; COPIED_AT_ONCE];
     loop {
         match content.read(&mut buffer).map_err(UnpackError::Archive)? {
@@ -201,6 +211,24 @@ mod tests {
         ]);
         unpack(all.as_slice(), &data).unwrap();
         assert_eq!(std::fs::read(fast.join("PG_15/2/3")).unwrap(), b"page");
+    }
+
+    #[test]
+    fn a_file_that_is_there_gets_the_content_and_never_vanishes() {
+        use std::os::unix::fs::MetadataExt;
+        let dir = tempfile::tempdir().unwrap();
+        let (signal, link) = (dir.path().join("standby.signal"), dir.path().join("link"));
+        std::fs::write(&signal, "longer than what comes").unwrap();
+        std::os::unix::fs::symlink(&signal, &link).unwrap();
+        let before = signal.metadata().unwrap().ino();
+        let all = archive(&[
+            ("standby.signal", tar::EntryType::Regular, b"new"),
+            ("link", tar::EntryType::Regular, b"not through it"),
+        ]);
+        unpack(all.as_slice(), dir.path()).unwrap();
+        assert_eq!(std::fs::read(&signal).unwrap(), b"new");
+        assert_eq!(signal.metadata().unwrap().ino(), before);
+        assert!(!link.is_symlink());
     }
 
     #[test]
