@@ -303,6 +303,7 @@ impl Plane {
         let files = Files::open(&config.directory)?;
         let store = Store::open(files.clone(), &store_config, &metrics)?;
         let slots = Arc::new(Slots::open(files.clone())?);
+        slots.hold_from(store.oldest_kept());
         let followers = Arc::new(Followers::new());
         let backups = Arc::new(Backups::default());
         let (archive_status, archived) = watch::channel(None);

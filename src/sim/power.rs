@@ -191,6 +191,7 @@ impl Course {
         let metrics = Metrics::new(&Registry::new()).expect("an empty registry");
         let store = self.unless_off(Stepped::open(files.clone(), &config, &metrics))?;
         let slots = self.unless_off(Slots::open(files))?;
+        slots.hold_from(store.store.oldest_kept());
         Ok(Process { store, slots })
     }
 

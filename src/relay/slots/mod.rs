@@ -152,6 +152,13 @@ impl Slots {
         Ok(Slots { files, table: Mutex::new(table), file: Mutex::new(()) })
     }
 
+    /// The file lags behind what followers have said, and WAL before the store's first segment was removed because no
+    /// slot needed it: what a slot holds back begins there at the earliest. Taken at its word, a slot that is nearly
+    /// abreast would be lost at the next segment.
+    pub(crate) fn hold_from(&self, first: Lsn) {
+        self.table.lock().hold_from(first);
+    }
+
     /// The slot of a configured node: made when missing, and given a restart point when it has none.
     pub(crate) fn ensure(&self, name: &SlotName, restart: Option<RestartPoint>) {
         self.table.lock().ensure(name, restart);
@@ -285,6 +292,21 @@ mod tests {
         let found: Vec<_> = slots.statuses().into_iter().map(described).collect();
         let expected = [("kept", Some(restart), false), ("lost", None, true), ("unused", None, false)];
         assert_eq!(found, expected.map(|(name, restart, lost)| (name.to_owned(), restart, lost)));
+    }
+
+    #[test]
+    fn a_slot_whose_file_lags_holds_back_what_there_is() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let check = |saved, first, expected| {
+            let at = |lsn| RestartPoint { timeline: TimelineId(1), lsn: Lsn(lsn) };
+            let slots = open(&directory).expect("no file");
+            slots.create("one", Persistent, Some(at(saved)), 1).expect("a new name");
+            slots.hold_from(first);
+            assert_eq!(slots.statuses()[0].restart, Some(at(expected)));
+        };
+        check(0x200_0028, Lsn(0x800_0000), 0x800_0000);
+        check(0x900_0028, Lsn(0x800_0000), 0x900_0028);
+        check(0x900_0028, Lsn::INVALID, 0x900_0028);
     }
 
     #[test]

@@ -60,6 +60,12 @@ impl SlotTable {
         self.slots.insert(name, Slot { restart, invalidated, owner: Owner::Everybody, active_pid: None });
     }
 
+    pub(super) fn hold_from(&mut self, first: Lsn) {
+        for restart in self.slots.values_mut().filter_map(|slot| slot.restart.as_mut()) {
+            restart.lsn = restart.lsn.max(first);
+        }
+    }
+
     pub(super) fn ensure(&mut self, name: &SlotName, restart: Option<RestartPoint>) {
         match self.slots.get_mut(name) {
             Some(slot) if slot.restart.is_some() || slot.invalidated.is_some() || restart.is_none() => return,

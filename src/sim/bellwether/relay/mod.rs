@@ -61,6 +61,7 @@ impl Relay {
     ) -> Relay {
         let store = disk.open(stage);
         let slots = Slots::open(disk.files()).expect("what was saved can be read");
+        slots.hold_from(store.oldest_kept());
         let mut relay = Relay {
             life,
             nodes: nodes.to_vec(),
