@@ -36,12 +36,36 @@ pub(crate) fn compare_up_to(store: &Path, server: &Path, end: u64) -> u64 {
         if length == 0 {
             continue;
         }
-        let (a, b) = (fs::read(path).expect("store"), fs::read(theirs).expect("pg_wal"));
-        let differs = a[..length].iter().zip(&b[..length]).position(|(a, b)| a != b);
-        assert_eq!(differs, None, "{} and {} differ at this offset", path.display(), theirs.display());
+        assert_same(path, theirs, length);
         compared += length as u64;
     }
     compared
+}
+
+/// Every byte from LSN `from` up to `end` is in the store and on the server, on the timeline that it belongs to, and it
+/// is the same in both.
+pub(crate) fn assert_same_from(store: &Path, server: &Path, from: u64, end: u64) {
+    let (kept, theirs) = (segments(store), segments(server));
+    let newest = timeline(kept.keys().next_back().expect("a store with WAL"));
+    let history = history(store, newest);
+    for start in (from / SEGMENT_BYTES * SEGMENT_BYTES..end).step_by(SEGMENT_BYTES as usize) {
+        let end = end.min(start + SEGMENT_BYTES);
+        // The fork segment of a timeline begins with what its ancestor left, so the newest one has all.
+        let mut timelines = history.ancestors().iter().filter(|entry| entry.switchpoint.0 >= end);
+        let name = segment_name(timelines.next().map_or(newest, |entry| entry.timeline).0, start);
+        let found = |place: &BTreeMap<String, PathBuf>, whose: &Path| {
+            place.get(&name).cloned().unwrap_or_else(|| panic!("{} lacks {name}", whose.display()))
+        };
+        assert_same(&found(&kept, store), &found(&theirs, server), (end - start) as usize);
+    }
+}
+
+fn assert_same(one: &Path, other: &Path, length: usize) {
+    let (a, b) = (fs::read(one).expect("a segment"), fs::read(other).expect("a segment"));
+    if a[..length] != b[..length] {
+        let differs = a[..length].iter().zip(&b[..length]).position(|(a, b)| a != b);
+        panic!("{} and {} differ at offset {differs:?}", one.display(), other.display());
+    }
 }
 
 fn timeline(name: &str) -> TimelineId {
@@ -107,6 +131,15 @@ pub(crate) fn segment_start(name: &str) -> u64 {
 
 /// Where the last whole record of `timeline` ends in `dir`, walked from its oldest segment there without a hole.
 pub(crate) fn end_of_records(dir: &Path, timeline: u32) -> u64 {
+    walk(dir, timeline).verified().expect("a whole record").0
+}
+
+/// As [`end_of_records`], but where a server finds the end behind a switch of segments: that of the segment.
+pub(crate) fn end_of_segments(dir: &Path, timeline: u32) -> u64 {
+    walk(dir, timeline).whole().expect("a whole record").0
+}
+
+fn walk(dir: &Path, timeline: u32) -> Verifier {
     let size = WalSegmentSize::default();
     let mut verifier: Option<Verifier> = None;
     for (name, path) in segments(dir) {
@@ -121,5 +154,5 @@ pub(crate) fn end_of_records(dir: &Path, timeline: u32) -> u64 {
             break;
         }
     }
-    verifier.and_then(|verifier| verifier.verified()).expect("a whole record").0
+    verifier.expect("a segment of the timeline")
 }

@@ -3,22 +3,13 @@
 //! One cluster, whose primary nobody replaces.
 
 use std::fs;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::harness::wal::compare_with_primary;
-use crate::harness::{Cluster, Durability, Options, Server, distribution_bin, eventually};
+use crate::harness::{Cluster, Durability, Options, Server, eventually, pg_ctl};
 
 const LIMIT: Duration = Duration::from_secs(60);
-
-fn pg_ctl(cluster: &Cluster, data_dir: &Path, arguments: &[&str]) {
-    let mut command = Command::new(distribution_bin().join("pg_ctl"));
-    command.args(arguments).arg("--wait").arg("-D").arg(data_dir).arg("-l").arg(data_dir.join("server.log"));
-    cluster.run_as_server_user(&mut command);
-    let status = command.current_dir("/").stdout(Stdio::null()).status().expect("pg_ctl runs");
-    assert!(status.success(), "{command:?}: {status}");
-}
 
 fn on(cluster: &Cluster, server: &Server, statement: &str) -> String {
     let done = cluster.psql_at(&cluster.direct_conninfo(server, "postgres"), statement);
@@ -101,8 +92,15 @@ fn silence(cluster: &Cluster, standby: &Server) {
     let walreceiver = || on(cluster, standby, "SELECT pid FROM pg_stat_wal_receiver");
     let before = walreceiver();
     assert_ne!(before, "");
+    let begin = on(cluster, standby, "SELECT clock_timestamp()");
     // Three times its wal_receiver_timeout.
-    std::thread::sleep(Duration::from_secs(6));
+    let heard =
+        format!("SELECT last_msg_receipt_time > '{begin}'::timestamptz + '6s' FROM pg_stat_wal_receiver");
+    eventually("it hears from the relay all the time", LIMIT, || {
+        assert_eq!(walreceiver(), before);
+        let heard = on(cluster, standby, &heard);
+        if heard == "t" { Ok(()) } else { Err(heard) }
+    });
     assert_eq!(walreceiver(), before);
 }
 
