@@ -197,6 +197,11 @@ impl Cluster {
         command.stdout(log.try_clone().expect("log file")).stderr(log).spawn().expect("bellwether starts")
     }
 
+    /// Whether it has come to its end by itself.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.bellwether.as_mut().expect("it was started").try_wait().expect("wait").is_some()
+    }
+
     /// How it ended by itself.
     pub(crate) fn ended(&mut self, limit: Duration) -> ExitStatus {
         let mut child = self.bellwether.take().expect("bellwether runs");

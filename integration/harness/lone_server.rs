@@ -18,6 +18,11 @@ pub(crate) struct LoneServer {
 impl LoneServer {
     /// Made by initdb; lets everybody on this host in. Not started.
     pub(crate) fn init(cluster: &Cluster, name: &str) -> LoneServer {
+        LoneServer::init_with(cluster, name, &[])
+    }
+
+    /// With these options of initdb.
+    pub(crate) fn init_with(cluster: &Cluster, name: &str, options: &[&str]) -> LoneServer {
         let data_dir = cluster.data().join(name);
         fs::create_dir(&data_dir).expect("data directory");
         let owner = fs::metadata(&cluster.servers()[0].data_dir).expect("data directory");
@@ -25,6 +30,7 @@ impl LoneServer {
         let server = LoneServer { port: free_port(), data_dir };
         let mut initdb = Command::new(distribution_bin().join("initdb"));
         initdb.args(["--username=postgres", "--auth=trust", "--no-sync", "-D"]).arg(&server.data_dir);
+        initdb.args(options);
         server.run(cluster, &mut initdb);
         server
     }

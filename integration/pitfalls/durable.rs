@@ -156,7 +156,7 @@ fn followers_hold_only_what_the_store_holds(cluster: &Cluster) {
 
 /// The end of what a standby holds, once it has taken from its broken connection what was still on the way; of the
 /// primary, what it was told. `None`: it does not run.
-fn told(cluster: &Cluster, server: &Server) -> Option<u64> {
+pub(super) fn told(cluster: &Cluster, server: &Server) -> Option<u64> {
     let conninfo = cluster.direct_conninfo(server, "postgres");
     let standby = cluster.psql_at(&conninfo, "SELECT pg_is_in_recovery()").ok()?;
     if standby == "f" {
@@ -171,7 +171,7 @@ fn told(cluster: &Cluster, server: &Server) -> Option<u64> {
 }
 
 /// What the relay has told the primary that it has.
-fn acknowledged_lsn(cluster: &Cluster, primary: &Server) -> u64 {
+pub(super) fn acknowledged_lsn(cluster: &Cluster, primary: &Server) -> u64 {
     lsn_at(
         cluster,
         primary,
@@ -194,7 +194,7 @@ fn write_unacknowledged(cluster: &Cluster, primary: &Server) {
     }
 }
 
-fn never_starts_again(server: &Server) {
+pub(super) fn never_starts_again(server: &Server) {
     let conf = server.data_dir.join("postgresql.auto.conf");
     let mut conf = fs::File::options().append(true).open(conf).expect("settings");
     conf.write_all(b"lost = 'for good'\n").expect("settings");

@@ -11,6 +11,7 @@
 //! | 8 | a fork segment without its beginning | its start is asked for on the new timeline | `timeline` |
 //! | 9 | zeros or a file's size taken for the end | a promoted server's own fork segment, stale pages and all | `timeline` |
 //! | 10 | other bytes on the same timeline | a copy of the primary comes up in its place and writes | `upstream` |
+//! | 11 | another cluster, or segments of another size | the other cluster is in the old one's place; 1 MB and 64 MB | `foreign` |
 //! | 12 | half a record, then another | the primary's machine is lost in the middle of a 256 MB record | `upstream` |
 //! | 13 | an error for who asks slightly ahead | the next segment's start at a quiet end | `crowd` |
 //! | 14 | silence while the primary is away | three times the standby's wal_receiver_timeout | `upstream` |
@@ -19,8 +20,11 @@
 //! | 17 | WAL removed that somebody needs | a slot in the middle of a segment, and pruning behind it; a rewound node whose WAL the primary has no more | `crowd`, `timeline` |
 //! | 18 | what comes next is nowhere any more | the primary has removed it: a standby has it, or nobody has | `crate::sources` |
 //! | 19 | a commit that waits for a replay that nobody reports | `synchronous_commit = remote_apply` | `crate::remote_apply` |
+//! | 20 | killed in the middle of a rollover or a switch | kill -9 and a power cut before each call on the disk | `killed` |
 
 mod crowd;
 mod durable;
+mod foreign;
+mod killed;
 mod timeline;
 mod upstream;

@@ -72,8 +72,15 @@ fn switch(options: Options) {
         let state = cluster.api("/api/v1/cluster")?;
         if state["term"] == 2 { Ok(()) } else { Err(state.to_string()) }
     });
-    // Time to promote somebody who lacks what was acknowledged.
-    std::thread::sleep(Duration::from_secs(1));
+    // Whoever promotes somebody who lacks what was acknowledged does it now.
+    let chosen = |log: &str| log.contains("rule=\"E3\"");
+    eventually("a candidate", SOON, || {
+        let log = cluster.log();
+        if chosen(&log) { Ok(()) } else { Err("nobody is chosen".to_owned()) }
+    });
+    for _ in 0..3 {
+        standbys.iter().for_each(|standby| seen_again(&cluster, standby));
+    }
     for walreceiver in &walreceivers {
         kill(*walreceiver, Signal::SIGCONT).expect("continue");
     }
@@ -110,6 +117,19 @@ fn walreceiver(cluster: &Cluster, standby: &Server) -> Pid {
     Pid::from_raw(pid.parse().expect("a pid"))
 }
 
+/// The control plane has asked it once more.
+fn seen_again(cluster: &Cluster, server: &Server) {
+    let mut before = None::<f64>;
+    eventually("another look at it", SOON, || {
+        let state = cluster.api("/api/v1/cluster")?;
+        let mut nodes = state["nodes"].as_array().into_iter().flatten();
+        let node = nodes.find(|node| node["name"] == server.name.as_str()).ok_or("no such node")?;
+        let ago = node["seen_seconds_ago"].as_f64().ok_or("never seen")?;
+        let older = before.replace(ago).is_some_and(|before| ago < before);
+        if older { Ok(()) } else { Err(format!("{ago} seconds ago")) }
+    });
+}
+
 fn log_of(server: &Server) -> String {
     let name = format!("{}.log", server.name);
     fs::read_to_string(server.data_dir.with_file_name(name)).expect("the server's log")
@@ -120,9 +140,7 @@ fn lose_in_the_middle_of_a_record(cluster: &Cluster, primary: &Server) -> u64 {
     let begin = flush_lsn(cluster, primary);
     let (mut psql, backend) = write_large_record(cluster, primary);
     let there = primary.data_dir.join("pg_wal").join(segment_name(1, begin + 4 * SEGMENT_BYTES));
-    while !there.exists() {
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    eventually("four segments of it", SOON, || if there.exists() { Ok(()) } else { Err(String::new()) });
     kill(backend, Signal::SIGSTOP).expect("stop");
     let goal = begin + 2 * SEGMENT_BYTES;
     eventually("the relay has half of it", SOON, || {
