@@ -84,11 +84,10 @@ fn sample(scene: &Scene, from: From, followers: usize, range: (u64, u64)) -> Sam
         let primary = server(scene.postmaster());
         let usage = || (Usage::of(&primary), Usage::of(&[scene.bellwether()]));
         let (began, before) = (Instant::now(), usage());
+        done.wait();
         // Their servers are still there: they leave behind this.
-        let after = {
-            done.wait();
-            usage()
-        };
+        let after = usage();
+        done.wait();
         let ended = sinks.into_iter().map(|sink| sink.join().expect("a sink")).max().expect("at least one");
         let megabytes = (range.1 - range.0) as f64 / 1e6 * followers as f64;
         let primary = after.0.since(&before.0) / megabytes;

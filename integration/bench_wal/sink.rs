@@ -25,8 +25,8 @@ pub(crate) fn target(scene: &Scene, port: u16) -> Target {
     }
 }
 
-/// Logs in, waits for the others at the first barrier, takes the WAL from `start` to `end`, and stays until all are at
-/// the second. Returns its server process and when it had everything.
+/// Logs in, waits for the others at the first barrier, takes the WAL from `start` to `end`, and stays until all have been
+/// at the second one twice. Returns its server process and when it had everything.
 pub(crate) fn drain(target: &Target, (start, end): (u64, u64), [ready, done]: [&Barrier; 2]) -> Instant {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
     runtime.block_on(async {
@@ -50,6 +50,8 @@ pub(crate) fn drain(target: &Target, (start, end): (u64, u64), [ready, done]: [&
             }
         }
         let at = Instant::now();
+        // All have everything; and what their servers have used has been looked at.
+        done.wait();
         done.wait();
         at
     })
