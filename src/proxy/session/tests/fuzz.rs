@@ -98,11 +98,15 @@ fn play(random: &mut StdRng) {
     }
 }
 
-#[test]
-fn a_session_survives_whatever_is_said_to_it() {
+fn seeded() -> StdRng {
     let seed: u64 = option_env!("SEED").and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random);
     println!("SEED={seed}");
-    let mut random = StdRng::seed_from_u64(seed);
+    StdRng::seed_from_u64(seed)
+}
+
+#[test]
+fn a_session_survives_whatever_is_said_to_it() {
+    let mut random = seeded();
     for _ in 0..10_000 {
         play(&mut random);
     }
@@ -110,7 +114,7 @@ fn a_session_survives_whatever_is_said_to_it() {
 
 #[test]
 fn startup_options_of_any_kind() {
-    let mut random = StdRng::seed_from_u64(rand::random());
+    let mut random = seeded();
     let pieces = ["-c ", "--", "a=b", "\\", " ", "work_mem", "=", "bellwether.route=x", "\u{e4}", "-", "'"];
     for _ in 0..20_000 {
         let count = random.random_range(0..12);
