@@ -30,6 +30,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
 use tokio::sync::watch;
+use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
 
@@ -126,6 +127,13 @@ impl Drop for Registration {
 type ReadDone = (CheckedReader, Lsn, Result<Bytes, StoreError>);
 
 struct Connection {
+    reader: ReadHalf<Stream>,
+    writer: WriteHalf<Stream>,
+    talk: Talk,
+}
+
+/// All of a connection but its socket.
+struct Talk {
     shared: Arc<Shared>,
     pid: u32,
     application_name: String,
@@ -134,8 +142,6 @@ struct Connection {
     tuning: watch::Receiver<RelayTuning>,
     /// What the core was told of it.
     told: Tail,
-    reader: ReadHalf<Stream>,
-    writer: WriteHalf<Stream>,
     /// At most one message and one socket read more than [`MAX_MESSAGE`].
     inbox: BytesMut,
     outbox: Outbox,
@@ -148,6 +154,18 @@ struct Connection {
 enum Stay {
     Closed(CloseReason),
     Elsewhere,
+}
+
+/// On the way from one runtime to another.
+struct Moving {
+    socket: Detached,
+    talk: Talk,
+}
+
+/// How it was apart.
+enum Apartness {
+    Closed(CloseReason),
+    Back(Box<Moving>),
 }
 
 enum Event {
@@ -171,90 +189,49 @@ impl Connection {
         let (reader, writer) = tokio::io::split(client.stream);
         let mut outbox = Outbox::default();
         outbox.push(client.out.freeze());
-        let (pid, inbox) = (peer.pid, client.received);
-        let application_name = peer.application_name.clone();
-        Connection {
+        let talk = Talk {
             shared,
-            pid,
-            application_name,
+            pid: peer.pid,
+            application_name: peer.application_name.clone(),
             core,
             tail,
             tuning,
             told: at_start,
-            reader,
-            writer,
-            inbox,
+            inbox: client.received,
             outbox,
             files: None,
             reading: None,
-        }
+        };
+        Connection { reader, writer, talk }
     }
 
     /// Here, and apart for as long as it is far behind.
     async fn serve(mut self) -> io::Result<CloseReason> {
-        let shared = Arc::clone(&self.shared);
+        let shared = Arc::clone(&self.talk.shared);
         loop {
             if let Stay::Closed(reason) = self.run(Place::Plane).await? {
                 return Ok(reason);
             }
-            let (stream, rest) = self.detach()?;
-            let apart = async move {
-                let mut connection = rest(stream.attach()?);
-                match connection.run(Place::Apart).await? {
-                    Stay::Closed(reason) => Ok(Err(reason)),
-                    Stay::Elsewhere => connection.detach().map(Ok),
-                }
+            let apart = shared.apart.spawn(Self::run_apart(self.detach()?))?;
+            self = match joined(apart.await)?? {
+                Apartness::Closed(reason) => return Ok(reason),
+                Apartness::Back(moving) => moving.attach()?,
             };
-            let (stream, rest) = match shared.apart.spawn(apart)?.await {
-                Ok(Ok(Ok(connection))) => connection,
-                Ok(Ok(Err(reason))) => return Ok(reason),
-                Ok(Err(lost)) => return Err(lost),
-                Err(ended) => match ended.try_into_panic() {
-                    Ok(panic) => std::panic::resume_unwind(panic),
-                    Err(cancelled) => return Err(io::Error::other(cancelled)),
-                },
-            };
-            self = rest(stream.attach()?);
         }
     }
 
-    /// Out of this thread's runtime, and how it goes on in another one.
-    fn detach(self) -> io::Result<(Detached, impl FnOnce(Stream) -> Connection + Send)> {
-        let Connection {
-            shared,
-            pid,
-            application_name,
-            core,
-            tail,
-            tuning,
-            told,
-            reader,
-            writer,
-            inbox,
-            outbox,
-            files,
-            reading,
-        } = self;
-        let stream = reader.unsplit(writer).detach()?;
-        let rest = move |stream| {
-            let (reader, writer) = tokio::io::split(stream);
-            Connection {
-                shared,
-                pid,
-                application_name,
-                core,
-                tail,
-                tuning,
-                told,
-                reader,
-                writer,
-                inbox,
-                outbox,
-                files,
-                reading,
-            }
-        };
-        Ok((stream, rest))
+    async fn run_apart(moving: Moving) -> io::Result<Apartness> {
+        let mut connection = moving.attach()?;
+        match connection.run(Place::Apart).await? {
+            Stay::Closed(reason) => Ok(Apartness::Closed(reason)),
+            Stay::Elsewhere => Ok(Apartness::Back(Box::new(connection.detach()?))),
+        }
+    }
+
+    /// Out of this thread's runtime.
+    fn detach(self) -> io::Result<Moving> {
+        let socket = self.reader.unsplit(self.writer).detach()?;
+        Ok(Moving { socket, talk: self.talk })
     }
 
     async fn run(&mut self, place: Place) -> io::Result<Stay> {
@@ -263,10 +240,10 @@ impl Connection {
                 self.say_farewell(reason).await;
                 return Ok(Stay::Closed(reason));
             }
-            if place.next(self.core.behind()) != place {
+            if place.next(self.talk.core.behind()) != place {
                 return Ok(Stay::Elsewhere);
             }
-            if self.core.takes_messages() && self.next_message() {
+            if self.talk.core.takes_messages() && self.next_message() {
                 continue;
             }
             match self.next_event().await {
@@ -276,63 +253,64 @@ impl Connection {
                     }
                 }
                 Event::Written(written) => {
-                    self.outbox.advance(written?);
-                    let input = if self.outbox.is_empty() { Input::AllWritten } else { Input::SomeWritten };
-                    self.core.handle(now(), input);
+                    self.talk.outbox.advance(written?);
+                    let input =
+                        if self.talk.outbox.is_empty() { Input::AllWritten } else { Input::SomeWritten };
+                    self.talk.core.handle(now(), input);
                 }
                 Event::Read((files, from, result)) => {
-                    self.reading = None;
-                    self.files = Some(files);
+                    self.talk.reading = None;
+                    self.talk.files = Some(files);
                     let result = result.map_err(read_failure);
-                    self.core.handle(now(), Input::Read { from, result });
+                    self.talk.core.handle(now(), Input::Read { from, result });
                 }
                 Event::TailMoved(alive) => {
                     alive.map_err(|_| io::Error::other("the store is gone"))?;
                     self.take_tail();
                 }
                 Event::Tuned => {
-                    let rate = self.tuning.borrow_and_update().follower_rate;
-                    self.core.handle(now(), Input::Rate((rate > 0).then_some(Rate(rate))));
+                    let rate = self.talk.tuning.borrow_and_update().follower_rate;
+                    self.talk.core.handle(now(), Input::Rate((rate > 0).then_some(Rate(rate))));
                 }
                 Event::Timer => {
-                    self.core.handle(now(), Input::Timer);
-                    self.shared.followers.time_passed();
+                    self.talk.core.handle(now(), Input::Timer);
+                    self.talk.shared.followers.time_passed();
                 }
-                Event::Shutdown => self.core.handle(now(), Input::Shutdown),
+                Event::Shutdown => self.talk.core.handle(now(), Input::Shutdown),
             }
         }
     }
 
     /// Does what the core has decided; the reason when it has decided to close.
     async fn carry_out(&mut self) -> io::Result<Option<CloseReason>> {
-        while let Some(output) = self.core.poll_output() {
+        while let Some(output) = self.talk.core.poll_output() {
             match output {
-                Output::Send(bytes) => self.outbox.push(bytes),
+                Output::Send(bytes) => self.talk.outbox.push(bytes),
                 Output::SendWal { header, wal } => {
-                    self.shared.metrics.sent_bytes.inc_by(wal.len() as u64);
-                    self.outbox.push(header);
-                    self.outbox.push(wal);
+                    self.talk.shared.metrics.sent_bytes.inc_by(wal.len() as u64);
+                    self.talk.outbox.push(header);
+                    self.talk.outbox.push(wal);
                 }
                 Output::Read { timeline, from, max } => {
-                    let known = self.files.take().filter(|files| files.timeline() == timeline);
+                    let known = self.talk.files.take().filter(|files| files.timeline() == timeline);
                     let mut files =
-                        known.unwrap_or_else(|| CheckedReader::new(self.shared.store.clone(), timeline));
+                        known.unwrap_or_else(|| CheckedReader::new(self.talk.shared.store.clone(), timeline));
                     let read = async move {
                         let read = files.read(from, max).await;
                         (files, from, read)
                     };
-                    self.reading = Some(Box::pin(read));
+                    self.talk.reading = Some(Box::pin(read));
                 }
                 Output::SaveSlots => {
-                    let result = save_slots(Arc::clone(&self.shared.slots)).await;
-                    self.core.handle(now(), Input::SlotsSaved(result));
+                    let result = save_slots(Arc::clone(&self.talk.shared.slots)).await;
+                    self.talk.core.handle(now(), Input::SlotsSaved(result));
                 }
-                Output::Report(progress) => self.shared.followers.update(self.pid, progress),
-                Output::Heard => self.shared.followers.heard(self.pid, Instant::now()),
-                Output::Feedback(xmins) => self.shared.followers.feedback(self.pid, xmins),
+                Output::Report(progress) => self.talk.shared.followers.update(self.talk.pid, progress),
+                Output::Heard => self.talk.shared.followers.heard(self.talk.pid, Instant::now()),
+                Output::Feedback(xmins) => self.talk.shared.followers.feedback(self.talk.pid, xmins),
                 Output::PassOn(text) => match self.pass_on(text).await {
                     Ok(passage) => return Ok(Some(self.follow(passage).await?)),
-                    Err(no_source) => self.core.handle(now(), Input::NotPassed(no_source)),
+                    Err(no_source) => self.talk.core.handle(now(), Input::NotPassed(no_source)),
                 },
                 Output::Close(reason) => return Ok(Some(reason)),
             }
@@ -343,17 +321,17 @@ impl Connection {
     async fn pass_on(&mut self, text: Bytes) -> Result<Passage, NoSource> {
         let mut query = BytesMut::new();
         frontend::query(&String::from_utf8_lossy(&text), &mut query);
-        let opened = Passage::open(&self.shared, &self.application_name, query.freeze());
-        self.shared.shutdown.run_until_cancelled(opened).await.unwrap_or(Err(NoSource))
+        let opened = Passage::open(&self.talk.shared, &self.talk.application_name, query.freeze());
+        self.talk.shared.shutdown.run_until_cancelled(opened).await.unwrap_or(Err(NoSource))
     }
 
     /// The core takes no command as long as an answer is on its way: nothing waits to be written.
     async fn follow(&mut self, passage: Passage) -> io::Result<CloseReason> {
         let below = Below {
-            application_name: &self.application_name,
+            application_name: &self.talk.application_name,
             reader: &mut self.reader,
             writer: &mut self.writer,
-            received: &mut self.inbox,
+            received: &mut self.talk.inbox,
         };
         passage.run(below).await?;
         Ok(CloseReason::PassedOn)
@@ -361,50 +339,52 @@ impl Connection {
 
     /// Whether there was a whole message to give to the core.
     fn next_message(&mut self) -> bool {
-        match Header::peek(&self.inbox) {
+        match Header::peek(&self.talk.inbox) {
             Ok(Some(header)) if header.total > MAX_MESSAGE => {
-                self.core.handle(now(), Input::Malformed);
+                self.talk.core.handle(now(), Input::Malformed);
                 true
             }
-            Ok(Some(header)) if header.total <= self.inbox.len() => {
-                let message = self.inbox.split_to(header.total);
+            Ok(Some(header)) if header.total <= self.talk.inbox.len() => {
+                let message = self.talk.inbox.split_to(header.total);
                 // What it asks is answered with what is durable now.
-                if *self.tail.borrow() != self.told {
+                if *self.talk.tail.borrow() != self.talk.told {
                     self.take_tail();
                 }
-                self.core.handle(now(), Input::Message { tag: header.tag, payload: &message[HEADER_LEN..] });
+                self.talk
+                    .core
+                    .handle(now(), Input::Message { tag: header.tag, payload: &message[HEADER_LEN..] });
                 true
             }
             Ok(_) => false,
             Err(_) => {
-                self.core.handle(now(), Input::Malformed);
+                self.talk.core.handle(now(), Input::Malformed);
                 true
             }
         }
     }
 
     fn take_tail(&mut self) {
-        self.told = *self.tail.borrow_and_update();
-        self.core.handle(now(), Input::Tail(self.told));
+        self.talk.told = *self.talk.tail.borrow_and_update();
+        self.talk.core.handle(now(), Input::Tail(self.talk.told));
     }
 
     /// Waits for whatever comes first. Each arm loses nothing when another one wins.
     async fn next_event(&mut self) -> Event {
-        let deadline = self.core.poll_timeout();
-        let slices = self.outbox.slices();
-        let reading = self.reading.as_mut();
+        let deadline = self.talk.core.poll_timeout();
+        let slices = self.talk.outbox.slices();
+        let reading = self.talk.reading.as_mut();
         tokio::select! {
-            received = self.reader.read_buf(&mut self.inbox), if self.inbox.len() <= MAX_MESSAGE => {
+            received = self.reader.read_buf(&mut self.talk.inbox), if self.talk.inbox.len() <= MAX_MESSAGE => {
                 Event::Received(received)
             }
             written = self.writer.write_vectored(&slices), if !slices.is_empty() => Event::Written(written),
             read = async { reading.expect("checked by the arm's condition").await }, if reading.is_some() => {
                 Event::Read(read)
             }
-            moved = self.tail.changed() => Event::TailMoved(moved),
-            Ok(()) = self.tuning.changed() => Event::Tuned,
+            moved = self.talk.tail.changed() => Event::TailMoved(moved),
+            Ok(()) = self.talk.tuning.changed() => Event::Tuned,
             () = sleep_until(deadline) => Event::Timer,
-            () = self.shared.shutdown.cancelled() => Event::Shutdown,
+            () = self.talk.shared.shutdown.cancelled() => Event::Shutdown,
         }
     }
 
@@ -414,16 +394,32 @@ impl Connection {
             return;
         }
         let flush = async {
-            while !self.outbox.is_empty() {
-                let written = self.writer.write_vectored(&self.outbox.slices()).await?;
-                self.outbox.advance(written);
+            while !self.talk.outbox.is_empty() {
+                let written = self.writer.write_vectored(&self.talk.outbox.slices()).await?;
+                self.talk.outbox.advance(written);
             }
             self.writer.shutdown().await
         };
         if let Ok(Err(error)) = tokio::time::timeout(FAREWELL_TIMEOUT, flush).await {
-            debug!(pid = self.pid, %error, "follower did not take its last bytes");
+            debug!(pid = self.talk.pid, %error, "follower did not take its last bytes");
         }
     }
+}
+
+impl Moving {
+    /// Into this thread's runtime.
+    fn attach(self) -> io::Result<Connection> {
+        let (reader, writer) = tokio::io::split(self.socket.attach()?);
+        Ok(Connection { reader, writer, talk: self.talk })
+    }
+}
+
+/// A panic goes on in who waits for it.
+fn joined<T>(ended: Result<T, JoinError>) -> io::Result<T> {
+    ended.map_err(|ended| match ended.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(cancelled) => io::Error::other(cancelled),
+    })
 }
 
 async fn sleep_until(deadline: Option<Instant>) {
