@@ -104,10 +104,11 @@ impl Client {
             }
         }
         self.trace.push("-- end".to_owned());
-        // An error comes at once or with the Sync, as it likes.
-        if let (false, Ok(sync)) = (self.owed.is_empty(), Line::read("sync"))
-            && self.batch(0, &[sync], Delivery::Whole, between).await.is_err()
-        {
+        // An error comes at once or with the Sync, as it likes. Amid a COPY a server complains of a Terminate to nobody.
+        let is_copying = self.owed.is_copying_in().then_some("fail to go on");
+        let is_owed = (!self.owed.is_empty()).then_some("sync");
+        let last: Vec<Line> = is_copying.into_iter().chain(is_owed).flat_map(Line::read).collect();
+        if !last.is_empty() && self.batch(0, &last, Delivery::Whole, between).await.is_err() {
             return self.trace;
         }
         if let Ok(goodbye) = Line::read("terminate") {

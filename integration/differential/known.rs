@@ -2,6 +2,7 @@
 //! it says: one that no longer does fails the test, so that the list stays true.
 
 use super::judge::Difference;
+use super::script::Script;
 use super::world::Mode;
 
 #[derive(Debug)]
@@ -101,6 +102,20 @@ pub(super) const KNOWN: &[Known] = &[
         because: "Statements have other names at the servers, and messages of theirs are not rewritten.",
     },
     Known {
+        script: "a read only block copies",
+        modes: TRANSACTION,
+        direct: "ErrorResponse S=ERROR V=ERROR C=25006 M=cannot execute COPY FROM in a read-only transaction",
+        endpoint: "ErrorResponse S=ERROR V=ERROR C=25006 M=cannot execute COPY during recovery",
+        because: "A standby runs it, and has another reason.",
+    },
+    Known {
+        script: "a read only block fails and is chained",
+        modes: TRANSACTION,
+        direct: "CommandComplete",
+        endpoint: "ErrorResponse S=ERROR V=ERROR C=25006",
+        because: "What follows a failed block AND CHAIN is none that is read only, but stays at the standby.",
+    },
+    Known {
         script: "sequences of the session",
         modes: TRANSACTION,
         direct: "DataRow [1] [1]",
@@ -124,6 +139,18 @@ const AT_TIMES: &[Known] = &[Known {
     endpoint: "BindComplete",
     because: "A server that did not have the statement yet prepares it behind the change.",
 }];
+
+/// What a standby says to who writes.
+const REFUSED: &str = "ErrorResponse S=ERROR V=ERROR C=25006";
+
+/// Scripts put together at random come upon these two of [`KNOWN`] as well: a block that is read only is a standby's.
+pub(super) fn is_of_read_only_block(script: &Script, difference: &Difference) -> bool {
+    let text = script.to_string();
+    let [direct, endpoint] = difference.lines();
+    text.contains("READ ONLY")
+        && endpoint.starts_with(REFUSED)
+        && (direct.starts_with(REFUSED) || text.contains("AND CHAIN"))
+}
 
 pub(super) fn is_known(script: &str, mode: Mode) -> bool {
     KNOWN.iter().any(|known| known.script == script && known.modes.contains(&mode))

@@ -91,6 +91,10 @@ impl Owed {
         }
     }
 
+    pub(super) fn is_copying_in(&self) -> bool {
+        self.copying_in
+    }
+
     /// A COPY has ended: its data were consumed.
     fn copied(&mut self) {
         if !std::mem::take(&mut self.copying_in) {
