@@ -435,11 +435,12 @@ impl Pretender {
         let config = cluster.config();
         let text = |value: &serde_yaml::Value| value.as_str().expect("text").to_owned();
         self.say(&json!({"ask": {
-            "version": 2,
+            "version": 3,
             "cluster": text(&config["cluster"]),
             "instance": instance,
             "state": text(&config["state"]["file"]),
             "wal": text(&config["wal"]["dir"]),
+            "durability": text(&config["durability"]["mode"]),
         }}));
     }
 
