@@ -30,7 +30,7 @@ const KEPT: &str = "2GB";
 enum Disturbance {
     RelayKilled,
     RelayInterrupted,
-    /// Each of them, one after the other, as by a crash.
+    /// Each of them, one after the other, by a crash: Bellwether starts them again.
     FollowersRestarted,
     /// As by a crash; an operator has paused the control plane meanwhile.
     PrimaryRestarted,
@@ -72,7 +72,9 @@ fn through_everything(bytes: u64, times: u32) {
         PrimaryLost,
         RelayInterrupted,
     ];
-    let mut cluster = Cluster::start(Options { nodes: 6, ..Options::default() });
+    // While it is paused, that is what the control plane says of a primary that is restarted.
+    let expected_warnings = &["a person is needed"];
+    let mut cluster = Cluster::start(Options { nodes: 6, expected_warnings, ..Options::default() });
     keep_all_wal(&cluster);
     cluster.psql("CREATE TABLE marks (n bigint NOT NULL)").expect("create");
     let rounds = disturbances.repeat(times as usize);
@@ -119,13 +121,14 @@ fn disturb(cluster: &mut Cluster, disturbance: Disturbance) -> Option<Server> {
         }
         FollowersRestarted => {
             for standby in cluster.standbys() {
-                restart(cluster, &standby, "immediate");
+                crash(cluster, &standby);
             }
             None
         }
         PrimaryRestarted => {
             order(cluster, "pause");
             restart(cluster, &primary, "immediate");
+            back_again(cluster, &primary);
             order(cluster, "resume");
             None
         }
@@ -142,6 +145,27 @@ fn disturb(cluster: &mut Cluster, disturbance: Disturbance) -> Option<Server> {
             Some(replaced(cluster, primary))
         }
     }
+}
+
+fn crash(cluster: &Cluster, standby: &Server) {
+    let before = cluster.pid(standby);
+    cluster.lose_machine(standby);
+    eventually("it runs again", LIMIT, || {
+        cluster.psql_at(&cluster.direct_conninfo(standby, "postgres"), "SELECT 1")?;
+        if cluster.pid(standby) == before { Err("it still runs".to_owned()) } else { Ok(()) }
+    });
+}
+
+/// Before that is known, whoever resumes asks for another primary.
+fn back_again(cluster: &Cluster, primary: &Server) {
+    eventually("the primary is seen again", LIMIT, || {
+        let state = cluster.api("/api/v1/cluster")?;
+        let mut nodes = state["nodes"].as_array().into_iter().flatten();
+        let up = nodes.any(|node| node["name"] == primary.name.as_str() && node["state"] == "up");
+        let open = state["directive"]["writes"]["state"] == "open";
+        let streams = state["wal"]["upstream"]["state"] == "streaming";
+        if up && open && streams { Ok(()) } else { Err(state.to_string()) }
+    });
 }
 
 fn order(cluster: &Cluster, what: &str) {
