@@ -7,6 +7,7 @@
 //! | 3 | a failed sync tried again | one EIO | `durable` |
 //! | 4 | WAL of an old timeline beyond its end | the relay holds segments of it | `timeline` |
 //! | 5 | promoted before all is there | only the relay has an acknowledged commit; replay is paused | `timeline` |
+//! | 6 | the next timeline is not the next number | two promotions that skip one each, while a standby is away | `timeline` |
 //! | 7 | a switch that only a new connection survives | real standbys of every major | `timeline` |
 //! | 8 | a fork segment without its beginning | its start is asked for on the new timeline | `timeline` |
 //! | 9 | zeros or a file's size taken for the end | a promoted server's own fork segment, stale pages and all | `timeline` |

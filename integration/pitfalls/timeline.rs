@@ -10,8 +10,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::harness::wal::{
-    SEGMENT_BYTES, compare_up_to, compare_with_primary, durable_lsn, end_of_records, flush_lsn, lsn_at,
-    parse_lsn, segment_name, segment_start, segments,
+    SEGMENT_BYTES, assert_same_from, compare_up_to, compare_with_primary, durable_lsn, end_of_records,
+    flush_lsn, lsn_at, parse_lsn, segment_name, segment_start, segments,
 };
 use crate::harness::{Cluster, Follower, Heard, Options, Server, eventually, major, second_major};
 
@@ -109,6 +109,88 @@ fn switch(options: Options) {
         rewound_node_joined_from_the_relay(&lost, &promoted);
         stale_pages_are_no_wal(&mut cluster, &promoted, switchpoint);
     }
+}
+
+/// Pitfall 6. A standby is away over two promotions, and each of them skips a number that another branch has taken.
+#[test]
+fn two_switches_with_skipped_numbers_while_a_standby_is_away() {
+    let mut cluster = Cluster::start(Options::default());
+    let first = cluster.primary();
+    let [second, away] = <[Server; 2]>::try_from(cluster.standbys()).expect("two standbys");
+    let from = flush_lsn(&cluster, &first);
+    let upstream = upstream_of(&cluster, &away);
+    follow(&cluster, &away, "");
+    cluster.psql("CREATE TABLE switches AS SELECT 1 AS n").expect("create");
+
+    take_number(&second, 2);
+    cluster.signal(&first, Signal::SIGKILL);
+    follows_as(&cluster, &second, 3);
+    streams(&cluster, &first);
+    cluster.psql("INSERT INTO switches VALUES (2)").expect("insert");
+    take_number(&first, 4);
+    assert_eq!(cluster.http("POST", "/api/v1/failover").expect("an answer").0, 200);
+    follows_as(&cluster, &first, 5);
+    cluster.psql("INSERT INTO switches VALUES (3)").expect("insert");
+
+    let history = fs::read_to_string(cluster.wal_dir().join("00000005.history")).expect("a history");
+    let lines: Vec<&str> = history.lines().map(|line| line.split('\t').next().unwrap_or_default()).collect();
+    assert_eq!(lines, ["1", "", "3"], "{history}");
+    follow(&cluster, &away, &upstream);
+    cluster.await_steady();
+    compare_with_primary(&cluster, &first);
+    let end = flush_lsn(&cluster, &first);
+    eventually("it has followed both", SOON, || {
+        let replayed = lsn_at(&cluster, &away, "pg_last_wal_replay_lsn()");
+        if replayed >= end { Ok(()) } else { Err(format!("{replayed} of {end}")) }
+    });
+    assert_same_from(&cluster.wal_dir(), &away.data_dir.join("pg_wal"), from, end);
+    let conninfo = cluster.direct_conninfo(&away, "app");
+    assert_eq!(cluster.psql_at(&conninfo, "SELECT count(*) FROM switches"), Ok("3".to_owned()));
+}
+
+fn upstream_of(cluster: &Cluster, standby: &Server) -> String {
+    let superuser = cluster.direct_conninfo(standby, "postgres");
+    cluster.psql_at(&superuser, "SHOW primary_conninfo").expect("a superuser may")
+}
+
+/// Nobody, where `upstream` is empty.
+fn follow(cluster: &Cluster, standby: &Server, upstream: &str) {
+    let superuser = cluster.direct_conninfo(standby, "postgres");
+    let set = format!("ALTER SYSTEM SET primary_conninfo = '{}'", upstream.replace('\'', "''"));
+    for sql in [set.as_str(), "SELECT pg_reload_conf()"] {
+        cluster.psql_at(&superuser, sql).expect("a superuser may");
+    }
+    let connected = u8::from(!upstream.is_empty()).to_string();
+    eventually("it follows whom it is told to", SOON, || {
+        let found = cluster.psql_at(&superuser, "SELECT count(*) FROM pg_stat_wal_receiver")?;
+        if found == connected { Ok(()) } else { Err(found) }
+    });
+}
+
+/// A server takes no timeline whose history file it finds (`findNewestTimeLine` in timeline.c).
+fn take_number(server: &Server, timeline: u32) {
+    let file = server.data_dir.join("pg_wal").join(format!("{timeline:08X}.history"));
+    fs::write(file, "# another branch\n").expect("a history file");
+}
+
+fn follows_as(cluster: &Cluster, primary: &Server, timeline: u32) {
+    eventually("writes are open on the new timeline", SOON, || {
+        let state = cluster.api("/api/v1/cluster")?;
+        let open = state["directive"]["writes"]["state"] == "open"
+            && state["directive"]["primary"] == primary.name.as_str();
+        if open && state["wal"]["timeline"] == timeline { Ok(()) } else { Err(state.to_string()) }
+    });
+}
+
+fn streams(cluster: &Cluster, standby: &Server) {
+    eventually("it streams", SOON, || {
+        let state = cluster.api("/api/v1/cluster")?;
+        let mut followers = state["followers"].as_array().into_iter().flatten();
+        let streams = followers.any(|follower| {
+            follower["application_name"] == standby.name.as_str() && follower["state"] == "streaming"
+        });
+        if streams { Ok(()) } else { Err(state.to_string()) }
+    });
 }
 
 fn walreceiver(cluster: &Cluster, standby: &Server) -> Pid {
