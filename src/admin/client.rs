@@ -21,7 +21,7 @@ const MAX_BODY: usize = 16 << 20;
 pub enum ClientError {
     #[error("{url} is not of the form http://HOST:PORT")]
     Url { url: String },
-    #[error("no instance answers at {url}: {source}")]
+    #[error("no instance answers at {url}")]
     Connect {
         url: String,
         #[source]
@@ -31,7 +31,7 @@ pub enum ClientError {
     Timeout { url: String, limit: Duration },
     #[error("{url} answered {status}: {body}")]
     Status { url: String, status: StatusCode, body: String },
-    #[error("{url} does not speak HTTP: {source}")]
+    #[error("{url} does not speak HTTP")]
     Http { url: String, source: Box<dyn std::error::Error + Send + Sync> },
 }
 

@@ -85,7 +85,7 @@ pub async fn check(path: &Path) -> Vec<Finding> {
         Err(LoadError::Invalid { problems, .. }) => {
             problems.into_iter().map(in_file(Severity::Error)).collect()
         }
-        Err(error @ LoadError::Read { .. }) => vec![Finding::error("--config", error.to_string())],
+        Err(error @ LoadError::Read { .. }) => vec![Finding::error("--config", cli::chain(&error))],
     }
 }
 

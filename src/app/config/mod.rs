@@ -266,7 +266,7 @@ pub enum LogFormat {
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    #[error("cannot read {}: {source}", path.display())]
+    #[error("cannot read {}", path.display())]
     Read { path: PathBuf, source: std::io::Error },
     #[error("{} cannot be used:\n{}", path.display(), lines(problems))]
     Invalid { path: PathBuf, problems: Vec<Problem> },

@@ -116,7 +116,7 @@ impl Prepared {
     fn read(taps: &Taps) -> Result<Prepared, String> {
         let running = taps.running.borrow().clone();
         let file = running.file.as_deref().ok_or("this instance was not started from a file")?;
-        let (next, warnings) = config::load(file).map_err(|error| error.to_string())?;
+        let (next, warnings) = config::load(file).map_err(|error| cli::chain(&error))?;
         let changes = changes(&running, &next);
         let effective = in_effect(&running, next);
         let certificates =
