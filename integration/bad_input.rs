@@ -21,6 +21,7 @@ use crate::harness::wal::{
 };
 use crate::harness::{
     Cluster, DiskKind, Fault, Follower, Heard, LoneServer, Options, Server, SmallDisk, eventually, free_port,
+    stop_waiting,
 };
 
 const SOON: Duration = Duration::from_secs(60);
@@ -191,7 +192,7 @@ fn a_damaged_store() {
     let walreceiver =
         cluster.psql_at(&cluster.direct_conninfo(&stopped, "postgres"), walreceiver).expect("a walreceiver");
     let walreceiver = Pid::from_raw(walreceiver.parse().expect("a pid"));
-    kill(walreceiver, Signal::SIGSTOP).expect("stop");
+    stop_waiting(walreceiver);
     // More than its connection and the relay's memory hold, before and behind what will be damaged.
     while durable_lsn(&cluster).expect("a position") < begin + 6 * SEGMENT_BYTES {
         write_segment(&cluster);

@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 use crate::harness::wal::{
     SEGMENT_BYTES, compare_up_to, durable_lsn, flush_lsn, lsn_at, segment_name, segment_start, segments,
 };
-use crate::harness::{Cluster, Follower, Heard, Options, Server, eventually, status};
+use crate::harness::{Cluster, Follower, Heard, Options, Server, eventually, status, stop_waiting};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -49,7 +49,7 @@ fn one_stands_still(rounds: u64, at_least: Duration) {
     });
     let before = resident_bytes(&cluster);
 
-    kill(stopped_walreceiver, Signal::SIGSTOP).expect("stop");
+    stop_waiting(stopped_walreceiver);
     let since = Instant::now();
     let flood = status(begin, begin, begin).repeat(2000);
     for round in 0.. {
