@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::{APP, APP_PASSWORD, SUPERUSER, chain};
+use super::{APP, APP_PASSWORD, SUPERUSER};
+use crate::app::cli::chain;
 use crate::app::config::Config;
 use crate::app::local::{self, LocalError};
 use crate::failover::LocalNode;

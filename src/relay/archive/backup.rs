@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::mpsc;
 
 use super::check::{Claim, size_of, system_of};
-use super::layout::{Inventory, WAL, history_object, holders, partial_object, segment_object};
+use super::layout::{Inventory, WAL, history_object, partial_object, segment_object};
 use super::pack::{Incoming, PackError, Packed, Piece, pack};
 use super::reserve::Reservation;
 use super::retention::retain;
@@ -305,7 +305,7 @@ impl Taking<'_> {
         let mut number = size.segment(start);
         while number <= last {
             let mut found = false;
-            for timeline in holders(number, history, size) {
+            for timeline in history.holders(number, size) {
                 let segment = SegmentFile { timeline, number };
                 found |= self.storage.exists(&segment_object(segment, size)).await?
                     || (number == last && self.reaches(segment, finish).await?);

@@ -95,15 +95,6 @@ impl Inventory {
     }
 }
 
-/// The timelines of [`History::holders`].
-pub(super) fn holders(
-    number: SegmentNumber,
-    history: &History,
-    size: WalSegmentSize,
-) -> impl Iterator<Item = TimelineId> {
-    history.holders(number, size)
-}
-
 #[cfg(test)]
 mod tests {
     use super::{Inventory, history_object, partial_object, segment_object};

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use super::check::{Claim, LastRecord, SegmentDefect, size_of};
 use super::choose::{Backups, Moment, NoBackup, Unknown, choose};
-use super::layout::{Inventory, WAL, history_object, holders, partial_object, segment_object};
+use super::layout::{Inventory, WAL, history_object, partial_object, segment_object};
 use super::retention::look;
 use super::sentinel::Facts;
 use super::storage::{Found, Storage, StorageError};
@@ -315,7 +315,7 @@ impl End {
         let whole = inventory.whole_from(backup.start, history, size);
         let number = size.segment(whole);
         let begin = history.begin().unwrap_or(Lsn::INVALID);
-        for timeline in holders(number, history, size) {
+        for timeline in history.holders(number, size) {
             let segment = SegmentFile { timeline, number };
             let claim = Claim { segment, size, begin, system: backup.system };
             let object = partial_object(segment, size);
@@ -347,7 +347,7 @@ impl Whole<'_> {
         let first = size.segment(self.backup.start);
         for number in (first.0..end.0).rev().map(SegmentNumber) {
             let mut segments =
-                holders(number, self.history, size).map(|timeline| SegmentFile { timeline, number });
+                self.history.holders(number, size).map(|timeline| SegmentFile { timeline, number });
             let Some(segment) = segments.find(|segment| self.inventory.segments.contains(segment)) else {
                 return Ok(None);
             };

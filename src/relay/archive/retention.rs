@@ -56,8 +56,7 @@ pub(super) async fn retain(
     let names = found.iter().filter_map(|file| file.name.rsplit('/').next());
     let expired = expired(&backups, keep, &Inventory::read(names, size), size, now);
     for name in &expired.backups {
-        // First what makes it count.
-        storage.remove(&name.sentinel()).await?;
+        condemn(storage, name).await?;
         remove_folder(storage, name).await?;
     }
     for name in &expired.abandoned {
@@ -72,12 +71,26 @@ pub(super) async fn retain(
     Ok(expired.backups.iter().map(|name| name.as_str().to_owned()).collect())
 }
 
+/// It counts no more. Interrupted here, what is left of it is known as ours by a reservation, and removed later like what
+/// was never made; otherwise it would hold back WAL for ever.
+async fn condemn(storage: &Storage, name: &BackupName) -> Result<(), StorageError> {
+    match storage.create_document(&name.reservation(), b"to be removed".to_vec()).await {
+        // Its maker's is still there.
+        Ok(()) | Err(StorageError::Differs { .. }) => storage.remove(&name.sentinel()).await,
+        Err(error) => Err(error),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::{Duration, SystemTime};
 
-    use super::unfinished;
+    use super::{condemn, look, unfinished};
+    use crate::pg::wal::WalSegmentSize;
+    use crate::pg::{Lsn, TimelineId};
+    use crate::relay::archive::sentinel::BackupName;
     use crate::relay::archive::storage::Found;
+    use crate::relay::archive::storage::Storage;
 
     #[test]
     fn a_folder_without_a_sentinel_is_half_made() {
@@ -102,5 +115,22 @@ mod tests {
             .map(|folder| (folder.name.as_str().to_owned(), folder.is_ours, folder.touched.timestamp()))
             .collect();
         assert_eq!(told, [(ours, true, 20), (theirs, false, 30)]);
+    }
+    #[tokio::test]
+    async fn a_removal_that_is_interrupted_leaves_what_is_known_as_ours() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let url = format!("file://{}", directory.path().display()).parse().expect("a URL");
+        let storage = Storage::make(&url, 3).expect("opens");
+        let name = BackupName::new(TimelineId(1), Lsn(0x400_0028), WalSegmentSize::default());
+        for object in [name.part(1), name.sentinel()] {
+            storage.put_document(&object, b"x".to_vec()).await.expect("puts");
+        }
+        // Again, too: the word that it is done may have been lost.
+        for _ in 0..2 {
+            condemn(&storage, &name).await.expect("condemned");
+            let backups = look(&storage).await.expect("lists");
+            let left: Vec<_> = backups.unfinished.iter().map(|left| (&left.name, left.is_ours)).collect();
+            assert_eq!((left, backups.unknown.len()), (vec![(&name, true)], 0));
+        }
     }
 }
