@@ -8,7 +8,7 @@ use std::time::Duration;
 use chrono::{DateTime, NaiveDateTime, Utc};
 use clap::Args;
 
-use super::progress::Bar;
+use super::progress::Display;
 use super::{directory, shell_word};
 use crate::app::certificates::Certificates;
 use crate::app::cli::chain;
@@ -95,7 +95,7 @@ pub(in crate::app) async fn backup(path: &Path) -> Result<String, CommandError> 
         instance: config.instance.clone(),
         keep: archive.backups.keep,
     };
-    let done = archive::backup(&job, &Bar::new()).await?;
+    let done = archive::backup(&job, &Display::new("packing")).await?;
     let removed = match done.removed {
         Ok(names) => names.iter().map(|name| format!("removed {name}\n")).collect(),
         Err(error) => format!("what is too old is still there: {}\n", chain(&error)),
@@ -153,7 +153,7 @@ pub(in crate::app) async fn restore(command: Restore) -> Result<String, CommandE
         tablespaces: tablespace_mapping,
         restore_command: restore_command(&program, &from),
     };
-    let restored = archive::restore(&job, &Bar::new()).await?;
+    let restored = archive::restore(&job, &Display::new("unpacking")).await?;
     Ok(told(&restored, &job.data_dir))
 }
 

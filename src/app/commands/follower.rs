@@ -1,15 +1,12 @@
 //! `bellwether follower init`: a new standby in one command, with its progress on standard error.
-#![expect(clippy::disallowed_methods, reason = "shell: reads the clock")]
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
-use indicatif::{DecimalBytes, HumanDuration, ProgressBar, ProgressStyle};
-use parking_lot::Mutex;
 
 use super::passfile::{Environment, Found, PassfileError};
+use super::progress::Display;
 use super::{directory, shell_word};
 use crate::app::config::{self, LoadError};
 use crate::app::local;
@@ -99,9 +96,8 @@ pub(in crate::app) async fn init(options: Init) -> Result<String, FollowerError>
         max_rate: options.max_rate,
         run_as,
     };
-    let display = Mutex::new(Display::new(Instant::now()));
-    let shown = Arc::new(move |progress| display.lock().show(progress, Instant::now()));
-    let made = follower.make(shown).await;
+    let display = Display::new("copying");
+    let made = follower.make(Arc::new(move |progress| show(&display, progress))).await;
     let MadeFollower { copied, tablespaces } =
         made.map_err(|source| FollowerError::Make { data_dir: data_dir.clone(), source: Box::new(source) })?;
     let placed: String = tablespaces.iter().map(|tablespace| format!("{tablespace}\n")).collect();
@@ -183,67 +179,21 @@ fn target(conninfo: &Conninfo) -> Result<Target, FollowerError> {
     })
 }
 
-/// A line so often where nobody sees a bar.
-const LINE_INTERVAL: Duration = Duration::from_secs(5);
-
-/// A bar on a terminal; elsewhere lines.
-struct Display {
-    bar: ProgressBar,
-    phase: &'static str,
-    phase_began: Instant,
-    line_due: Instant,
-}
-
-impl Display {
-    fn new(now: Instant) -> Display {
-        let bar = ProgressBar::no_length();
-        let template =
-            "{msg:9} [{bar:30}] {decimal_bytes}/{decimal_total_bytes}  {decimal_bytes_per_sec}  {eta} left";
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style);
+fn show(display: &Display, progress: InitProgress) {
+    match progress {
+        InitProgress::Copying(CopyProgress { received_bytes, total_bytes }) => {
+            display.show("copying", received_bytes, total_bytes);
         }
-        Display { bar, phase: "", phase_began: now, line_due: now + LINE_INTERVAL }
+        InitProgress::Verifying { done_bytes, total_bytes } => {
+            display.show("verifying", done_bytes, total_bytes);
+        }
+        InitProgress::Syncing => display.clear(),
     }
-
-    fn show(&mut self, progress: InitProgress, now: Instant) {
-        let (phase, done, total) = match progress {
-            InitProgress::Copying(CopyProgress { received_bytes, total_bytes }) => {
-                ("copying", received_bytes, total_bytes)
-            }
-            InitProgress::Verifying { done_bytes, total_bytes } => ("verifying", done_bytes, total_bytes),
-            InitProgress::Syncing => {
-                self.bar.finish_and_clear();
-                return;
-            }
-        };
-        if phase != self.phase {
-            (self.phase, self.phase_began) = (phase, now);
-            self.bar.reset();
-            self.bar.set_message(phase);
-        }
-        // The server's total is an estimate.
-        self.bar.set_length(total.max(done));
-        self.bar.set_position(done);
-        if self.bar.is_hidden() && self.line_due <= now {
-            self.line_due = now + LINE_INTERVAL;
-            eprintln!("bellwether: {}", line(phase, done, total, now - self.phase_began));
-        }
-    }
-}
-
-fn line(phase: &str, done: u64, total: u64, took: Duration) -> String {
-    let rate = done as f64 / took.as_secs_f64().max(0.001);
-    let left = Duration::try_from_secs_f64(total.saturating_sub(done) as f64 / rate.max(1.0));
-    let left = HumanDuration(left.unwrap_or(Duration::MAX));
-    let rate = DecimalBytes(rate as u64);
-    format!("{phase}: {} of {}, {rate}/s, {left} left", DecimalBytes(done), DecimalBytes(total.max(done)))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use super::{followed, line, max_rate, named, target, with_password};
+    use super::{followed, max_rate, named, target, with_password};
     use crate::app::commands::passfile::Found;
     use crate::failover::agent::Conninfo;
     use crate::net::Credentials;
@@ -295,11 +245,5 @@ mod tests {
         for text in ["", "M", "31", "1025M", "1G", "-5", "5000000M"] {
             assert!(max_rate(text).is_err(), "{text}");
         }
-    }
-
-    #[test]
-    fn lines_for_logs() {
-        let text = line("copying", 30_000_000, 90_000_000, Duration::from_secs(3));
-        assert_eq!(text, "copying: 30.00 MB of 90.00 MB, 10.00 MB/s, 6 seconds left");
     }
 }

@@ -11,9 +11,8 @@ use std::time::Instant;
 use clap::Args;
 use serde::Serialize;
 
-use super::progress::Bar;
+use super::progress::Display;
 use crate::app::config::{self, LoadError};
-use crate::relay::archive::Progress as _;
 use crate::relay::inspect::{self, InspectError, Inventory, TimelineView, Verification};
 use crate::relay::{Reset, ResetError};
 
@@ -107,12 +106,10 @@ pub(super) fn reset(command: &ResetLog) -> Result<ExitCode, WalError> {
 pub(super) fn verify(command: &Verify) -> Result<ExitCode, WalError> {
     let directory = command.place.directory()?;
     let began = Instant::now();
-    let bar = Bar::new();
-    let verification = inspect::verify(&directory, &mut |read, total| {
-        bar.total(total);
-        bar.done(read);
-    })?;
-    drop(bar);
+    let display = Display::new("verifying");
+    let verification =
+        inspect::verify(&directory, &mut |read, total| display.show("verifying", read, total))?;
+    drop(display);
     let seconds = began.elapsed().as_secs_f64();
     print(&if command.json { json(&verification) } else { verification_text(&verification, seconds) })?;
     Ok(if verification.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
