@@ -16,9 +16,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::harness::wal::{
-    SEGMENT_BYTES, compare_with_primary, durable_lsn, flush_lsn, lsn_at, segment_name,
-};
+use crate::harness::wal::{SEGMENT_BYTES, caught_up, compare_with_primary, durable_lsn, segment_name};
 use crate::harness::{
     Cluster, DiskKind, Fault, Follower, Heard, LoneServer, Options, Server, SmallDisk, eventually, free_port,
     stop_waiting,
@@ -374,15 +372,6 @@ fn write_segment(cluster: &Cluster) {
     let write = "SELECT count(pg_logical_emit_message(false, 'filler', repeat(md5(i::text), 8192))) \
                  FROM generate_series(1, 64) i";
     cluster.psql_at(&cluster.direct_conninfo(&cluster.primary(), "app"), write).expect("WAL");
-}
-
-/// It has replayed all that the primary has.
-fn caught_up(cluster: &Cluster, standby: &Server) {
-    let end = flush_lsn(cluster, &cluster.primary());
-    eventually("replay", SOON, || {
-        let replayed = lsn_at(cluster, standby, "pg_last_wal_replay_lsn()");
-        if replayed >= end { Ok(()) } else { Err(format!("{}: {replayed} of {end}", standby.name)) }
-    });
 }
 
 #[test]

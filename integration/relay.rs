@@ -10,7 +10,8 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use crate::harness::wal::{
-    SEGMENT_BYTES, assert_same_from, durable_lsn, flush_lsn, lsn_at, parse_lsn, segment_start, segments,
+    SEGMENT_BYTES, assert_same_from, await_replayed, durable_lsn, flush_lsn, parse_lsn, segment_start,
+    segments,
 };
 use crate::harness::{Cluster, Options, Server, distribution_bin, eventually, restart};
 
@@ -195,10 +196,7 @@ fn all_equal(cluster: &Cluster, from: u64, deposed: Option<&Server>) -> u64 {
     });
     for server in cluster.servers() {
         if server.name != primary.name {
-            eventually("the follower has it all", LIMIT, || {
-                let replayed = lsn_at(cluster, &server, "pg_last_wal_replay_lsn()");
-                if replayed >= end { Ok(()) } else { Err(format!("{}: {replayed} of {end}", server.name)) }
-            });
+            await_replayed(cluster, &server, end);
         }
         let anew = fork.filter(|_| deposed.is_some_and(|deposed| deposed.name == server.name));
         let pg_wal = server.data_dir.join("pg_wal");

@@ -95,9 +95,26 @@ pub(crate) fn flush_lsn(cluster: &Cluster, primary: &Server) -> u64 {
 
 /// What `function` gives there.
 pub(crate) fn lsn_at(cluster: &Cluster, server: &Server, function: &str) -> u64 {
+    ask_lsn(cluster, server, function).expect(function)
+}
+
+fn ask_lsn(cluster: &Cluster, server: &Server, function: &str) -> Result<u64, String> {
     let conninfo = cluster.direct_conninfo(server, "postgres");
-    let lsn = cluster.psql_at(&conninfo, &format!("SELECT {function} - '0/0'")).expect(function);
-    lsn.parse().expect("an LSN")
+    let lsn = cluster.psql_at(&conninfo, &format!("SELECT {function} - '0/0'"))?;
+    lsn.parse().map_err(|_| format!("{lsn:?} is no LSN"))
+}
+
+/// Waits until the standby, which need not answer yet, has replayed all up to `end`.
+pub(crate) fn await_replayed(cluster: &Cluster, standby: &Server, end: u64) {
+    eventually("replay", Duration::from_secs(240), || {
+        let replayed = ask_lsn(cluster, standby, "pg_last_wal_replay_lsn()")?;
+        if replayed >= end { Ok(()) } else { Err(format!("{}: {replayed} of {end}", standby.name)) }
+    });
+}
+
+/// Waits until the standby has replayed what the primary has written by now.
+pub(crate) fn caught_up(cluster: &Cluster, standby: &Server) {
+    await_replayed(cluster, standby, flush_lsn(cluster, &cluster.primary()));
 }
 
 /// `0/16B3748`.

@@ -7,7 +7,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::harness::wal::{
-    SEGMENT_BYTES, compare_up_to, durable_lsn, flush_lsn, lsn_at, segment_name, segment_start, segments,
+    SEGMENT_BYTES, caught_up, compare_up_to, durable_lsn, flush_lsn, lsn_at, segment_name, segment_start,
+    segments,
 };
 use crate::harness::{Cluster, Follower, Heard, Options, Server, eventually, status, stop_waiting};
 
@@ -178,15 +179,6 @@ fn write_segment(cluster: &Cluster) {
                  FROM generate_series(1, 64) i";
     let conninfo = cluster.direct_conninfo(&cluster.primary(), "app");
     cluster.psql_at(&conninfo, write).expect("WAL");
-}
-
-/// It has replayed all that the primary has.
-fn caught_up(cluster: &Cluster, standby: &Server) {
-    let end = flush_lsn(cluster, &cluster.primary());
-    eventually("replay", SOON, || {
-        let replayed = lsn_at(cluster, standby, "pg_last_wal_replay_lsn()");
-        if replayed >= end { Ok(()) } else { Err(format!("{}: {replayed} of {end}", standby.name)) }
-    });
 }
 
 fn followers(cluster: &Cluster) -> Vec<String> {

@@ -10,8 +10,8 @@ use nix::sys::signal::Signal;
 
 use super::durable::{acknowledged_lsn, never_starts_again, told};
 use crate::harness::wal::{
-    SEGMENT_BYTES, assert_same_from, compare_with_primary, durable_lsn, end_of_records, end_of_segments,
-    flush_lsn, lsn_at,
+    SEGMENT_BYTES, assert_same_from, await_replayed, compare_with_primary, durable_lsn, end_of_records,
+    end_of_segments, flush_lsn,
 };
 use crate::harness::{Cluster, DiskKind, Fault, Options, Server, eventually};
 
@@ -129,10 +129,7 @@ fn a_primary_lost_behind_a_switch_of_segments() {
     cluster.psql_at(&cluster.direct_conninfo(&lost, "postgres"), switch).expect("a new segment");
     let end = flush_lsn(&cluster, &lost);
     for standby in cluster.standbys() {
-        eventually("it is replayed", SOON, || {
-            let replayed = lsn_at(&cluster, &standby, "pg_last_wal_replay_lsn()");
-            if replayed >= end { Ok(()) } else { Err(format!("{replayed} of {end}")) }
-        });
+        await_replayed(&cluster, &standby, end);
     }
     cluster.kill_bellwether();
     cluster.lose_machine(&lost);

@@ -10,8 +10,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::harness::wal::{
-    SEGMENT_BYTES, assert_same_from, compare_up_to, compare_with_primary, durable_lsn, end_of_records,
-    flush_lsn, lsn_at, parse_lsn, segment_name, segment_start, segments,
+    SEGMENT_BYTES, assert_same_from, await_replayed, compare_up_to, compare_with_primary, durable_lsn,
+    end_of_records, flush_lsn, lsn_at, parse_lsn, segment_name, segment_start, segments,
 };
 use crate::harness::{
     Cluster, Follower, Heard, Options, Server, eventually, major, second_major, stop_waiting,
@@ -157,10 +157,7 @@ fn two_switches_with_skipped_numbers_while_a_standby_is_away() {
     cluster.await_steady();
     compare_with_primary(&cluster, &first);
     let end = flush_lsn(&cluster, &first);
-    eventually("it has followed both", SOON, || {
-        let replayed = lsn_at(&cluster, &away, "pg_last_wal_replay_lsn()");
-        if replayed >= end { Ok(()) } else { Err(format!("{replayed} of {end}")) }
-    });
+    await_replayed(&cluster, &away, end);
     assert_same_from(&cluster.wal_dir(), &away.data_dir.join("pg_wal"), from, end);
     let conninfo = cluster.direct_conninfo(&away, "app");
     assert_eq!(cluster.psql_at(&conninfo, "SELECT count(*) FROM switches"), Ok("3".to_owned()));
