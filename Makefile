@@ -26,7 +26,7 @@ check: setup
 ## sim: the simulated world, many seeds (SEEDS=20000)
 .PHONY: sim
 sim: setup
-	BELLWETHER_SIM_SEEDS=$(or $(SEEDS),20000) cargo test --locked --release --lib sim:: -- --nocapture
+	BELLWETHER_SIM_SEEDS=$(or $(SEEDS),20000) cargo test --locked --release --lib sim:: -- --nocapture --include-ignored
 
 ## soak: the long versions: generated conversations (SEEDS=5000) with PostgreSQL 14 to 18, clients that leave things behind, fuzzed input, pitfalls of WAL shipping
 .PHONY: soak
@@ -37,11 +37,11 @@ soak: setup setup-majors setup-programs
 	cargo test --locked --test integration -- --test-threads=1 --nocapture --ignored pitfalls::
 	cargo test --locked --test integration -- --test-threads=1 --ignored base_backup:: relay:: sources::
 
-## bench: throughput and CPU side by side: direct, PgBouncer, Bellwether; then WAL beside PostgreSQL's own (BENCH=wal: this only)
+## bench: throughput and CPU side by side: direct, PgBouncer, Bellwether; then WAL beside PostgreSQL's own, then the time without writes (BENCH=wal, BENCH=outage: this only)
 .PHONY: bench
 bench: setup setup-bench
 	cargo build --release --locked
-	cargo bench --locked --bench side_by_side --bench wal -- $(BENCH)
+	cargo bench --locked --bench side_by_side --bench wal --bench outage -- $(BENCH)
 
 ## drivers: thirteen drivers, directly and through the endpoint; writes the table (DRIVERS='pgx,JDBC')
 .PHONY: drivers

@@ -433,8 +433,13 @@ impl Cluster {
         kill(self.pid(server).expect("a running server"), signal).expect("signal");
     }
 
-    /// Its postmaster and all of its processes at once: nobody is left to finish anything.
+    /// Nobody is left to finish anything.
     pub(crate) fn lose_machine(&self, server: &Server) {
+        self.signal_machine(server, Signal::SIGKILL);
+    }
+
+    /// To its postmaster and all of its processes at once.
+    pub(crate) fn signal_machine(&self, server: &Server, signal: Signal) {
         let postmaster = self.pid(server).expect("a running server");
         let processes = fs::read_dir("/proc").expect("processes").filter_map(|entry| {
             let pid: i32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
@@ -445,7 +450,7 @@ impl Cluster {
         let children: Vec<Pid> = processes.collect();
         for pid in std::iter::once(postmaster).chain(children) {
             // One of them may just have ended.
-            let _ = kill(pid, Signal::SIGKILL);
+            let _ = kill(pid, signal);
         }
     }
 

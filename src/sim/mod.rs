@@ -8,8 +8,8 @@
 //! * A failure names its seed and the last things that happened; the same seed gives the same course again.
 //! * Every check is itself checked: [`planted`] has a bug for each, which some seed must find.
 //!
-//! Two worlds of their own: [`pools`], the bookkeeping of one pool under sessions of several workers; and [`power`],
-//! the store's files under power cuts at every operation.
+//! Worlds of their own: [`pools`], the bookkeeping of one pool under sessions of several workers; [`power`], the store's
+//! files under power cuts at every operation; and [`relays`], every order of steps of an election among several relays.
 //!
 //! Not here: TLS, authentication, SQL, sockets, threads. Nor is a model server a proof of how PostgreSQL
 //! behaves: that is what the integration tests are for.
@@ -25,6 +25,7 @@ mod planted;
 mod pools;
 mod postgres;
 mod power;
+mod relays;
 mod stage;
 mod world;
 

@@ -15,6 +15,7 @@ mod health;
 mod history;
 mod node;
 mod proxy;
+mod quorum;
 mod wal;
 
 pub use alarm::{Alarm, AlarmKind};
@@ -23,6 +24,7 @@ pub use health::{Health, NodeHealth, NodeState};
 pub use history::{Election, LeftBehind, Outcome, Phase, SavedTail};
 pub use node::{Address, InvalidNodeName, Node, NodeName, Role};
 pub use proxy::{ClientEvidence, ProxyStatus};
+pub use quorum::{Position, Quorum};
 pub use wal::{
     ArchiveStatus, Follower, FollowerState, Lag, Refusal, StreamEnd, Upstream, WalAlarm, WalStatus,
 };

@@ -1,0 +1,146 @@
+//! `make bench BENCH=outage`: for how long nobody can write, as a client sees it: from its last acknowledged commit before
+//! a fault to its first one behind it. Default settings, quorum durability, no replay backlog; twenty runs of each fault,
+//! shown as a distribution. It prints and asserts nothing.
+
+#![expect(clippy::disallowed_methods, reason = "a benchmark reads clocks and starts threads")]
+
+#[allow(dead_code, reason = "there are other kinds of targets")]
+#[path = "bench_wal/figure.rs"]
+mod figure;
+#[allow(dead_code, unused_imports, reason = "the tests use more of the harness than the benchmark")]
+mod harness;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use figure::{Figure, Target};
+use harness::{Cluster, Options, Server, eventually};
+use nix::sys::signal::Signal;
+use tokio_postgres::{Client, NoTls};
+
+const RUNS: usize = 20;
+/// A client that cannot log in, or whose statement fails, tries again after this.
+const BACK_OFF: Duration = Duration::from_millis(5);
+
+struct Fault {
+    name: &'static str,
+    /// Milliseconds.
+    median_wanted: f64,
+    strike: fn(&Cluster, &Server),
+    /// Behind the outage: what was struck can come back.
+    heal: fn(&Cluster, &Server),
+}
+
+const FAULTS: [Fault; 2] = [
+    Fault {
+        name: "outage, primary killed",
+        median_wanted: 500.0,
+        strike: |cluster, primary| cluster.lose_machine(primary),
+        heal: |_, _| (),
+    },
+    Fault {
+        name: "outage, primary silent",
+        median_wanted: 3000.0,
+        strike: |cluster, primary| cluster.signal_machine(primary, Signal::SIGSTOP),
+        heal: |cluster, primary| cluster.signal_machine(primary, Signal::SIGCONT),
+    },
+];
+
+fn main() {
+    let only: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
+    let wanted = |name: &str| only.is_empty() || only.iter().any(|part| name.contains(part.as_str()));
+    let wanted: Vec<&Fault> = FAULTS.iter().filter(|fault| wanted(fault.name)).collect();
+    if wanted.is_empty() {
+        return;
+    }
+    let options = Options { expected_warnings: &[" WARN ", " ERROR "], ..Options::default() };
+    let mut cluster = Cluster::start(options);
+    cluster.psql("CREATE TABLE ticks (n bigint)").expect("a table");
+    println!(
+        "\n| milliseconds without writes | runs | least | median | p95 | worst |\n|---|---|---|---|---|---|"
+    );
+    let figures: Vec<Figure> = wanted.into_iter().map(|fault| measure(&mut cluster, fault)).collect();
+    figure::print(&figures);
+}
+
+fn measure(cluster: &mut Cluster, fault: &Fault) -> Figure {
+    let mut outages: Vec<f64> = (0..RUNS).map(|_| outage(cluster, fault).as_secs_f64() * 1e3).collect();
+    outages.sort_by(f64::total_cmp);
+    let at = |part: f64| outages[((outages.len() - 1) as f64 * part).round() as usize];
+    let (least, median, p95, worst) = (at(0.0), at(0.5), at(0.95), at(1.0));
+    println!("| {} | {RUNS} | {least:.0} | {median:.0} | {p95:.0} | {worst:.0} |", fault.name);
+    Figure::new(format!("{}, median, ms", fault.name), median, Target::AtMost(fault.median_wanted))
+}
+
+fn outage(cluster: &mut Cluster, fault: &Fault) -> Duration {
+    cluster.await_steady();
+    let primary = cluster.primary();
+    let writer = Writer::start(cluster.conninfo());
+    thread::sleep(Duration::from_millis(500));
+    (fault.strike)(cluster, &primary);
+    eventually("another primary", Duration::from_secs(60), || {
+        let state = cluster.api("/api/v1/cluster")?;
+        let moved = state["directive"]["writes"]["state"] == "open"
+            && state["directive"]["primary"] != primary.name.as_str();
+        if moved { Ok(()) } else { Err(state.to_string()) }
+    });
+    thread::sleep(Duration::from_millis(500));
+    let longest = writer.finish();
+    (fault.heal)(cluster, &primary);
+    longest
+}
+
+/// Commits one row after the other, whatever happens.
+struct Writer {
+    end: Arc<AtomicBool>,
+    thread: JoinHandle<Duration>,
+}
+
+impl Writer {
+    fn start(conninfo: String) -> Writer {
+        let end = Arc::new(AtomicBool::new(false));
+        let told = end.clone();
+        let thread = thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.expect("a runtime").block_on(write(&conninfo, &told))
+        });
+        Writer { end, thread }
+    }
+
+    /// The longest time between two commits.
+    fn finish(self) -> Duration {
+        self.end.store(true, Ordering::Relaxed);
+        self.thread.join().expect("the writer ends in order")
+    }
+}
+
+async fn write(conninfo: &str, end: &AtomicBool) -> Duration {
+    let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
+    let mut client: Option<Client> = None;
+    while !end.load(Ordering::Relaxed) {
+        let Some(connected) = &client else {
+            client = connect(conninfo).await;
+            if client.is_none() {
+                tokio::time::sleep(BACK_OFF).await;
+            }
+            continue;
+        };
+        if connected.batch_execute("INSERT INTO ticks VALUES (1)").await.is_ok() {
+            longest = longest.max(last.elapsed());
+            last = Instant::now();
+        } else if connected.is_closed() {
+            client = None;
+        } else {
+            tokio::time::sleep(BACK_OFF).await;
+        }
+    }
+    longest
+}
+
+async fn connect(conninfo: &str) -> Option<Client> {
+    let (client, connection) = tokio_postgres::connect(conninfo, NoTls).await.ok()?;
+    tokio::spawn(connection);
+    Some(client)
+}
