@@ -8,6 +8,7 @@ use crate::pg::{Lsn, TimelineId};
 use crate::relay::archive::Moment;
 use crate::relay::archive::check::{Claim, LastRecord, SegmentDefect, size_of};
 use crate::relay::archive::choose::{Backups, Unknown, choose};
+use crate::relay::archive::fetch::{Held, held};
 use crate::relay::archive::layout::{Inventory, WAL, history_object, partial_object, segment_object};
 use crate::relay::archive::retention::look;
 use crate::relay::archive::sentinel::{Facts, Maker};
@@ -104,38 +105,79 @@ impl End {
         let size = segment_size(storage, backup, found).await?;
         let names = found.iter().filter_map(|file| file.name.rsplit('/').next());
         let inventory = Inventory::read(names, size);
-        let whole = inventory.whole_from(backup.start, history, size);
-        let number = size.segment(whole);
-        let begin = history.begin().unwrap_or(Lsn::INVALID);
-        for timeline in history.holders(number, size) {
+        let mut number = size.segment(inventory.whole_from(backup.start, history, size));
+        let mut wal = ArchivedWal { storage, backup, history, inventory, size };
+        // A relay that archives meanwhile may have finished more than was listed.
+        loop {
+            match wal.reached(number).await? {
+                Reached::Finished(segment) => {
+                    wal.inventory.segments.insert(segment);
+                    number = number.next();
+                }
+                Reached::Begun(LastRecord { start, end }) => {
+                    return Ok(End { lsn: end, last_record: Some(start) });
+                }
+                Reached::Nothing => {
+                    let last_record = wal.last_record(number).await?;
+                    return Ok(End { lsn: size.start(number), last_record });
+                }
+            }
+        }
+    }
+}
+
+/// The archive's WAL, seen from a backup on.
+struct ArchivedWal<'a> {
+    storage: &'a Storage,
+    backup: &'a Facts,
+    history: &'a History,
+    inventory: Inventory,
+    size: WalSegmentSize,
+}
+
+/// What the archive has of a segment.
+enum Reached {
+    Finished(SegmentFile),
+    /// Up to this record.
+    Begun(LastRecord),
+    Nothing,
+}
+
+impl ArchivedWal<'_> {
+    async fn reached(&self, number: SegmentNumber) -> Result<Reached, RestoreError> {
+        for (age, timeline) in self.history.holders(number, self.size).enumerate() {
             let segment = SegmentFile { timeline, number };
-            let claim = Claim { segment, size, begin, system: backup.system };
-            let object = partial_object(segment, size);
-            let Some(bytes) = storage.get(&object).await? else { continue };
-            match claim.last_record(&bytes) {
-                Ok(LastRecord { start, end }) => return Ok(End { lsn: end, last_record: Some(start) }),
+            let object = partial_object(segment, self.size);
+            let held = match age {
+                0 => {
+                    held(&segment.name(self.size), async |object: &str| self.storage.get(object).await)
+                        .await?
+                }
+                // What is finished of an ancestor goes on behind the fork.
+                _ => self.storage.get(&object).await?.map_or(Held::Nothing, Held::Begun),
+            };
+            let bytes = match held {
+                Held::Finished(_) => return Ok(Reached::Finished(segment)),
+                Held::Begun(bytes) => bytes,
+                Held::Nothing => continue,
+            };
+            match self.claim(segment).last_record(&bytes) {
+                Ok(last) => return Ok(Reached::Begun(last)),
                 Err(SegmentDefect::Empty) => {}
                 Err(source) => return Err(RestoreError::Segment { object, source }),
             }
         }
-        let whole_segments = Whole { storage, backup, history, inventory: &inventory, size };
-        Ok(End { lsn: whole, last_record: whole_segments.last_record(number).await? })
+        Ok(Reached::Nothing)
     }
-}
 
-/// The archive's finished segments, seen from a backup on.
-struct Whole<'a> {
-    storage: &'a Storage,
-    backup: &'a Facts,
-    history: &'a History,
-    inventory: &'a Inventory,
-    size: WalSegmentSize,
-}
+    fn claim(&self, segment: SegmentFile) -> Claim {
+        let begin = self.history.begin().unwrap_or(Lsn::INVALID);
+        Claim { segment, size: self.size, begin, system: self.backup.system }
+    }
 
-impl Whole<'_> {
     /// The last record that is whole before segment `end`. It may have begun some segments before.
     async fn last_record(&self, end: SegmentNumber) -> Result<Option<Lsn>, RestoreError> {
-        let (size, begin) = (self.size, self.history.begin().unwrap_or(Lsn::INVALID));
+        let size = self.size;
         let first = size.segment(self.backup.start);
         for number in (first.0..end.0).rev().map(SegmentNumber) {
             let mut segments =
@@ -145,7 +187,7 @@ impl Whole<'_> {
             };
             let object = segment_object(segment, size);
             let bytes = self.storage.get(&object).await?.unwrap_or_default();
-            match (Claim { segment, size, begin, system: self.backup.system }).last_record(&bytes) {
+            match self.claim(segment).last_record(&bytes) {
                 Ok(last) => return Ok(Some(last.start)),
                 Err(SegmentDefect::Empty) => {}
                 Err(source) => return Err(RestoreError::Segment { object, source }),
@@ -185,7 +227,7 @@ mod tests {
     use bytes::Bytes;
     use chrono::DateTime;
 
-    use super::{End, Moment, Target, segment_object};
+    use super::{End, Found, Moment, Target, partial_object, segment_object};
     use crate::pg::wal::build::{SYSTEM, WalBuilder};
     use crate::pg::wal::{History, SegmentFile, SegmentNumber};
     use crate::pg::{Lsn, TimelineId};
@@ -208,42 +250,107 @@ mod tests {
         check(200, None, 200, Some(Target::End));
     }
 
+    /// An archive of `wal`'s first segments, so many of them finished and the next one begun, and a backup at its start.
+    struct Archive {
+        storage: Storage,
+        backup: Facts,
+        wal: WalBuilder,
+        _directory: tempfile::TempDir,
+    }
+
+    impl Archive {
+        fn of(wal: WalBuilder) -> Archive {
+            let directory = tempfile::tempdir().expect("a directory");
+            let url = format!("file://{}", directory.path().display()).parse().expect("a URL");
+            let storage = Storage::make(&url, 3).expect("opens");
+            let size = wal.segment_size();
+            let backup = Facts {
+                name: BackupName::new(TimelineId(1), START, size),
+                timeline: TimelineId(1),
+                start: START,
+                finish: START,
+                started_at: DateTime::UNIX_EPOCH,
+                finished_at: DateTime::UNIX_EPOCH,
+                version: 150_000,
+                system: Some(SYSTEM),
+                uncompressed_bytes: 0,
+                compressed_bytes: 0,
+                parts: None,
+                data_dir: String::new(),
+                tablespaces: Vec::new(),
+                maker: Maker::Us { segment_size: size },
+            };
+            Archive { storage, backup, wal, _directory: directory }
+        }
+
+        /// The segment's name, and its bytes.
+        fn segment(&self, number: u64) -> (SegmentFile, Bytes) {
+            let segment = SegmentFile { timeline: TimelineId(1), number: SegmentNumber(number) };
+            let at = usize::try_from((number << 20) - START.0).expect("small");
+            let end = self.wal.bytes().len().min(at + (1 << 20));
+            (segment, Bytes::copy_from_slice(&self.wal.bytes()[at..end]))
+        }
+
+        async fn finish(&self, number: u64) {
+            let (segment, bytes) = self.segment(number);
+            let size = self.wal.segment_size();
+            self.storage.create(&segment_object(segment, size), bytes).await.expect("puts");
+            self.storage.remove(&partial_object(segment, size)).await.expect("removes");
+        }
+
+        async fn begin(&self, number: u64) {
+            let (segment, bytes) = self.segment(number);
+            let object = partial_object(segment, self.wal.segment_size());
+            self.storage.replace(&object, bytes).await.expect("puts");
+        }
+
+        async fn list(&self) -> Vec<Found> {
+            self.storage.list(WAL).await.expect("lists")
+        }
+
+        async fn end(&self, found: &[Found]) -> End {
+            let history = History::without_ancestors(TimelineId(1));
+            End::find(&self.storage, &self.backup, &history, found).await.expect("finds")
+        }
+
+        /// Where the `nth` record begins.
+        fn record(&self, nth: usize) -> Lsn {
+            START.advanced(self.wal.record_range(nth).0 as u64)
+        }
+    }
+
+    const START: Lsn = Lsn(0x30_0000);
+
+    fn records(lengths: &[usize]) -> WalBuilder {
+        let mut wal = WalBuilder::new(START, TimelineId(1));
+        for len in lengths {
+            wal.record(*len);
+        }
+        wal
+    }
+
     /// The archive ends with a finished segment, and there with a record that goes on in the next.
     #[tokio::test]
     async fn the_last_record_of_whole_segments() {
-        let mut wal = WalBuilder::new(Lsn(0x30_0000), TimelineId(1));
-        for len in [100_000, 100, 2_500_000, 100] {
-            wal.record(len);
+        let archive = Archive::of(records(&[100_000, 100, 2_500_000, 100]));
+        for number in [3, 4] {
+            archive.finish(number).await;
         }
-        let directory = tempfile::tempdir().expect("a directory");
-        let url = format!("file://{}", directory.path().display()).parse().expect("a URL");
-        let storage = Storage::make(&url, 3).expect("opens");
-        let history = History::without_ancestors(TimelineId(1));
-        let size = wal.segment_size();
-        let backup = Facts {
-            name: BackupName::new(TimelineId(1), Lsn(0x30_0000), size),
-            timeline: TimelineId(1),
-            start: Lsn(0x30_0000),
-            finish: Lsn(0x30_0000),
-            started_at: DateTime::UNIX_EPOCH,
-            finished_at: DateTime::UNIX_EPOCH,
-            version: 150_000,
-            system: Some(SYSTEM),
-            uncompressed_bytes: 0,
-            compressed_bytes: 0,
-            parts: None,
-            data_dir: String::new(),
-            tablespaces: Vec::new(),
-            maker: Maker::Us { segment_size: size },
-        };
-        for (at, number) in [(0, 3), (1 << 20, 4)] {
-            let segment = SegmentFile { timeline: TimelineId(1), number: SegmentNumber(number) };
-            let bytes = Bytes::copy_from_slice(&wal.bytes()[at..at + (1 << 20)]);
-            storage.create(&segment_object(segment, size), bytes).await.expect("puts");
-        }
-        let found = storage.list(WAL).await.expect("lists");
-        let end = End::find(&storage, &backup, &history, &found).await.expect("finds");
-        let (start, _) = wal.record_range(1);
-        assert_eq!(end, End { lsn: Lsn(0x50_0000), last_record: Some(Lsn(0x30_0000 + start as u64)) });
+        let end = archive.end(&archive.list().await).await;
+        assert_eq!(end, End { lsn: Lsn(0x50_0000), last_record: Some(archive.record(1)) });
+    }
+
+    #[tokio::test]
+    async fn what_is_finished_meanwhile_is_no_end() {
+        let archive = Archive::of(records(&[600_000; 6]));
+        archive.begin(3).await;
+        let listed = archive.list().await;
+        assert_eq!(archive.end(&listed).await.last_record, Some(archive.record(0)));
+        archive.finish(3).await;
+        archive.finish(4).await;
+        let at_border = End { lsn: Lsn(0x50_0000), last_record: Some(archive.record(2)) };
+        assert_eq!(archive.end(&listed).await, at_border);
+        archive.begin(5).await;
+        assert_eq!(archive.end(&listed).await.last_record, Some(archive.record(4)));
     }
 }
