@@ -107,6 +107,9 @@ async fn get(command: Get, server: Server) -> Result<Fetched, WalError> {
 fn outcome(got: Result<Fetched, WalError>, server: Server) -> (u8, Option<String>) {
     match got {
         Ok(Fetched::Done) => (0, None),
+        Ok(Fetched::Instead { of }) => {
+            (0, Some(format!("{}; the archive's is good, and is taken", super::super::cli::chain(&*of))))
+        }
         Ok(Fetched::Nowhere) => (NO_SUCH_FILE, None),
         Err(error) => (trouble(server), Some(super::super::cli::chain(&error))),
     }
@@ -142,13 +145,17 @@ mod tests {
 
     #[test]
     fn exit_codes_tell_postgresql_whether_recovery_may_end() {
-        let failed = || {
+        let error = || {
             let source = io::Error::other("gone");
-            Err(WalError::Fetch(FetchError::File { operation: "write", path: PathBuf::from("x"), source }))
+            FetchError::File { operation: "write", path: PathBuf::from("x"), source }
         };
+        let failed = || Err(WalError::Fetch(error()));
         for server in [Server::Recovers, Server::StandsBy] {
             assert_eq!(outcome(Ok(Fetched::Done), server).0, 0);
             assert_eq!(outcome(Ok(Fetched::Nowhere), server).0, 1);
+            let (code, told) = outcome(Ok(Fetched::Instead { of: Box::new(error()) }), server);
+            assert_eq!(code, 0);
+            assert!(told.is_some_and(|told| told.starts_with("write x: gone; the archive")));
         }
         assert_eq!(outcome(failed(), Server::Recovers), (255, Some("write x: gone".to_owned())));
         assert_eq!(outcome(failed(), Server::StandsBy).0, 1);

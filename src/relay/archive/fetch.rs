@@ -11,7 +11,8 @@
 //! under the ancestor's name.
 //!
 //! "No such file" is said only when it is known, since it ends a recovery: whatever else keeps the store from being
-//! read, or damages a finished segment there, is an error unless the archive has the file.
+//! read, or damages a file there, is an error unless the archive has the file. What the archive has in its place is
+//! served, and it is said.
 //!
 //! PostgreSQL waits for the command before it replays on, so several segments are fetched at once when one is not here;
 //! the further ones wait beside the wanted one in `pg_wal/.bellwether/` for the next calls. Where nothing follows, that
@@ -66,10 +67,12 @@ pub enum Server {
     StandsBy,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Fetched {
     /// It is in its place.
     Done,
+    /// It is in its place, out of the archive, since what the store has of it is not served.
+    Instead { of: Box<FetchError> },
     /// Neither has it, which is how PostgreSQL learns where the log ends.
     Nowhere,
 }
@@ -129,21 +132,21 @@ async fn attempt(sources: &Sources, name: &str, path: &Path) -> Result<Fetched, 
     let destination = Destination::of(path);
     let archive = sources.archive.as_ref().map(Storage::open).transpose()?;
     let shelf = Shelf { sources, archive };
-    let content = if parse_history_file_name(name).is_some() {
-        shelf.history_file(name).await?
+    let taken = if let Some(timeline) = parse_history_file_name(name) {
+        shelf.history_file(timeline).await?
     } else if is_segment(name) {
         shelf.segment(name, &destination).await?
     } else {
         // Backup labels and whatever else PostgreSQL may ask an archive for.
         None
     };
-    let Some(content) = content else {
+    let Some(Taken { content, instead_of }) = taken else {
         // PostgreSQL asks for a history file, too, only where its own log ends.
         destination.clear(&[]);
         return Ok(Fetched::Nowhere);
     };
     destination.put(&content)?;
-    Ok(Fetched::Done)
+    Ok(instead_of.map_or(Fetched::Done, |of| Fetched::Instead { of: Box::new(of) }))
 }
 
 /// `%f` of a finished segment.
@@ -175,6 +178,19 @@ pub(super) async fn held(
     Ok(get(&finished).await?.map_or(Held::Nothing, Held::Finished))
 }
 
+/// A file for the server.
+struct Taken {
+    content: Bytes,
+    /// What the store has of it, and why that is not served.
+    instead_of: Option<FetchError>,
+}
+
+impl Taken {
+    fn at_once(content: Bytes) -> Taken {
+        Taken { content, instead_of: None }
+    }
+}
+
 /// What there is, in the order in which it is asked.
 struct Shelf<'a> {
     sources: &'a Sources,
@@ -182,55 +198,63 @@ struct Shelf<'a> {
 }
 
 impl Shelf<'_> {
-    async fn history_file(&self, name: &str) -> Result<Option<Bytes>, FetchError> {
+    async fn history_file(&self, timeline: TimelineId) -> Result<Option<Taken>, FetchError> {
+        let name = history_file_name(timeline);
         let stored = match &self.sources.store {
-            Some(directory) => read(&directory.join(name)),
+            Some(directory) => stored_history(&directory.join(&name), timeline),
             None => Ok(None),
         };
-        if let Ok(Some(content)) = stored {
-            return Ok(Some(content));
-        }
-        let Some(archive) = &self.archive else { return stored };
-        let Some(content) = archive.get(&wal_object(name)).await? else { return stored };
-        if let Some(timeline) = parse_history_file_name(name) {
-            let refused = |source| FetchError::History { place: of_the_archive(name), source };
-            History::parse(timeline, &content).map_err(refused)?;
-        }
-        Ok(Some(content))
+        let instead_of = match stored {
+            Ok(Some(content)) => return Ok(Some(Taken::at_once(content))),
+            Ok(None) => None,
+            Err(error) => Some(error),
+        };
+        let archived = match &self.archive {
+            Some(archive) => archive.get(&wal_object(&name)).await?,
+            None => None,
+        };
+        let Some(content) = archived else { return instead_of.map_or(Ok(None), Err) };
+        check_history(timeline, &content, &of_the_archive(&name))?;
+        Ok(Some(Taken { content, instead_of }))
     }
 
-    async fn segment(&self, name: &str, destination: &Destination) -> Result<Option<Bytes>, FetchError> {
+    async fn segment(&self, name: &str, destination: &Destination) -> Result<Option<Taken>, FetchError> {
         if let Some(waiting) = destination.take(name)
             && self.check(name, &waiting, name).await.is_ok()
         {
-            return Ok(Some(waiting));
+            return Ok(Some(Taken::at_once(waiting)));
         }
         let stored = match &self.sources.store {
             Some(directory) => self.stored(directory, name).await,
             None => Ok(None),
         };
-        if let Ok(Some(bytes)) = stored {
-            return Ok(Some(bytes));
-        }
-        let Some(archive) = &self.archive else { return stored };
-        let held = match self.sources.server {
-            Server::Recovers => held(name, async |object: &str| archive.get(object).await).await?,
-            Server::StandsBy => archive.get(&wal_object(name)).await?.map_or(Held::Nothing, Held::Finished),
+        let instead_of = match stored {
+            Ok(Some(bytes)) => return Ok(Some(Taken::at_once(bytes))),
+            Ok(None) => None,
+            Err(error) => Some(error),
         };
-        match held {
-            Held::Finished(bytes) => {
-                let segment = self.check(name, &bytes, &of_the_archive(name)).await?;
-                self.fetch_ahead(archive, segment, destination).await;
-                Ok(Some(bytes))
+        match (self.archived(name).await?, instead_of) {
+            (Held::Finished(content), instead_of) => {
+                let segment = self.check(name, &content, &of_the_archive(name)).await?;
+                self.fetch_ahead(segment, destination).await;
+                Ok(Some(Taken { content, instead_of }))
             }
             // The log does not end where the store could not be read.
-            Held::Begun(_) | Held::Nothing if stored.is_err() => stored,
-            Held::Begun(bytes) => {
+            (Held::Begun(_) | Held::Nothing, Some(error)) => Err(error),
+            (Held::Begun(bytes), None) => {
                 destination.clear(&[]);
-                self.begun(name, &bytes)
+                Ok(self.begun(name, &bytes)?.map(Taken::at_once))
             }
-            Held::Nothing => Ok(None),
+            (Held::Nothing, None) => Ok(None),
         }
+    }
+
+    async fn archived(&self, name: &str) -> Result<Held, FetchError> {
+        let Some(archive) = &self.archive else { return Ok(Held::Nothing) };
+        Ok(match self.sources.server {
+            Server::Recovers => held(name, async |object: &str| archive.get(object).await).await?,
+            Server::StandsBy => archive.get(&wal_object(name)).await?.map_or(Held::Nothing, Held::Finished),
+        })
     }
 
     /// Whether the bytes from `place` are the segment. Only a newest page of an ancestor makes it matter where its
@@ -256,8 +280,8 @@ impl Shelf<'_> {
 
     /// Where a timeline begins; without its history file every page must be its own.
     async fn begin_of(&self, timeline: TimelineId) -> Result<Lsn, FetchError> {
-        let content = self.history_file(&history_file_name(timeline)).await?;
-        let history = content.and_then(|content| History::parse(timeline, &content).ok());
+        let taken = self.history_file(timeline).await?;
+        let history = taken.and_then(|taken| History::parse(timeline, &taken.content).ok());
         Ok(history.and_then(|history| history.begin()).unwrap_or(Lsn::INVALID))
     }
 
@@ -304,7 +328,8 @@ impl Shelf<'_> {
 
     /// The next segments, as many as there are without a gap. Whatever is wrong with one of them is told when it is
     /// asked for.
-    async fn fetch_ahead(&self, archive: &Storage, claim: Claim, destination: &Destination) {
+    async fn fetch_ahead(&self, claim: Claim, destination: &Destination) {
+        let Some(archive) = &self.archive else { return };
         let names = if destination.is_recovery() { ahead(claim.segment, claim.size) } else { Vec::new() };
         destination.clear(&names);
         let fetched = join_all(names.iter().map(async |name| {
@@ -319,6 +344,19 @@ impl Shelf<'_> {
             }
         }
     }
+}
+
+fn stored_history(path: &Path, timeline: TimelineId) -> Result<Option<Bytes>, FetchError> {
+    let content = read(path)?;
+    if let Some(content) = &content {
+        check_history(timeline, content, &path.display().to_string())?;
+    }
+    Ok(content)
+}
+
+fn check_history(timeline: TimelineId, content: &[u8], place: &str) -> Result<(), FetchError> {
+    let refused = |source| FetchError::History { place: place.to_owned(), source };
+    History::parse(timeline, content).map(drop).map_err(refused)
 }
 
 fn of_the_archive(name: &str) -> String {

@@ -338,11 +338,17 @@ impl Recovery {
 
     /// What PostgreSQL would find in the place that it named.
     async fn get(&self, name: &str) -> Result<Option<Vec<u8>>, FetchError> {
+        Ok(self.fetch(name).await?.0)
+    }
+
+    /// The same, and whether something else was refused before.
+    async fn fetch(&self, name: &str) -> Result<(Option<Vec<u8>>, Option<Box<FetchError>>), FetchError> {
         let fetched = fetch(&self.sources, name, &self.path()).await?;
         let content = std::fs::read(self.path()).ok();
         let _ = std::fs::remove_file(self.path());
-        assert_eq!(fetched == Fetched::Done, content.is_some(), "{name}");
-        Ok(content)
+        assert_eq!(!matches!(fetched, Fetched::Nowhere), content.is_some(), "{name}");
+        let refused = if let Fetched::Instead { of } = fetched { Some(of) } else { None };
+        Ok((content, refused))
     }
 
     fn bytes(&self, segment: usize) -> &[u8] {
@@ -416,11 +422,32 @@ async fn the_relays_store_comes_first_as_far_as_it_is_durable() {
     std::fs::write(store.join(FIFTH), "begun").expect("writes");
     assert_eq!(recovery.get(FOURTH).await.expect("fetches").as_deref(), Some(recovery.bytes(1)));
     assert_eq!(recovery.get(FIFTH).await.expect("asks"), None);
-    // A damaged one is fetched from the archive instead.
-    recovery.sources.archive =
-        Some(format!("file://{}", recovery.world.archive_dir.path().display()).parse().expect("a URL"));
+}
+
+#[tokio::test]
+async fn what_is_damaged_in_the_store_comes_out_of_the_archive_and_it_is_told() {
+    let mut recovery = Recovery::new().await;
+    let store = recovery.world.store_dir.path().to_owned();
+    for (name, at) in [(THIRD, 0), (FOURTH, 1)] {
+        std::fs::write(store.join(name), recovery.bytes(at)).expect("writes");
+    }
+    recovery.sources.store = Some(store.clone());
+    let (content, refused) = recovery.fetch(THIRD).await.expect("fetches");
+    assert!(content.is_some() && refused.is_none(), "{refused:?}");
     std::fs::write(store.join(THIRD), vec![0; MIB]).expect("writes");
-    assert_eq!(recovery.get(THIRD).await.expect("fetches").as_deref(), Some(recovery.bytes(0)));
+    let (content, refused) = recovery.fetch(THIRD).await.expect("fetches");
+    assert_eq!(content.as_deref(), Some(recovery.bytes(0)));
+    let refused = refused.expect("it is told").to_string();
+    assert!(refused.contains(&store.join(THIRD).display().to_string()), "{refused}");
+
+    let (history, good) = ("00000002.history", b"1\t0/480000\tno recovery target specified\n");
+    std::fs::write(store.join(history), "1\tnowhere\n").expect("writes");
+    let got = recovery.get(history).await;
+    assert!(matches!(got, Err(FetchError::History { .. })), "{got:?}");
+    let storage = storage(recovery.world.archive_dir.path());
+    storage.create(&wal_object(history), Bytes::from_static(good)).await.expect("puts");
+    let (content, refused) = recovery.fetch(history).await.expect("fetches");
+    assert_eq!((content.as_deref(), refused.is_some()), (Some(&good[..]), true));
 }
 
 /// Timeline 1 up to within segment 4, then timeline 2, in a store that had received timeline 1 beyond the fork.
