@@ -227,8 +227,11 @@ pg4   -        down: refused the connection  2         0/0       -             -
 "
         );
         Arc::make_mut(&mut seen.wal).durable = Lsn(0x3E8);
-        Arc::make_mut(&mut seen.wal).archive =
-            Some(ArchiveStatus { archived: Lsn(0x384), trouble: Some("no such bucket".to_owned()) });
+        Arc::make_mut(&mut seen.wal).archive = Some(ArchiveStatus {
+            archived: Lsn(0x384),
+            trouble: Some("no such bucket".to_owned()),
+            unknown_backups: Vec::new(),
+        });
         let text = status_text(&cluster(&identity(), &seen, now));
         assert!(
             text.contains("from pg1\narchive up to 0/384, 100 B behind (no such bucket)\n\nNODE"),

@@ -460,6 +460,7 @@ fn spawn(
         slots: slots.clone(),
         upstream: upstream_seen.clone(),
         directive: inputs.directive.clone(),
+        archive: archived.clone(),
         metrics: metrics.clone(),
         alarms,
     };

@@ -29,6 +29,8 @@ pub enum AlarmKind {
     DiskFull,
     /// Followers that need it are refused.
     DamagedSegment,
+    /// A base backup of the archive that nobody understands holds WAL back.
+    UnknownBackup,
 }
 
 impl AlarmKind {
@@ -40,6 +42,7 @@ impl AlarmKind {
             AlarmKind::LostSlot => "lost_slot",
             AlarmKind::DiskFull => "disk_full",
             AlarmKind::DamagedSegment => "damaged_segment",
+            AlarmKind::UnknownBackup => "unknown_backup",
         }
     }
 }

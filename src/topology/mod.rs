@@ -26,5 +26,6 @@ pub use node::{Address, InvalidNodeName, Node, NodeName, Role};
 pub use proxy::{ClientEvidence, ProxyStatus};
 pub use quorum::{Position, Quorum};
 pub use wal::{
-    ArchiveStatus, Follower, FollowerState, Lag, Refusal, StreamEnd, Upstream, WalAlarm, WalStatus,
+    ArchiveStatus, Follower, FollowerState, Lag, Refusal, StreamEnd, UnknownBackup, Upstream, WalAlarm,
+    WalStatus,
 };

@@ -44,6 +44,14 @@ pub struct ArchiveStatus {
     pub archived: Lsn,
     /// Why it does not go on.
     pub trouble: Option<String>,
+    pub unknown_backups: Vec<UnknownBackup>,
+}
+
+/// A base backup of the archive that is not understood: all WAL from its begin on is kept for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnknownBackup {
+    pub name: String,
+    pub why: String,
 }
 
 impl WalStatus {

@@ -14,7 +14,7 @@ use std::time::Duration;
 use super::certificates::Certificates;
 use super::cli;
 use super::config::{self, Config, LoadError, Problem};
-use crate::relay::archive::probe;
+use crate::relay::archive::{ProbeError, probe, unknown_backups};
 
 /// For the archive to be written to, read from and cleaned up again.
 const ARCHIVE_LIMIT: Duration = Duration::from_secs(60);
@@ -98,22 +98,32 @@ pub async fn servers(config: &Config) -> Vec<Finding> {
 }
 
 /// Uses the archive as the relay will.
-async fn archive(config: &Config) -> Option<Finding> {
-    let url = &config.wal.archive.as_ref()?.url;
-    let unique = format!("{}_{}", config.instance, std::process::id());
-    let error = match tokio::time::timeout(ARCHIVE_LIMIT, probe(url, &unique)).await {
-        Ok(Ok(())) => return None,
+async fn archive(config: &Config) -> Vec<Finding> {
+    let Some(archive) = &config.wal.archive else { return Vec::new() };
+    let (url, unique) = (&archive.url, format!("{}_{}", config.instance, std::process::id()));
+    let used = async {
+        probe(url, &unique).await?;
+        Ok::<_, ProbeError>(unknown_backups(url).await?)
+    };
+    let error = match tokio::time::timeout(ARCHIVE_LIMIT, used).await {
+        Ok(Ok(unknown)) => return unknown.iter().map(|backup| not_understood(backup)).collect(),
         Ok(Err(error)) => cli::chain(&error),
         Err(_elapsed) => format!("no answer within {ARCHIVE_LIMIT:?}"),
     };
     let finding = Finding::error("wal.archive.url", format!("{url} cannot be used: {error}"));
-    Some(match url.directory() {
+    vec![match url.directory() {
         Some(directory) => finding.mend(format!("a directory {} that we may write to", directory.display())),
         None => finding.mend(
             "credentials, region and endpoint are in the environment of this command and of the instance; the bucket \
              exists, and they may get, put, list and delete in it",
         ),
-    })
+    }]
+}
+
+fn not_understood(backup: &str) -> Finding {
+    let what =
+        format!("a base backup is not understood, and all WAL from its begin on is kept for it: {backup}");
+    Finding::warn("wal.archive", what).mend("remove it, if nobody needs it: its sentinel and its folder")
 }
 
 fn in_file(severity: Severity) -> impl Fn(Problem) -> Finding {

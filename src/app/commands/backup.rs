@@ -17,8 +17,8 @@ use crate::app::plans;
 use crate::net::{TablespaceMapping, Target, TlsError, sql};
 use crate::pg::{Lsn, TimelineId};
 use crate::relay::archive::{
-    self, ArchiveUrl, BackupError, BackupJob, BackupSource, CopiedAs, Moment, RestoreError, RestoreJob,
-    Restored,
+    self, ArchiveUrl, BackupError, BackupJob, BackupSource, CopiedAs, Moment, Occasion, RestoreError,
+    RestoreJob, Restored, Retained,
 };
 
 #[derive(Args, Debug)]
@@ -93,17 +93,26 @@ pub(in crate::app) async fn backup(path: &Path) -> Result<String, CommandError> 
         level: archive.level,
         sources: sources(&config).await?,
         instance: config.instance.clone(),
+        occasion: Occasion::Request,
         keep: archive.backups.keep,
     };
     let done = archive::backup(&job, &Display::new("packing")).await?;
-    let removed = match done.removed {
-        Ok(names) => names.iter().map(|name| format!("removed {name}\n")).collect(),
-        Err(error) => format!("what is too old is still there: {}\n", chain(&error)),
+    let retained = match &done.retained {
+        Ok(retained) => told_of(retained),
+        Err(error) => format!("what is too old is still there: {}\n", chain(error)),
     };
     Ok(format!(
-        "{}: {} bytes of {}, {} compressed, from {} to {}\n{removed}",
+        "{}: {} bytes of {}, {} compressed, from {} to {}\n{retained}",
         done.name, done.bytes, done.source, done.compressed_bytes, done.start, done.finish
     ))
+}
+
+fn told_of(Retained { removed, unknown }: &Retained) -> String {
+    let removed = removed.iter().map(|name| format!("removed {name}\n"));
+    let unknown = unknown
+        .iter()
+        .map(|backup| format!("not understood, all WAL from its begin on is kept for it: {backup}\n"));
+    removed.chain(unknown).collect()
 }
 
 /// Standbys first. Who does not answer now is asked last.

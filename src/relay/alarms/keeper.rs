@@ -11,7 +11,7 @@ use crate::relay::metrics::Metrics;
 use crate::relay::slots::Slots;
 use crate::relay::status::UpstreamStatus;
 use crate::relay::store::{Files, Room, Store};
-use crate::topology::{Alarm, AlarmKind, Directive, NodeName, WalAlarm};
+use crate::topology::{Alarm, AlarmKind, ArchiveStatus, Directive, NodeName, UnknownBackup, WalAlarm};
 
 const FILE_NAME: &str = "alarms.json";
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -22,6 +22,7 @@ pub(in crate::relay) struct AlarmKeeper {
     pub(in crate::relay) slots: Arc<Slots>,
     pub(in crate::relay) upstream: watch::Receiver<UpstreamStatus>,
     pub(in crate::relay) directive: watch::Receiver<Arc<Directive>>,
+    pub(in crate::relay) archive: watch::Receiver<Option<ArchiveStatus>>,
     pub(in crate::relay) metrics: Metrics,
     pub(in crate::relay) alarms: watch::Sender<Arc<Vec<Alarm>>>,
 }
@@ -79,7 +80,13 @@ impl AlarmKeeper {
             what: format!("segment {segment} is damaged: {defect}"),
             object: segment,
         });
-        of_stream.into_iter().chain(full).chain(lost).chain(damaged).collect()
+        let unknown = self.archive.borrow().as_ref().map_or_else(Vec::new, |it| it.unknown_backups.clone());
+        let unknown = unknown.into_iter().map(|UnknownBackup { name, why }| Trouble {
+            kind: AlarmKind::UnknownBackup,
+            what: format!("base backup {name} of the archive is not understood, and keeps all WAL: {why}"),
+            object: name,
+        });
+        of_stream.into_iter().chain(full).chain(lost).chain(damaged).chain(unknown).collect()
     }
 }
 

@@ -11,8 +11,8 @@ use tokio::sync::mpsc;
 use super::check::{Claim, size_of, system_of};
 use super::layout::{Inventory, WAL, history_object, partial_object, segment_object};
 use super::pack::{Incoming, PackError, Packed, Piece, pack};
-use super::reserve::Reservation;
-use super::retention::retain;
+use super::reserve::{Occasion, Reservation};
+use super::retention::{Retained, retain};
 use super::sentinel::{BackupName, Facts, Maker};
 use super::storage::{Storage, StorageError};
 use super::{ArchiveUrl, Progress};
@@ -49,6 +49,7 @@ pub struct BackupJob {
     pub sources: Vec<BackupSource>,
     /// Named in the documents.
     pub instance: String,
+    pub occasion: Occasion,
     /// Base backups to be kept. `None`: all.
     pub keep: Option<usize>,
 }
@@ -75,8 +76,8 @@ pub struct BackupDone {
     pub compressed_bytes: u64,
     pub start: Lsn,
     pub finish: Lsn,
-    /// Older ones that retention has removed. Where that failed, this one is there all the same.
-    pub removed: Result<Vec<String>, StorageError>,
+    /// What retention has done. Where it failed, this backup is there all the same.
+    pub retained: Result<Retained, StorageError>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -129,7 +130,7 @@ pub async fn backup(job: &BackupJob, progress: &dyn Progress) -> Result<BackupDo
         let taking = Taking { storage: &storage, job, wal: &wal, source };
         match taking.take(progress).await {
             Ok(facts) => {
-                let removed = retain(&storage, job.keep, wal.size, SystemTime::now().into()).await;
+                let retained = retain(&storage, job.keep, wal.size, SystemTime::now().into()).await;
                 return Ok(BackupDone {
                     name: facts.name.as_str().to_owned(),
                     source: source.target.address.to_string(),
@@ -137,7 +138,7 @@ pub async fn backup(job: &BackupJob, progress: &dyn Progress) -> Result<BackupDo
                     compressed_bytes: facts.compressed_bytes,
                     start: facts.start,
                     finish: facts.finish,
-                    removed,
+                    retained,
                 });
             }
             Err(error) => failed = error,
@@ -211,7 +212,8 @@ impl Taking<'_> {
             return Err(BackupError::BeforeArchive { start });
         }
         let name = BackupName::new(timeline, start, self.wal.size);
-        let reserved = Reservation::take(self.storage, &name, &self.job.instance, started_at).await?;
+        let BackupJob { instance, occasion, .. } = self.job;
+        let reserved = Reservation::take(self.storage, &name, instance, *occasion, started_at).await?;
         let exists = || BackupError::Exists { name: name.as_str().to_owned() };
         let reservation = reserved.ok_or_else(exists)?;
         let facts = Facts {

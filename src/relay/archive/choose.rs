@@ -1,6 +1,7 @@
 //! Which base backup a moment is restored from, and which ones are not needed any more. PURE.
 
 use std::collections::BTreeSet;
+use std::fmt;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
@@ -22,6 +23,12 @@ pub(super) struct Backups {
 pub(super) struct Unknown {
     pub(super) name: BackupName,
     pub(super) why: String,
+}
+
+impl fmt::Display for Unknown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.name.as_str(), self.why)
+    }
 }
 
 /// One without a sentinel: it is being made, or was cut off.

@@ -11,6 +11,7 @@ pub(in crate::relay) struct Metrics {
     pub(super) lsn: IntGauge,
     pub(super) lag: IntGauge,
     pub(super) missing: IntCounter,
+    pub(super) unknown_backups: IntGauge,
 }
 
 impl Metrics {
@@ -36,6 +37,10 @@ impl Metrics {
                 "bellwether_archive_missing_bytes_total",
                 "WAL that had to be removed before it was archived",
             )?,
+            unknown_backups: IntGauge::new(
+                "bellwether_archive_unknown_backups",
+                "Base backups of the archive that are not understood, which keep all WAL from their begin on",
+            )?,
         };
         registry.register(Box::new(metrics.objects.clone()))?;
         registry.register(Box::new(metrics.bytes.clone()))?;
@@ -43,6 +48,7 @@ impl Metrics {
         registry.register(Box::new(metrics.lsn.clone()))?;
         registry.register(Box::new(metrics.lag.clone()))?;
         registry.register(Box::new(metrics.missing.clone()))?;
+        registry.register(Box::new(metrics.unknown_backups.clone()))?;
         Ok(metrics)
     }
 }

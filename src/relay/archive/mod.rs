@@ -36,7 +36,9 @@ pub use check::SegmentDefect;
 pub use choose::{Moment, NoBackup};
 pub use fetch::{FetchError, Fetched, Server, Sources, fetch};
 pub use probe::{ProbeError, probe};
+pub use reserve::Occasion;
 pub use restore::{RestoreError, RestoreJob, Restored, restore};
+pub use retention::{Retained, unknown_backups};
 pub use sentinel::SentinelError;
 pub use storage::{ArchiveUrl, StorageError};
 

@@ -6,12 +6,32 @@
 //!    more was taken for abandoned.
 //! 3. With the sentinel there the name is taken for good, and the reservation is removed.
 //!
-//! What a killed process leaves keeps its reservation, by which retention knows it as ours.
+//! What a killed process leaves keeps its reservation, by which retention knows it as ours. What an instance's schedule
+//! has left, its next process removes at once: there is one of it at a time. A person's backup may still be under way.
 
 use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
 
+use super::choose::Unfinished;
 use super::sentinel::BackupName;
 use super::storage::{Storage, StorageError};
+
+/// Who wants a backup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Occasion {
+    /// The instance's own, in turns.
+    Schedule,
+    /// A person's, or another program's.
+    Request,
+}
+
+/// Of a reservation's content, who has put it.
+#[derive(Debug, Deserialize, PartialEq, Eq)]
+struct Holder {
+    instance: String,
+    occasion: Occasion,
+}
 
 /// Held by whoever makes the backup.
 #[derive(Debug)]
@@ -28,10 +48,14 @@ impl<'a> Reservation<'a> {
         storage: &'a Storage,
         name: &BackupName,
         instance: &str,
+        occasion: Occasion,
         now: DateTime<Utc>,
     ) -> Result<Option<Reservation<'a>>, StorageError> {
         let token = format!("{:032x}", rand::random::<u128>());
-        let content = serde_json::json!({ "instance": instance, "since": now.to_rfc3339(), "token": token });
+        let since = now.to_rfc3339();
+        let content = serde_json::json!(
+            { "instance": instance, "occasion": occasion, "since": since, "token": token }
+        );
         let content = content.to_string().into_bytes();
         match storage.create_document(&name.reservation(), content.clone()).await {
             Err(StorageError::Differs { .. }) => return Ok(None),
@@ -68,6 +92,25 @@ impl<'a> Reservation<'a> {
     }
 }
 
+/// Removes what the schedule of `instance` has left half made; the names. Nothing of it may be under way.
+pub(super) async fn remove_left_by_schedule(
+    storage: &Storage,
+    unfinished: &[Unfinished],
+    instance: &str,
+) -> Result<Vec<BackupName>, StorageError> {
+    let ours = Holder { instance: instance.to_owned(), occasion: Occasion::Schedule };
+    let mut removed = Vec::new();
+    for Unfinished { name, .. } in unfinished.iter().filter(|left| left.is_ours) {
+        let reservation = storage.get_document(&name.reservation()).await?.unwrap_or_default();
+        // Another version's may say less: a day later it is abandoned.
+        if serde_json::from_slice::<Holder>(&reservation).is_ok_and(|holder| holder == ours) {
+            remove_folder(storage, name).await?;
+            removed.push(name.clone());
+        }
+    }
+    Ok(removed)
+}
+
 /// The reservation last: interrupted, it is still known whose the rest is.
 pub(super) async fn remove_folder(storage: &Storage, name: &BackupName) -> Result<(), StorageError> {
     let reservation = name.reservation();
@@ -83,9 +126,10 @@ pub(super) async fn remove_folder(storage: &Storage, name: &BackupName) -> Resul
 mod tests {
     use chrono::{DateTime, Utc};
 
-    use super::Reservation;
+    use super::{Occasion, Reservation, remove_left_by_schedule};
     use crate::pg::wal::WalSegmentSize;
     use crate::pg::{Lsn, TimelineId};
+    use crate::relay::archive::retention::look;
     use crate::relay::archive::sentinel::BackupName;
     use crate::relay::archive::storage::{Storage, StorageError};
 
@@ -93,7 +137,33 @@ mod tests {
         storage: &'a Storage,
         name: &BackupName,
     ) -> Result<Option<Reservation<'a>>, StorageError> {
-        Reservation::take(storage, name, "bw1", DateTime::<Utc>::UNIX_EPOCH).await
+        Reservation::take(storage, name, "bw1", Occasion::Request, DateTime::<Utc>::UNIX_EPOCH).await
+    }
+
+    #[tokio::test]
+    async fn what_an_instances_schedule_has_left_is_removed_by_it_alone() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let url = format!("file://{}", directory.path().display()).parse().expect("a URL");
+        let storage = Storage::make(&url, 3).expect("opens");
+        let name = |start| BackupName::new(TimelineId(1), Lsn(start), WalSegmentSize::default());
+        let (first, last) = (Lsn(0x400_0028).0, Lsn(0x700_0028).0);
+        let names: Vec<BackupName> = (first..=last).step_by(16 << 20).map(name).collect();
+        let (schedule, request) = (Occasion::Schedule, Occasion::Request);
+        for (name, (instance, occasion)) in
+            names.iter().zip([("bw1", schedule), ("bw1", request), ("bw2", schedule)])
+        {
+            let now = DateTime::<Utc>::UNIX_EPOCH;
+            let taken = Reservation::take(&storage, name, instance, occasion, now).await.expect("reachable");
+            assert!(taken.is_some());
+            storage.put_document(&name.part(1), b"x".to_vec()).await.expect("puts");
+        }
+        // Another tool's.
+        storage.put_document(&names[3].part(1), b"x".to_vec()).await.expect("puts");
+        let left = async || look(&storage).await.expect("lists").unfinished;
+        let removed = remove_left_by_schedule(&storage, &left().await, "bw1").await.expect("removes");
+        assert_eq!(removed, names[..1]);
+        let rest: Vec<BackupName> = left().await.into_iter().map(|left| left.name).collect();
+        assert_eq!(rest, names[1..]);
     }
 
     #[tokio::test]

@@ -8,7 +8,7 @@ use super::choose::{Backups, Unfinished, Unknown, expired};
 use super::layout::{Inventory, WAL, partial_object, segment_object};
 use super::reserve::remove_folder;
 use super::sentinel::{BACKUPS, BackupName, Facts};
-use super::storage::{Found, Storage, StorageError};
+use super::storage::{ArchiveUrl, Found, Storage, StorageError};
 use crate::pg::wal::WalSegmentSize;
 
 pub(super) async fn look(storage: &Storage) -> Result<Backups, StorageError> {
@@ -23,6 +23,12 @@ pub(super) async fn look(storage: &Storage) -> Result<Backups, StorageError> {
         }
     }
     Ok(backups)
+}
+
+/// Those that are not understood, and why: all WAL from their begin on is kept for them.
+pub async fn unknown_backups(url: &ArchiveUrl) -> Result<Vec<String>, StorageError> {
+    let backups = look(&Storage::open(url)?).await?;
+    Ok(backups.unknown.iter().map(ToString::to_string).collect())
 }
 
 /// The folders without a sentinel.
@@ -44,13 +50,22 @@ fn unfinished(found: &[Found]) -> Vec<Unfinished> {
     folders.into_values().collect()
 }
 
-/// Removes what is too old; the names of the backups among it. With `keep` of `None` only what was never made.
+/// What is left of the archive's backups.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Retained {
+    /// Backups that are gone.
+    pub removed: Vec<String>,
+    /// Those that are not understood, and why: all WAL from their begin on is kept for them.
+    pub unknown: Vec<String>,
+}
+
+/// Removes what is too old. With `keep` of `None` only what was never made.
 pub(super) async fn retain(
     storage: &Storage,
     keep: Option<usize>,
     size: WalSegmentSize,
     now: DateTime<Utc>,
-) -> Result<Vec<String>, StorageError> {
+) -> Result<Retained, StorageError> {
     let backups = look(storage).await?;
     let found = storage.list(WAL).await?;
     let names = found.iter().filter_map(|file| file.name.rsplit('/').next());
@@ -68,7 +83,10 @@ pub(super) async fn retain(
     for segment in &expired.partials {
         storage.remove(&partial_object(*segment, size)).await?;
     }
-    Ok(expired.backups.iter().map(|name| name.as_str().to_owned()).collect())
+    Ok(Retained {
+        removed: expired.backups.iter().map(|name| name.as_str().to_owned()).collect(),
+        unknown: backups.unknown.iter().map(ToString::to_string).collect(),
+    })
 }
 
 /// It counts no more. Interrupted here, what is left of it is known as ours by a reservation, and removed later like what
@@ -85,7 +103,9 @@ async fn condemn(storage: &Storage, name: &BackupName) -> Result<(), StorageErro
 mod tests {
     use std::time::{Duration, SystemTime};
 
-    use super::{condemn, look, unfinished};
+    use chrono::{DateTime, Utc};
+
+    use super::{condemn, look, retain, unfinished, unknown_backups};
     use crate::pg::wal::WalSegmentSize;
     use crate::pg::{Lsn, TimelineId};
     use crate::relay::archive::sentinel::BackupName;
@@ -116,6 +136,24 @@ mod tests {
             .collect();
         assert_eq!(told, [(ours, true, 20), (theirs, false, 30)]);
     }
+
+    #[tokio::test]
+    async fn who_cleans_up_hears_of_what_is_not_understood() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let url = format!("file://{}", directory.path().display()).parse().expect("a URL");
+        let storage = Storage::make(&url, 3).expect("opens");
+        let name = BackupName::new(TimelineId(1), Lsn(0x400_0028), WalSegmentSize::default());
+        storage.put_document(&name.sentinel(), b"garbage".to_vec()).await.expect("puts");
+        let retained = retain(&storage, Some(1), WalSegmentSize::default(), DateTime::<Utc>::UNIX_EPOCH)
+            .await
+            .expect("looks");
+        assert!(
+            retained.removed.is_empty() && retained.unknown[0].starts_with(name.as_str()),
+            "{retained:?}"
+        );
+        assert_eq!(unknown_backups(&url).await.expect("looks"), retained.unknown);
+    }
+
     #[tokio::test]
     async fn a_removal_that_is_interrupted_leaves_what_is_known_as_ours() {
         let directory = tempfile::tempdir().expect("a directory");

@@ -8,10 +8,12 @@ use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::watch;
 
 use super::backup::{BackupError, BackupJob, BackupSource, CopiedAs, backup, clean};
-use super::retention::look;
+use super::reserve::{Occasion, remove_left_by_schedule};
+use super::retention::{Retained, look};
 use super::sentinel::{Facts, Maker};
+use super::ship::Outputs;
 use super::storage::Storage;
-use super::{ArchiveConfig, Metrics, Progress};
+use super::{ArchiveConfig, Progress};
 use crate::net::Target;
 use crate::relay::explain;
 use crate::topology::{Directive, NodeName};
@@ -44,11 +46,12 @@ impl Servers {
 }
 
 /// Never ends.
-pub(super) async fn run(config: ArchiveConfig, every: Duration, servers: Servers, metrics: Metrics) {
+pub(super) async fn run(config: ArchiveConfig, every: Duration, servers: Servers, outputs: Outputs) {
     let (first, longest) = RETRY;
     let mut pause = first;
     let mut told = None;
-    let mut turns = Turns { config, every, servers, owed: Owed::Nothing };
+    let metrics = outputs.metrics.clone();
+    let mut turns = Turns { config, every, servers, outputs, owed: Owed::Leftovers };
     loop {
         tokio::time::sleep(pause).await;
         match turns.next().await {
@@ -80,12 +83,16 @@ struct Turns {
     config: ArchiveConfig,
     every: Duration,
     servers: Servers,
+    outputs: Outputs,
     owed: Owed,
 }
 
-/// What the last turn could not do.
+/// What is to be removed before anything else.
 enum Owed {
     Nothing,
+    /// What the process before this one has left half made.
+    Leftovers,
+    /// What the last turn could not remove.
     Cleaning,
 }
 
@@ -99,6 +106,14 @@ impl Turns {
             self.owed = Owed::Nothing;
         }
         let backups = look(&storage).await?;
+        self.outputs.not_understood(&backups.unknown);
+        if let Owed::Leftovers = self.owed {
+            let instance = &self.servers.instance;
+            for name in remove_left_by_schedule(&storage, &backups.unfinished, instance).await? {
+                tracing::info!(backup = name.as_str(), "a base backup that was cut off is removed");
+            }
+            self.owed = Owed::Nothing;
+        }
         let wait = due_in(&backups.whole, SystemTime::now().into(), self.every);
         if !wait.is_zero() {
             return Ok(wait);
@@ -109,6 +124,7 @@ impl Turns {
             level: config.level,
             sources,
             instance: self.servers.instance.clone(),
+            occasion: Occasion::Schedule,
             keep: config.backups.keep,
         };
         let done = backup(&job, &Silent).await?;
@@ -119,9 +135,11 @@ impl Turns {
             compressed = done.compressed_bytes,
             "a base backup is in the archive"
         );
-        match done.removed {
-            Ok(removed) if removed.is_empty() => {}
-            Ok(removed) => tracing::info!(?removed, "old base backups are removed from the archive"),
+        match done.retained {
+            Ok(Retained { removed, .. }) if removed.is_empty() => {}
+            Ok(Retained { removed, .. }) => {
+                tracing::info!(?removed, "old base backups are removed from the archive");
+            }
             Err(error) => {
                 self.owed = Owed::Cleaning;
                 return Err(BackupError::Cleaning(error));

@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::check::{Claim, SegmentDefect, system_of};
+use super::choose::Unknown;
 use super::core::{BackOff, Due, Line, Partial, Shipping, Stretch, StretchState};
 use super::layout::{Inventory, WAL, history_object, partial_object, segment_object};
 use super::schedule::{self, Servers};
@@ -23,7 +24,7 @@ use crate::pg::wal::{SegmentFile, WalSegmentSize};
 use crate::pg::{Lsn, SystemIdentifier, TimelineId};
 use crate::relay::explain;
 use crate::relay::store::{Store, StoreError};
-use crate::topology::ArchiveStatus;
+use crate::topology::{ArchiveStatus, UnknownBackup};
 
 /// Read from the store at a time.
 const READ: usize = 4 << 20;
@@ -64,12 +65,39 @@ pub(in crate::relay) struct Outputs {
 
 impl Outputs {
     fn change(&self, change: impl FnOnce(&mut ArchiveStatus)) {
-        let unknown = || ArchiveStatus { archived: Lsn::INVALID, trouble: None };
+        let unknown = || ArchiveStatus { archived: Lsn::INVALID, trouble: None, unknown_backups: Vec::new() };
         self.status.send_if_modified(|status| {
             let before = status.clone();
             change(status.get_or_insert_with(unknown));
             *status != before
         });
+    }
+}
+
+impl Outputs {
+    /// Base backups that hold back WAL for ever, since nobody knows how much of it they need. Told once each.
+    pub(super) fn not_understood(&self, backups: &[Unknown]) {
+        self.metrics.unknown_backups.set(i64::try_from(backups.len()).unwrap_or(i64::MAX));
+        let told =
+            self.status.borrow().as_ref().map_or_else(Vec::new, |status| status.unknown_backups.clone());
+        let unknown: Vec<UnknownBackup> = backups.iter().map(UnknownBackup::from).collect();
+        if unknown == told {
+            return;
+        }
+        for UnknownBackup { name, why } in unknown.iter().filter(|backup| !told.contains(backup)) {
+            tracing::warn!(
+                backup = name,
+                error = why,
+                "a base backup of the archive is not understood: all WAL from its begin on is kept"
+            );
+        }
+        self.change(|status| status.unknown_backups = unknown);
+    }
+}
+
+impl From<&Unknown> for UnknownBackup {
+    fn from(unknown: &Unknown) -> UnknownBackup {
+        UnknownBackup { name: unknown.name.as_str().to_owned(), why: unknown.why.clone() }
     }
 }
 
@@ -101,12 +129,7 @@ async fn supervise(ship: Ship, servers: Servers, stop: CancellationToken) {
         let mut task = JoinSet::new();
         task.spawn(ship.clone().run());
         if let Some(every) = ship.config.backups.every {
-            task.spawn(schedule::run(
-                ship.config.clone(),
-                every,
-                servers.clone(),
-                ship.outputs.metrics.clone(),
-            ));
+            task.spawn(schedule::run(ship.config.clone(), every, servers.clone(), ship.outputs.clone()));
         }
         tokio::select! {
             () = stop.cancelled() => return,

@@ -330,7 +330,7 @@ fn a_standby_that_lacks_what_nobody_keeps_is_rebuilt() {
         }
     }
     let mut world = starved(Agent::Local);
-    world.wal.archive = Some(ArchiveStatus { archived: Lsn(0), trouble: None });
+    world.wal.archive = Some(ArchiveStatus { archived: Lsn(0), trouble: None, unknown_backups: Vec::new() });
     world.run(600);
     assert!(world.state.stranded.is_empty(), "its restore_command may find it");
 }

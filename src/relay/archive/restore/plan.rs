@@ -7,7 +7,7 @@ use crate::pg::wal::{History, SegmentFile, SegmentNumber, WalSegmentSize};
 use crate::pg::{Lsn, TimelineId};
 use crate::relay::archive::Moment;
 use crate::relay::archive::check::{Claim, LastRecord, SegmentDefect, size_of};
-use crate::relay::archive::choose::{Backups, Unknown, choose};
+use crate::relay::archive::choose::{Backups, choose};
 use crate::relay::archive::fetch::{Held, held};
 use crate::relay::archive::layout::{Inventory, WAL, history_object, partial_object, segment_object};
 use crate::relay::archive::retention::look;
@@ -41,9 +41,7 @@ impl Plan {
         let newest = histories.last().copied().max(backups.iter().map(|backup| backup.timeline).max());
         let timeline = job.timeline.or(newest).unwrap_or(TimelineId(1));
         let history = history(storage, timeline).await?;
-        let passed_over = || {
-            unknown.iter().map(|Unknown { name, why }| format!(", not {}: {why}", name.as_str())).collect()
-        };
+        let passed_over = || unknown.iter().map(|unknown| format!(", not {unknown}")).collect();
         let chosen = choose(&backups, job.moment, &history);
         let backup =
             chosen.map_err(|source| RestoreError::Backup { source, passed_over: passed_over() })?.clone();
