@@ -15,5 +15,5 @@ mod view;
 pub use client::{ClientError, fetch, post};
 pub use http::{Sources, serve};
 pub use reload::{Asked, Reload, ReloadError, Reloaded};
-pub use text::{history_text, status_text};
+pub use text::{history_json, history_text, status_text};
 pub use view::{ClusterView, Identity, Snapshot, cluster};

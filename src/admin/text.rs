@@ -107,6 +107,17 @@ pub fn history_text(elections: &[Election], alarms: &[Alarm]) -> String {
     entries.into_iter().map(|(_, text)| text).collect::<Vec<_>>().join("\n")
 }
 
+/// The same as one list of JSON, each entry with all that the instance tells of it.
+pub fn history_json(elections: Vec<serde_json::Value>, alarms: Vec<serde_json::Value>) -> String {
+    let mut entries: Vec<serde_json::Value> = elections.into_iter().chain(alarms).collect();
+    let begin = |entry: &serde_json::Value| {
+        let at = entry.get("started_at_ms").or_else(|| entry.get("raised_at_ms"));
+        at.and_then(serde_json::Value::as_u64)
+    };
+    entries.sort_by_key(begin);
+    serde_json::Value::from(entries).to_string() + "\n"
+}
+
 fn alarm_text(alarm: &Alarm) -> String {
     let over = alarm.over_at_ms.map_or_else(|| "lasts".to_owned(), |at| format!("over {}", time_text(at)));
     format!("alarm  {}  {}  {over}\n  {}\n", time_text(alarm.raised_at_ms), alarm.kind.as_str(), alarm.what)
@@ -202,7 +213,7 @@ mod tests {
 
     use super::super::view::cluster;
     use super::super::view::tests::{identity, snapshot};
-    use super::{bytes_text, history_text, status_text};
+    use super::{bytes_text, history_json, history_text, status_text};
     use crate::pg::{Lsn, TimelineId};
     use crate::topology::{
         Alarm, AlarmKind, ArchiveStatus, Election, Outcome, Phase, SavedTail, Term, Writes,
@@ -307,6 +318,18 @@ alarm  2023-11-14T22:13:20.123Z  lost_slot  lasts
   replication slot pg3 is lost
 "
         );
+    }
+
+    #[test]
+    fn json_tells_all_that_the_instance_tells() {
+        let elections = vec![serde_json::json!({"term": 2, "started_at_ms": 7, "new": [1]})];
+        let alarms = [9, 5].map(|at| serde_json::json!({"kind": "gap", "raised_at_ms": at})).to_vec();
+        let text = history_json(elections, alarms);
+        let entries: Vec<serde_json::Value> = serde_json::from_str(&text).expect("JSON");
+        let kinds: Vec<bool> = entries.iter().map(|entry| entry.get("kind").is_some()).collect();
+        assert_eq!(kinds, [true, false, true], "{text}");
+        assert_eq!(entries[1]["new"][0], 1);
+        assert_eq!(history_json(Vec::new(), Vec::new()), "[]\n");
     }
 
     #[test]

@@ -22,7 +22,7 @@ use super::run::{self, RunError, Succession};
 use super::{import, shutdown, telemetry};
 use crate::admin::{self, ClientError, ClusterView};
 use crate::proxy::route::explain;
-use crate::topology::{Alarm, Durability, Election, NodeName};
+use crate::topology::{Durability, NodeName};
 
 /// One endpoint in front of a PostgreSQL cluster: pooling, routing, WAL relay and failover in one process.
 #[derive(Debug, Parser)]
@@ -62,7 +62,7 @@ enum Command {
     History {
         #[command(flatten)]
         instance: Instance,
-        /// Print the JSON of /api/v1/history
+        /// Print JSON: the entries of /api/v1/history and of /api/v1/alarms, the oldest first
         #[arg(long)]
         json: bool,
     },
@@ -313,15 +313,18 @@ async fn status(instance: &Instance, watch: bool, json: bool) -> Result<ExitCode
 }
 
 async fn history(instance: &Instance, json: bool) -> Result<ExitCode, CliError> {
-    let body = admin::fetch(&instance.url()?, "/api/v1/history").await?;
-    if json {
-        print(&(String::from_utf8_lossy(&body).into_owned() + "\n"))?;
+    let base = instance.url()?;
+    let elections = admin::fetch(&base, "/api/v1/history").await?;
+    let alarms = admin::fetch(&base, "/api/v1/alarms").await?;
+    let (elections, alarms) = (&*elections, &*alarms);
+    let text = if json {
+        admin::history_json(serde_json::from_slice(elections)?, serde_json::from_slice(alarms)?)
     } else {
-        let elections: Vec<Election> = serde_json::from_slice(&body)?;
-        let alarms = admin::fetch(&instance.url()?, "/api/v1/alarms").await?;
-        let alarms: Vec<Alarm> = serde_json::from_slice(&alarms)?;
-        print(&admin::history_text(&elections, &alarms))?;
-    }
+        let (elections, alarms): (Vec<_>, Vec<_>) =
+            (serde_json::from_slice(elections)?, serde_json::from_slice(alarms)?);
+        admin::history_text(&elections, &alarms)
+    };
+    print(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 
