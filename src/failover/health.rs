@@ -7,8 +7,9 @@
 //!   of time, so this acts at once. Refused without a stream that could have ended counts after `timeout`.
 //! * **in recovery**: the node says that it is a standby. Acts at the second answer.
 //! * **restarting**: it answers 57P03 (starting up, shutting down, crash recovery) for `restart_timeout`.
-//! * **silent**: no answer to the probe, no byte of WAL and no answer to a client, each for `timeout`, while
-//!   another node does answer. A stream or a client that still hears the primary vouches for it.
+//! * **silent**: no answer to the probe, no byte of WAL and no answer to a client, each for `timeout`, or longer where
+//!   that node has been slow to answer of late ([`Patience`]), while another node does answer. A stream or a client
+//!   that still hears the primary vouches for it.
 //! * **stalled**: it answers queries, but a commit on its own disk has not finished for `stall_timeout`.
 //!
 //! Blind is not dead: when every node is silent at once, or when this process itself did not run for a while,
@@ -16,8 +17,11 @@
 //!
 //! Not here: whom to promote (`decide`), and anything about replication lag (the relay knows it).
 
+mod patience;
+
 use std::time::{Duration, Instant};
 
+use self::patience::Patience;
 use crate::pg::{Lsn, SqlState, SystemIdentifier, TimelineId};
 use crate::topology::{
     ClientEvidence, Health, Node, NodeHealth, NodeName, NodeState, ProxyStatus, Role, StreamEnd, Upstream,
@@ -29,7 +33,7 @@ use crate::topology::{
 pub struct Detect {
     /// Between two probes of a node; also the limit of one probe's query.
     pub interval: Duration,
-    /// How long every side must be silent before the primary counts as dead.
+    /// How long every side must be silent before the primary counts as dead, at least.
     pub timeout: Duration,
     /// How long a server may answer "starting up" or "in recovery" before another takes over.
     pub restart_timeout: Duration,
@@ -41,7 +45,7 @@ impl Default for Detect {
     fn default() -> Detect {
         Detect {
             interval: Duration::from_millis(500),
-            timeout: Duration::from_secs(3),
+            timeout: Duration::from_secs(2),
             restart_timeout: Duration::from_secs(10),
             stall_timeout: Duration::from_secs(10),
         }
@@ -136,6 +140,7 @@ struct Track {
     node: Node,
     facts: Option<Facts>,
     answered_at: Option<Instant>,
+    patience: Patience,
     failure: Option<Failing>,
     /// Consecutive answers as a standby.
     standby_answers: u32,
@@ -158,6 +163,7 @@ impl Watch {
             node: node.clone(),
             facts: None,
             answered_at: None,
+            patience: Patience::default(),
             failure: None,
             standby_answers: 0,
         };
@@ -197,9 +203,13 @@ impl Watch {
     }
 
     pub fn observe(&mut self, now: Instant, name: &NodeName, result: ProbeResult) {
+        let (timeout, watching_since) = (self.detect.timeout, self.watching_since);
         let Some(track) = self.tracks.iter_mut().find(|t| t.node.name == *name) else { return };
         match result {
             ProbeResult::Answered(facts) => {
+                if let Some(before) = track.answered_at.filter(|at| Some(*at) >= watching_since) {
+                    track.patience.answered(now, now.saturating_duration_since(before), timeout);
+                }
                 track.standby_answers = match facts.role {
                     Role::Standby => track.standby_answers.saturating_add(1),
                     Role::Primary => 0,
@@ -251,7 +261,7 @@ impl Watch {
             return PrimaryVerdict::Unknown;
         };
         let name = &track.node.name;
-        let stream = Stream::of(&wal.upstream, name, now, self.detect.timeout);
+        let stream = Stream::of(&wal.upstream, name, now, self.patience(track, now));
         let clients = proxy.evidence.iter().find(|e| e.node == *name);
         match &track.failure {
             None => self.verdict_of_answers(track, now),
@@ -338,10 +348,11 @@ impl Watch {
         let silent_for = self.silence(track, now);
         let probe = format!("no answer to the probe for {}", seconds(silent_for));
         let client_heard = clients.and_then(|c| c.answered_at).map(|at| now.saturating_duration_since(at));
-        if silent_for < self.detect.timeout {
+        let patience = self.patience(track, now);
+        if silent_for < patience {
             return PrimaryVerdict::Suspect { why: probe };
         }
-        if client_heard.is_some_and(|ago| ago < self.detect.timeout) {
+        if client_heard.is_some_and(|ago| ago < patience) {
             return PrimaryVerdict::Suspect { why: format!("{probe}, yet it answers clients") };
         }
         let wal = match stream {
@@ -376,7 +387,7 @@ impl Watch {
                     ProbeResult::Rejected { .. } if track.facts.is_some() => NodeState::Up,
                     ProbeResult::Rejected { message, .. } => down(message),
                     ProbeResult::Timeout | ProbeResult::Broken { .. }
-                        if self.silence(track, now) < self.detect.timeout =>
+                        if self.silence(track, now) < self.patience(track, now) =>
                     {
                         if track.facts.is_some() {
                             NodeState::Up
@@ -397,6 +408,11 @@ impl Watch {
         heard.map_or(Duration::ZERO, |at| now.saturating_duration_since(at))
     }
 
+    /// How long it may be silent.
+    fn patience(&self, track: &Track, now: Instant) -> Duration {
+        track.patience.with(self.detect.timeout, now)
+    }
+
     /// Nobody is heard: the fault may well be ours. A refusal is an answer of the node's kernel.
     fn is_blind(&self, now: Instant) -> bool {
         !self.tracks.iter().any(|t| self.hears(t, now))
@@ -404,7 +420,7 @@ impl Watch {
 
     fn hears(&self, track: &Track, now: Instant) -> bool {
         match &track.failure {
-            None => track.facts.is_some() && self.silence(track, now) < self.detect.timeout,
+            None => track.facts.is_some() && self.silence(track, now) < self.patience(track, now),
             Some(_) => !track.is_silent(),
         }
     }

@@ -308,7 +308,7 @@ fn failover(failover: &mut Section<'_>) -> Failover {
     let [interval, timeout, restart_timeout, stall_timeout] = failover.section("detect", |detect| {
         [
             detect.or("interval", Duration::from_millis(500), duration),
-            detect.or("timeout", seconds(3), duration),
+            detect.or("timeout", seconds(2), duration),
             detect.or("restart_timeout", seconds(10), duration),
             detect.or("stall_timeout", seconds(10), duration),
         ]

@@ -89,7 +89,7 @@ fn verdicts() {
     check(&case(Refused, 4, Stream::Idle, quiet), "gone");
     check(&case(Refused, 60, Stream::Talks, quiet), "suspect");
     // Silent: all sides, for the timeout; one that hears it vouches for it.
-    check(&case(Timeout, 2, Stream::Silent, quiet), "suspect");
+    check(&case(Timeout, 1, Stream::Silent, quiet), "suspect");
     check(&case(Timeout, 4, Stream::Silent, quiet), "silent");
     check(&case(Timeout, 4, Stream::Ended, quiet), "silent");
     check(&case(Timeout, 60, Stream::Talks, quiet), "suspect");
@@ -120,6 +120,26 @@ fn a_hanging_commit_is_a_stall_only_after_its_timeout() {
     };
     assert!(matches!(verdict(9), PrimaryVerdict::Suspect { .. }));
     assert!(matches!(verdict(10), PrimaryVerdict::Dead { cause: Cause::Stalled, .. }));
+}
+
+/// Load is not death: the longest silence that came to nothing, three times.
+#[test]
+fn a_primary_that_was_slow_may_be_silent_for_longer() {
+    let start = Instant::now();
+    let at = |tenths: u64| start + Duration::from_millis(tenths * 100);
+    let nodes = [node("pg1"), node("pg2")];
+    let mut watch = Watch::new(&nodes, Detect::default());
+    watch.expect_primary(Some(&nodes[0].name));
+    // It answers after 1.5 s, and then not any more.
+    for tenths in 0..=80 {
+        watch.tick(at(tenths));
+        watch.observe(at(tenths), &nodes[1].name, answer(Role::Standby));
+        let pg1 = if [0, 15, 20].contains(&tenths) { answer(Role::Primary) } else { ProbeResult::Timeout };
+        watch.observe(at(tenths), &nodes[0].name, pg1);
+        let verdict = watch.verdict(at(tenths), &WalStatus::starting(), &ProxyStatus::default());
+        let dead = matches!(verdict, PrimaryVerdict::Dead { cause: Cause::Silent, .. });
+        assert_eq!(dead, tenths >= 65, "{tenths}: {verdict:?}");
+    }
 }
 
 /// This process was stopped: what it did not hear meanwhile was not said to nobody.
