@@ -30,11 +30,11 @@ use super::evidence::{DialEvidence, NodeEvidence};
 use super::guc::Startup;
 use super::pool::{BackendKey, Key, Permit};
 use super::route::{Route, classify};
+use super::session::Refusal;
 use super::session::lane::Lane;
 use super::session::message::{self, Status};
 use super::session::run::{application_name, shutting_down};
 use super::session::wire::{farewell, read_lane, write_lane};
-use super::session::{REPLAYED, Refusal, WEAKER};
 use super::timeouts::{Activity, Doing};
 use super::{Shared, session};
 use crate::net::{self, Client, DialError, Stream, Target};
@@ -78,7 +78,7 @@ fn unfit(shared: &Shared, entrance: Entrance, client: &Client) -> Option<ErrorFi
     }
     let durability = shared.inputs.directive.borrow().durability;
     let settings = Startup::read(&client.parameters).settings;
-    session::run::unfit_commits(&settings, durability, shared.config().remote_apply)
+    Refusal::of(&settings, durability, shared.config().remote_apply).map(|refused| refused.fatal())
 }
 
 /// A server connection that is one client's.
@@ -235,7 +235,7 @@ impl<'a> Replication<'a> {
         let node = self.shared.inputs.nodes.iter().find(|known| known.name == *node)?;
         let mut parameters = self.client.parameters.clone();
         parameters.push(("replication".to_owned(), "database".to_owned()));
-        if self.is_quorum() {
+        if self.durability() == Durability::Quorum {
             parameters.push(("synchronous_commit".to_owned(), "on".to_owned()));
         }
         Some(Target {
@@ -248,8 +248,8 @@ impl<'a> Replication<'a> {
         })
     }
 
-    fn is_quorum(&self) -> bool {
-        self.shared.inputs.directive.borrow().durability == Durability::Quorum
+    fn durability(&self) -> Durability {
+        self.shared.inputs.directive.borrow().durability
     }
 
     fn not_connected(&self, node: &NodeName, error: DialError) -> Result<(), End> {
@@ -354,9 +354,7 @@ impl<'a> Replication<'a> {
     }
 
     fn approve_up(&mut self) -> Result<(), End> {
-        let is_quorum = self.is_quorum();
-        let remote_apply = self.shared.config().remote_apply;
-        let refused = |message: &[u8]| if is_quorum { refusal(message, remote_apply) } else { None };
+        let (durability, remote_apply) = (self.durability(), self.shared.config().remote_apply);
         loop {
             let length = match self.upward.next(self.up.unread())? {
                 Next::Nothing => return Ok(()),
@@ -367,7 +365,7 @@ impl<'a> Replication<'a> {
                 }
                 Next::Message(frontend::QUERY, message) => {
                     let length = message.len();
-                    if let Some(refusal) = refused(message) {
+                    if let Some(refusal) = refusal(message, durability, remote_apply) {
                         // In its place a text that the server refuses, so that the answers stay in order.
                         self.up.skip(length);
                         message::put_query(self.up.out(), refusal.instead);
@@ -459,15 +457,13 @@ impl std::fmt::Display for End {
     }
 }
 
-/// Commits behind this Query would be told before they are durable on the quorum, or wait for it in vain.
-fn refusal(message: &[u8], remote_apply: RemoteApply) -> Option<Refusal> {
-    let text = message.get(HEADER_LEN..message.len() - 1).and_then(|text| std::str::from_utf8(text).ok())?;
-    let verdict = classify(text);
-    match remote_apply {
-        _ if verdict.weakens_commits() => Some(WEAKER),
-        RemoteApply::Off if verdict.awaits_replay() => Some(REPLAYED),
-        RemoteApply::Off | RemoteApply::Followers => None,
+/// Why this Query is not run.
+fn refusal(message: &[u8], durability: Durability, remote_apply: RemoteApply) -> Option<Refusal> {
+    if durability == Durability::Async {
+        return None;
     }
+    let text = message.get(HEADER_LEN..message.len() - 1).and_then(|text| std::str::from_utf8(text).ok())?;
+    Refusal::of(&classify(text), durability, remote_apply)
 }
 
 fn failover() -> ErrorFields {

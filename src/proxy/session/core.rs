@@ -19,7 +19,7 @@ use super::portals::Portals;
 use super::reported::Reported;
 use super::state::{End, SessionState};
 use super::unit::{Outcome, Pace, Progress, Unit};
-use super::upstream::{REPLAYED, Refusal, WEAKER};
+use super::upstream::Refusal;
 use crate::pg::error::{ErrorFields, SqlState};
 use crate::pg::protocol::frame::InvalidLength;
 use crate::proxy::guc::Settings;
@@ -220,12 +220,7 @@ impl Core {
 
     /// What would slip past the quorum, or wait for it in vain, is not run.
     pub(super) fn refuses(&self, verdict: &Verdict) -> Option<Refusal> {
-        match (self.durability, self.remote_apply) {
-            (Durability::Async, _) => None,
-            (Durability::Quorum, _) if verdict.weakens_commits() => Some(WEAKER),
-            (Durability::Quorum, RemoteApply::Off) if verdict.awaits_replay() => Some(REPLAYED),
-            (Durability::Quorum, RemoteApply::Off | RemoteApply::Followers) => None,
-        }
+        Refusal::of(verdict, self.durability, self.remote_apply)
     }
 
     #[must_use]

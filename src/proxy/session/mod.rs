@@ -32,7 +32,7 @@ mod unit;
 mod upstream;
 pub(crate) mod wire;
 
-pub(in crate::proxy) use upstream::{REPLAYED, Refusal, WEAKER};
+pub(in crate::proxy) use upstream::Refusal;
 
 #[cfg(test)]
 mod tests;

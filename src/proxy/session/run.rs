@@ -22,7 +22,7 @@ use super::look::MAX_LOOK;
 use super::losses::Loss;
 use super::message;
 use super::tally::Tally;
-use super::upstream::{NOBODY_REPLAYS, WEAKER_THAN_QUORUM};
+use super::upstream;
 use super::wire::{farewell, read_lane, write_lane};
 use crate::net::{Client, Credentials, Stream};
 use crate::pg::error::{ErrorFields, SqlState};
@@ -212,8 +212,8 @@ fn admit(
     durability: Durability,
     remote_apply: RemoteApply,
 ) -> Result<Knobs, ErrorFields> {
-    if let Some(unfit) = unfit_commits(&startup.settings, durability, remote_apply) {
-        return Err(unfit);
+    if let Some(refused) = upstream::Refusal::of(&startup.settings, durability, remote_apply) {
+        return Err(refused.fatal());
     }
     let knobs = Knobs::new(defaults, &startup.knobs);
     knobs.map_err(|error| ErrorFields::fatal(error.sqlstate(), error.to_string()))
@@ -585,21 +585,4 @@ pub(super) fn route_word(role: Role) -> &'static str {
 
 pub(in crate::proxy) fn shutting_down() -> ErrorFields {
     ErrorFields::fatal(SqlState::ADMIN_SHUTDOWN, "terminating connection due to administrator command")
-}
-
-/// Why a session cannot begin with the `synchronous_commit` that it asks for.
-pub(in crate::proxy) fn unfit_commits(
-    settings: &Settings,
-    durability: Durability,
-    remote_apply: RemoteApply,
-) -> Option<ErrorFields> {
-    let fatal = |words| Some(ErrorFields::fatal(SqlState::INVALID_PARAMETER_VALUE, words));
-    match durability {
-        Durability::Async => None,
-        Durability::Quorum if !settings.waits_for_quorum() => fatal(WEAKER_THAN_QUORUM),
-        Durability::Quorum if remote_apply == RemoteApply::Off && settings.awaits_replay() => {
-            fatal(NOBODY_REPLAYS)
-        }
-        Durability::Quorum => None,
-    }
 }

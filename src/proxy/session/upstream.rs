@@ -13,15 +13,18 @@ use super::pins::Pin;
 use super::portals::Followed;
 use super::unit::Pace;
 use crate::pg::protocol::frame::{HEADER_LEN, Header};
+use crate::pg::{ErrorFields, SqlState};
+use crate::proxy::guc::Settings;
 use crate::proxy::prepared::{NOT_KNOWN, Statements};
 use crate::proxy::route::{KnobCommand, Shown, Verdict};
+use crate::topology::{Durability, RemoteApply};
 
 /// What a client is told that wants commits to slip past the quorum.
-pub(super) const WEAKER_THAN_QUORUM: &str =
+const WEAKER_THAN_QUORUM: &str =
     "synchronous_commit must not be weaker than the cluster's durability, which is quorum";
 
 /// ... or to wait for what does not come.
-pub(super) const NOBODY_REPLAYS: &str = "synchronous_commit = remote_apply would wait for ever: no standby's replay counts \
+const NOBODY_REPLAYS: &str = "synchronous_commit = remote_apply would wait for ever: no standby's replay counts \
      towards the quorum (wal.remote_apply: followers makes it count)";
 
 /// Why a text is not run under quorum durability.
@@ -36,20 +39,65 @@ pub(in crate::proxy) struct Refusal {
 }
 
 /// Commits would slip past the quorum.
-pub(in crate::proxy) const WEAKER: Refusal = Refusal {
+const WEAKER: Refusal = Refusal {
     instead: "SET synchronous_commit TO 'weaker than quorum durability'",
     value: "weaker than quorum durability",
     words: WEAKER_THAN_QUORUM,
 };
 
 /// Commits would wait for ever.
-pub(in crate::proxy) const REPLAYED: Refusal = Refusal {
+const REPLAYED: Refusal = Refusal {
     instead: "SET synchronous_commit TO 'replayed by nobody'",
     value: "replayed by nobody",
     words: NOBODY_REPLAYS,
 };
 
+/// What says how commits are to wait.
+pub(in crate::proxy) trait Commits {
+    fn are_weaker_than_quorum(&self) -> bool;
+    fn await_replay(&self) -> bool;
+}
+
+impl Commits for Verdict {
+    fn are_weaker_than_quorum(&self) -> bool {
+        self.weakens_commits()
+    }
+
+    fn await_replay(&self) -> bool {
+        self.awaits_replay()
+    }
+}
+
+impl Commits for Settings {
+    fn are_weaker_than_quorum(&self) -> bool {
+        !self.waits_for_quorum()
+    }
+
+    fn await_replay(&self) -> bool {
+        self.awaits_replay()
+    }
+}
+
 impl Refusal {
+    /// Of commits that would be told before they are durable on the quorum, or wait for it in vain.
+    pub(in crate::proxy) fn of(
+        commits: &impl Commits,
+        durability: Durability,
+        remote_apply: RemoteApply,
+    ) -> Option<Refusal> {
+        match (durability, remote_apply) {
+            (Durability::Async, _) => None,
+            (Durability::Quorum, _) if commits.are_weaker_than_quorum() => Some(WEAKER),
+            (Durability::Quorum, RemoteApply::Off) if commits.await_replay() => Some(REPLAYED),
+            (Durability::Quorum, RemoteApply::Off | RemoteApply::Followers) => None,
+        }
+    }
+
+    /// Where there is nothing yet that could fail by it: the session does not begin.
+    pub(in crate::proxy) fn fatal(&self) -> ErrorFields {
+        ErrorFields::fatal(SqlState::INVALID_PARAMETER_VALUE, self.words)
+    }
+
     /// What the client is told in the place of a server's error of this text.
     pub(super) fn words_for(error: &str) -> Option<&'static str> {
         [WEAKER, REPLAYED].iter().find(|refusal| error.contains(refusal.value)).map(|refusal| refusal.words)
