@@ -36,10 +36,15 @@ pub fn status_text(view: &ClusterView) -> String {
         text.pop();
         let _ = writeln!(text, "alarm   {}, since {}\n", alarm.what, time_text(alarm.raised_at_ms));
     }
-    if view.clients.draining > 0 {
+    let draining = match view.clients.draining {
+        Some(0) => None,
+        Some(count) => Some(count.to_string()),
+        None => Some("an unknown number".to_owned()),
+    };
+    if let Some(draining) = draining {
         // In front of the empty line.
         text.pop();
-        let _ = writeln!(text, "clients {} still at the process before this one\n", view.clients.draining);
+        let _ = writeln!(text, "clients {draining} still at the process before this one\n");
     }
     let mut nodes = vec![
         ["NODE", "ROLE", "STATE", "TIMELINE", "POSITION", "LAG", "STREAM", "ADDRESS"].map(str::to_owned),
@@ -216,7 +221,7 @@ mod tests {
     use super::{bytes_text, history_json, history_text, status_text};
     use crate::pg::{Lsn, TimelineId};
     use crate::topology::{
-        Alarm, AlarmKind, ArchiveStatus, Election, Outcome, Phase, SavedTail, Term, Writes,
+        Alarm, AlarmKind, ArchiveStatus, Draining, Election, Outcome, Phase, SavedTail, Term, Writes,
     };
 
     #[test]
@@ -250,12 +255,15 @@ pg4   -        down: refused the connection  2         0/0       -             -
         );
         Arc::make_mut(&mut seen.directive).writes = Writes::Held { reason: "electing".to_owned() };
         Arc::make_mut(&mut seen.proxy).held = 5;
-        Arc::make_mut(&mut seen.proxy).draining = 2;
+        Arc::make_mut(&mut seen.proxy).draining = Draining::Known(2);
         Arc::make_mut(&mut seen.wal).followers[0].application_name = "stranger".to_owned();
         let text = status_text(&cluster(&identity(), &seen, now));
         assert!(text.contains("writes  held (electing), 5 waiting\n"), "{text}");
         assert!(text.contains("\nclients 2 still at the process before this one\n\nNODE"), "{text}");
         assert!(text.contains("stranger  7    streaming  2         0/384   100 B 0.012s\n"), "{text}");
+        Arc::make_mut(&mut seen.proxy).draining = Draining::Unknown;
+        let text = status_text(&cluster(&identity(), &seen, now));
+        assert!(text.contains("\nclients an unknown number still at the process before"), "{text}");
     }
 
     #[test]

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::pg::{Lsn, SystemIdentifier, TimelineId};
 use crate::topology::{
-    Alarm, Directive, Durability, Election, Follower, FollowerState, Health, NodeHealth, NodeName, NodeState,
-    ProxyStatus, Role, StreamEnd, Term, Upstream, WalStatus, Writes,
+    Alarm, Directive, Draining, Durability, Election, Follower, FollowerState, Health, NodeHealth, NodeName,
+    NodeState, ProxyStatus, Role, StreamEnd, Term, Upstream, WalStatus, Writes,
 };
 
 /// Whose state this is.
@@ -146,9 +146,9 @@ pub struct FollowerView {
 pub struct ClientsView {
     /// Transactions that wait for writes to open.
     pub held: usize,
-    /// Connections that the process before this one still serves, whose place it has taken.
-    #[serde(default)]
-    pub draining: usize,
+    /// Connections that the process before this one still serves, whose place it has taken; `None`: it may be there,
+    /// and has not said.
+    pub draining: Option<usize>,
     /// The highest term for which the query plane has let go of every earlier primary.
     pub confirmed: Term,
 }
@@ -174,7 +174,10 @@ pub fn cluster(identity: &Identity, seen: &Snapshot, now: Instant) -> ClusterVie
         followers: seen.wal.followers.iter().map(|it| follower(it, now)).collect(),
         clients: ClientsView {
             held: seen.proxy.held,
-            draining: seen.proxy.draining,
+            draining: match seen.proxy.draining {
+                Draining::Known(count) => Some(count),
+                Draining::Unknown => None,
+            },
             confirmed: seen.proxy.confirmed,
         },
     }

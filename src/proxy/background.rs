@@ -13,7 +13,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::timeouts::{Doing, Due, TICK, Timeout};
 use super::{Proxy, Shared, listen};
 use crate::pg::error::{ErrorFields, SqlState};
-use crate::topology::{Candidate, NodeName, ProxyStatus, Term};
+use crate::topology::{Candidate, Draining, NodeName, ProxyStatus, Term};
 
 /// How often evidence is published while nothing presses.
 const STATUS_INTERVAL: Duration = Duration::from_millis(50);
@@ -198,7 +198,7 @@ impl Shared {
             confirmed: fence.confirmed,
             cleared: fence.candidate.clone().filter(|_| fence.cleared == Cleared::Yes),
             held: self.held.load(Ordering::Relaxed),
-            draining: 0,
+            draining: Draining::default(),
             evidence: self.evidence.iter().map(|evidence| evidence.publish()).collect(),
         };
         self.status.send_if_modified(|last| {

@@ -23,7 +23,7 @@ pub use directive::{Candidate, Directive, Durability, RemoteApply, Term, Writes,
 pub use health::{Health, NodeHealth, NodeState};
 pub use history::{Election, LeftBehind, Outcome, Phase, SavedTail};
 pub use node::{Address, InvalidNodeName, Node, NodeName, Role};
-pub use proxy::{ClientEvidence, ProxyStatus};
+pub use proxy::{ClientEvidence, Draining, ProxyStatus};
 pub use quorum::{Position, Quorum};
 pub use wal::{
     ArchiveStatus, Follower, FollowerState, Lag, Refusal, StreamEnd, UnknownBackup, Upstream, WalAlarm,

@@ -14,8 +14,21 @@ pub struct ProxyStatus {
     /// Transactions that wait for writes to open.
     pub held: usize,
     /// Connections that the process before this one still serves, whose place it has taken.
-    pub draining: usize,
+    pub draining: Draining,
     pub evidence: Vec<ClientEvidence>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Draining {
+    Known(usize),
+    /// That process may be there, and has not said how many.
+    Unknown,
+}
+
+impl Default for Draining {
+    fn default() -> Draining {
+        Draining::Known(0)
+    }
 }
 
 /// What client traffic saw of a node. First-hand.

@@ -4,7 +4,7 @@
 //! of the old process, it has confirmed nothing.
 
 use super::message::Status;
-use crate::topology::ProxyStatus;
+use crate::topology::{Draining, ProxyStatus};
 
 /// What is known of the old process's sessions.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,16 +18,16 @@ pub(super) enum Old {
 
 pub(super) fn both(own: &ProxyStatus, old: &Old) -> ProxyStatus {
     let nothing = Status::default();
-    let old = match old {
+    let (old, draining) = match old {
         Old::Gone => return own.clone(),
-        Old::Unknown => &nothing,
-        Old::Heard(status) => status,
+        Old::Unknown => (&nothing, Draining::Unknown),
+        Old::Heard(status) => (status, Draining::Known(status.connections)),
     };
     ProxyStatus {
         confirmed: own.confirmed.min(old.confirmed),
         cleared: own.cleared.clone().filter(|candidate| old.cleared.as_ref() == Some(candidate)),
         held: own.held + old.held,
-        draining: old.connections,
+        draining,
         evidence: own.evidence.clone(),
     }
 }
@@ -46,7 +46,7 @@ mod tests {
     use super::super::drain::Count;
     use super::super::message::Status;
     use super::{Old, both, is_waited_for};
-    use crate::topology::{Candidate, ProxyStatus, Term};
+    use crate::topology::{Candidate, Draining, ProxyStatus, Term};
 
     fn status(confirmed: u64) -> Status {
         Status { confirmed: Term(confirmed), cleared: None, held: 2, connections: 3, gone: Count::default() }
@@ -97,8 +97,12 @@ mod tests {
                 (Term(term), candidate(cleared), held),
                 "{old:?}"
             );
-            let connections = if matches!(old, Old::Heard(_)) { 3 } else { 0 };
-            assert_eq!(seen.draining, connections, "{old:?}");
+            let draining = match old {
+                Old::Gone => Draining::Known(0),
+                Old::Unknown => Draining::Unknown,
+                Old::Heard(_) => Draining::Known(3),
+            };
+            assert_eq!(seen.draining, draining, "{old:?}");
         }
     }
 }

@@ -84,7 +84,13 @@ impl Proxy {
             .candidate
             .clone()
             .filter(|candidate| at_once || !self.clings(stage, &candidate.node));
-        ProxyStatus { confirmed: self.confirmed, cleared, held: 0, draining: 0, evidence: evidence.collect() }
+        ProxyStatus {
+            confirmed: self.confirmed,
+            cleared,
+            held: 0,
+            evidence: evidence.collect(),
+            ..ProxyStatus::default()
+        }
     }
 
     /// The next transaction and where it goes.
