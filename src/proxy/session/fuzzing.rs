@@ -16,6 +16,11 @@ use crate::topology::Role;
 
 /// Of one piece of input; a longer message comes in several.
 pub const MAX_PIECE: usize = 255;
+/// At most so many bytes are written to either side for one that came: an error of ours for a Sync, the settings and
+/// prepared statements that a server has to be given for a short message.
+const SAID_PER_BYTE: usize = 64;
+/// And before the first of them matters.
+const SAID_AT_LEAST: usize = 16 << 10;
 /// In the byte before a piece: the server says it.
 pub const SERVER: u8 = 1;
 /// In the byte before a piece: its next byte is a message's tag, the rest that message's body.
@@ -72,6 +77,8 @@ pub(super) struct Conversation {
     classifier: Classifier,
     /// What came, in bytes.
     heard: usize,
+    /// What was written to either side, in bytes.
+    said: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +99,7 @@ impl Conversation {
             statements: Statements::default(),
             classifier: Classifier::default(),
             heard: 0,
+            said: 0,
         }
     }
 
@@ -189,14 +197,19 @@ impl Conversation {
         for lane in [&mut self.up, &mut self.down] {
             while lane.has_pending() {
                 let length = lane.pending().len();
+                self.said += length;
                 lane.wrote(length);
             }
         }
     }
 
-    /// A session keeps what came until it can be used, and nothing else.
+    /// A session keeps what came until it can be used and nothing else, says in proportion to what it hears, and is
+    /// owed nothing by a server that it has not.
     fn check(&self) {
+        let (heard, said) = (self.heard, self.said);
         let kept = self.up.unread().len() + self.down.unread().len();
-        assert!(kept <= self.heard, "{kept} bytes are kept of {}", self.heard);
+        assert!(kept <= heard, "{kept} bytes are kept of {heard}");
+        assert!(said <= SAID_AT_LEAST + SAID_PER_BYTE * heard, "{said} bytes are said to {heard}");
+        assert!(self.life != Life::Detached || self.core.ledger.is_empty(), "{:?}", self.core.ledger);
     }
 }
