@@ -11,7 +11,7 @@ use super::{Facts, Retain, decide};
 use crate::pg::Lsn;
 use crate::relay::config::RelayTuning;
 use crate::relay::slots::{RestartPoint, Slots};
-use crate::relay::store::{Files, Kept, Tail};
+use crate::relay::store::{Files, Kept, Room, Tail};
 use crate::topology::{Directive, NodeName};
 
 pub(in crate::relay) struct Keeper {
@@ -37,7 +37,7 @@ impl Keeper {
             segment_size: kept.segment_size,
             young_from: self.young_from(kept, retain.age),
             others: (self.others)(),
-            free_bytes: self.free_bytes(),
+            free_bytes: self.free_bytes(kept.room),
             slots: &slots,
             primary: primary.as_ref(),
         };
@@ -58,9 +58,12 @@ impl Keeper {
         decision.from
     }
 
-    /// What cannot be known presses nobody.
-    fn free_bytes(&self) -> u64 {
-        self.files.free_bytes().unwrap_or(u64::MAX)
+    /// What cannot be known presses nobody. A quota leaves room on the file system, and none for us.
+    fn free_bytes(&self, room: Room) -> u64 {
+        match room {
+            Room::Enough => self.files.free_bytes().unwrap_or(u64::MAX),
+            Room::None => 0,
+        }
     }
 
     fn young_from(&self, kept: &Kept, age: Duration) -> Option<Lsn> {

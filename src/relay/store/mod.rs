@@ -65,6 +65,7 @@ pub(crate) struct Kept {
     pub(crate) segment_size: WalSegmentSize,
     /// In the order of the log.
     pub(crate) segments: Vec<SegmentFile>,
+    pub(crate) room: Room,
 }
 
 impl Kept {
@@ -191,17 +192,13 @@ impl Report {
 impl Store {
     /// Opens or creates the store, finds its end and starts its writer.
     pub(crate) fn open(files: Files, config: &StoreConfig, metrics: &Metrics) -> Result<Store, StoreError> {
-        let (store, writer, commands) = Store::prepare(files, config, metrics)?;
-        start_writer(writer, commands)?;
+        let (store, writer) = Store::prepare(files, config, metrics)?;
+        start_writer(writer)?;
         Ok(store)
     }
 
     /// Everything but the thread.
-    fn prepare(
-        files: Files,
-        config: &StoreConfig,
-        metrics: &Metrics,
-    ) -> Result<(Store, Writer, mpsc::Receiver<Command>), StoreError> {
+    fn prepare(files: Files, config: &StoreConfig, metrics: &Metrics) -> Result<(Store, Writer), StoreError> {
         let opened = Opened::read(&files, config)?;
         let (durable, timeline) = (opened.durable, opened.control.timeline);
         let tail = Tail { timeline, durable };
@@ -224,7 +221,9 @@ impl Store {
             pins: OnceLock::new(),
             retain_bytes: AtomicU64::new(config.retain_bytes),
         });
+        let (commands, receiver) = mpsc::channel(QUEUE_COMMANDS);
         let writer = Writer {
+            commands: receiver,
             files,
             shared: shared.clone(),
             metrics: metrics.clone(),
@@ -244,9 +243,8 @@ impl Store {
             refused: None,
             room: Room::Enough,
         };
-        let (commands, receiver) = mpsc::channel(QUEUE_COMMANDS);
         let store = Store { shared, commands, queue: Arc::new(Semaphore::new(QUEUE_UNITS)) };
-        Ok((store, writer, receiver))
+        Ok((store, writer))
     }
 
     /// Wakes whoever waits for the tail or the report, as long as it runs. To wake a task of another thread takes
@@ -502,11 +500,11 @@ fn read_histories(files: &Files, names: &[String]) -> Result<BTreeMap<TimelineId
 }
 
 /// The writer's thread. How it ends is told through [`Store::failed`]: also a panic is a failure.
-fn start_writer(writer: Writer, commands: mpsc::Receiver<Command>) -> Result<(), StoreError> {
+fn start_writer(writer: Writer) -> Result<(), StoreError> {
     let shared = writer.shared.clone();
     let run = move || {
         let guard = FailOnDrop { shared: shared.clone(), armed: true };
-        let result = writer.run(commands);
+        let result = writer.run();
         guard.disarm();
         if let Err(error) = result {
             shared.failed.send_replace(Some(Arc::new(error)));

@@ -33,7 +33,7 @@ impl std::fmt::Debug for Stepped {
 
 impl Stepped {
     pub(crate) fn open(files: Files, config: &StoreConfig, metrics: &Metrics) -> Result<Stepped, StoreError> {
-        let (store, writer, _commands) = Store::prepare(files, config, metrics)?;
+        let (store, writer) = Store::prepare(files, config, metrics)?;
         Ok(Stepped { store, writer, permits: Arc::new(Semaphore::new(1)) })
     }
 

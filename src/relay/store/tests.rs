@@ -7,7 +7,8 @@ use bytes::Bytes;
 use prometheus::Registry;
 
 use super::{
-    Change, CheckedReader, Files, Metrics, Platter, Store, StoreConfig, StoreError, StreamId, Tail, Waiting,
+    Change, CheckedReader, Files, Metrics, Platter, Room, Store, StoreConfig, StoreError, StreamId, Tail,
+    Waiting,
 };
 use crate::pg::wal::build::{SYSTEM, WalBuilder};
 use crate::pg::wal::{Defect, SegmentFile, SegmentNumber};
@@ -130,6 +131,56 @@ async fn a_full_disk_only_makes_everybody_wait() {
     assert_eq!(store.report().borrow().promised, Term(7));
     assert!(store.failed().borrow().is_none());
     assert_eq!(read_all(&store, 1, START).await, world.wal.bytes());
+}
+
+/// There is room for three segments, of the six that are needed.
+async fn begun_on_a_small_disk(world: &mut World) -> (Store, Platter) {
+    for _ in 0..6 {
+        world.wal.record(1_000_000);
+    }
+    let platter = Platter::default();
+    let segment_bytes = world.wal.segment_size().bytes();
+    platter.set_room(Some(3 * segment_bytes + segment_bytes / 2));
+    let store = world.begun_on(Files::on(Arc::new(platter.clone())).expect("an empty disk")).await;
+    (store, platter)
+}
+
+async fn found_full(store: &Store) {
+    let mut report = store.report();
+    report.wait_for(|report| report.room == Room::None).await.expect("the store lives");
+}
+
+#[tokio::test]
+async fn what_is_needed_no_more_makes_room_while_others_wait_for_it() {
+    let mut world = World::new();
+    let (store, platter) = begun_on_a_small_disk(&mut world).await;
+    store.retain(0);
+    let needed = Arc::new(AtomicBool::new(true));
+    let pinned = needed.clone();
+    store.set_pins(Box::new(move |_| pinned.load(Ordering::Relaxed).then_some(START)));
+    let streaming = world.stream(&store, START, world.wal.end());
+    let gives_way = async {
+        found_full(&store).await;
+        needed.store(false, Ordering::Relaxed);
+    };
+    tokio::join!(streaming, gives_way);
+    assert!(platter.refused());
+    assert_eq!(store.report().borrow().room, Room::Enough);
+    assert!(store.oldest(TimelineId(1)) > Some(START), "the slot's WAL has given way");
+}
+
+#[tokio::test]
+async fn whoever_waits_for_room_goes_when_nobody_needs_it() {
+    let mut world = World::new();
+    let (store, _platter) = begun_on_a_small_disk(&mut world).await;
+    tokio::select! {
+        () = world.stream(&store, START, world.wal.end()) => panic!("there is room"),
+        () = found_full(&store) => {}
+    }
+    let mut failed = store.failed();
+    drop(store);
+    // It closes with the writer, and nothing has failed.
+    assert!(failed.changed().await.is_err(), "{:?}", *failed.borrow());
 }
 
 async fn reached(store: &Store, lsn: Lsn) {

@@ -93,6 +93,8 @@ pub(crate) enum Change {
 pub(super) type Spare = Result<String, StoreError>;
 
 pub(super) struct Writer {
+    /// Closed once every [`super::Store`] is gone.
+    pub(super) commands: mpsc::Receiver<Command>,
     pub(super) files: Files,
     pub(super) shared: Arc<Shared>,
     pub(super) metrics: Metrics,
@@ -147,20 +149,29 @@ fn pause(waiting: Waiting, since_sync: Option<Duration>) -> Duration {
 
 impl Writer {
     /// Runs until every [`super::Store`] is gone, or until something fails that must not be tried again.
-    pub(super) fn run(mut self, mut commands: mpsc::Receiver<Command>) -> Result<(), StoreError> {
-        while let Some(command) = commands.blocking_recv() {
-            let pause = pause(command.waiting(), self.synced_at.map(|at| at.elapsed()));
-            if !pause.is_zero() {
-                std::thread::sleep(pause);
+    pub(super) fn run(mut self) -> Result<(), StoreError> {
+        while let Some(command) = self.commands.blocking_recv() {
+            match self.batch(command) {
+                // What had no room was told to nobody.
+                Err(StoreError::Stopped) if self.commands.is_closed() => break,
+                done => done?,
             }
-            let mut written = self.obey(command)?;
-            while written < GROUP_BYTES {
-                let Ok(command) = commands.try_recv() else { break };
-                written += self.obey(command)?;
-            }
-            self.sync()?;
         }
         Ok(())
+    }
+
+    /// The command and what has come behind it, synced at once.
+    fn batch(&mut self, first: Command) -> Result<(), StoreError> {
+        let pause = pause(first.waiting(), self.synced_at.map(|at| at.elapsed()));
+        if !pause.is_zero() {
+            std::thread::sleep(pause);
+        }
+        let mut written = self.obey(first)?;
+        while written < GROUP_BYTES {
+            let Ok(command) = self.commands.try_recv() else { break };
+            written += self.obey(command)?;
+        }
+        self.sync()
     }
 
     /// Returns how many bytes it took.
@@ -273,11 +284,12 @@ impl Writer {
 
     /// Waits while the disk is full.
     fn take_spare(&mut self) -> Result<String, StoreError> {
-        if let Some(recycled) = self.recycled.pop_front() {
-            return Ok(recycled);
-        }
         let size = self.control.segment_size();
         loop {
+            if let Some(recycled) = self.recycled.pop_front() {
+                self.room_found();
+                return Ok(recycled);
+            }
             let files = &self.files;
             let spares = self.spares.get_or_insert_with(|| super::spare::start(files.clone(), size));
             match spares.recv().map_err(|_| StoreError::Stopped)? {
@@ -285,7 +297,7 @@ impl Writer {
                     self.room_found();
                     return Ok(name);
                 }
-                Err(error) if error.is_disk_full() => self.room_missing(&error),
+                Err(error) if error.is_disk_full() => self.make_room(&error)?,
                 Err(error) => return Err(error),
             }
         }
@@ -301,7 +313,7 @@ impl Writer {
         loop {
             match attempt(self) {
                 Err(error) if error.is_disk_full() => {
-                    self.room_missing(&error);
+                    self.make_room(&error)?;
                     // What is allocated ahead of need is room for what is needed now.
                     match self.recycled.pop_front() {
                         Some(spare) => self.files.remove(&spare)?,
@@ -314,6 +326,15 @@ impl Writer {
                 }
             }
         }
+    }
+
+    /// What was needed when the last segment was finished may be needed no more, or give way now.
+    fn make_room(&mut self, error: &StoreError) -> Result<(), StoreError> {
+        self.room_missing(error);
+        if self.commands.is_closed() {
+            return Err(StoreError::Stopped);
+        }
+        self.prune()
     }
 
     /// Told once, until there is room again.
@@ -389,7 +410,7 @@ impl Writer {
         let segment_size = self.control.segment_size();
         let mut segments: Vec<SegmentFile> = self.shared.state.lock().segments.iter().copied().collect();
         segments.sort_unstable_by_key(|segment| (segment.number, segment.timeline));
-        Kept { segment_size, segments }
+        Kept { segment_size, segments, room: self.room }
     }
 
     /// Removes what nobody needs any more; the newest of it become segments again.
@@ -410,15 +431,26 @@ impl Writer {
             self.shared.state.lock().damaged.remove(&old);
             let name = old.name(size);
             if self.recycled.len() < MAX_RECYCLED {
-                self.recycled_count += 1;
-                let spare = format!("{SPARE_PREFIX}recycled.{}", self.recycled_count);
-                self.files.rename(&name, &spare)?;
-                self.recycled.push_back(spare);
+                self.recycle(&name)?;
             } else {
                 self.files.remove(&name)?;
             }
         }
         Ok(())
+    }
+
+    fn recycle(&mut self, name: &str) -> Result<(), StoreError> {
+        self.recycled_count += 1;
+        let spare = format!("{SPARE_PREFIX}recycled.{}", self.recycled_count);
+        match self.files.rename(name, &spare) {
+            // A directory may have no room for a name either.
+            Err(error) if error.is_disk_full() => self.files.remove(name),
+            Ok(()) => {
+                self.recycled.push_back(spare);
+                Ok(())
+            }
+            failed => failed,
+        }
     }
 
     fn first_kept(&self, kept: &Kept) -> SegmentNumber {
