@@ -79,6 +79,8 @@ pub struct Facts {
     pub timeline: TimelineId,
     /// Flushed on a primary, replayed on a standby.
     pub position: Lsn,
+    /// On a standby: what its walreceiver has flushed since the server started, replayed or not. 0/0: nothing.
+    pub received: Lsn,
     /// `pg_postmaster_start_time()` as text: only ever compared.
     pub started_at: String,
     pub synchronous_standby_names: String,

@@ -139,7 +139,8 @@ fn question(slot: &SlotName) -> String {
          ELSE substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END, \
          CASE WHEN r THEN coalesce(pg_last_wal_replay_lsn(), '0/0') ELSE pg_current_wal_flush_lsn() END, \
          pg_postmaster_start_time(), current_setting('synchronous_standby_names'), c.timeline_id, \
-         (SELECT active FROM pg_replication_slots WHERE slot_name = '{slot}') \
+         (SELECT active FROM pg_replication_slots WHERE slot_name = '{slot}'), \
+         coalesce(pg_last_wal_receive_lsn(), '0/0') \
          FROM pg_is_in_recovery() r, pg_control_checkpoint() c"
     )
 }
@@ -168,6 +169,7 @@ fn facts(row: &SimpleQueryRow) -> Option<Facts> {
             Some("t") => SlotState::Active,
             Some(_) => SlotState::Inactive,
         },
+        received: row.try_get(8).ok()??.parse().ok()?,
         stalled_since: None,
     })
 }

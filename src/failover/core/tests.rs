@@ -57,6 +57,7 @@ fn facts(role: Role) -> ProbeResult {
         system: SYSTEM,
         timeline: TimelineId(1),
         position: Lsn(0x1000),
+        received: Lsn::INVALID,
         started_at: "1".to_owned(),
         synchronous_standby_names: "\"bellwether_bw_t1\"".to_owned(),
         checkpoint_timeline: TimelineId(1),

@@ -165,6 +165,7 @@ fn answer(role: Role) -> ProbeResult {
         system: SystemIdentifier(7),
         timeline: TimelineId(1),
         position: Lsn(1),
+        received: Lsn::INVALID,
         started_at: "today".to_owned(),
         synchronous_standby_names: String::new(),
         checkpoint_timeline: TimelineId(1),

@@ -350,6 +350,10 @@ impl Server {
                     Role::Primary => self.flushed,
                     Role::Standby => self.log.whole().min(self.flushed),
                 },
+                received: match self.role {
+                    Role::Primary => Lsn::INVALID,
+                    Role::Standby => self.flushed,
+                },
                 started_at: self.starts.to_string(),
                 synchronous_standby_names: self.names.clone(),
                 checkpoint_timeline: self.checkpoint,

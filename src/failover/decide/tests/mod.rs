@@ -336,6 +336,20 @@ fn a_standby_that_lacks_what_nobody_keeps_is_rebuilt() {
 }
 
 #[test]
+fn what_a_standby_has_received_it_need_not_ask_for() {
+    let mut world = starved(Agent::Local);
+    let oldest = world.wal.oldest;
+    let standby = world.server("pg3");
+    standby.paused_at = Some(standby.flush);
+    standby.flush = oldest;
+    world.run(600);
+    assert_eq!((&world.rules[..], &world.state.stranded[..]), (&[][..], &[][..]));
+    let standby = world.server("pg3");
+    standby.flush = Lsn(oldest.0 - 1);
+    world.run_until("known", |w| w.rules == [RuleId::S5]);
+}
+
+#[test]
 fn a_standby_that_lacks_what_nobody_keeps_is_no_candidate() {
     let mut world = starved(Agent::None);
     world.kill("pg1");

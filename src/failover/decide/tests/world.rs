@@ -39,6 +39,8 @@ pub(super) struct Server {
     /// Where its timeline forked from the one before; of a promoted one.
     pub(super) forks: Vec<(TimelineId, Lsn)>,
     pub(super) flush: Lsn,
+    /// Where its replay is paused: it asks nobody for WAL then.
+    pub(super) paused_at: Option<Lsn>,
     checkpoint: TimelineId,
     names: String,
     slot: SlotState,
@@ -104,6 +106,7 @@ impl World {
             timeline: TimelineId(1),
             forks: Vec::new(),
             flush: Lsn(0x1000),
+            paused_at: None,
             checkpoint: TimelineId(1),
             names: String::new(),
             slot: SlotState::Absent,
@@ -365,6 +368,9 @@ impl World {
         let (wal, forks, now) = (&self.wal, &self.relay_forks, self.now.instant);
         let mut followers = Vec::new();
         for server in self.servers.iter_mut().filter(|s| s.life == Life::Runs && s.role == Role::Standby) {
+            if server.paused_at.is_some() {
+                continue;
+            }
             let fork = forks.iter().find(|(of, _)| *of == server.timeline).map(|(_, at)| *at);
             let follows = server.timeline == wal.timeline || fork.is_some_and(|at| server.flush <= at);
             if server.flush < wal.oldest {
@@ -394,7 +400,8 @@ impl World {
                 role: server.role,
                 system: SYSTEM,
                 timeline: server.timeline,
-                position: server.flush,
+                position: server.paused_at.unwrap_or(server.flush),
+                received: server.flush,
                 started_at: server.starts.to_string(),
                 synchronous_standby_names: server.names.clone(),
                 checkpoint_timeline: server.checkpoint,
