@@ -360,7 +360,8 @@ impl Case<'_> {
 
     /// Whoever can be tried was, and is again: the same words all the time.
     fn all_have_failed(&self) -> Option<String> {
-        let age = self.now.unix_ms.saturating_sub(self.election.record.started_at_ms);
+        let seen_since = self.election.record.started_at_ms.max(self.election.resumed_ms);
+        let age = self.now.unix_ms.saturating_sub(seen_since);
         let young = u128::from(age) < self.policy.clear_timeout.as_millis();
         if young || self.election.excluded.is_empty() || self.view.nodes.iter().any(|n| self.is_fresh(n)) {
             return None;

@@ -136,6 +136,9 @@ pub struct Election {
     pub not_cleared: Vec<NodeName>,
     /// The operator's choice.
     pub preferred: Option<NodeName>,
+    /// When this process took it up, Unix milliseconds; 0: it began it. It has seen nothing from before.
+    #[serde(default)]
+    pub resumed_ms: u64,
 }
 
 /// The relay's word that not a byte of an older term comes after this.
@@ -264,6 +267,7 @@ impl State {
             }
             Phase::Election(mut election) => {
                 election.since_ms = now_ms;
+                election.resumed_ms = now_ms;
                 Phase::Election(election)
             }
         };

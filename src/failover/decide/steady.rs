@@ -72,6 +72,7 @@ pub(super) fn fence(
         excluded: Vec::new(),
         not_cleared: Vec::new(),
         preferred,
+        resumed_ms: 0,
     }));
     Fired::new(rule, next)
 }

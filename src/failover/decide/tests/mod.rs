@@ -372,6 +372,19 @@ fn starved(agent: Agent) -> World {
 }
 
 #[test]
+fn who_takes_up_an_election_looks_for_itself_before_it_asks_for_a_person() {
+    let mut world = World::unattended(Durability::Quorum);
+    world.unpreparable = vec!["pg2", "pg3"];
+    world.kill("pg1");
+    world.run(600);
+    assert_eq!(world.alarms.len(), 1, "{:?}", world.alarms);
+    world.unpreparable.clear();
+    world.restart();
+    world.run_until("open again", World::is_open);
+    assert_eq!(world.alarms.len(), 1, "{:?}", world.alarms);
+}
+
+#[test]
 fn forks_are_found_by_timeline() {
     let fork = |timeline, at| super::Fork { timeline: TimelineId(timeline), at: Lsn(at) };
     let primary = Primary {
