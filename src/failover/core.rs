@@ -265,6 +265,10 @@ impl Core {
             if let (RuleId::E3, Phase::Election(election)) = (rule, &decision.next.phase) {
                 election.step.candidate().into_iter().for_each(|node| self.ledger.forget_results(node));
             }
+            if rule == RuleId::S3 {
+                let back = self.state.away().filter(|node| !decision.next.away().any(|other| other == *node));
+                back.for_each(|node| self.ledger.forget_results(node));
+            }
             self.state = decision.next;
         }
         effects

@@ -124,6 +124,8 @@ struct Entry {
     progress: Progress,
     /// Runs that failed, in a row.
     failures: u32,
+    /// Runs that ended.
+    runs: u32,
 }
 
 #[derive(Debug)]
@@ -148,6 +150,12 @@ impl Ledger {
     const LAST_RETRY: Duration = Duration::from_secs(10);
     /// What is still wanted although it was done is done again after this.
     const REPEAT: Duration = Duration::from_secs(5);
+    /// A server's files are replaced so often, one run soon after the other; then what fails is hardly passing trouble
+    /// (a configuration that does not let it start, a disk that is too small), each run is a copy of everything, and
+    /// what lies between them is doubled on and on ...
+    pub const COPIES_IN_PEACE: u32 = 8;
+    /// ... up to this.
+    const LAST_COPY: Duration = Duration::from_secs(600);
 
     pub fn finding(&self, action: &Action) -> Option<&Finding> {
         match &self.entry(action)?.progress {
@@ -161,6 +169,12 @@ impl Ledger {
         self.entry(action).map_or(0, |entry| entry.failures)
     }
 
+    /// How often the node's files were replaced since it was seen to follow, in this term.
+    pub fn copies(&self, node: &NodeName) -> u32 {
+        let copies = |e: &&Entry| e.action.node == *node && e.action.what.replaces_files();
+        self.entries.iter().filter(copies).map(|e| e.runs).max().unwrap_or(0)
+    }
+
     /// Whether a wanted action should be started now.
     pub fn is_due(&self, action: &Action, now: Instant) -> bool {
         let Some(entry) = self.entry(action) else { return true };
@@ -168,12 +182,9 @@ impl Ledger {
         match &entry.progress {
             Progress::Running { .. } => false,
             Progress::Done { at, .. } => {
-                !matches!(action.what, What::Advise { .. }) && waited(*at) >= Self::REPEAT
+                !matches!(action.what, What::Advise { .. }) && waited(*at) >= entry.pause().max(Self::REPEAT)
             }
-            Progress::Failed { at } => {
-                let doublings = entry.failures.saturating_sub(1).min(10);
-                waited(*at) >= (Self::FIRST_RETRY * 2u32.pow(doublings)).min(Self::LAST_RETRY)
-            }
+            Progress::Failed { at } => waited(*at) >= entry.pause(),
         }
     }
 
@@ -182,13 +193,14 @@ impl Ledger {
         let progress = Progress::Running { before };
         match self.entries.iter_mut().find(|e| e.action == *action) {
             Some(entry) => entry.progress = progress,
-            None => self.entries.push(Entry { action: action.clone(), progress, failures: 0 }),
+            None => self.entries.push(Entry { action: action.clone(), progress, failures: 0, runs: 0 }),
         }
     }
 
     pub fn succeeded(&mut self, action: &Action, finding: Finding, at: Instant) {
         if let Some(entry) = self.entries.iter_mut().find(|e| e.action == *action) {
             entry.failures = 0;
+            entry.runs = entry.runs.saturating_add(1);
             entry.progress = Progress::Done { finding, at };
         }
     }
@@ -196,6 +208,7 @@ impl Ledger {
     pub fn failed(&mut self, action: &Action, at: Instant) {
         if let Some(entry) = self.entries.iter_mut().find(|e| e.action == *action) {
             entry.failures = entry.failures.saturating_add(1);
+            entry.runs = entry.runs.saturating_add(1);
             entry.progress = Progress::Failed { at };
         }
     }
@@ -210,6 +223,7 @@ impl Ledger {
         self.entries.retain(|e| e.action.node != *node || e.progress.is_running());
         for entry in self.entries.iter_mut().filter(|e| e.action.node == *node) {
             entry.progress = Progress::Running { before: None };
+            (entry.failures, entry.runs) = (0, 0);
         }
     }
 
@@ -223,6 +237,19 @@ impl Ledger {
 
     fn entry(&self, action: &Action) -> Option<&Entry> {
         self.entries.iter().find(|e| e.action == *action)
+    }
+}
+
+impl Entry {
+    /// Before the next run.
+    fn pause(&self) -> Duration {
+        let (runs, last) = if self.action.what.replaces_files() {
+            (self.runs, Ledger::LAST_COPY)
+        } else {
+            (self.failures, Ledger::LAST_RETRY)
+        };
+        let doublings = runs.saturating_sub(1).min(16);
+        (Ledger::FIRST_RETRY * 2u32.pow(doublings)).min(last)
     }
 }
 
@@ -248,6 +275,11 @@ impl What {
             What::Rebuild { .. } => "rebuild",
             What::Advise { .. } => "advise",
         }
+    }
+
+    /// As far as it must: it may be enough to start the server, or to rewind it.
+    pub fn replaces_files(&self) -> bool {
+        matches!(self, What::Rejoin { .. } | What::Rebuild { .. })
     }
 
     /// Done by the agent to the server's process and files.

@@ -200,7 +200,9 @@ pub fn obstacle(view: &View<'_>, state: &State, policy: &Policy, now: Now) -> Op
                 .or_else(|| relay_stays(view))
                 .or_else(|| establish::obstacle_to_open(view, state, *step).filter(|_| waits))
         }
-        Phase::Steady => dead(view).or_else(|| relay_stays(view)),
+        Phase::Steady => {
+            dead(view).or_else(|| relay_stays(view)).or_else(|| steady::obstacle_to_follow(view, policy))
+        }
         Phase::Election(election) => Case { view, state, policy, election, now }.obstacle(),
     }
 }

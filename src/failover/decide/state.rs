@@ -278,6 +278,11 @@ impl State {
         self.deposed.contains(node)
     }
 
+    /// Who is to follow and was not seen to.
+    pub fn away(&self) -> impl Iterator<Item = &NodeName> {
+        self.deposed.iter().chain(&self.stranded)
+    }
+
     pub fn depose(&mut self, node: &NodeName) {
         if !self.is_deposed(node) {
             self.deposed.push(node.clone());

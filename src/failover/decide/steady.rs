@@ -1,9 +1,9 @@
 //! While a primary is open for writes: noticing its end, and the duties that keep the cluster whole.
 
 use super::{
-    Action, Agent, Automatic, Election, EstablishStep, Finding, Fired, Mode, NodeView, Now, Patient, Phase,
-    Policy, Primary, Process, Request, RuleId, StartAs, State, Step, View, What, Why, election, establish,
-    rule_of,
+    Action, Agent, Automatic, Election, EstablishStep, Finding, Fired, Ledger, Mode, NodeView, Now, Patient,
+    Phase, Policy, Primary, Process, Request, RuleId, StartAs, State, Step, View, What, Why, election,
+    establish, rule_of,
 };
 use crate::failover::health::{Facts, PrimaryVerdict, SlotState};
 use crate::pg::{Lsn, TimelineId};
@@ -104,8 +104,7 @@ fn follows_again(view: &View<'_>, state: &State) -> Option<Fired> {
         view.node(name).is_some_and(|n| n.is_up_as(Role::Standby))
             && view.wal.follower(name).is_some_and(|f| f.streams() && f.timeline == primary.timeline)
     };
-    let mut away = state.deposed.iter().chain(&state.stranded);
-    let back = away.find(|name| *name == &primary.node || follows(name))?.clone();
+    let back = state.away().find(|name| *name == &primary.node || follows(name))?.clone();
     let mut next = state.clone();
     next.deposed.retain(|name| *name != back);
     next.stranded.retain(|name| *name != back);
@@ -240,6 +239,23 @@ fn duty(node: &NodeView<'_>, state: &State, primary: &Primary, source: Option<&F
     let stale_slot =
         node.is_up_as(Role::Standby) && node.facts.is_some_and(|f| f.relay_slot == SlotState::Inactive);
     stale_slot.then_some(What::DropSlot)
+}
+
+/// A server whose files were replaced again and again, and that never followed.
+pub(super) fn obstacle_to_follow(view: &View<'_>, policy: &Policy) -> Option<String> {
+    let copies = |node: &NodeView<'_>| view.ledger.copies(&node.node.name);
+    let in_vain = |node: &&NodeView<'_>| {
+        let follows = view.wal.follower(&node.node.name).is_some_and(Follower::streams);
+        copies(node) >= Ledger::COPIES_IN_PEACE && !follows
+    };
+    let node = view.nodes.iter().find(in_vain)?;
+    Some(format!(
+        "{} does not follow after {} attempts to make a standby of it, the log says why; it is tried ever more \
+         seldom, and at once when {} is restarted",
+        node.node.name,
+        copies(node),
+        policy.instance
+    ))
 }
 
 /// The record of a running election ends badly, and the next term begins.

@@ -385,6 +385,25 @@ fn who_takes_up_an_election_looks_for_itself_before_it_asks_for_a_person() {
 }
 
 #[test]
+fn what_replaces_a_servers_files_is_tried_ever_more_seldom_and_told() {
+    let mut world = World::steady(Durability::Quorum);
+    world.unrejoinable = vec!["pg1"];
+    world.kill("pg1");
+    world.run_until("open again", |w| w.is_open() && w.primary() != Some("pg1"));
+    world.run(60);
+    assert!(world.alarms.is_empty(), "it may pass: {:?}", world.alarms);
+    world.run(36_000);
+    assert!((8..20).contains(&world.copies), "{} times in an hour", world.copies);
+    assert_eq!(world.alarms.len(), 1, "{:?}", world.alarms);
+    assert!(world.alarms[0].starts_with("pg1 does not follow after "), "{:?}", world.alarms);
+    world.unrejoinable.clear();
+    world.restart();
+    world.run_until("it follows", |w| w.state.deposed.is_empty());
+    world.run(100);
+    assert_eq!(world.alarms.len(), 1, "{:?}", world.alarms);
+}
+
+#[test]
 fn forks_are_found_by_timeline() {
     let fork = |timeline, at| super::Fork { timeline: TimelineId(timeline), at: Lsn(at) };
     let primary = Primary {

@@ -59,6 +59,10 @@ pub(super) struct World {
     pub(super) clinging: Vec<&'static str>,
     /// Where `synchronous_standby_names` cannot be set.
     pub(super) unpreparable: Vec<&'static str>,
+    /// Whose files are replaced in vain: it does not start.
+    pub(super) unrejoinable: Vec<&'static str>,
+    /// How often that was done, or tried.
+    pub(super) copies: u32,
     /// From whom the relay cannot stream.
     pub(super) unheard: Vec<&'static str>,
     /// The proxy confirms nothing.
@@ -125,6 +129,8 @@ impl World {
             proxy: ProxyStatus::default(),
             clinging: Vec::new(),
             unpreparable: Vec::new(),
+            unrejoinable: Vec::new(),
+            copies: 0,
             unheard: Vec::new(),
             deaf: false,
             stuck: false,
@@ -417,6 +423,10 @@ impl World {
     }
 
     fn done(&mut self, action: &Action) -> Option<Finding> {
+        self.copies += u32::from(action.what.replaces_files());
+        if action.what.replaces_files() && self.unrejoinable.contains(&action.node.as_str()) {
+            return None;
+        }
         let durability = self.policy.durability;
         let relay_durable = self.wal.durable;
         let journaled = self.state.clone();
