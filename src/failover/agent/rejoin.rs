@@ -147,7 +147,7 @@ impl LocalServer {
         let Err(error) = self.rewind_locked(source, upstream, slot, lock).await else {
             return Ok(RejoinOutcome::Rewound);
         };
-        tracing::info!(node = %self.node, error = %chain(&error), "cannot rewind, rebuilding");
+        tracing::info!(node = %self.node, error = &error as &dyn std::error::Error, "cannot rewind, rebuilding");
         self.rebuild_locked(source, upstream, slot, lock).await?;
         Ok(RejoinOutcome::Rebuilt)
     }
@@ -206,7 +206,7 @@ impl LocalServer {
     /// An orderly stop leaves pg_rewind less to do, but a server that cannot stop in order must not stay.
     async fn stop_for_good(&self) -> Result<(), AgentError> {
         if let Err(error) = self.stop(StopMode::Fast).await {
-            tracing::info!(node = %self.node, error = %chain(&error), "no orderly stop, stopping at once");
+            tracing::info!(node = %self.node, error = &error as &dyn std::error::Error, "no orderly stop, stopping at once");
             self.stop(StopMode::Immediate).await?;
         }
         Ok(())
@@ -410,12 +410,6 @@ async fn checkpoint(source: &Target) -> Result<TimelineId, AgentError> {
         timeline.map(TimelineId).ok_or(ConversationError::Content { what: "timeline" })
     };
     done.await.map_err(|source| AgentError::Conversation { address, source })
-}
-
-/// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 #[cfg(test)]
