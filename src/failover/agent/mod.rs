@@ -180,6 +180,12 @@ impl LocalServer {
 
     async fn start_locked(&self, role: Role) -> Result<(), AgentError> {
         self.may_start(role)?;
+        self.launch(role).await
+    }
+
+    /// Without a look at its past: that may say less than is known. A primary that was shut down in order, and had
+    /// nothing of its own, is not touched by pg_rewind, and from its files alone might as well be another's past.
+    async fn launch(&self, role: Role) -> Result<(), AgentError> {
         let limit = match role {
             Role::Primary => PRIMARY_START_LIMIT,
             Role::Standby => STANDBY_START_LIMIT,

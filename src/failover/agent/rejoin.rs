@@ -132,7 +132,7 @@ impl LocalServer {
                 (RejoinOutcome::Rebuilt, discarded)
             }
         };
-        self.start_locked(Role::Standby).await?;
+        self.launch(Role::Standby).await?;
         self.remove_leftovers(&lock).await?;
         Ok(Rejoined { outcome, discarded })
     }
@@ -163,7 +163,7 @@ impl LocalServer {
         let upstream = self.upstream(primary_conninfo)?;
         self.stop_for_good().await?;
         let discarded = self.rebuild_locked(source, &upstream, slot, &lock).await?;
-        self.start_locked(Role::Standby).await?;
+        self.launch(Role::Standby).await?;
         self.remove_leftovers(&lock).await?;
         Ok(Rejoined { outcome: RejoinOutcome::Rebuilt, discarded })
     }
