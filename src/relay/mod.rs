@@ -18,6 +18,7 @@ mod error;
 mod followers;
 pub mod inspect;
 mod metrics;
+mod now;
 mod receiver;
 mod reset;
 mod retention;
@@ -38,6 +39,7 @@ pub use retention::{Retain, WalAvailability};
 pub(crate) mod parts {
     pub(crate) use super::followers::Followers;
     pub(crate) use super::metrics::Metrics;
+    pub(crate) use super::now::Now;
     pub(crate) use super::receiver::core as receiver;
     pub(crate) use super::sender::SenderConfig;
     pub(crate) use super::sender::core as sender;

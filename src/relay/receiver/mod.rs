@@ -10,7 +10,7 @@ mod reply;
 
 pub(crate) use self::core::{ReceiverConfig, Role};
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -18,14 +18,15 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use self::buffers::Buffers;
-use self::core::{Input, Now, Output, Receiver, Stored};
+use self::core::{Input, Output, Receiver, Stored};
 use super::config::RelayTuning;
 use super::followers::Followers;
 use super::metrics::Metrics;
+use super::now::{Now, sleep_until};
 use super::store::{Store, StoreError, StreamId, Waiting};
 use crate::net::Backend;
 use crate::pg::protocol::frame::{HEADER_LEN, Header};
-use crate::pg::{Lsn, PgTimestamp, TimelineId};
+use crate::pg::{Lsn, TimelineId};
 use crate::topology::{Durability, Node, RemoteApply, StreamEnd};
 
 /// A read takes what is there up to this: it is looked at next, while it is in the processor's cache.
@@ -44,12 +45,6 @@ pub(crate) struct Progress {
     pub(crate) heard_at: Instant,
     /// WAL flows, on this timeline.
     pub(crate) streaming: Option<TimelineId>,
-}
-
-fn now() -> Now {
-    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let micros = i64::try_from(unix.as_micros()).unwrap_or(i64::MAX);
-    Now { at: Instant::now(), timestamp: PgTimestamp::from_unix_micros(micros) }
 }
 
 /// What a stream works with.
@@ -83,7 +78,7 @@ pub(crate) async fn stream(
         socket: backend.stream,
         buffer: backend.received,
         buffers: Buffers::default(),
-        core: Receiver::new(config, stored, now()),
+        core: Receiver::new(config, stored, Now::read()),
         id,
         waiting,
         store,
@@ -208,10 +203,10 @@ impl Shell<'_> {
 
     fn tuned(&mut self) {
         let RelayTuning { ask_after, remote_apply, .. } = *self.tuning.borrow_and_update();
-        self.core.handle(now(), Input::AskAfter(ask_after.min(self.write_limit / 2)));
+        self.core.handle(Now::read(), Input::AskAfter(ask_after.min(self.write_limit / 2)));
         match remote_apply {
             RemoteApply::Followers => self.followers_moved(),
-            RemoteApply::Off => self.core.handle(now(), Input::Replayed(None)),
+            RemoteApply::Off => self.core.handle(Now::read(), Input::Replayed(None)),
         }
     }
 
@@ -219,12 +214,12 @@ impl Shell<'_> {
         let counts = |name: &str| self.nodes.iter().any(|node| node.name.as_str() == name);
         let Some(timeline) = self.streaming else { return };
         if let Some(lsn) = self.followers.replayed_by_all(timeline, counts) {
-            self.core.handle(now(), Input::Replayed(Some((timeline, lsn))));
+            self.core.handle(Now::read(), Input::Replayed(Some((timeline, lsn))));
         }
     }
 
     fn timer(&mut self) {
-        let now = now();
+        let now = Now::read();
         let xmins = self.followers.oldest_xmins();
         self.core.handle(now, Input::Feedback { xmin: xmins.xmin, catalog_xmin: xmins.catalog_xmin });
         self.core.handle(now, Input::Tick);
@@ -232,12 +227,12 @@ impl Shell<'_> {
 
     fn reported(&mut self, report: &super::store::Report) {
         if let Some((_, error)) = report.refused.as_ref().filter(|(id, _)| *id == self.id) {
-            self.core.handle(now(), Input::Unfit(error.clone()));
+            self.core.handle(Now::read(), Input::Unfit(error.clone()));
         }
         if let Some(lsn) =
             report.agreed_with(self.id).filter(|_| Some(report.tail.timeline) == self.streaming)
         {
-            self.core.handle(now(), Input::Agreed { lsn, whole: report.verified });
+            self.core.handle(Now::read(), Input::Agreed { lsn, whole: report.verified });
         }
     }
 
@@ -251,7 +246,7 @@ impl Shell<'_> {
             return Ok(false);
         }
         let payload = self.buffer.split_to(header.total).freeze().slice(HEADER_LEN..);
-        self.core.handle(now(), Input::Message { tag: header.tag, payload });
+        self.core.handle(Now::read(), Input::Message { tag: header.tag, payload });
         Ok(true)
     }
 
@@ -272,7 +267,7 @@ impl Shell<'_> {
                         Err(error) => return Err(error),
                         Ok(()) => Ok(()),
                     };
-                    self.core.handle(now(), Input::Changed(result));
+                    self.core.handle(Now::read(), Input::Changed(result));
                 }
                 Output::Streaming { timeline, from } => {
                     tracing::info!(%timeline, %from, "streaming WAL");
@@ -302,7 +297,7 @@ impl Shell<'_> {
             tokio::select! {
                 done = &mut append => return done.map(Ok),
                 () = tokio::time::sleep(STALL_INTERVAL) => {
-                    let status = self.core.stalled(now());
+                    let status = self.core.stalled(Now::read());
                     self.out.extend_from_slice(&status);
                     if let Err(why) = self.flush().await {
                         return Ok(Err(why));
@@ -332,12 +327,5 @@ impl Shell<'_> {
             heard_at: self.heard_at,
             streaming: self.streaming,
         }
-    }
-}
-
-async fn sleep_until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
-        None => std::future::pending().await,
     }
 }

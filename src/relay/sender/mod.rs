@@ -25,7 +25,7 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
@@ -38,11 +38,12 @@ use crate::net::{Client, Detached, Stream};
 use crate::pg::protocol::frame::{HEADER_LEN, Header};
 use crate::pg::protocol::frontend;
 use crate::pg::wal::{History, WalSegmentSize};
-use crate::pg::{Lsn, PgTimestamp, SystemIdentifier, TimelineId};
+use crate::pg::{Lsn, SystemIdentifier, TimelineId};
 
-use self::core::{CloseReason, Input, Now, Output, Peer, ReadFailure, SlotsNotSaved, WalSource, Walsender};
+use self::core::{CloseReason, Input, Output, Peer, ReadFailure, SlotsNotSaved, WalSource, Walsender};
 use super::backups::Backups;
 use super::followers::Followers;
+use super::now::{Now, sleep_until};
 use super::slots::Slots;
 use super::store::{CheckedReader, Store, StoreError, Tail};
 use super::{RelayInputs, RelayTuning};
@@ -183,7 +184,7 @@ impl Connection {
         let mut tail = shared.store.tail();
         let at_start = *tail.borrow_and_update();
         let (store, slots) = (shared.store.clone(), Arc::clone(&shared.slots));
-        let core = Walsender::new(peer, shared.config, store, slots, at_start, now());
+        let core = Walsender::new(peer, shared.config, store, slots, at_start, Now::read());
         let mut tuning = shared.inputs.tuning.clone();
         tuning.mark_changed();
         let (reader, writer) = tokio::io::split(client.stream);
@@ -256,13 +257,13 @@ impl Connection {
                     self.talk.outbox.advance(written?);
                     let input =
                         if self.talk.outbox.is_empty() { Input::AllWritten } else { Input::SomeWritten };
-                    self.talk.core.handle(now(), input);
+                    self.talk.core.handle(Now::read(), input);
                 }
                 Event::Read((files, from, result)) => {
                     self.talk.reading = None;
                     self.talk.files = Some(files);
                     let result = result.map_err(read_failure);
-                    self.talk.core.handle(now(), Input::Read { from, result });
+                    self.talk.core.handle(Now::read(), Input::Read { from, result });
                 }
                 Event::TailMoved(alive) => {
                     alive.map_err(|_| io::Error::other("the store is gone"))?;
@@ -270,13 +271,13 @@ impl Connection {
                 }
                 Event::Tuned => {
                     let rate = self.talk.tuning.borrow_and_update().follower_rate;
-                    self.talk.core.handle(now(), Input::Rate((rate > 0).then_some(Rate(rate))));
+                    self.talk.core.handle(Now::read(), Input::Rate((rate > 0).then_some(Rate(rate))));
                 }
                 Event::Timer => {
-                    self.talk.core.handle(now(), Input::Timer);
+                    self.talk.core.handle(Now::read(), Input::Timer);
                     self.talk.shared.followers.time_passed();
                 }
-                Event::Shutdown => self.talk.core.handle(now(), Input::Shutdown),
+                Event::Shutdown => self.talk.core.handle(Now::read(), Input::Shutdown),
             }
         }
     }
@@ -303,14 +304,14 @@ impl Connection {
                 }
                 Output::SaveSlots => {
                     let result = save_slots(Arc::clone(&self.talk.shared.slots)).await;
-                    self.talk.core.handle(now(), Input::SlotsSaved(result));
+                    self.talk.core.handle(Now::read(), Input::SlotsSaved(result));
                 }
                 Output::Report(progress) => self.talk.shared.followers.update(self.talk.pid, progress),
                 Output::Heard => self.talk.shared.followers.heard(self.talk.pid, Instant::now()),
                 Output::Feedback(xmins) => self.talk.shared.followers.feedback(self.talk.pid, xmins),
                 Output::PassOn(text) => match self.pass_on(text).await {
                     Ok(passage) => return Ok(Some(self.follow(passage).await?)),
-                    Err(no_source) => self.talk.core.handle(now(), Input::NotPassed(no_source)),
+                    Err(no_source) => self.talk.core.handle(Now::read(), Input::NotPassed(no_source)),
                 },
                 Output::Close(reason) => return Ok(Some(reason)),
             }
@@ -341,7 +342,7 @@ impl Connection {
     fn next_message(&mut self) -> bool {
         match Header::peek(&self.talk.inbox) {
             Ok(Some(header)) if header.total > MAX_MESSAGE => {
-                self.talk.core.handle(now(), Input::Malformed);
+                self.talk.core.handle(Now::read(), Input::Malformed);
                 true
             }
             Ok(Some(header)) if header.total <= self.talk.inbox.len() => {
@@ -352,12 +353,12 @@ impl Connection {
                 }
                 self.talk
                     .core
-                    .handle(now(), Input::Message { tag: header.tag, payload: &message[HEADER_LEN..] });
+                    .handle(Now::read(), Input::Message { tag: header.tag, payload: &message[HEADER_LEN..] });
                 true
             }
             Ok(_) => false,
             Err(_) => {
-                self.talk.core.handle(now(), Input::Malformed);
+                self.talk.core.handle(Now::read(), Input::Malformed);
                 true
             }
         }
@@ -365,7 +366,7 @@ impl Connection {
 
     fn take_tail(&mut self) {
         self.talk.told = *self.talk.tail.borrow_and_update();
-        self.talk.core.handle(now(), Input::Tail(self.talk.told));
+        self.talk.core.handle(Now::read(), Input::Tail(self.talk.told));
     }
 
     /// Waits for whatever comes first. Each arm loses nothing when another one wins.
@@ -422,13 +423,6 @@ fn joined<T>(ended: Result<T, JoinError>) -> io::Result<T> {
     })
 }
 
-async fn sleep_until(deadline: Option<Instant>) {
-    match deadline {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
-        None => std::future::pending().await,
-    }
-}
-
 async fn save_slots(slots: Arc<Slots>) -> Result<(), SlotsNotSaved> {
     try_to_save(slots).await.map_err(|(kind, why)| {
         tell_not_saved(kind, &why);
@@ -477,12 +471,6 @@ fn read_failure(error: StoreError) -> ReadFailure {
             ReadFailure::Failed
         }
     }
-}
-
-fn now() -> Now {
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let micros = i64::try_from(since_epoch.as_micros()).unwrap_or(i64::MAX);
-    Now { at: Instant::now(), timestamp: PgTimestamp::from_unix_micros(micros) }
 }
 
 impl WalSource for Store {

@@ -28,7 +28,8 @@ use self::streaming::{Feedback, Stream};
 use super::reply::Reply;
 use crate::pg::protocol::replication::{self, FullTransactionId};
 use crate::pg::wal::WalSegmentSize;
-use crate::pg::{ErrorFields, Lsn, PgTimestamp, SlotName, SqlState, SystemIdentifier, TimelineId};
+use crate::pg::{ErrorFields, Lsn, SlotName, SqlState, SystemIdentifier, TimelineId};
+use crate::relay::now::Now;
 use crate::relay::store::{Change, StoreError};
 use crate::topology::{Durability, Refusal, StreamEnd};
 
@@ -36,13 +37,6 @@ use crate::topology::{Durability, Refusal, StreamEnd};
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 /// How long it may take that the upstream hears of what was stored, where no commit waits for it.
 const UNHURRIED: Duration = Duration::from_millis(20);
-
-/// One moment, on the clock that measures and on the one that people read.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Now {
-    pub(crate) at: Instant,
-    pub(crate) timestamp: PgTimestamp,
-}
 
 /// What the store holds when a connection begins.
 #[derive(Clone, Debug)]

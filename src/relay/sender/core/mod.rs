@@ -17,8 +17,9 @@ use bytes::Bytes;
 
 use crate::pg::protocol::replication::{Command, Reply as ReplyRequest};
 use crate::pg::wal::{History, SegmentFile, VerifyError, WalSegmentSize};
-use crate::pg::{Lsn, PgTimestamp, ServerMajor, SystemIdentifier, TimelineId};
+use crate::pg::{Lsn, ServerMajor, SystemIdentifier, TimelineId};
 use crate::relay::followers::{Progress, Xmins};
+use crate::relay::now::Now;
 use crate::relay::slots::Slots;
 use crate::relay::store::Tail;
 
@@ -49,13 +50,6 @@ pub(crate) struct Peer {
     /// No other live connection has it.
     pub(crate) pid: u32,
     pub(crate) secret: u32,
-}
-
-/// One moment, on the clock that measures and on the one that people read.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Now {
-    pub(crate) at: Instant,
-    pub(crate) timestamp: PgTimestamp,
 }
 
 #[derive(Debug)]

@@ -12,13 +12,13 @@ use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 
-use self::receive::{Receiving, receiver_now};
-use self::send::{Sending, sender_now};
+use self::receive::Receiving;
+use self::send::Sending;
 use self::steer::Following;
 use self::write::Work;
 use crate::pg::Lsn;
 use crate::pg::protocol::frame::{HEADER_LEN, Header};
-use crate::relay::parts::{Followers, Slots, Store, Tail, receiver, sender};
+use crate::relay::parts::{Followers, Now, Slots, Store, Tail, receiver, sender};
 use crate::sim::disk::Disk;
 use crate::sim::stage::{ConnId, Purpose, Stage};
 use crate::topology::{Directive, Durability, Node, StreamEnd, Upstream, WalStatus};
@@ -164,7 +164,7 @@ impl Relay {
         let now = stage.instant();
         let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         if let Some(receiving) = self.receiver.as_mut().filter(|r| !r.waiting && due(r.core.poll_timeout())) {
-            let (xmins, now) = (self.followers.oldest_xmins(), receiver_now(stage));
+            let (xmins, now) = (self.followers.oldest_xmins(), moment(stage));
             let (xmin, catalog_xmin) = (xmins.xmin, xmins.catalog_xmin);
             receiving.core.handle(now, receiver::Input::Feedback { xmin, catalog_xmin });
             receiving.core.handle(now, receiver::Input::Tick);
@@ -173,7 +173,7 @@ impl Relay {
         let late = self.senders.iter().filter(|(_, s)| due(s.core.poll_timeout())).map(|(conn, _)| *conn);
         for conn in late.collect::<Vec<_>>() {
             if let Some(sending) = self.senders.get_mut(&conn) {
-                sending.core.handle(sender_now(stage), sender::Input::Timer);
+                sending.core.handle(moment(stage), sender::Input::Timer);
             }
             self.pump_sender(stage, conn);
         }
@@ -186,4 +186,8 @@ fn next_message(inbox: &mut BytesMut) -> Option<(u8, Bytes)> {
         return None;
     }
     Some((header.tag, inbox.split_to(header.total).freeze().slice(HEADER_LEN..)))
+}
+
+fn moment(stage: &Stage) -> Now {
+    Now { at: stage.instant(), timestamp: stage.timestamp() }
 }

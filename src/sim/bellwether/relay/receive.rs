@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 
 use super::write::{Then, Work};
-use super::{Relay, next_message};
+use super::{Relay, moment, next_message};
 use crate::pg::TimelineId;
 use crate::relay::parts::{StreamId, receiver};
 use crate::sim::bellwether::INSTANCE;
@@ -57,7 +57,7 @@ impl Relay {
             term: following.term,
             since: now,
             heard_at: now,
-            core: receiver::Receiver::new(config, stored, receiver_now(stage)),
+            core: receiver::Receiver::new(config, stored, moment(stage)),
             inbox: BytesMut::new(),
             streaming: None,
             waiting: false,
@@ -92,13 +92,9 @@ impl Relay {
                 }
                 None => {
                     let Some((tag, payload)) = next_message(&mut receiving.inbox) else { return };
-                    receiving.core.handle(receiver_now(stage), receiver::Input::Message { tag, payload });
+                    receiving.core.handle(moment(stage), receiver::Input::Message { tag, payload });
                 }
             }
         }
     }
-}
-
-pub(super) fn receiver_now(stage: &Stage) -> receiver::Now {
-    receiver::Now { at: stage.instant(), timestamp: stage.timestamp() }
 }

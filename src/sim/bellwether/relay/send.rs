@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
-use super::{Leak, Relay, next_message};
+use super::{Leak, Relay, moment, next_message};
 use crate::pg::wal::{History, WalSegmentSize};
 use crate::pg::{Lsn, SystemIdentifier, TimelineId};
 use crate::relay::parts::{CheckedReader, SenderConfig, Store, sender};
@@ -27,7 +27,7 @@ impl Relay {
         let config = SenderConfig { wal_sender_timeout: Duration::from_secs(10) };
         let source = Source { store: self.store.clone(), leak: self.leak.clone() };
         let slots = self.slots.clone();
-        let core = sender::Walsender::new(&peer, config, source, slots, self.tail(), sender_now(stage));
+        let core = sender::Walsender::new(&peer, config, source, slots, self.tail(), moment(stage));
         self.senders.insert(conn, Sending { pid, core, inbox: BytesMut::new() });
         self.pump_sender(stage, conn);
     }
@@ -40,14 +40,14 @@ impl Relay {
             tail.durable = tail.durable.max(at.advanced(bytes.len() as u64));
         }
         let Some(sending) = self.senders.get_mut(&conn) else { return };
-        sending.core.handle(sender_now(stage), sender::Input::Tail(tail));
+        sending.core.handle(moment(stage), sender::Input::Tail(tail));
     }
 
     pub(super) fn pump_sender(&mut self, stage: &mut Stage, conn: ConnId) {
         let mut unwritten = false;
         loop {
             let Some(sending) = self.senders.get_mut(&conn) else { return };
-            let now = sender_now(stage);
+            let now = moment(stage);
             match sending.core.poll_output() {
                 Some(sender::Output::Send(bytes)) => {
                     unwritten = true;
@@ -143,10 +143,6 @@ impl sender::WalSource for Source {
     fn server_parameters(&self) -> Arc<Vec<(String, String)>> {
         self.store.server_parameters()
     }
-}
-
-pub(super) fn sender_now(stage: &Stage) -> sender::Now {
-    sender::Now { at: stage.instant(), timestamp: stage.timestamp() }
 }
 
 fn spoiled(stage: &mut Stage, wal: Bytes) -> Bytes {

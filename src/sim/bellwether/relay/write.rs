@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::Relay;
-use super::receive::receiver_now;
+use super::moment;
 use crate::pg::Lsn;
 use crate::relay::parts::{Change, RestartPoint, StreamId, receiver};
 use crate::sim::planted::Plant;
@@ -60,7 +60,7 @@ impl Relay {
         {
             let written = receiving.core.received().max(unsynced);
             let input = receiver::Input::Agreed { lsn: written, whole: written };
-            receiving.core.handle(receiver_now(stage), input);
+            receiving.core.handle(moment(stage), input);
             self.pump_receiver(stage);
         }
         self.tail_soon(stage);
@@ -94,7 +94,7 @@ impl Relay {
             Then::Changed(conn) => {
                 let Some(receiving) = self.receiver.as_mut().filter(|r| r.conn == conn) else { return };
                 receiving.waiting = false;
-                receiving.core.handle(receiver_now(stage), receiver::Input::Changed(result));
+                receiving.core.handle(moment(stage), receiver::Input::Changed(result));
                 self.pump_receiver(stage);
             }
         }
@@ -110,7 +110,7 @@ impl Relay {
         self.ensure_slots();
         let report = self.store.report().borrow().clone();
         if let Some(receiving) = self.receiver.as_mut().filter(|r| !r.waiting) {
-            let now = receiver_now(stage);
+            let now = moment(stage);
             if let Some((_, error)) = report.refused.as_ref().filter(|(id, _)| *id == receiving.id) {
                 receiving.core.handle(now, receiver::Input::Unfit(error.clone()));
             }
