@@ -1,7 +1,7 @@
 //! What people and tools look at: metrics, health, the cluster's state, the elections; over HTTP.
 //!
-//! `view` and `answer` are functions of the planes' published values and of `now`; `http` is the thin
-//! shell around them, [`console`] the same over SQL. This room reads and never decides; an operator's commands it passes on (`order`).
+//! `view` and `answer` are functions of the planes' published values and of `now`; `http` is the thin shell around them,
+//! [`console`] the same over SQL. This room reads and decides nothing; `order` passes an operator's commands on.
 
 mod answer;
 mod client;

@@ -5,8 +5,8 @@
 //! ```text
 //! successor                          incumbent
 //!   reads and checks its configuration
-//!   ── Ask ──────────────────────────>  stops accepting; stops deciding; ends the WAL stream and its followers,
-//!                                       syncs, lets go of the store
+//!   ── Ask ──────────────────────────>  stops accepting and deciding, ends the WAL stream and its
+//!                                       followers, syncs, lets go of the store
 //!   <── Yielded + lock + sockets ─────
 //!   opens store and journal
 //!   ── Ready ────────────────────────>

@@ -1,9 +1,9 @@
 //! How far back WAL is kept. PURE; [`keeper`] looks things up and does what is decided.
 //!
 //! Kept is what the greediest wants: so many bytes behind the durable end (`size`), what was written lately (`age`),
-//! what slots and base backups need, what is not archived yet. All but `size` is bounded by a hard cap: `max_size` behind the durable
-//! end, and what would leave less than `min_free` of the file system. A slot that needs more is lost: visibly, and
-//! before the disk is full, since a full disk helps no follower and stops the primary's commits.
+//! what slots and base backups need, what is not archived yet. All but `size` ends at a hard cap: `max_size` behind
+//! the durable end, and `min_free` of the file system. A slot that needs more is lost, visibly and before the disk is
+//! full: a full disk helps no follower, and stops the primary's commits.
 
 pub(super) mod keeper;
 

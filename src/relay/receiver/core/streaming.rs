@@ -202,9 +202,8 @@ impl Receiver {
         }
     }
 
-    /// `flush` is what the store has synced of this stream and nothing more (see [`Stream::acknowledged`]): it releases
-    /// the upstream's synchronous commits. So does `write` those of `remote_write`. `apply` releases those of `remote_apply`; we replay
-    /// nothing, so it is what followers have, where they are to count, and 0/0 otherwise.
+    /// Each position releases the upstream's commits that wait for it. `flush` is what the store has synced of this
+    /// stream ([`Stream::acknowledged`]). We replay nothing: `apply` is the followers', where theirs count, else 0/0.
     pub(super) fn status(&self, now: Now, reply: replication::Reply) -> Bytes {
         let durable = self.stored.durable;
         let (write, flush) = match &self.phase {
