@@ -93,6 +93,8 @@ pub struct VerifyError {
 pub enum Defect {
     #[error("page magic {found:04X} is of no supported version")]
     Magic { found: u16 },
+    #[error("page of PostgreSQL {found} where one of {expected} belongs")]
+    Major { found: u32, expected: u32 },
     #[error("page claims to be {found}")]
     Address { found: Lsn },
     #[error("page of timeline {found} where one from {at_least} to {at_most} belongs")]
@@ -224,8 +226,9 @@ impl Verifier {
         let wrong = |defect| VerifyError { lsn: address, defect };
         let flags = u16::from_le_bytes([self.header[2], self.header[3]]);
         let magic = u16::from_le_bytes([self.header[0], self.header[1]]);
-        if major_of_magic(magic).is_none() || self.magic.is_some_and(|known| known != magic) {
-            return Err(wrong(Defect::Magic { found: magic }));
+        let major = major_of_magic(magic).ok_or_else(|| wrong(Defect::Magic { found: magic }))?;
+        if let Some(expected) = self.major().filter(|expected| *expected != major) {
+            return Err(wrong(Defect::Major { found: major, expected }));
         }
         if (flags & LONG_HEADER != 0) != (header_len == LONG_HEADER_LEN) {
             return Err(wrong(Defect::Flags { info: flags }));
@@ -507,6 +510,8 @@ mod tests {
             assert_eq!(feed(&wal, &bytes, 100_000).1.map(|e| e.defect), Some(expected));
         };
         check(0, 0, Defect::Magic { found: 0xD100 });
+        // Another major's WAL behind ours, and 16's is not 15's even where nothing else differs.
+        check(8192, 0x13, Defect::Major { found: 16, expected: 15 });
         check(2, 0, Defect::Flags { info: 0 });
         let at_most = TimelineId(1);
         check(4, 2, Defect::Timeline { found: TimelineId(2), at_least: TimelineId(0), at_most });
