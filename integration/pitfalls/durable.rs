@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::harness::ledger::{Ledger, audit, tokens};
+use crate::harness::ledger::{Answer, Ledger, audit, tokens};
 use crate::harness::wal::{SEGMENT_BYTES, compare_up_to, durable_lsn, flush_lsn, lsn_at, parse_lsn};
 use crate::harness::{
     Cluster, DiskKind, Fault, Follower, Heard, Options, Server, eventually, eventually_async,
@@ -31,6 +31,8 @@ async fn only_what_is_synced_counts() {
     let successor = the_primary_goes_with_the_power(&mut cluster, &ledger).await;
     a_failed_sync_is_the_end(&mut cluster, &ledger).await;
     let entries = ledger.finish().await;
+    let in_doubt = entries.iter().filter(|entry| entry.answer == Answer::InDoubt).count();
+    assert!(in_doubt > 0, "whose commit hung when the sync failed was not told so");
     let found = tokens(&cluster.direct_conninfo(&successor, "app")).await;
     assert_eq!(audit(&entries, &found), Vec::<String>::new());
 }
@@ -116,8 +118,8 @@ async fn the_primary_goes_with_the_power(cluster: &mut Cluster, ledger: &Ledger)
     cluster.disk().cut_power();
     cluster.disk().heal();
     never_starts_again(&lost);
-    // Commits that will never be acknowledged keep nobody for long.
-    let shutdown = serde_yaml::from_str("{transactions: 1s}").expect("YAML");
+    // Commits that will never be acknowledged keep nobody.
+    let shutdown = serde_yaml::from_str("{transactions: 10min}").expect("YAML");
     cluster.rewrite(|config| config["shutdown"] = shutdown);
     cluster.run_bellwether(None);
     eventually("another primary", Duration::from_secs(90), || {

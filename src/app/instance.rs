@@ -36,7 +36,10 @@ use crate::failover::{self, Closed, Failover, FailoverError, LocalNode};
 use crate::net::{Acceptor, LoginMetrics, Reception};
 use crate::proxy::{self, Proxy, Workers};
 use crate::relay::Relay;
-use crate::topology::{Directive, Election, Health, NodeName, ProxyStatus, WalStatus};
+use crate::topology::{Directive, Durability, Election, Health, NodeName, ProxyStatus, WalStatus};
+
+/// Who has begun a commit since the last look is told that it hangs.
+const CUT_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The control plane and HTTP have so long to end.
 const PLANES_LIMIT: Duration = Duration::from_secs(5);
@@ -86,6 +89,14 @@ impl Wires {
             registry: Registry::new(),
         }
     }
+}
+
+/// What becomes of those that are under way when an instance ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Commits {
+    GoOn,
+    /// Under quorum durability: nobody acknowledges them any more.
+    Hang,
 }
 
 /// A running instance.
@@ -324,6 +335,14 @@ impl Instance {
         Ok(())
     }
 
+    /// When the instance ends because of `error`.
+    pub(super) fn commits_after(&self, error: &RunError) -> Commits {
+        match (error, self.wires.directive.1.borrow().durability) {
+            (RunError::RelayFailed(_), Durability::Quorum) => Commits::Hang,
+            _ => Commits::GoOn,
+        }
+    }
+
     /// How clients are let go.
     pub(super) fn limits(&self) -> Limits {
         let config = self.config.borrow();
@@ -406,15 +425,26 @@ impl Instance {
         }
     }
 
-    /// Clients have `shutdown.transactions` to finish what they are in the middle of.
-    pub(super) async fn stop(mut self) {
+    /// Clients have `shutdown.transactions` to finish what they are in the middle of. Whose commit would hang for all of
+    /// that time is told so at once.
+    pub(super) async fn stop(mut self, commits: Commits) {
         let limit = self.limits().transactions;
         drop(self.front);
         self.clients.cancel();
         let workers = self.workers;
         let served = tokio::task::spawn_blocking(move || workers.join());
-        if tokio::time::timeout(limit, served).await.is_err() {
-            tracing::info!(?limit, "clients are cut off");
+        let directive = &self.wires.directive.1;
+        let cut = async {
+            loop {
+                let primary = directive.borrow().primary.clone().filter(|_| commits == Commits::Hang);
+                primary.iter().for_each(|primary| self.proxy.cut(primary));
+                tokio::time::sleep(CUT_INTERVAL).await;
+            }
+        };
+        tokio::select! {
+            _ = served => {}
+            () = tokio::time::sleep(limit) => tracing::info!(?limit, "clients are cut off"),
+            () = cut => {}
         }
         self.planes.cancel();
         let ended = async {

@@ -15,7 +15,7 @@ use super::cli::chain;
 use super::config::Config;
 use super::descriptors;
 use super::front::Listening;
-use super::instance::{Instance, Others, Parts};
+use super::instance::{Commits, Instance, Others, Parts};
 use super::local::LocalError;
 pub use super::takeover::Succession;
 use super::takeover::{self, HandedOver, Inherited, Offer, Place, TakeoverError};
@@ -106,7 +106,8 @@ pub async fn run(
             }
         }
     };
-    instance.stop().await;
+    let commits = ended.as_ref().err().map_or(Commits::GoOn, |error| instance.commits_after(error));
+    instance.stop(commits).await;
     ended
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::pool::Key;
 use super::{Proxy, ProxyConfig, Shared};
 use crate::pg::error::{ErrorFields, SqlState};
+use crate::topology::NodeName;
 
 /// Whether all servers of a paused database have come back is looked at so often.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
@@ -78,6 +79,12 @@ impl Proxy {
         for slot in self.shared.slots.all() {
             slot.end(None, killed());
         }
+    }
+
+    /// Takes the node's servers from the sessions that use them now: a commit under way is in doubt (08007), a
+    /// transaction is cut (40001).
+    pub fn cut(&self, node: &NodeName) {
+        self.shared.slots.clear(node);
     }
 
     /// Ends one session.

@@ -352,7 +352,7 @@ impl Session<'_> {
         match self.slot.poked()? {
             Poke::Cut if self.attached.is_some() => Some(Turn::ServerLost {
                 loss: Loss::Failover,
-                what: "a failover has begun, and this server is the old primary or becomes the new one"
+                what: "a failover has begun, or WAL is not received any more: this server's commits count no more"
                     .to_owned(),
             }),
             Poke::Cut => None,
