@@ -39,12 +39,7 @@ fn stock_followers_across_a_switch() {
     assert!(slots.lines().any(|slot| slot.starts_with("pg_walreceiver_")), "{slots}");
 
     cluster.signal(&primary, Signal::SIGKILL);
-    eventually("another primary", LIMIT, || {
-        let state = cluster.api("/api/v1/cluster")?;
-        let moved = state["directive"]["writes"]["state"] == "open"
-            && state["directive"]["primary"] == standby.name.as_str();
-        if moved { Ok(()) } else { Err(state.to_string()) }
-    });
+    cluster.await_primary(&standby);
     cluster.psql("INSERT INTO t VALUES (2)").expect("a write");
     for follower in [&temporary, &below] {
         follower.await_rows(&cluster, "2");

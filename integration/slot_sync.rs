@@ -54,12 +54,7 @@ fn a_logical_consumer_goes_on_behind_a_failover() {
 
     ask("INSERT INTO t VALUES (1)").expect("insert");
     cluster.signal(&primary, Signal::SIGKILL);
-    eventually("another primary", LIMIT, || {
-        let state = cluster.api("/api/v1/cluster")?;
-        let moved = state["directive"]["writes"]["state"] == "open"
-            && state["directive"]["primary"] == standby.name.as_str();
-        if moved { Ok(()) } else { Err(state.to_string()) }
-    });
+    cluster.await_primary(&standby);
     let taken = ask(TAKE).expect("changes");
     // Begin, the table's description, the row, commit; what was taken shortly before may come again.
     assert!(taken.parse::<u32>().is_ok_and(|changes| 4 <= changes), "{taken}");

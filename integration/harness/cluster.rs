@@ -271,6 +271,15 @@ impl Cluster {
         }
     }
 
+    /// It has been elected, and writes are open.
+    pub(crate) fn await_primary(&self, server: &Server) {
+        eventually("another primary", Duration::from_secs(90), || {
+            let directive = self.api("/api/v1/cluster")?["directive"].clone();
+            let open = directive["writes"]["state"] == "open";
+            if open && directive["primary"] == *server.name { Ok(()) } else { Err(directive.to_string()) }
+        });
+    }
+
     pub(crate) fn signal_bellwether(&self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.bellwether_pid()).expect("a pid"));
         kill(pid, signal).expect("signal");
