@@ -18,7 +18,7 @@ fn positions(cluster: &Cluster, server: &Server, function: &str) -> u64 {
     position.expect("a position").parse().expect("an LSN")
 }
 
-fn execute(cluster: &Cluster, server: &Server, statements: &[&str]) {
+pub(crate) fn execute(cluster: &Cluster, server: &Server, statements: &[&str]) {
     for statement in statements {
         let done = cluster.psql_at(&cluster.direct_conninfo(server, "postgres"), statement);
         done.unwrap_or_else(|error| panic!("{statement}: {error}"));
@@ -26,7 +26,7 @@ fn execute(cluster: &Cluster, server: &Server, statements: &[&str]) {
 }
 
 /// The standby has replayed what the primary has.
-fn await_replayed(cluster: &Cluster, primary: &Server, standby: &Server) {
+pub(crate) fn await_replayed(cluster: &Cluster, primary: &Server, standby: &Server) {
     let end = positions(cluster, primary, "pg_current_wal_flush_lsn");
     eventually("the standby is where the primary is", LIMIT, || {
         let replayed = positions(cluster, standby, "pg_last_wal_replay_lsn");
@@ -35,7 +35,7 @@ fn await_replayed(cluster: &Cluster, primary: &Server, standby: &Server) {
 }
 
 /// Nothing holds back the primary's WAL for the relay any more, and it is removed from behind.
-fn remove_wal(cluster: &Cluster, primary: &Server) {
+pub(crate) fn remove_wal(cluster: &Cluster, primary: &Server) {
     eventually("the relay's slot is gone", LIMIT, || {
         let drop = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = 'bellwether_demo'";
         cluster.psql_at(&cluster.direct_conninfo(primary, "postgres"), drop).map(|_| ())
@@ -59,7 +59,7 @@ fn remove_wal(cluster: &Cluster, primary: &Server) {
     });
 }
 
-fn keep_nothing(cluster: &Cluster, server: &Server) {
+pub(crate) fn keep_nothing(cluster: &Cluster, server: &Server) {
     for setting in ["min_wal_size = '32MB'", "max_wal_size = '32MB'", "wal_keep_size = 0"] {
         execute(cluster, server, &[&format!("ALTER SYSTEM SET {setting}")]);
     }

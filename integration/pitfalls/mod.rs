@@ -19,7 +19,7 @@
 //! | 15 | a slow follower slows the others or fills the memory | a walreceiver stopped under load | `crowd` |
 //! | 16 | both sides write and neither reads | a follower that floods status updates and never reads | `crowd` |
 //! | 17 | WAL removed that somebody needs | a slot in the middle of a segment, and pruning behind it; a rewound node whose WAL the primary has no more | `crowd`, `timeline` |
-//! | 18 | what comes next is nowhere any more | the primary has removed it: a standby has it, or nobody has | `crate::sources` |
+//! | 18 | what comes next is nowhere any more | the primary has removed it: a standby has it, or nobody has; the same behind a switch, the fork among it | `crate::sources`, `removed` |
 //! | 19 | a commit that waits for a replay that nobody reports | `synchronous_commit = remote_apply` | `crate::remote_apply` |
 //! | 20 | killed in the middle of a rollover or a switch | kill -9 and a power cut before each call on the disk | `killed` |
 
@@ -27,5 +27,6 @@ mod crowd;
 mod durable;
 mod foreign;
 mod killed;
+mod removed;
 mod timeline;
 mod upstream;
