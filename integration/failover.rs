@@ -1,9 +1,11 @@
 //! The primary dies under load, three times in a row; nobody is lied to.
 
 use std::process::{Child, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::harness::ledger::{Answer, Entry, Ledger, audit, tokens};
 use crate::harness::{Cluster, Options, Server, eventually, eventually_async, second_major};
@@ -24,6 +26,16 @@ async fn failover_under_load_second_major() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sessions_on_the_candidate_are_cut_before_it_is_promoted() {
     let mut cluster = Cluster::start(Options::default());
+    let told = cluster.data().join("events.jsonl");
+    let (url, posted) = webhook().await;
+    cluster.reconfigure(|config| {
+        let command = ["sh", "-c", &format!("cat >> {}", told.display())].map(serde_yaml::Value::from);
+        config["events"] = serde_yaml::Mapping::from_iter([
+            ("command".into(), command.to_vec().into()),
+            ("webhook".into(), url.into()),
+        ])
+        .into();
+    });
     cluster
         .psql(
             "CREATE TABLE early (who text); \
@@ -65,6 +77,55 @@ async fn sessions_on_the_candidate_are_cut_before_it_is_promoted() {
     assert_eq!(cluster.psql("SELECT count(*) FROM early").unwrap().trim(), "0");
     let (_, metrics) = cluster.http("GET", "/metrics").unwrap();
     assert!(metrics.contains("bellwether_pins_cut_total{reason="), "{metrics}");
+    let whole = |events: &str| {
+        let has = |name: &str, of: &str| {
+            let (name, of) = (format!(r#""event":"{name}""#), format!(r#"":"{of}""#));
+            events.lines().any(|line| line.contains(&name) && line.contains(&of))
+        };
+        let new = candidate.name.as_str();
+        // At its begin it is not known whom an election comes to.
+        let all = [("election_begun", "F6"), ("role_changed", new), ("election_ended", new)];
+        let all = all.iter().all(|(name, of)| has(name, of));
+        if all { Ok(()) } else { Err(events.to_owned()) }
+    };
+    eventually("the events, by a command", Duration::from_secs(10), || {
+        whole(&std::fs::read_to_string(&told).unwrap_or_default())
+    });
+    eventually("the events, by a webhook", Duration::from_secs(10), || {
+        whole(&posted.lock().expect("nobody panics"))
+    });
+}
+
+/// A server that takes everything that is posted: where, and what was.
+async fn webhook() -> (String, Arc<Mutex<String>>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}/hook", listener.local_addr().expect("an address"));
+    let posted = Arc::new(Mutex::new(String::new()));
+    let taken = posted.clone();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.expect("a connection");
+            let taken = taken.clone();
+            tokio::spawn(async move {
+                let mut request = String::new();
+                // The body is one line behind an empty one; a connection may carry several.
+                let mut chunk = [0; 4096];
+                while let Ok(read) = stream.read(&mut chunk).await
+                    && read > 0
+                {
+                    request += &String::from_utf8_lossy(&chunk[..read]);
+                    if let Some((_, body)) = request.split_once("\r\n\r\n")
+                        && body.ends_with('\n')
+                    {
+                        taken.lock().expect("nobody panics").push_str(body);
+                        request.clear();
+                        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+                    }
+                }
+            });
+        }
+    });
+    (url, posted)
 }
 
 /// A session that has the standby at `port`, by what it does first.

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::certificates::Certificates;
 use super::config::Config;
+use super::events::{Hooks, Seen};
 use super::front::{self, Front, Listening};
 use super::local;
 use super::plans;
@@ -265,6 +266,7 @@ impl Instance {
         let metrics = LoginMetrics::new(&admin.registry)?;
         let acceptor = Arc::new(Acceptor::new(reception, metrics));
         let count = plans::workers(&config);
+        let hooks = Hooks::new(&config.events, admin.identity.clone(), &admin.registry)?;
         let (running, followed) = watch::channel(Arc::new(config));
         let taps = Taps {
             proxy: proxy.clone(),
@@ -289,6 +291,13 @@ impl Instance {
         tasks.spawn(task("user lookup", async move {
             let _ = stop.run_until_cancelled(follow).await;
         }));
+        if let Some(hooks) = hooks {
+            let (history, wal, health) = (admin.history.clone(), admin.wal.clone(), admin.health.clone());
+            let stop = planes.clone();
+            tasks.spawn(task("events", async move {
+                let _ = stop.run_until_cancelled(hooks.run(Seen { history, wal, health })).await;
+            }));
+        }
 
         let (predecessor, reach) = predecessor.unzip();
         let (elsewhere, alone) = reach.map(|reach| (reach.cancels, reach.gone)).unzip();

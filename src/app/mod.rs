@@ -8,6 +8,7 @@ mod commands;
 pub mod config;
 pub mod demo;
 mod descriptors;
+mod events;
 mod front;
 mod import;
 mod instance;

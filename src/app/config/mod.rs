@@ -4,6 +4,7 @@
 //! The planes do not see [`Config`]: `run` makes each plane's own configuration from it.
 
 mod auth;
+mod events;
 mod listen;
 mod parse;
 mod reader;
@@ -62,6 +63,7 @@ pub struct Config {
     pub workers: Option<u32>,
     pub tls: Tls,
     pub log: Log,
+    pub events: Events,
     pub shutdown: Shutdown,
 }
 
@@ -245,6 +247,17 @@ pub struct Log {
     pub format: LogFormat,
     /// A `tracing` filter: `info`, or `info,bellwether::relay=debug`.
     pub level: String,
+}
+
+/// Who is told of elections, roles and alarms.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Events {
+    /// A program and its arguments; empty: none.
+    pub command: Vec<String>,
+    /// May hold a secret: it is not logged.
+    pub webhook: Option<reqwest::Url>,
+    /// For one event, each of them.
+    pub timeout: Duration,
 }
 
 /// How clients are let go.

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::auth::{against_tls, auth};
+use super::events::events;
 use super::listen::listener;
 use super::reader::{Findings, Problem, Section};
 use super::secret::{self, PASSWORD, Sources};
@@ -83,6 +84,7 @@ impl Parser<'_> {
         });
         let workers = root.optional("workers", number(1..=1024));
         let log = root.section("log", log);
+        let events = root.section("events", events);
         let shutdown = root.section("shutdown", shutdown);
         let tls = root.section("tls", |tls| super::tls::tls(tls, self.directory));
         against_tls(root, &auth.rules, &tls.clients);
@@ -108,6 +110,7 @@ impl Parser<'_> {
             workers,
             tls,
             log,
+            events,
             shutdown,
         })
     }

@@ -263,6 +263,7 @@ fn the_example_says_what_the_defaults_are() {
     let wal = Wal { archive: None, ..with_all.wal };
     assert_eq!((with_all.failover, wal, with_all.log), (as_is.failover, as_is.wal, as_is.log));
     assert_eq!(with_all.shutdown, as_is.shutdown);
+    assert_eq!((with_all.events.timeout, with_all.events.command.len()), (as_is.events.timeout, 3));
 }
 
 #[test]

@@ -43,6 +43,7 @@ pub(super) fn changes(running: &Config, next: &Config) -> Vec<(&'static str, Eff
         workers,
         tls,
         log,
+        events,
         shutdown,
     } = running;
     let compared = [
@@ -69,6 +70,7 @@ pub(super) fn changes(running: &Config, next: &Config) -> Vec<(&'static str, Eff
         ],
         compare_tls(tls, &next.tls),
         compare_log(log, &next.log),
+        vec![("events", *events == next.events, Restart)],
         compare_shutdown(shutdown, &next.shutdown),
     ];
     let differs = |(key, same, effect): Compared| (!same).then_some((key, effect));
