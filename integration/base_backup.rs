@@ -329,4 +329,9 @@ fn follower_init() {
     });
     let followers = cluster.api("/api/v1/cluster").expect("cluster")["followers"].to_string();
     assert!(followers.contains("pg_new"), "{followers}");
+
+    let refused = init(&cluster.data().join("pg_other")).output().expect("bellwether runs");
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(said.contains("55006") && said.contains("\"pg_new\" is active"), "{said}");
+    assert!(!cluster.data().join("pg_other/backup_label").exists(), "nothing is copied");
 }

@@ -78,9 +78,10 @@ pub(super) async fn begin_without_tablespaces(
 }
 
 /// All of `backup` to `into`, an existing directory that holds nothing of a cluster but links to `tablespaces`. Not yet
-/// durable when it returns. Given up, it goes on writing what has come, and holds `lock` as long.
+/// durable when it returns. Given up, it goes on writing what has come, and holds `lock` as long. As long as `backup` is
+/// not dropped, a relay that has given it holds the WAL that the copy needs.
 pub(super) async fn copy(
-    mut backup: BaseBackup,
+    backup: &mut BaseBackup,
     tablespaces: &[PlacedTablespace],
     into: &Path,
     lock: &DirectoryLock,
@@ -88,7 +89,7 @@ pub(super) async fn copy(
 ) -> Result<Copied, CopyError> {
     let (start, timeline) = (backup.start, backup.timeline);
     let mut writing = Writing { into, tablespaces, lock, file: None };
-    let end = fill(&mut backup, &mut writing, &mut progress).await;
+    let end = fill(backup, &mut writing, &mut progress).await;
     let finished = match &end {
         Ok(_) => writing.finish().await,
         Err(_) => writing.abandon().await,

@@ -8,8 +8,8 @@ use super::copy::CopyError;
 use super::program::ProgramError;
 use super::verify::VerifyError;
 use crate::net::{ConversationError, DialError, PlacingError};
-use crate::pg::TimelineId;
 use crate::pg::settings::LineBreak;
+use crate::pg::{SlotName, TimelineId};
 use crate::topology::Address;
 
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +29,12 @@ pub enum AgentError {
         address: Address,
         #[source]
         source: ConversationError,
+    },
+    #[error("replication slot {slot} is there already, and a standby cannot use it")]
+    Slot {
+        slot: SlotName,
+        #[source]
+        source: Box<ConversationError>,
     },
     #[error("the server in {data_dir} did not start; its log says: {log}")]
     NotStarted {

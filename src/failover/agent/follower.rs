@@ -3,8 +3,10 @@
 //! 1. A marker file says that the directory is ours and not finished. Whatever ends us, the next call recognises it
 //!    and begins anew. A directory that holds anything and has no marker is never touched, and neither is one in which a
 //!    server has been started meanwhile.
-//! 2. The slot, if one is wanted, holds the WAL back before the copy begins.
-//! 3. Base backup. Its WAL is left out: the endpoint ships it. Tablespaces come to directories that are taken like the
+//! 2. The slot, if one is wanted, holds the WAL back before the copy begins. One that is there already must be one that the
+//!    standby can use.
+//! 3. Base backup. Its WAL is left out: the endpoint ships it. The connection stays until all is done, which is how long a
+//!    relay holds that WAL at least. Tablespaces come to directories that are taken like the
 //!    data directory, with a marker of their own.
 //! 4. Every file is compared with the backup's manifest.
 //! 5. Settings, everything durable, and only then the marker is removed.
@@ -37,6 +39,7 @@ const CONTROL_FILE: &str = "global/pg_control";
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 const LABEL: &str = "bellwether follower init";
+const APPLICATION_NAME: &str = "bellwether_follower_init";
 
 /// A standby to be made.
 #[derive(Clone, Debug)]
@@ -92,12 +95,14 @@ impl NewFollower {
             max_rate: self.max_rate,
             ..BaseBackupOptions::new(LABEL)
         };
-        let backup = BaseBackup::begin(&self.endpoint, &options).await.map_err(CopyError::from)?;
+        let mut backup = BaseBackup::begin(&self.endpoint, &options).await.map_err(CopyError::from)?;
         let tablespaces = self.make_tablespaces(&backup.content.tablespaces)?;
         let report = |copied| progress(InitProgress::Copying(copied));
-        let copied = copy(backup, &tablespaces, dir, &lock, report).await?;
+        let copied = copy(&mut backup, &tablespaces, dir, &lock, report).await?;
         let made = MadeFollower { copied, tablespaces };
         self.finish(&made, Arc::clone(&progress)).await?;
+        // Only now: whoever has given it holds the WAL for it, however long it took to verify.
+        drop(backup);
         Ok(made)
     }
 
@@ -137,12 +142,18 @@ impl NewFollower {
     async fn make_slot(&self) -> Result<(), AgentError> {
         let Some(slot) = &self.slot else { return Ok(()) };
         let address = self.endpoint.address.clone();
-        let backend = net::dial(&self.endpoint.clone().for_replication(), CONNECT_LIMIT).await?;
+        let mut endpoint = self.endpoint.clone();
+        // Not under the standby's name: it is none yet.
+        endpoint.parameters = vec![("application_name".to_owned(), APPLICATION_NAME.to_owned())];
+        let backend = net::dial(&endpoint.for_replication(), CONNECT_LIMIT).await?;
         let mut conversation = Conversation::new(backend, ANSWER_LIMIT);
         // This spelling is understood by every version.
         let command = format!("CREATE_REPLICATION_SLOT \"{slot}\" PHYSICAL RESERVE_WAL");
         match conversation.execute(&command).await {
-            Err(ConversationError::Server(error)) if error.code == SqlState::DUPLICATE_OBJECT => Ok(()),
+            Err(ConversationError::Server(error)) if error.code == SqlState::DUPLICATE_OBJECT => {
+                let usable = is_usable(conversation, slot).await;
+                usable.map_err(|source| AgentError::Slot { slot: slot.clone(), source: Box::new(source) })
+            }
             made => made.map_err(|source| AgentError::Conversation { address, source }),
         }
     }
@@ -180,6 +191,21 @@ impl NewFollower {
         }
         Ok(())
     }
+}
+
+/// Asks as the standby will ask: somebody else may stream with the slot, or it is lost, and the error says which
+/// (`ReplicationSlotAcquire`, slot.c). Nothing is confirmed, so that the slot holds what it has held.
+async fn is_usable(mut conversation: Conversation, slot: &SlotName) -> Result<(), ConversationError> {
+    conversation.expect(b'Z', "ReadyForQuery").await?;
+    conversation.send_query("IDENTIFY_SYSTEM").await?;
+    let rows = conversation.rows().await?;
+    conversation.expect(b'Z', "ReadyForQuery").await?;
+    let [_, Some(timeline), Some(end), ..] = rows.first().map_or(&[][..], Vec::as_slice) else {
+        return Err(ConversationError::Content { what: "answer to IDENTIFY_SYSTEM" });
+    };
+    let command = format!("START_REPLICATION SLOT \"{slot}\" PHYSICAL {end} TIMELINE {timeline}");
+    conversation.send_query(&command).await?;
+    conversation.expect(b'W', "CopyBothResponse").await.map(drop)
 }
 
 /// Whether a server runs in it, or has run: what is in the directory is then its data, whatever the marker says. At its

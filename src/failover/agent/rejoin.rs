@@ -322,8 +322,8 @@ impl LocalServer {
             Ok(files::create_private_dir(&empty, server.run_as.as_ref())?)
         })
         .await?;
-        let backup = begin_without_tablespaces(source, &BaseBackupOptions::new(BACKUP_LABEL)).await?;
-        copy(backup, &[], &making, lock, |_| {}).await?;
+        let mut backup = begin_without_tablespaces(source, &BaseBackupOptions::new(BACKUP_LABEL)).await?;
+        copy(&mut backup, &[], &making, lock, |_| {}).await?;
         let (upstream, slot) = (upstream.to_owned(), slot.clone());
         self.aside(lock, move |server| {
             server.settle_copy(&making, &upstream, &slot)?;
