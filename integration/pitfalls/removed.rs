@@ -43,6 +43,10 @@ fn behind_a_switch_what_is_removed_is_filled_or_missed_and_never_skipped() {
     await_replayed(&cluster, second, witness);
     let end = flush_lsn(&cluster, second).min(durable_lsn(&cluster).expect("a position"));
     assert_same_from(&cluster.wal_dir(), &witness.data_dir.join("pg_wal"), from, end);
+    eventually("the first one is back", SOON, || {
+        let replayed = "SELECT pg_last_wal_replay_lsn()";
+        cluster.psql_at(&cluster.direct_conninfo(&first, "postgres"), replayed).map(|_| ())
+    });
     await_replayed(&cluster, second, &first);
 
     cluster.kill_bellwether();
