@@ -61,6 +61,15 @@ impl WalBuilder {
         self.write(len, RecordKind::Other);
     }
 
+    /// The commit of `xid`, with `len` bytes behind the header; where the record begins.
+    pub(crate) fn commit(&mut self, xid: u32, len: usize) -> Lsn {
+        const RM_XACT: u8 = 1;
+        let record = self.encode_as((RM_XACT, 0x00), xid, len);
+        self.write_record(&record);
+        let (start, _) = self.records[self.records.len() - 1];
+        self.start.advanced(start as u64)
+    }
+
     /// XLOG_SWITCH and the zeros up to the segment's end.
     pub(crate) fn switch(&mut self) {
         self.write(0, RecordKind::Switch);
@@ -88,12 +97,16 @@ impl WalBuilder {
 
     fn write(&mut self, len: usize, kind: RecordKind) {
         let record = self.encode(len, kind);
+        self.write_record(&record);
+    }
+
+    fn write_record(&mut self, record: &[u8]) {
         if self.bytes.len().is_multiple_of(PAGE_SIZE) {
             self.page_header(0, 0);
         }
         let start = self.bytes.len();
         self.previous = self.end();
-        let mut rest = &record[..];
+        let mut rest = record;
         while !rest.is_empty() {
             if self.bytes.len().is_multiple_of(PAGE_SIZE) {
                 self.page_header(FIRST_IS_CONTRECORD, rest.len() as u32);
@@ -115,8 +128,13 @@ impl WalBuilder {
             RecordKind::OverwriteContrecord => (0, 0xD0),
             RecordKind::Other => (10, 0x00),
         };
+        self.encode_as((rmid, info), 0, len)
+    }
+
+    fn encode_as(&self, (rmid, info): (u8, u8), xid: u32, len: usize) -> Vec<u8> {
         let mut header = [0; RECORD_HEADER_LEN];
         header[..4].copy_from_slice(&((len + RECORD_HEADER_LEN) as u32).to_le_bytes());
+        header[4..8].copy_from_slice(&xid.to_le_bytes());
         header[8..16].copy_from_slice(&self.previous.0.to_le_bytes());
         (header[16], header[17]) = (info, rmid);
         let body: Vec<u8> = (0..len).map(|i| (i * 31 + self.bytes.len()) as u8).collect();

@@ -3,12 +3,14 @@
 
 #[cfg(test)]
 pub(crate) mod build;
+mod ends;
 mod history;
 mod page;
 mod record;
 mod segment;
 mod verify;
 
+pub use ends::{TransactionEnd, TransactionEnds};
 pub use history::{History, HistoryEntry, HistoryError, history_file_name, parse_history_file_name};
 pub use page::{LongHeader, PAGE_SIZE, PageHeader, major_of_magic};
 pub use record::{RecordHeader, RecordKind};
