@@ -35,7 +35,7 @@ soak: setup setup-majors setup-programs
 	SEEDS=2000000 cargo test --locked --test integration -- --test-threads=1 --nocapture fuzzed::
 	cargo test --locked --test integration -- --test-threads=1 --nocapture --ignored leak::
 	cargo test --locked --test integration -- --test-threads=1 --nocapture --ignored pitfalls::
-	cargo test --locked --test integration -- --test-threads=1 --ignored base_backup:: relay:: sources::
+	cargo test --locked --test integration -- --test-threads=1 --ignored base_backup:: in_doubt:: relay:: sources::
 
 ## bench: throughput and CPU side by side: direct, PgBouncer, Bellwether; then WAL beside PostgreSQL's own, then the time without writes (BENCH=wal, BENCH=outage: this only)
 .PHONY: bench

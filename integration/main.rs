@@ -17,6 +17,7 @@ mod followers;
 mod fuzzed;
 #[allow(dead_code, unused_imports, reason = "the benchmark uses more of the harness than the tests")]
 mod harness;
+mod in_doubt;
 mod inspect;
 mod ipv6;
 mod lag_gate;

@@ -36,8 +36,10 @@ use crate::admin::{self, Reload, console::Console};
 use crate::failover::{self, Closed, Failover, FailoverError, LocalNode};
 use crate::net::{Acceptor, LoginMetrics, Reception};
 use crate::proxy::{self, Proxy, Workers};
-use crate::relay::Relay;
-use crate::topology::{Directive, Durability, Election, Health, NodeName, ProxyStatus, WalStatus};
+use crate::relay::{Relay, RelayOutputs};
+use crate::topology::{
+    CommitOutcomes, CommitsInDoubt, Directive, Durability, Election, Health, NodeName, ProxyStatus, WalStatus,
+};
 
 /// Who has begun a commit since the last look is told that it hangs.
 const CUT_INTERVAL: Duration = Duration::from_millis(20);
@@ -77,6 +79,8 @@ struct Wires {
     health: Wire<Health>,
     history: Wire<Vec<Election>>,
     wal: Wire<WalStatus>,
+    in_doubt: Wire<CommitsInDoubt>,
+    commits: Wire<CommitOutcomes>,
     registry: Registry,
 }
 
@@ -87,6 +91,8 @@ impl Wires {
             health: watch::channel(Arc::default()),
             history: watch::channel(Arc::default()),
             wal: watch::channel(Arc::new(WalStatus::starting())),
+            in_doubt: watch::channel(Arc::default()),
+            commits: watch::channel(Arc::default()),
             registry: Registry::new(),
         }
     }
@@ -193,13 +199,15 @@ impl Planes {
         let (directive, health, wal) =
             (wires.directive.1.clone(), wires.health.1.clone(), wires.wal.1.clone());
         let tls = &parts.certificates.for_servers;
-        let obeys = plans::relay_inputs(config, tls, tuned.relay, directive.clone());
-        let status = wires.wal.0.clone();
-        let relay = Relay::start(plans::relay(config), obeys, status, &wires.registry, planes.clone())?;
+        let in_doubt = wires.in_doubt.1.clone();
+        let obeys = plans::relay_inputs(config, tls, tuned.relay, directive.clone(), in_doubt);
+        let tells = RelayOutputs { status: wires.wal.0.clone(), commits: wires.commits.0.clone() };
+        let relay = Relay::start(plans::relay(config), obeys, tells, &wires.registry, planes.clone())?;
         let obeys = proxy::Inputs {
             directive: directive.clone(),
             health: health.clone(),
             wal: wal.clone(),
+            commits: proxy::Commits { in_doubt: wires.in_doubt.0.clone(), outcomes: wires.commits.1.clone() },
             nodes: plans::nodes(config),
         };
         let (proxy, served) = Proxy::new(

@@ -12,9 +12,9 @@ use crate::failover::{self, FailoverConfig, Tuning};
 use crate::net::{Credentials, Target, TlsForServers};
 use crate::proxy::peers::Peers;
 use crate::proxy::route::{Balance, Consistency, Policy};
-use crate::proxy::{self, ProxyConfig};
+use crate::proxy::{self, ProxyConfig, ResolveCommits};
 use crate::relay::{RelayConfig, RelayInputs, RelayTuning};
-use crate::topology::{Directive, Node};
+use crate::topology::{CommitsInDoubt, Directive, Node};
 
 pub(super) fn nodes(config: &Config) -> Vec<Node> {
     config.nodes.iter().map(|node| node.node.clone()).collect()
@@ -76,10 +76,12 @@ pub(super) fn relay_inputs(
     tls: &TlsForServers,
     tuning: watch::Receiver<RelayTuning>,
     directive: watch::Receiver<Arc<Directive>>,
+    in_doubt: watch::Receiver<Arc<CommitsInDoubt>>,
 ) -> RelayInputs {
     RelayInputs {
         tuning,
         directive,
+        in_doubt,
         nodes: nodes(config),
         relays: config.wal.upstreams.clone(),
         user: config.server_login.user.as_str().into(),
@@ -132,6 +134,7 @@ pub(super) fn proxy(config: &Config) -> ProxyConfig {
     let (pool, routing) = (&config.pool, &config.routing);
     ProxyConfig {
         remote_apply: config.wal.remote_apply,
+        resolve_commits: if config.resolve_commits { ResolveCommits::Yes } else { ResolveCommits::No },
         plan: Arc::new(pool.limits.clone()),
         connect_timeout: pool.connect_timeout,
         hold_clients: config.failover.hold_clients,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::limits::Plan;
 use super::peers::Peers;
 use super::route::{Consistency, Policy, Route};
+use super::session::commit::ResolveCommits;
 use crate::net::{Credentials, TlsForServers};
 use crate::topology::RemoteApply;
 
@@ -21,6 +22,8 @@ pub struct ProxyConfig {
     pub policy: Policy,
     /// Of commits under quorum durability.
     pub remote_apply: RemoteApply,
+    /// Of commits whose server is lost.
+    pub resolve_commits: ResolveCommits,
     /// Of sessions that ask for none.
     pub consistency: Consistency,
     /// To whom a CancelRequest may be passed on. This instance's own mark stays what it was at the start.
@@ -35,6 +38,7 @@ impl Default for ProxyConfig {
             hold_clients: Duration::from_secs(30),
             policy: Policy::default(),
             remote_apply: RemoteApply::Off,
+            resolve_commits: ResolveCommits::No,
             consistency: Consistency::Session,
             peers: Peers::default(),
         }

@@ -13,6 +13,7 @@ pub(crate) struct Metrics {
     pub(crate) servers: IntGaugeVec,
     pub(crate) pool_wait: Histogram,
     pub(crate) query: HistogramVec,
+    pub(crate) commits_in_doubt: IntCounterVec,
     pub(crate) pins: IntCounterVec,
     pub(crate) pins_cut: IntCounterVec,
     pub(crate) timeouts: IntCounterVec,
@@ -55,6 +56,13 @@ impl Metrics {
             query: HistogramVec::new(
                 buckets("bellwether_query_seconds", "How long a server was with a client at a stretch"),
                 &["route"],
+            )?,
+            commits_in_doubt: IntCounterVec::new(
+                Opts::new(
+                    "bellwether_commits_in_doubt_total",
+                    "Commits whose server was lost before it answered, by what was found out of them",
+                ),
+                &["outcome"],
             )?,
             pins_cut: IntCounterVec::new(
                 Opts::new(
@@ -107,6 +115,7 @@ impl Metrics {
         registry.register(Box::new(metrics.servers.clone()))?;
         registry.register(Box::new(metrics.pool_wait.clone()))?;
         registry.register(Box::new(metrics.query.clone()))?;
+        registry.register(Box::new(metrics.commits_in_doubt.clone()))?;
         registry.register(Box::new(metrics.pins.clone()))?;
         registry.register(Box::new(metrics.pins_cut.clone()))?;
         registry.register(Box::new(metrics.timeouts.clone()))?;

@@ -35,6 +35,7 @@ pub(crate) mod parts {
 }
 
 pub use config::{Entrance, ProxyConfig, ServerLogin};
+pub use session::commit::ResolveCommits;
 pub use session::core::PoolMode;
 #[doc(hidden)]
 pub use session::fuzzing;
@@ -64,7 +65,9 @@ use self::sampler::Sampler;
 use self::stats::Stats;
 use crate::net::{self, Client};
 use crate::pg::protocol::startup::CancelKey;
-use crate::topology::{Directive, Durability, Health, Node, NodeName, ProxyStatus, WalStatus};
+use crate::topology::{
+    CommitOutcomes, CommitsInDoubt, Directive, Durability, Health, Node, NodeName, ProxyStatus, WalStatus,
+};
 
 /// What the plane obeys and routes by.
 #[derive(Clone, Debug)]
@@ -72,7 +75,16 @@ pub struct Inputs {
     pub directive: watch::Receiver<Arc<Directive>>,
     pub health: watch::Receiver<Arc<Health>>,
     pub wal: watch::Receiver<Arc<WalStatus>>,
+    pub commits: Commits,
     pub nodes: Vec<Node>,
+}
+
+/// How the outcome of a commit is found out whose server was lost.
+#[derive(Clone, Debug)]
+pub struct Commits {
+    /// Of which sessions want to know it.
+    pub in_doubt: watch::Sender<Arc<CommitsInDoubt>>,
+    pub outcomes: watch::Receiver<Arc<CommitOutcomes>>,
 }
 
 /// The query plane. Cheap to clone; shared by all workers.

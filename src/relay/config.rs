@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use super::archive::ArchiveConfig;
 use super::retention::Retain;
 use crate::net::{Credentials, TlsForServers};
-use crate::topology::{Address, Directive, Node, RemoteApply};
+use crate::topology::{Address, CommitOutcomes, CommitsInDoubt, Directive, Node, RemoteApply, WalStatus};
 
 #[derive(Clone, Debug)]
 pub struct RelayConfig {
@@ -73,6 +73,8 @@ pub struct RelayInputs {
     /// Beforehand, and whenever it changes.
     pub tuning: watch::Receiver<RelayTuning>,
     pub directive: watch::Receiver<Arc<Directive>>,
+    /// Whose outcome sessions wait for.
+    pub in_doubt: watch::Receiver<Arc<CommitsInDoubt>>,
     pub nodes: Vec<Node>,
     /// Other relays' endpoints, asked for what no node can give.
     pub relays: Vec<Address>,
@@ -80,4 +82,11 @@ pub struct RelayInputs {
     pub user: Arc<str>,
     pub credentials: Credentials,
     pub tls: TlsForServers,
+}
+
+/// What it tells the others.
+#[derive(Clone, Debug)]
+pub struct RelayOutputs {
+    pub status: watch::Sender<Arc<WalStatus>>,
+    pub commits: watch::Sender<Arc<CommitOutcomes>>,
 }

@@ -13,6 +13,7 @@
 mod alarms;
 pub mod archive;
 mod backups;
+mod commits;
 mod config;
 mod error;
 mod followers;
@@ -29,7 +30,7 @@ mod status;
 mod steer;
 mod store;
 
-pub use config::{RelayConfig, RelayInputs, RelayTuning};
+pub use config::{RelayConfig, RelayInputs, RelayOutputs, RelayTuning};
 pub use error::RelayError;
 pub use reset::{Reset, ResetError};
 pub use retention::{Retain, WalAvailability};
@@ -73,7 +74,7 @@ use self::steer::Steering;
 use self::store::{Files, LockHeld, Store, StoreConfig, Tail};
 use crate::net::{Client, Detached, Stream, Target};
 use crate::pg::{Lsn, SlotName, TimelineId};
-use crate::topology::{ArchiveStatus, Node, WalStatus};
+use crate::topology::{ArchiveStatus, Node};
 
 /// Replication clients that wait for the plane's thread. When full, the listener's task waits.
 const ARRIVALS: usize = 64;
@@ -107,7 +108,7 @@ struct Plan {
     sender_metrics: sender::Metrics,
     /// `None`: nothing is archived.
     archive_metrics: Option<archive::Metrics>,
-    status: watch::Sender<Arc<WalStatus>>,
+    outputs: RelayOutputs,
     fail: watch::Sender<Option<Arc<str>>>,
     shutdown: CancellationToken,
 }
@@ -159,11 +160,11 @@ struct Arrival {
 type ClientRest = Box<dyn FnOnce(Stream) -> Client + Send>;
 
 impl Relay {
-    /// Opens the store, which walks its newest WAL, and starts the plane. It publishes through `status`.
+    /// Opens the store, which walks its newest WAL, and starts the plane.
     pub fn start(
         config: RelayConfig,
         inputs: RelayInputs,
-        status: watch::Sender<Arc<WalStatus>>,
+        outputs: RelayOutputs,
         registry: &Registry,
         shutdown: CancellationToken,
     ) -> Result<Relay, RelayError> {
@@ -174,7 +175,7 @@ impl Relay {
             inputs,
             metrics: Metrics::new(registry).map_err(Cause::Metrics)?,
             sender_metrics: sender::Metrics::new(registry).map_err(Cause::Metrics)?,
-            status,
+            outputs,
             fail: watch::Sender::new(None),
             shutdown,
         };
@@ -196,9 +197,9 @@ impl Relay {
             .build()
             .map_err(Cause::Thread)?;
         let unless_in_order = FailUnlessStopped { fail: plan.fail.clone(), stop: stop.clone() };
-        let status = plan.status.clone();
+        let outputs = plan.outputs.clone();
         let run = move || {
-            let why = run(&runtime, plane, arriving, status);
+            let why = run(&runtime, plane, arriving, outputs);
             if let Some(why) = why {
                 unless_in_order.fail.send_replace(Some(why.into()));
             }
@@ -227,7 +228,7 @@ impl Relay {
         let open = self.open.lock().as_ref().map(|open| open.slots.clone());
         let statuses = open.map_or_else(Vec::new, |slots| slots.statuses());
         let retain = self.plan.inputs.tuning.borrow().retain;
-        let durable = self.plan.status.borrow().durable;
+        let durable = self.plan.outputs.status.borrow().durable;
         statuses.into_iter().map(|status| SlotView::new(status, &retain, durable)).collect()
     }
 
@@ -401,13 +402,13 @@ fn run(
     runtime: &Runtime,
     plane: Plane,
     arriving: mpsc::Receiver<Arrival>,
-    status: watch::Sender<Arc<WalStatus>>,
+    outputs: RelayOutputs,
 ) -> Option<String> {
     let shutdown = plane.shutdown.clone();
     runtime.block_on(async move {
         let mut tasks = JoinSet::new();
         let store_failed = store_failed(plane.store.failed());
-        spawn(&mut tasks, plane, arriving, status);
+        spawn(&mut tasks, plane, arriving, outputs);
         tokio::select! {
             // At shutdown the tasks end one after another: the upstream is taken leave of, whichever is first.
             biased;
@@ -450,7 +451,7 @@ fn spawn(
     tasks: &mut JoinSet<TaskEnd>,
     plane: Plane,
     arriving: mpsc::Receiver<Arrival>,
-    status: watch::Sender<Arc<WalStatus>>,
+    outputs: RelayOutputs,
 ) {
     let (upstream, upstream_seen) = watch::channel(UpstreamStatus::idle());
     let Plane { config, inputs, files, slot, store, slots, followers, metrics, senders, archived, shutdown } =
@@ -476,10 +477,12 @@ fn spawn(
             store.clone(),
             followers.clone(),
             status::Seen { upstream: upstream_seen, archive: archived, alarms: alarms_seen },
-            status,
+            outputs.status,
             metrics.clone(),
         ),
     ));
+    let answering = commits::answer(store.clone(), inputs.in_doubt.clone(), outputs.commits);
+    tasks.spawn(named("commits in doubt", answering));
     tasks.spawn(named("node slots", ensure_node_slots(store.clone(), slots.clone(), inputs.nodes.clone())));
     tasks.spawn(named("followers", take_in(arriving, senders)));
     tasks.spawn(named("retention", retain(store.clone(), inputs.tuning.clone())));

@@ -7,9 +7,12 @@
 //! | [`Health`] | failover | proxy routes by it, admin shows it |
 //! | [`WalStatus`] | relay | proxy gates reads by it, failover decides by it |
 //! | [`ProxyStatus`] | proxy | failover: evidence, and the confirmation of a term |
+//! | [`CommitsInDoubt`] | proxy | relay looks for them in its WAL |
+//! | [`CommitOutcomes`] | relay | proxy tells its clients |
 //! | [`Election`] | failover | admin: the history |
 
 mod alarm;
+mod commits;
 mod directive;
 mod health;
 mod history;
@@ -19,6 +22,7 @@ mod quorum;
 mod wal;
 
 pub use alarm::{Alarm, AlarmKind};
+pub use commits::{CommitInDoubt, CommitOutcome, CommitOutcomes, CommitsInDoubt, Ending, Searching};
 pub use directive::{Candidate, Directive, Durability, RemoteApply, Term, Writes, relay_application_name};
 pub use health::{Health, NodeHealth, NodeState};
 pub use history::{Election, LeftBehind, Outcome, Phase, SavedTail};

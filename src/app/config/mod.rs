@@ -56,6 +56,8 @@ pub struct Config {
     pub routing: Routing,
     pub wal: Wal,
     pub durability: Durability,
+    /// Whether the outcome of commits whose server is lost is found out.
+    pub resolve_commits: bool,
     pub failover: Failover,
     /// Terms and elections, across restarts.
     pub state_file: PathBuf,

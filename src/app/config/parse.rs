@@ -76,7 +76,7 @@ impl Parser<'_> {
         let pool = root.section("pool", pool);
         let routing = root.section("routing", routing);
         let wal = root.section("wal", |section| wal(section, self.directory));
-        let durability = root.section("durability", durability);
+        let (durability, resolve_commits) = root.section("durability", durability);
         let failover = root.section("failover", failover);
         let state_file = root.section("state", |state| {
             state.not_supported_yet(&["etcd"]);
@@ -105,6 +105,7 @@ impl Parser<'_> {
             routing,
             wal: wal?,
             durability,
+            resolve_commits,
             failover,
             state_file: state_file?,
             workers,
@@ -299,10 +300,12 @@ fn routing(routing: &mut Section<'_>) -> Routing {
     }
 }
 
-fn durability(durability: &mut Section<'_>) -> Durability {
+fn durability(durability: &mut Section<'_>) -> (Durability, bool) {
     durability.not_supported_yet(&["acks"]);
     let modes = [("async", Durability::Async), ("quorum", Durability::Quorum)];
-    durability.or("mode", Durability::Async, word(&modes))
+    let mode = durability.or("mode", Durability::Async, word(&modes));
+    // Without a quorum nobody waits for a commit to be safe, and the question would be paid for in vain.
+    (mode, durability.or("resolve_commits", mode == Durability::Quorum, on_off))
 }
 
 fn failover(failover: &mut Section<'_>) -> Failover {

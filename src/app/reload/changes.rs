@@ -38,6 +38,7 @@ pub(super) fn changes(running: &Config, next: &Config) -> Vec<(&'static str, Eff
         routing,
         wal,
         durability,
+        resolve_commits,
         failover,
         state_file,
         workers,
@@ -62,7 +63,10 @@ pub(super) fn changes(running: &Config, next: &Config) -> Vec<(&'static str, Eff
         compare_pool(pool, &next.pool),
         compare_routing(routing, &next.routing),
         compare_wal(wal, &next.wal),
-        vec![("durability", *durability == next.durability, Restart)],
+        vec![
+            ("durability.mode", *durability == next.durability, Restart),
+            ("durability.resolve_commits", *resolve_commits == next.resolve_commits, NewConnections),
+        ],
         compare_failover(failover, &next.failover),
         vec![
             ("state", *state_file == next.state_file, Restart),

@@ -288,7 +288,7 @@ impl Session<'_> {
 
     /// Until the client hangs up, or is to be told to. What it says meanwhile is kept; what is to be said to it
     /// is.
-    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Refusal> {
+    pub(super) fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Refusal> {
         match self.slot.poked() {
             Some(Poke::End(last_words)) => return Poll::Ready(Refusal::Session(last_words)),
             Some(Poke::Shutdown) => return Poll::Ready(Refusal::Session(shutting_down())),
@@ -331,9 +331,10 @@ impl Session<'_> {
         };
         let settings_before = server.state.settings.clone();
         self.core.attached(takes, &mut server.state, &mut self.up);
+        self.core.serves(role);
         self.worker.counters.borrow_mut().statement(route_word(role), reason);
         lease.pool().evidence.chosen();
-        self.attached = Some(Attached { lease, node: node.clone(), role, since: now, settings_before });
+        self.attached = Some(Attached { lease, node: node.clone(), role, term, since: now, settings_before });
         Attempt::Attached
     }
 

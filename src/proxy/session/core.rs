@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::commit::{Commit, ResolveCommits};
 use super::deferred::Deferred;
 use super::knobs::Knobs;
 use super::lane::Lane;
@@ -20,6 +21,7 @@ use super::reported::Reported;
 use super::state::{End, SessionState};
 use super::unit::{Outcome, Pace, Progress, Unit};
 use super::upstream::Refusal;
+use crate::pg::Lsn;
 use crate::pg::error::{ErrorFields, SqlState};
 use crate::pg::protocol::frame::InvalidLength;
 use crate::proxy::guc::Settings;
@@ -55,6 +57,8 @@ pub(crate) struct ServerState {
     pub(crate) retires: bool,
     /// Its process.
     pub(crate) pid: u32,
+    /// Where its WAL was at some time of this connection, as a primary's.
+    pub(crate) alive_at: Option<Lsn>,
 }
 
 /// What a session needs for the client's next messages.
@@ -114,6 +118,10 @@ pub(crate) struct Core {
     pub(super) mode: PoolMode,
     durability: Durability,
     remote_apply: RemoteApply,
+    pub(super) resolve: ResolveCommits,
+    /// The same, of the server at hand.
+    pub(super) asks: ResolveCommits,
+    pub(super) commit: Option<Commit>,
     pub(super) ledger: Ledger,
     /// Bytes of the client's message under way that are still to be forwarded, or to be left out.
     pub(super) up_pass: usize,
@@ -177,6 +185,9 @@ impl Core {
             mode,
             durability: Durability::Async,
             remote_apply: RemoteApply::Off,
+            resolve: ResolveCommits::No,
+            asks: ResolveCommits::No,
+            commit: None,
             ledger: Ledger::default(),
             up_pass: 0,
             up_skip: 0,
@@ -364,6 +375,8 @@ impl Core {
     /// The server went back, or away.
     pub(crate) fn detached(&mut self) {
         self.takes_all = false;
+        self.asks = ResolveCommits::No;
+        self.commit = None;
         self.state.detached();
         self.stop_listening_at_server();
         self.portals.clear();
@@ -406,6 +419,8 @@ impl Core {
 
     /// CommandComplete with this tag; the one that the client is to hear, where it is another.
     pub(super) fn completed(&mut self, tag: &[u8], server: &mut ServerState) -> Option<&'static str> {
+        // What is answered is in no doubt.
+        self.commit = None;
         let mut instead = None;
         let by_query = matches!(self.ledger.head(), Some(Owed::Query(_)));
         let followed = self.ledger.completed();
@@ -433,6 +448,7 @@ impl Core {
     pub(super) fn unit_ended(&mut self, status: Status, server: &mut ServerState) {
         let was = std::mem::replace(&mut self.status, status);
         self.count_answer(status);
+        self.commit = None;
         self.unit.begun = None;
         self.unit.progress = Progress::Settled;
         let alone = self.ledger.units() == 0 && !self.unit.open;

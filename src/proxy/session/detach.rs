@@ -6,6 +6,7 @@ use std::future::poll_fn;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use super::attach::Refusal;
 use super::core::{Core, Heard};
 use super::lane::Lane;
 use super::losses::{AfterLoss, Loss};
@@ -100,12 +101,23 @@ impl Session<'_> {
         // Not ours any more before anything is waited for: the fence counts it.
         drop(attached);
         self.shared.pressing.notify_one();
-        let loss = if role == Role::Primary { self.cause_of_loss(loss, &node).await } else { loss };
-        if role == Role::Primary && self.core.may_be_committing() {
-            self.written_at = Some(now);
+        let mut ended = Ok(());
+        let mut loss = loss;
+        if role == Role::Primary {
+            if self.core.may_be_committing() {
+                self.written_at = Some(now);
+                ended = self.resolve_commit(what).await;
+            }
+            loss = self.cause_of_loss(loss, &node).await;
         }
         self.count_cut();
-        match self.core.lost(loss, role, what, &mut self.up, &mut self.down) {
+        let after = self.core.lost(loss, role, what, &mut self.up, &mut self.down);
+        match ended {
+            Ok(()) => {}
+            Err(Refusal::Unit(last_words) | Refusal::Session(last_words)) => return Err(Some(last_words)),
+            Err(Refusal::Gone) => return Err(None),
+        }
+        match after {
             AfterLoss::GoOn => Ok(()),
             AfterLoss::Retry if self.retries < MAX_RETRIES => {
                 self.retries += 1;

@@ -105,6 +105,9 @@ impl Core {
     /// The answers to statements of our own.
     fn swallow(&mut self, header: Header, bytes: &[u8], server: &mut ServerState) -> Deal {
         match header.tag {
+            b'V' | b'E' if matches!(self.ledger.head(), Some(Owed::Asked(_))) => {
+                self.hear_asked(header, bytes, server)
+            }
             b'C' | b'E' if header.total > MAX_ERROR => {
                 Deal::Stop(broken("an answer to settings is too long"))
             }
@@ -129,6 +132,21 @@ impl Core {
                 Deal::Swallow
             }
         }
+    }
+
+    /// An error: the block has failed, and its COMMIT says so by itself.
+    fn hear_asked(&mut self, header: Header, bytes: &[u8], server: &mut ServerState) -> Deal {
+        if header.total > MAX_ERROR {
+            return Deal::Swallow;
+        }
+        let Some(whole) = bytes.get(..header.total) else { return Deal::Whole };
+        if let Some(error) = message::read_error(whole).filter(|error| error.severity == Severity::Fatal) {
+            return self.hear_farewell(error);
+        }
+        if let (b'V', Some(Owed::Asked(question))) = (header.tag, self.ledger.head()) {
+            self.hear_value(*question, whole, server);
+        }
+        Deal::Swallow
     }
 
     fn hear_of_notification(&self, header: Header, bytes: &[u8], server: &ServerState) -> Deal {
@@ -278,6 +296,7 @@ impl Core {
                 return self.hear_farewell(error);
             }
         }
+        self.commit = None;
         let error = bytes.get(..header.total).and_then(message::read_error);
         let no_sql = error.is_some_and(|error| error.code == SqlState::SYNTAX_ERROR);
         self.unit.failure = Some(if no_sql { Failure::NoSql } else { Failure::Other });

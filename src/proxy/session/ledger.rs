@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::slice;
 use std::sync::Arc;
 
+use super::commit::Question;
 use crate::proxy::prepared::{Closed, Named, Names, ServerStatements, is_same_name};
 use crate::proxy::route::{AdvisoryCall, SessionEffect, Verdict};
 
@@ -35,6 +36,8 @@ pub(crate) enum Owed {
     },
     /// Behind such statements, in front of a simple query; its ReadyForQuery is ours.
     OwnSync,
+    /// FunctionCall of our own in front of a COMMIT; its ReadyForQuery is ours, too.
+    Asked(Question),
     /// FunctionCall; ends with ReadyForQuery.
     Function,
     Sync,
@@ -200,14 +203,16 @@ impl Ledger {
 
     /// Whether the next answers are to statements of our own.
     pub(crate) fn awaits_own(&self) -> bool {
-        matches!(self.head(), Some(Owed::Ahead { .. } | Owed::Bring { .. } | Owed::OwnSync))
+        matches!(self.head(), Some(Owed::Ahead { .. } | Owed::Bring { .. } | Owed::OwnSync | Owed::Asked(_)))
     }
 
     /// Such an answer came.
     pub(crate) fn own_answered(&mut self, tag: u8) {
         match (self.owed.front_mut(), tag) {
             (Some(Owed::Ahead { statements }), b'C') if *statements > 1 => *statements -= 1,
-            (Some(Owed::Ahead { .. }), b'C') | (Some(Owed::OwnSync), b'Z') => drop(self.pop()),
+            (Some(Owed::Ahead { .. }), b'C') | (Some(Owed::OwnSync | Owed::Asked(_)), b'Z') => {
+                drop(self.pop());
+            }
             (Some(Owed::Bring { until, .. }), tag) if *until == tag => drop(self.pop()),
             _ => {}
         }
@@ -283,6 +288,11 @@ impl Ledger {
     /// The statement that copied is complete.
     pub(crate) fn copy_ended(&mut self) {
         self.copy_in = false;
+    }
+
+    /// What is owed could be answered without the server, if nothing fails and no row is among it.
+    pub(crate) fn is_plain(&self) -> bool {
+        !self.owed.iter().any(|owed| matches!(owed, Owed::Function | Owed::CopyEnd | Owed::Ahead { .. }))
     }
 
     pub(crate) fn head(&self) -> Option<&Owed> {

@@ -116,6 +116,19 @@ pub(crate) fn put_statement(out: &mut Vec<u8>, text: &str) {
     put(out, b'E', &[b"\0\0\0\0\0"]);
 }
 
+/// FunctionCall without arguments, for a binary result.
+pub(crate) fn put_call(out: &mut Vec<u8>, function: u32) {
+    let (no_formats, no_arguments, binary) = ([0, 0], [0, 0], [0, 1]);
+    put(out, b'F', &[&function.to_be_bytes(), &no_formats, &no_arguments, &binary]);
+}
+
+/// Of a whole FunctionCallResponse with eight bytes.
+pub(crate) fn call_result(message: &[u8]) -> Option<u64> {
+    let (length, value) = message.get(HEADER_LEN..)?.split_first_chunk::<4>()?;
+    let value = value.try_into().ok().filter(|_| i32::from_be_bytes(*length) == 8)?;
+    Some(u64::from_be_bytes(value))
+}
+
 pub(crate) fn put_ready(out: &mut Vec<u8>, status: Status) {
     put(out, b'Z', &[&[status.byte()]]);
 }

@@ -5,6 +5,7 @@
 //! socket and, while one is attached, the server's, so that a message goes from one to the other without a hop.
 
 mod attach;
+pub(crate) mod commit;
 pub(crate) mod core;
 mod deferred;
 pub(crate) mod detach;
@@ -24,6 +25,7 @@ mod names;
 mod pins;
 mod portals;
 pub(crate) mod reported;
+mod resolve;
 pub(crate) mod run;
 mod state;
 mod statements;

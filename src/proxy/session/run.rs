@@ -35,7 +35,7 @@ use crate::proxy::pool::{Lease, Pool};
 use crate::proxy::stats::Counts;
 use crate::proxy::timeouts::{Activity, Doing};
 use crate::proxy::{Shared, Worker};
-use crate::topology::{Durability, NodeName, RemoteApply, Role};
+use crate::topology::{Durability, NodeName, RemoteApply, Role, Term};
 
 /// How long SHOW bellwether.lsn waits for the position of the write before it; then it is empty.
 const POSITION_LIMIT: Duration = Duration::from_secs(1);
@@ -48,6 +48,8 @@ pub(super) struct Attached {
     pub(super) lease: Lease,
     pub(super) node: NodeName,
     pub(super) role: Role,
+    /// In which it was chosen.
+    pub(super) term: Term,
     pub(super) since: Instant,
     /// What was set at the server when it came.
     pub(super) settings_before: Arc<Settings>,
@@ -157,6 +159,7 @@ impl<'a> Session<'a> {
         let core = Core::new(mode, number as u32, knobs)
             .with_durability(durability)
             .with_remote_apply(config.remote_apply)
+            .with_resolved_commits(config.resolve_commits)
             .with_settings(worker.startup(startup.settings))
             .with_schema(shared.statements.schema.clone());
         let about = About {
@@ -391,7 +394,11 @@ impl Session<'_> {
         let mut texts = Texts { classifier: &mut classifier, statements: &self.shared.statements };
         let server = self.attached.as_mut().and_then(|attached| attached.lease.connection());
         let server = server.map(|server| &mut server.state);
-        self.core.client(&mut self.up, &mut self.down, server, &mut texts)
+        let ask = self.core.client(&mut self.up, &mut self.down, server, &mut texts);
+        if self.core.awaits_origin() {
+            self.note_origin();
+        }
+        ask
     }
 
     /// To and from the server.

@@ -407,6 +407,7 @@ impl Core {
             self.ledger.sent(Owed::Query(Follow::default()));
             return Step::Next;
         }
+        self.ask_ahead(&verdict, server, lanes.up);
         self.note(&verdict);
         let owed = Owed::Query(self.follow(&verdict, texts.statements));
         let Some(stand_in) = stand_in else { return self.send(header, Some(owed), lanes.up) };
@@ -497,6 +498,7 @@ impl Core {
                 texts,
             );
         }
+        self.ask_ahead(&verdict, server, lanes.up);
         let text = || Parse::read(&lanes.up.unread()[..header.total]).map(|parse| parse.text);
         match self.stand_in(&verdict, text) {
             Ok(None) => {}
@@ -616,6 +618,7 @@ impl Core {
             if let Some(step) = self.listen_again(verdict, &name) {
                 return step;
             }
+            self.ask_ahead(verdict, server, lanes.up);
             self.bring_names_in_unit(verdict, lanes.up, server, statements);
         }
         let followed = self.portals.bound(&portal, verdict.as_ref(), self.ledger.unit());
@@ -660,6 +663,8 @@ impl Core {
         }
         match (header.tag, kind) {
             (b'D', b'S') => {
+                // Its answer depends on the statement.
+                self.commit = None;
                 if let Some(verdict) = self.prepared.verdict(&name).cloned() {
                     self.bring_names_in_unit(&verdict, lanes.up, server, statements);
                 }

@@ -97,6 +97,7 @@ fn alone() -> RelayInputs {
     RelayInputs {
         tuning: watch::channel(RelayTuning::default()).1,
         directive: watch::channel(Arc::new(Directive::starting(Durability::Async))).1,
+        in_doubt: watch::channel(Arc::default()).1,
         nodes: Vec::new(),
         relays: Vec::new(),
         user: "bellwether".into(),

@@ -1,6 +1,7 @@
 //! Whole conversations as data: what the client and the server say, and what of it the other one gets.
 
 mod amid;
+mod commits;
 mod copy;
 mod deferred;
 mod fuzz;
@@ -175,6 +176,7 @@ impl Scene {
                     let _ = write!(self.log, " need({access})");
                     self.attached = true;
                     self.core.attached(self.takes, &mut self.server, &mut self.up);
+                    self.core.serves(self.role);
                 }
                 Ask::Listen(channels) => {
                     if self.listens == Listens::Yes {
@@ -283,6 +285,11 @@ fn answer(script: &str) -> Vec<u8> {
             (Some(("D", value)), _) => {
                 let length = u32::try_from(value.len()).expect("short").to_be_bytes();
                 put(&mut out, b'D', &[&[0, 1], &length, value.as_bytes()]);
+            }
+            // A function's result.
+            (Some(("V", value)), _) => {
+                let value: u64 = value.parse().expect("a number");
+                put(&mut out, b'V', &[&8_u32.to_be_bytes(), &value.to_be_bytes()]);
             }
             (Some((kind, code)), _) => {
                 let severity = if kind == "F" { Severity::Fatal } else { Severity::Error };

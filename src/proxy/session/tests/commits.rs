@@ -1,0 +1,183 @@
+//! Commits whose server is lost before it answers.
+
+use super::{Scene, answer, check, extended, query};
+use crate::pg::{Lsn, TimelineId};
+use crate::proxy::session::commit::ResolveCommits;
+use crate::proxy::session::core::{Core, PoolMode};
+use crate::proxy::session::knobs::Knobs;
+use crate::proxy::session::losses::Loss;
+use crate::proxy::session::message::put;
+use crate::topology::{CommitInDoubt, CommitOutcome, Ending, Role};
+
+/// A client in a block that has written, whose server is asked.
+fn in_block(mode: PoolMode) -> Scene {
+    let mut scene = Scene::new();
+    scene.core = Core::new(mode, 1, Knobs::default()).with_resolved_commits(ResolveCommits::Yes);
+    scene.client(&query("/**/begin")).server(&answer("C:BEGIN ZT"));
+    scene.client(&query("insert into t values (1)")).server(&answer("C:INSERT_0_1 ZT"));
+    scene.log.clear();
+    scene
+}
+
+impl Scene {
+    /// As the shell does, before anything is sent.
+    fn origin(&mut self) -> &mut Scene {
+        assert!(self.core.awaits_origin());
+        self.core.commits_from(Some((TimelineId(3), Lsn(100))));
+        self
+    }
+
+    fn resolve(&mut self, outcome: CommitOutcome) -> &mut Scene {
+        match outcome {
+            CommitOutcome::Committed => self.core.commit_found(&mut self.down),
+            CommitOutcome::NotCommitted => self.core.commit_lost("", &mut self.down),
+            CommitOutcome::Unknown => {}
+        }
+        self.lose(Loss::Failover)
+    }
+}
+
+#[test]
+fn the_question_goes_in_front_and_its_answer_is_not_the_clients() {
+    let mut scene = in_block(PoolMode::Transaction);
+    scene.client(&query("commit")).origin().server(&answer("V:200 ZT V:742 ZT C:COMMIT ZI"));
+    check(&scene, ">FFQ <CZ(I) release");
+    assert_eq!(scene.core.commit_in_doubt(), None);
+    // Where its WAL is, the server is asked once.
+    scene.log.clear();
+    for sql in ["/**/begin", "insert into t values (1)"] {
+        scene.client(&query(sql)).server(&answer("C:OK ZT"));
+    }
+    scene.log.clear();
+    scene.client(&extended("P::commit|B|E|S")).server(&answer("V:743 ZT 1 2 C:COMMIT ZI"));
+    check(&scene, ">FPBES <12CZ(I) release");
+}
+
+#[test]
+fn whom_it_is_not_asked_for() {
+    for (before, statement) in [
+        ("", "insert into t values (1)"),
+        ("", "commit"),
+        ("/**/begin", "commit"),
+        ("/**/begin;select 1", "commit"),
+        ("/**/begin;insert into t values (1)", "rollback"),
+        ("/**/begin;insert into t values (1)", "commit and chain"),
+        ("/**/begin;insert into t values (1)", "insert into t values (2); commit"),
+    ] {
+        for role in [Role::Primary, Role::Standby] {
+            let mut scene = Scene::new();
+            scene.role = role;
+            let core = Core::new(PoolMode::Transaction, 1, Knobs::default());
+            scene.core = core.with_resolved_commits(ResolveCommits::Yes);
+            for sql in before.split(';').filter(|sql| !sql.is_empty()) {
+                scene.client(&query(sql)).server(&answer("C:OK ZT"));
+            }
+            scene.log.clear();
+            scene.client(&query(statement));
+            assert!(!scene.log.contains('F'), "{before:?} {statement:?}: {}", scene.log);
+        }
+    }
+    // Of a standby.
+    let mut scene = in_block(PoolMode::Transaction);
+    scene.core.serves(Role::Standby);
+    scene.client(&query("commit"));
+    check(&scene, ">Q");
+    // Of a block that has failed.
+    let mut scene = in_block(PoolMode::Transaction);
+    scene.client(&query("select 1/0")).server(&answer("E:22012 ZE"));
+    scene.log.clear();
+    scene.client(&query("commit"));
+    check(&scene, ">Q");
+    // Amid a pipeline.
+    let mut scene = in_block(PoolMode::Transaction);
+    scene.client(&[query("insert into t values (2)"), query("commit")].concat());
+    check(&scene, ">QQ");
+}
+
+#[test]
+fn what_is_to_be_found_out() {
+    let commit = CommitInDoubt { timeline: TimelineId(3), from: Lsn(200), xid: 742, what: Ending::Commit };
+    let prepare = CommitInDoubt { what: Ending::Prepare, ..commit };
+    for (statement, heard, expected) in [
+        ("commit", "V:200 ZT V:742 ZT", Some(commit)),
+        // What is durable at the relay lies behind what the server has said.
+        ("commit", "V:50 ZT V:742 ZT", Some(CommitInDoubt { from: Lsn(100), ..commit })),
+        ("prepare transaction 'x'", "V:200 ZT V:742 ZT", Some(prepare)),
+        // Not heard yet; it had none; it has failed; it is answered.
+        ("commit", "V:200 ZT", None),
+        ("commit", "V:200 ZT V ZT", None),
+        ("commit", "E:42501 ZE E:25P02 ZE", None),
+        ("commit", "V:200 ZT V:742 ZT C:COMMIT", None),
+        ("commit", "V:200 ZT V:742 ZT E:40001", None),
+    ] {
+        let mut scene = in_block(PoolMode::Transaction);
+        scene.client(&query(statement)).origin().server(&answer(heard));
+        assert_eq!(scene.core.commit_in_doubt(), expected, "{statement} {heard}");
+    }
+    // The answer to its Describe is not known.
+    let mut scene = in_block(PoolMode::Transaction);
+    scene.client(&extended("P::commit|D|B|E|S")).server(&answer("V:200 ZT V:742 ZT"));
+    assert_eq!(scene.core.commit_in_doubt(), None);
+    // Where the server is, nobody knew; something else is under way behind it.
+    let mut scene = in_block(PoolMode::Transaction);
+    scene.client(&query("commit"));
+    scene.core.commits_from(None);
+    scene.server(&answer("V:200 ZT V:742 ZT"));
+    assert_eq!(scene.core.commit_in_doubt(), None);
+    let mut scene = in_block(PoolMode::Transaction);
+    scene.client(&query("commit")).origin().client(&query("insert into t values (3)"));
+    scene.server(&answer("V:200 ZT V:742 ZT"));
+    assert_eq!(scene.core.commit_in_doubt(), None);
+}
+
+fn with_portal_described() -> Vec<u8> {
+    let mut described = vec![];
+    put(&mut described, b'D', &[b"P\0"]);
+    [extended("P::commit|B"), described, extended("E|S")].concat()
+}
+
+#[test]
+fn the_client_hears_what_became_of_it() {
+    use CommitOutcome::{Committed, NotCommitted, Unknown};
+    use PoolMode::{Session, Transaction};
+    let simple = || query("commit");
+    for (mode, statement, outcome, expected) in [
+        (Transaction, simple(), Committed, "<CZ(I)"),
+        (Transaction, simple(), NotCommitted, "<E(40001)Z(I)"),
+        (Transaction, simple(), Unknown, "<E(08007)Z(I)"),
+        (Transaction, query("prepare transaction 'x'"), Committed, "<CZ(I)"),
+        (Transaction, with_portal_described(), Committed, "<12nCZ(I)"),
+        (Transaction, extended("P:c:commit|B:c|E|S"), Committed, "<12CZ(I)"),
+        (Transaction, extended("P::commit|B|E|S"), NotCommitted, "<E(40001)Z(I)"),
+        (Session, simple(), Committed, "fatal(57P01) <CZ(I)"),
+        (Session, simple(), NotCommitted, "fatal(57P01) <E(40001)Z(I)"),
+        (Session, simple(), Unknown, "fatal(08007)"),
+    ] {
+        let mut scene = in_block(mode);
+        scene.client(&statement).origin().server(&answer("V:200 ZT V:742 ZT"));
+        assert!(scene.core.commit_in_doubt().is_some());
+        scene.log.clear();
+        scene.resolve(outcome);
+        check(&scene, expected);
+    }
+}
+
+#[test]
+fn the_session_goes_on_as_behind_any_commit() {
+    let mut scene = in_block(PoolMode::Transaction);
+    scene.client(&query("set work_mem = '1MB'")).server(&answer("C:SET ZT"));
+    scene.client(&extended("P:c:commit|B:c|E|S")).origin().server(&answer("V:200 ZT V:742 ZT"));
+    scene.resolve(CommitOutcome::Committed);
+    assert_eq!(super::followed(&scene).0, "(work_mem,1MB)");
+    // The statement that came with it is the client's.
+    scene.server = super::ServerState::default();
+    scene.log.clear();
+    scene.client(&extended("B:c|E|S"));
+    check(&scene, "need(read) >PBEPBEPBEP(bw_2)B(bw_2)ES");
+    // Rolled back, and with it what it had set.
+    let mut scene = in_block(PoolMode::Transaction);
+    scene.client(&query("set work_mem = '1MB'")).server(&answer("C:SET ZT"));
+    scene.client(&query("commit")).origin().server(&answer("V:200 ZT V:742 ZT"));
+    scene.resolve(CommitOutcome::NotCommitted);
+    assert_eq!(super::followed(&scene).0, "");
+}
