@@ -38,6 +38,7 @@ mod slot_sync;
 mod smoke;
 mod sources;
 mod stranded;
+mod switchover;
 mod takeover;
 mod tls;
 mod unix_sockets;

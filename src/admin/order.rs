@@ -2,7 +2,7 @@
 
 use super::answer::{Answer, Request};
 use super::reload::{ReloadError, Reloaded};
-use crate::failover::{Command, CommandError};
+use crate::failover::{Command, CommandError, Stragglers};
 use crate::topology::NodeName;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,13 +27,24 @@ pub(super) fn order(request: Request<'_>, origin: Origin) -> Option<Result<Order
     if origin == Origin::Page {
         return Some(Err(Answer::text(403, "not from a web page")));
     }
-    Some(node(request.query).map(|to| match name {
-        "failover" => Order::Command(Command::Failover { to }),
-        "switchover" => Order::Command(Command::Switchover { to }),
-        "pause" => Order::Command(Command::Pause),
-        "resume" => Order::Command(Command::Resume),
-        _ => Order::Reload,
+    Some(options(request.query).and_then(|Options { to, stragglers }| {
+        let order = match name {
+            "switchover" => Order::Command(Command::Switchover { to, stragglers }),
+            _ if stragglers == Stragglers::Cut => {
+                return Err(Answer::text(400, "only a switchover is forced"));
+            }
+            "failover" => Order::Command(Command::Failover { to }),
+            "pause" => Order::Command(Command::Pause),
+            "resume" => Order::Command(Command::Resume),
+            _ => Order::Reload,
+        };
+        Ok(order)
     }))
+}
+
+struct Options {
+    to: Option<NodeName>,
+    stragglers: Stragglers,
 }
 
 /// Who sends a request.
@@ -51,7 +62,6 @@ pub(super) fn answer(result: Result<String, CommandError>) -> Answer {
         Err(error @ (CommandError::Unfit(..) | CommandError::NotNow(_))) => {
             Answer::text(409, error.to_string())
         }
-        Err(error @ CommandError::Unsupported(_)) => Answer::text(501, error.to_string()),
         Err(error @ CommandError::Stopped) => Answer::text(503, error.to_string()),
     }
 }
@@ -66,26 +76,27 @@ pub(super) fn reloaded(result: Result<Reloaded, ReloadError>) -> Answer {
     }
 }
 
-/// `?to=NODE`.
-fn node(query: &str) -> Result<Option<NodeName>, Answer> {
-    let mut to = None;
+/// `?to=NODE&force`.
+fn options(query: &str) -> Result<Options, Answer> {
+    let (mut to, mut stragglers) = (None, Stragglers::Spared);
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         match pair.split_once('=') {
             Some(("to", name)) => {
                 to = Some(name.parse().map_err(|_| Answer::text(400, "to is a node's name"))?);
             }
+            None if pair == "force" => stragglers = Stragglers::Cut,
             // A misspelt `to` must not become a failover to whoever is best.
-            _ => return Err(Answer::text(400, "only to=NODE is understood")),
+            _ => return Err(Answer::text(400, "only to=NODE and force are understood")),
         }
     }
-    Ok(to)
+    Ok(Options { to, stragglers })
 }
 
 #[cfg(test)]
 mod tests {
     use super::{Order, Origin, order};
     use crate::admin::answer::Request;
-    use crate::failover::Command;
+    use crate::failover::{Command, Stragglers};
 
     #[test]
     fn commands_are_posted_by_programs() {
@@ -94,10 +105,14 @@ mod tests {
             order(Request { method, path, query }, origin).map(|order| order.map_err(|answer| answer.status))
         };
         let pg2 = "pg2".parse().ok();
+        let switchover = |to, stragglers| Some(Ok(Order::Command(Command::Switchover { to, stragglers })));
         for (uri, expected) in [
             ("/api/v1/failover", Some(Ok(Order::Command(Command::Failover { to: None })))),
             ("/api/v1/failover?to=pg2", Some(Ok(Order::Command(Command::Failover { to: pg2.clone() })))),
-            ("/api/v1/switchover?to=pg2", Some(Ok(Order::Command(Command::Switchover { to: pg2 })))),
+            ("/api/v1/switchover?to=pg2", switchover(pg2.clone(), Stragglers::Spared)),
+            ("/api/v1/switchover?force&to=pg2", switchover(pg2, Stragglers::Cut)),
+            ("/api/v1/failover?force", Some(Err(400))),
+            ("/api/v1/switchover?force=no", Some(Err(400))),
             ("/api/v1/pause", Some(Ok(Order::Command(Command::Pause)))),
             ("/api/v1/resume", Some(Ok(Order::Command(Command::Resume)))),
             ("/api/v1/reload", Some(Ok(Order::Reload))),

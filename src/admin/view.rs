@@ -355,6 +355,7 @@ pub(super) mod tests {
                 term: Term(3),
                 primary: Some(name("pg1")),
                 candidate: None,
+                drain: None,
                 writes: Writes::Open,
                 upstream: Some(name("pg1")),
                 timeline: Some(TimelineId(2)),

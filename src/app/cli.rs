@@ -15,6 +15,7 @@ use clap::{Args, Parser, Subcommand};
 use super::check::{self, Severity};
 use super::commands::backup::{self, CommandError, Restore};
 use super::commands::follower::{self, Follower, FollowerError};
+use super::commands::switchover::{self, SwitchoverError, Wish};
 use super::commands::wal::{self, Wal};
 use super::config::{self, LoadError};
 use super::demo::{self, DemoError};
@@ -65,6 +66,14 @@ enum Command {
         /// Print JSON: the entries of /api/v1/history and of /api/v1/alarms, the oldest first
         #[arg(long)]
         json: bool,
+    },
+    /// Hand over to a standby: nothing is lost, and a transaction that ends in time notices only latency
+    #[command(after_help = "Exit codes: 0 done, 1 given up (then the old primary goes on) or not begun.")]
+    Switchover {
+        #[command(flatten)]
+        instance: Instance,
+        #[command(flatten)]
+        wish: Wish,
     },
     /// Promote a standby now, whatever the primary is doing
     Failover {
@@ -168,6 +177,8 @@ enum CliError {
     #[error(transparent)]
     Command(Box<CommandError>),
     #[error(transparent)]
+    Switchover(#[from] SwitchoverError),
+    #[error(transparent)]
     Follower(#[from] FollowerError),
     #[error("the instance's answer is not understood")]
     Answer(#[from] serde_json::Error),
@@ -245,6 +256,10 @@ fn execute(command: Command) -> Result<ExitCode, CliError> {
             Command::Check(file) => report(&file.config).await,
             Command::Status { instance, watch, json } => status(&instance, watch, json).await,
             Command::History { instance, json } => history(&instance, json).await,
+            Command::Switchover { instance, wish } => {
+                switchover::switchover(&instance.url()?, &wish, print).await?;
+                Ok(ExitCode::SUCCESS)
+            }
             Command::Failover { instance, to } => {
                 let to = to.map(|node| format!("?to={node}")).unwrap_or_default();
                 order(&instance, &format!("/api/v1/failover{to}")).await

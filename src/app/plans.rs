@@ -121,6 +121,7 @@ pub(super) fn failover_tuning(config: &Config) -> Tuning {
             config::FailoverMode::Manual => Mode::Manual,
         },
         max_lost_bytes: limits.max_lost_bytes,
+        drain: limits.drain,
         detect: Detect {
             interval: limits.interval,
             timeout: limits.timeout,

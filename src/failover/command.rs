@@ -2,6 +2,7 @@
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::decide::Stragglers;
 use super::error::CommandError;
 use crate::topology::NodeName;
 
@@ -14,6 +15,7 @@ pub enum Command {
     /// Promote a standby after the primary has handed over everything.
     Switchover {
         to: Option<NodeName>,
+        stragglers: Stragglers,
     },
     /// No automatic failover until resumed; survives restarts.
     Pause,

@@ -224,7 +224,8 @@ impl Control {
 
     /// Answered when what was accepted is durable.
     async fn asked(&mut self, asked: Asked, actions: &mut Running) -> Result<(), FailoverError> {
-        let answer = self.core.command(&asked.command);
+        let (wal, proxy) = (self.inputs.0.borrow().clone(), self.inputs.1.borrow().clone());
+        let answer = self.core.command(&asked.command, clock(), &wal, &proxy);
         self.turn(actions).await?;
         // Who asked may have gone.
         let _ = asked.answer.send(answer);

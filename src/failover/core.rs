@@ -25,7 +25,7 @@ use super::error::CommandError;
 use super::health::{ProbeResult, Watch};
 use super::state::MAX_HISTORY;
 use crate::topology::{
-    Directive, Election, Health, LeftBehind, Node, NodeName, Outcome, ProxyStatus, Term, WalStatus,
+    Directive, Draining, Election, Health, LeftBehind, Node, NodeName, Outcome, ProxyStatus, Term, WalStatus,
 };
 
 /// Rules that may fire in one turn: more than any chain of them is long. At the bound a person is told, and the next
@@ -149,8 +149,9 @@ impl Core {
     }
 
     pub(crate) fn tune(&mut self, tuning: Tuning) {
-        let Tuning { mode, max_lost_bytes, detect } = tuning;
+        let Tuning { mode, max_lost_bytes, drain, detect } = tuning;
         self.policy.mode = mode;
+        self.policy.drain = drain;
         self.policy.max_lost_bytes = max_lost_bytes;
         self.watch.set_detect(detect);
     }
@@ -176,7 +177,13 @@ impl Core {
     }
 
     /// What is accepted holds when the next turn's effects are done.
-    pub(crate) fn command(&mut self, command: &Command) -> Result<String, CommandError> {
+    pub(crate) fn command(
+        &mut self,
+        command: &Command,
+        now: Now,
+        wal: &Arc<WalStatus>,
+        proxy: &ProxyStatus,
+    ) -> Result<String, CommandError> {
         match command {
             Command::Failover { to } => {
                 if !self.is_steady() {
@@ -188,7 +195,21 @@ impl Core {
                 self.request = Some(Request::Failover { to: to.clone() });
                 Ok("failover has begun".to_owned())
             }
-            Command::Switchover { .. } => Err(CommandError::Unsupported("switchover")),
+            Command::Switchover { to, stragglers } => {
+                let to = to.as_ref();
+                let (primary, successor) = self.check_switchover(to, now, wal, proxy)?;
+                self.request =
+                    Some(Request::Switchover { to: Some(successor.clone()), stragglers: *stragglers });
+                let has_agent = self.local.contains(&primary);
+                Ok(if has_agent {
+                    format!("switchover from {primary} to {successor} has begun")
+                } else {
+                    format!(
+                        "switchover from {primary} to {successor} has begun; {primary} has no agent here that could \
+                         shut it down, so it goes on running, cut off, and must be made a standby by hand afterwards"
+                    )
+                })
+            }
             Command::Pause => {
                 self.state.automatic = Automatic::Paused;
                 Ok("automatic failover is paused".to_owned())
@@ -198,6 +219,36 @@ impl Core {
                 Ok("automatic failover is on".to_owned())
             }
         }
+    }
+
+    /// From whom to whom, if that is possible now.
+    fn check_switchover(
+        &self,
+        to: Option<&NodeName>,
+        now: Now,
+        wal: &Arc<WalStatus>,
+        proxy: &ProxyStatus,
+    ) -> Result<(NodeName, NodeName), CommandError> {
+        let not_now = |why: &str| Err(CommandError::NotNow(why.to_owned()));
+        if let Some(to) = to {
+            self.check_candidate(to)?;
+        }
+        if !self.is_steady() || self.request.is_some() {
+            return not_now("an election, a switchover or the start is under way");
+        }
+        if self.state.automatic == Automatic::Paused {
+            return not_now("automatic failover is paused; resume first");
+        }
+        if proxy.draining != Draining::default() {
+            return not_now("connections are still served by the process before this one");
+        }
+        let health = self.watch.health(now.instant);
+        let view = self.view(&health, now, wal, proxy);
+        let successor = decide::successor(&view, &self.state, to).map_err(CommandError::NotNow)?;
+        let primary = self.state.primary.as_ref().map(|primary| primary.node.clone());
+        primary
+            .map(|primary| (primary, successor))
+            .ok_or_else(|| CommandError::NotNow("no primary".to_owned()))
     }
 
     fn check_candidate(&self, to: &NodeName) -> Result<(), CommandError> {
@@ -262,6 +313,11 @@ impl Core {
                 self.ledger.forget_before(decision.next.term);
                 self.request = None;
             }
+            if let (RuleId::W1, Some(primary)) = (rule, &decision.next.primary) {
+                // Of a switchover that was given up earlier in this term.
+                self.ledger.forget_results(&primary.node);
+                self.request = None;
+            }
             if let (RuleId::E3, Phase::Election(election)) = (rule, &decision.next.phase) {
                 election.step.candidate().into_iter().for_each(|node| self.ledger.forget_results(node));
             }
@@ -299,6 +355,7 @@ impl Core {
             wal: wal.clone(),
             confirmed: proxy.confirmed,
             cleared: proxy.cleared.clone(),
+            drained: proxy.drained.clone(),
             ledger: &self.ledger,
             request: self.request.clone(),
         }

@@ -68,8 +68,6 @@ pub enum CommandError {
     Unfit(NodeName, String),
     #[error("not now: {0}")]
     NotNow(String),
-    #[error("not supported yet: {0}")]
-    Unsupported(&'static str),
     #[error("the control plane has stopped")]
     Stopped,
 }

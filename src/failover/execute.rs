@@ -67,6 +67,8 @@ impl Executor {
                     self.local(node)?.server.stop(StopMode::Fast).await.map_err(agent_error)?;
                     Ok(Finding::Done)
                 }
+                What::ShutDown => self.shut_down(node).await,
+                What::LastWord => self.last_word(node).await,
                 What::Rejoin { source } => self.rejoin(node, source).await,
                 What::Locate => self.locate(node).await,
                 What::Rebuild { source } => self.rebuild(node, source).await,
@@ -81,13 +83,15 @@ impl Executor {
 
     fn limit(&self, what: &What) -> Duration {
         match what {
-            What::Prepare { .. } | What::DropSlot | What::Advise { .. } | What::Inspect { .. } => {
-                SETTING_LIMIT
-            }
+            What::Prepare { .. }
+            | What::DropSlot
+            | What::Advise { .. }
+            | What::Inspect { .. }
+            | What::LastWord => SETTING_LIMIT,
             What::Promote { .. } => self.promote_limit,
             What::Marker => MARKER_LIMIT,
             What::Checkpoint | What::Locate => CHECKPOINT_LIMIT,
-            What::Start { .. } | What::Stop => SERVER_LIMIT,
+            What::Start { .. } | What::Stop | What::ShutDown => SERVER_LIMIT,
             What::Rejoin { .. } | What::Rebuild { .. } => COPY_LIMIT,
         }
     }
@@ -228,11 +232,22 @@ impl Executor {
                 return Err(ActionError::Timeout(COMMIT_LIMIT));
             }
         };
-        let row = row(&sql, node, "SELECT pg_current_wal_flush_lsn()").await?;
-        let lsn = text(node, row.try_get(0)?)?.parse();
-        lsn.map(|lsn| Finding::Committed { lsn }).map_err(|error: crate::pg::ParseLsnError| {
-            ActionError::Answer { node: node.clone(), what: error.to_string() }
-        })
+        flushed(&sql, node).await
+    }
+
+    /// Its own disk is enough: whether the relay has it is looked at elsewhere.
+    async fn last_word(&self, node: &NodeName) -> Result<Finding, ActionError> {
+        let sql = self.connect(node).await?;
+        let last_word = "BEGIN READ WRITE; SET LOCAL synchronous_commit = local; \
+                         SELECT pg_logical_emit_message(true, 'bellwether', 'last word'); COMMIT";
+        rows(&sql, last_word).await?;
+        flushed(&sql, node).await
+    }
+
+    async fn shut_down(&self, node: &NodeName) -> Result<Finding, ActionError> {
+        let checkpoint = self.local(node)?.server.shut_down().await.map_err(agent_error)?;
+        tracing::info!(%node, %checkpoint, "server shut down");
+        Ok(Finding::ShutDown { checkpoint })
     }
 
     async fn drop_slot(&self, sql: &SqlConnection) -> Result<Finding, ActionError> {
@@ -316,6 +331,15 @@ impl Executor {
     fn local(&self, node: &NodeName) -> Result<&LocalNode, ActionError> {
         self.local.get(node).ok_or_else(|| ActionError::NoAgent(node.clone()))
     }
+}
+
+async fn flushed(sql: &SqlConnection, node: &NodeName) -> Result<Finding, ActionError> {
+    let row = row(sql, node, "SELECT pg_current_wal_flush_lsn()").await?;
+    let lsn = text(node, row.try_get(0)?)?.parse();
+    lsn.map(|lsn| Finding::Committed { lsn }).map_err(|error: crate::pg::ParseLsnError| ActionError::Answer {
+        node: node.clone(),
+        what: error.to_string(),
+    })
 }
 
 fn text<'a>(node: &NodeName, value: Option<&'a str>) -> Result<&'a str, ActionError> {

@@ -28,6 +28,7 @@ mod sql;
 mod state;
 
 pub use command::{Command, Commands};
+pub use decide::Stragglers;
 pub use error::{ActionError, CommandError, FailoverError, JournalError};
 pub use execute::LocalNode;
 pub use metrics::Metrics;
@@ -36,6 +37,7 @@ pub use state::{FileJournal, MAX_HISTORY};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use prometheus::Registry;
 use tokio::sync::watch;
@@ -69,6 +71,8 @@ pub struct FailoverConfig {
 pub struct Tuning {
     pub mode: Mode,
     pub max_lost_bytes: u64,
+    /// How long a switchover waits for open transactions.
+    pub drain: Duration,
     pub detect: Detect,
 }
 
@@ -154,7 +158,7 @@ impl Closed {
 
 impl FailoverConfig {
     fn policy(&self) -> Policy {
-        let Tuning { mode, max_lost_bytes, detect: _ } = *self.tuning.borrow();
-        Policy { max_lost_bytes, ..Policy::new(&self.instance, mode, self.durability) }
+        let Tuning { mode, max_lost_bytes, drain, detect: _ } = *self.tuning.borrow();
+        Policy { max_lost_bytes, drain, ..Policy::new(&self.instance, mode, self.durability) }
     }
 }

@@ -13,7 +13,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::timeouts::{Doing, Due, TICK, Timeout};
 use super::{Proxy, Shared, listen};
 use crate::pg::error::{ErrorFields, SqlState};
-use crate::topology::{Candidate, Draining, NodeName, ProxyStatus, Term};
+use crate::topology::{Candidate, Drained, Draining, NodeName, ProxyStatus, Term};
 
 /// How often evidence is published while nothing presses.
 const STATUS_INTERVAL: Duration = Duration::from_millis(50);
@@ -60,6 +60,7 @@ async fn obey(shared: &Arc<Shared>) {
         confirmed: Term(0),
         candidate: None,
         cleared: Cleared::No,
+        drained: None,
     };
     let mut directive = shared.inputs.directive.clone();
     let mut rounds = 0u32;
@@ -139,6 +140,7 @@ struct Fence {
     candidate: Option<Candidate>,
     /// Of `candidate`.
     cleared: Cleared,
+    drained: Option<Drained>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,6 +173,12 @@ impl Fence {
             self.confirmed = self.term;
         }
         self.clear(shared, directive.candidate.as_ref());
+        self.drained = directive.drain.as_ref().map(|drain| {
+            // In this order: a session that checks out after this sees it; one that did so before is in its slot.
+            shared.drain.fetch_max(drain.round, Ordering::SeqCst);
+            let nodes = directive.primary.iter().chain([&drain.successor]);
+            shared.slots.drained(drain.round, &nodes.collect::<Vec<_>>())
+        });
     }
 
     /// In this order: a session that checks out after the bar sees it; one that did so before is in its slot.
@@ -186,9 +194,10 @@ impl Fence {
         }
     }
 
-    /// Sessions were told to let go, and have not all done so.
+    /// Sessions were told to let go, or are waited for, and have not all done so.
     fn is_cutting(&self) -> bool {
-        self.confirmed < self.term || (self.candidate.is_some() && self.cleared == Cleared::No)
+        let drains = self.drained.as_ref().is_some_and(|drained| drained.busy > 0);
+        drains || self.confirmed < self.term || (self.candidate.is_some() && self.cleared == Cleared::No)
     }
 }
 
@@ -197,6 +206,7 @@ impl Shared {
         let status = ProxyStatus {
             confirmed: fence.confirmed,
             cleared: fence.candidate.clone().filter(|_| fence.cleared == Cleared::Yes),
+            drained: fence.drained.clone(),
             held: self.held.load(Ordering::Relaxed),
             draining: Draining::default(),
             evidence: self.evidence.iter().map(|evidence| evidence.publish()).collect(),

@@ -21,7 +21,7 @@ use super::timeouts::{Activity, Doing, Due, Watch};
 use crate::net::PeerAddress;
 use crate::pg::error::ErrorFields;
 use crate::pg::protocol::startup::{CancelKey, Minor};
-use crate::topology::{NodeName, Term};
+use crate::topology::{Drained, NodeName, Term};
 
 /// What a session runs on.
 #[derive(Clone, Debug)]
@@ -348,6 +348,28 @@ impl Slots {
         cut
     }
 
+    /// What runs at `nodes`. A session that has a server there and nothing to do keeps it for what lives in it.
+    pub(crate) fn drained(&self, round: u64, nodes: &[&NodeName]) -> Drained {
+        let mut drained = Drained { round, ..Drained::default() };
+        for slot in self.slots.lock().values() {
+            let pinned = {
+                let state = slot.state.lock();
+                if !state.serving.as_ref().is_some_and(|serving| nodes.contains(&&serving.node)) {
+                    continue;
+                }
+                state.pinned
+            };
+            match slot.activity().doing {
+                Doing::Waiting | Doing::Query | Doing::Committing | Doing::IdleInTransaction => {
+                    drained.busy += 1;
+                }
+                Doing::Idle => *drained.pinned.entry(pinned.unwrap_or("session")).or_default() += 1,
+                Doing::Replicating => *drained.pinned.entry("logical_replication").or_default() += 1,
+            }
+        }
+        drained
+    }
+
     /// Every session ends as soon as it is in no transaction; how many there are.
     pub(crate) fn shut_down(&self) -> usize {
         let slots = self.slots.lock();
@@ -407,7 +429,8 @@ mod tests {
     use crate::net::{PeerAddress, TlsForServers};
     use crate::pg::protocol::startup::{CancelKey, Minor};
     use crate::proxy::pool::BackendKey;
-    use crate::topology::Term;
+    use crate::proxy::timeouts::{Activity, Doing};
+    use crate::topology::{Drained, Term};
 
     fn open(slots: &Slots, random: impl FnMut() -> u32) -> Arc<Slot> {
         let about = About {
@@ -509,5 +532,36 @@ mod tests {
         all[0].vacate();
         all[3].vacate();
         assert_eq!(slots.clear(&pg2), 0, "the proxy may say that it is cleared");
+    }
+
+    #[test]
+    fn a_node_is_drained_when_no_transaction_is_open_there() {
+        let slots = Slots::default();
+        let mut number = 0;
+        let mut at = |node: &str, doing, pinned| {
+            let slot = open(&slots, || {
+                number += 1;
+                number
+            });
+            slot.serve(serving(node, None));
+            slot.set_pinned(pinned);
+            slot.set_activity(Activity { doing, ..Activity::default() });
+            slot
+        };
+        let open: Vec<_> = [Doing::Waiting, Doing::Query, Doing::Committing, Doing::IdleInTransaction]
+            .into_iter()
+            .map(|doing| at("pg1", doing, Some("temp_table")))
+            .collect();
+        at("pg1", Doing::Idle, Some("temp_table"));
+        at("pg2", Doing::Idle, None);
+        at("pg2", Doing::Replicating, None);
+        at("pg3", Doing::Query, None);
+        let [pg1, pg2] = ["pg1", "pg2"].map(|name| name.parse().expect("a name"));
+        let pinned = [("logical_replication", 1), ("session", 1), ("temp_table", 1)].into();
+        assert_eq!(slots.drained(7, &[&pg1, &pg2]), Drained { round: 7, busy: 4, pinned });
+        for slot in open {
+            slot.vacate();
+        }
+        assert_eq!(slots.drained(7, &[&pg1, &pg2]).busy, 0);
     }
 }

@@ -45,7 +45,15 @@ struct Watched {
     wal: watch::Receiver<Arc<WalStatus>>,
     config: watch::Receiver<Arc<ProxyConfig>>,
     view: View,
-    term: Term,
+    order: Order,
+}
+
+/// Which order a view belongs to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Order {
+    pub(crate) term: Term,
+    /// The last drain that was seen.
+    pub(crate) drain: u64,
 }
 
 impl Worker {
@@ -62,11 +70,12 @@ impl Worker {
         let policy = config.borrow_and_update().policy;
         let view =
             View::new(now, None, &order, &health.borrow_and_update(), &wal.borrow_and_update(), policy);
+        let order = Order { term: order.term, drain: drain(&order) };
         Worker {
             index,
             classifier: RefCell::default(),
             counters: RefCell::new(Counters::new(metrics)),
-            view: RefCell::new(Watched { directive, health, wal, config, view, term: order.term }),
+            view: RefCell::new(Watched { directive, health, wal, config, view, order }),
             startups: RefCell::default(),
             spare: RefCell::default(),
             spare_outputs: RefCell::default(),
@@ -75,8 +84,8 @@ impl Worker {
         }
     }
 
-    /// With the latest view of the cluster and the term it belongs to.
-    pub(crate) fn with_view<T>(&self, now: Instant, look: impl FnOnce(&View, Term) -> T) -> T {
+    /// With the latest view of the cluster and the order it belongs to.
+    pub(crate) fn with_view<T>(&self, now: Instant, look: impl FnOnce(&View, Order) -> T) -> T {
         let mut watched = self.view.borrow_mut();
         let watched = &mut *watched;
         // A sender that is gone changes nothing any more.
@@ -89,9 +98,9 @@ impl Worker {
             let (health, wal) = (watched.health.borrow_and_update(), watched.wal.borrow_and_update());
             let policy = watched.config.borrow_and_update().policy;
             watched.view = View::new(now, Some(&watched.view), &order, &health, &wal, policy);
-            watched.term = order.term;
+            watched.order = Order { term: order.term, drain: watched.order.drain.max(drain(&order)) };
         }
-        look(&watched.view, watched.term)
+        look(&watched.view, watched.order)
     }
 
     /// The numbers of this worker and `database`. `None`: they are not kept.
@@ -144,6 +153,10 @@ impl Worker {
             keep(&self.spare_outputs, lane.give_output_back());
         }
     }
+}
+
+fn drain(directive: &Directive) -> u64 {
+    directive.drain.as_ref().map_or(0, |drain| drain.round)
 }
 
 /// Unless there are enough, or it has grown.

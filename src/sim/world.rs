@@ -407,6 +407,7 @@ impl World {
             What::Stop => server.agent_stops(stage),
             What::Start { role } => server.agent_starts(stage, *role),
             What::Locate => server.locate(),
+            What::ShutDown | What::LastWord => None,
             What::Advise { .. } | What::Marker | What::Rejoin { .. } | What::Rebuild { .. } => None,
         }
     }

@@ -67,6 +67,10 @@ pub struct Directive {
     /// The standby that is being made primary: before it is promoted the proxy takes it from every session, and
     /// gives it to none until writes open. Else one could write there before anything is verified.
     pub candidate: Option<Candidate>,
+    /// Before a planned switchover, while writes are held: what runs at the primary and at its successor may end, and
+    /// nothing new begins at either.
+    #[serde(default)]
+    pub drain: Option<Drain>,
     pub writes: Writes,
     /// Whom the relay streams from; `None`: from nobody (the relay closes the stream and then promises the
     /// term).
@@ -86,6 +90,15 @@ pub struct Candidate {
     pub round: u32,
 }
 
+/// Two nodes that are to come to rest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drain {
+    /// Counts the drains of a cluster, so that a word about one is not taken for a word about the next.
+    pub round: u64,
+    /// Who is to be primary. The other one is [`Directive::primary`].
+    pub successor: NodeName,
+}
+
 impl Directive {
     /// Before anything is known: no primary, writes held.
     pub fn starting(durability: Durability) -> Directive {
@@ -93,6 +106,7 @@ impl Directive {
             term: Term(0),
             primary: None,
             candidate: None,
+            drain: None,
             writes: Writes::Held { reason: "starting".to_owned() },
             upstream: None,
             timeline: None,

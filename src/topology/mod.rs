@@ -23,11 +23,13 @@ mod wal;
 
 pub use alarm::{Alarm, AlarmKind};
 pub use commits::{CommitInDoubt, CommitOutcome, CommitOutcomes, CommitsInDoubt, Ending, Searching};
-pub use directive::{Candidate, Directive, Durability, RemoteApply, Term, Writes, relay_application_name};
+pub use directive::{
+    Candidate, Directive, Drain, Durability, RemoteApply, Term, Writes, relay_application_name,
+};
 pub use health::{Health, NodeHealth, NodeState};
 pub use history::{Election, LeftBehind, Outcome, Phase, SavedTail};
 pub use node::{Address, InvalidNodeName, Node, NodeName, Role};
-pub use proxy::{ClientEvidence, Draining, ProxyStatus};
+pub use proxy::{ClientEvidence, Drained, Draining, ProxyStatus};
 pub use quorum::{Position, Quorum};
 pub use wal::{
     ArchiveStatus, Follower, FollowerState, Lag, Refusal, StreamEnd, UnknownBackup, Upstream, WalAlarm,

@@ -1,5 +1,6 @@
 //! What the query plane tells the control plane.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::{Candidate, NodeName, Term};
@@ -11,6 +12,8 @@ pub struct ProxyStatus {
     pub confirmed: Term,
     /// The directive's candidate, once no session has a server connection there.
     pub cleared: Option<Candidate>,
+    /// What the directive's drain has come to.
+    pub drained: Option<Drained>,
     /// Transactions that wait for writes to open.
     pub held: usize,
     /// Connections that the process before this one still serves, whose place it has taken.
@@ -29,6 +32,17 @@ impl Default for Draining {
     fn default() -> Draining {
         Draining::Known(0)
     }
+}
+
+/// The sessions at the two nodes of a drain.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Drained {
+    /// Of [`super::Drain`].
+    pub round: u64,
+    /// In a transaction, or on the way into one. At 0 none follows.
+    pub busy: usize,
+    /// In no transaction, with state that lives in its server: how many by the reason. They lose it.
+    pub pinned: BTreeMap<&'static str, usize>,
 }
 
 /// What client traffic saw of a node. First-hand.

@@ -138,7 +138,7 @@ impl Console {
     }
 
     async fn switch_over(&self, to: Option<crate::topology::NodeName>) -> Result<Done, ErrorFields> {
-        let command = failover::Command::Switchover { to };
+        let command = failover::Command::Switchover { to, stragglers: failover::Stragglers::Spared };
         let done = match &self.sources.commands {
             Some(commands) => commands.send(command).await,
             None => Err(CommandError::Stopped),
@@ -147,7 +147,6 @@ impl Console {
             let code = match &error {
                 CommandError::UnknownNode(_) => SqlState::UNDEFINED_OBJECT,
                 CommandError::Unfit(..) | CommandError::NotNow(_) => SqlState::OBJECT_IN_USE,
-                CommandError::Unsupported(_) => SqlState::FEATURE_NOT_SUPPORTED,
                 CommandError::Stopped => SqlState::ADMIN_SHUTDOWN,
             };
             ErrorFields::error(code, error.to_string())

@@ -7,6 +7,7 @@ pub(super) mod follower;
 mod inspect;
 mod passfile;
 mod progress;
+pub(super) mod switchover;
 pub(super) mod wal;
 
 /// Absolute, and without a slash at its end: what lies beside it has its name with a suffix.

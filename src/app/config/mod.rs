@@ -233,6 +233,8 @@ pub struct Failover {
     pub stall_timeout: Duration,
     /// Transactions wait so long for a new primary before they get 57P03.
     pub hold_clients: Duration,
+    /// A switchover waits so long for open transactions.
+    pub drain: Duration,
     /// Nothing is promoted that is known to lack more WAL than this.
     pub max_lost_bytes: u64,
 }

@@ -326,6 +326,7 @@ fn failover(failover: &mut Section<'_>) -> Failover {
         restart_timeout,
         stall_timeout,
         hold_clients: failover.or("hold_clients", seconds(30), duration),
+        drain: failover.or("drain", seconds(5), duration),
         max_lost_bytes: failover.or("max_lost_bytes", 0, size_or_zero),
     }
 }

@@ -184,8 +184,16 @@ fn compare_wal(wal: &Wal, next: &Wal) -> Vec<Compared> {
 }
 
 fn compare_failover(failover: &Failover, next: &Failover) -> Vec<Compared> {
-    let Failover { mode, interval, timeout, restart_timeout, stall_timeout, hold_clients, max_lost_bytes } =
-        failover;
+    let Failover {
+        mode,
+        interval,
+        timeout,
+        restart_timeout,
+        stall_timeout,
+        hold_clients,
+        drain,
+        max_lost_bytes,
+    } = failover;
     vec![
         ("failover.mode", *mode == next.mode, AtOnce),
         ("failover.detect.interval", *interval == next.interval, AtOnce),
@@ -193,6 +201,7 @@ fn compare_failover(failover: &Failover, next: &Failover) -> Vec<Compared> {
         ("failover.detect.restart_timeout", *restart_timeout == next.restart_timeout, AtOnce),
         ("failover.detect.stall_timeout", *stall_timeout == next.stall_timeout, AtOnce),
         ("failover.hold_clients", *hold_clients == next.hold_clients, AtOnce),
+        ("failover.drain", *drain == next.drain, AtOnce),
         ("failover.max_lost_bytes", *max_lost_bytes == next.max_lost_bytes, AtOnce),
     ]
 }
@@ -323,11 +332,12 @@ state: {file: state}
         );
         check(
             "",
-            "failover: {mode: manual, hold_clients: 1s, detect: {timeout: 1s}}",
+            "failover: {mode: manual, hold_clients: 1s, drain: 1s, detect: {timeout: 1s}}",
             &[
                 ("failover.mode", AtOnce),
                 ("failover.detect.timeout", AtOnce),
                 ("failover.hold_clients", AtOnce),
+                ("failover.drain", AtOnce),
             ],
         );
         check("", "tls: {servers: {mode: require}}", &[("tls.servers", NewConnections)]);

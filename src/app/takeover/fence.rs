@@ -26,6 +26,8 @@ pub(super) fn both(own: &ProxyStatus, old: &Old) -> ProxyStatus {
     ProxyStatus {
         confirmed: own.confirmed.min(old.confirmed),
         cleared: own.cleared.clone().filter(|candidate| old.cleared.as_ref() == Some(candidate)),
+        // The old process says nothing of it: the order is refused while it serves anybody.
+        drained: None,
         held: own.held + old.held,
         draining,
         evidence: own.evidence.clone(),

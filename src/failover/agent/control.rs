@@ -1,7 +1,7 @@
 //! What a stopped server's files say about it: `global/pg_control` (pg_control.h) and `postmaster.pid`
 //! (pidfile.h). Pure readers; the first fields of `ControlFileData` have not moved since PostgreSQL 9.
 
-use crate::pg::{SystemIdentifier, TimelineId};
+use crate::pg::{Lsn, SystemIdentifier, TimelineId};
 
 /// `DBState`: what the server was doing when it last wrote its control file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +26,8 @@ impl DbState {
 pub struct ControlFile {
     pub system: SystemIdentifier,
     pub state: DbState,
+    /// Where the record of the last checkpoint begins.
+    pub checkpoint: Lsn,
     /// Of the last checkpoint.
     pub timeline: TimelineId,
     /// Of `minRecoveryPoint`, to which a standby has replayed at least; 0 when there is none, or where the layout is
@@ -51,12 +53,19 @@ impl ControlFile {
             6 => DbState::InProduction,
             _ => return None,
         };
+        let checkpoint = Lsn(u64::from_ne_bytes(bytes.get(32..40)?.try_into().ok()?));
         // checkPointCopy begins at 40: redo (8 bytes), ThisTimeLineID.
         let timeline = TimelineId(u32_at(48)?);
         // checkPointCopy ends at 128; unloggedLSN and minRecoveryPoint (8 bytes each) follow it.
         let known = KNOWN_LAYOUTS.contains(&u32_at(8)?);
         let min_recovery_timeline = TimelineId(if known { u32_at(144)? } else { 0 });
-        Some(ControlFile { system: SystemIdentifier(system), state, timeline, min_recovery_timeline })
+        Some(ControlFile {
+            system: SystemIdentifier(system),
+            state,
+            checkpoint,
+            timeline,
+            min_recovery_timeline,
+        })
     }
 }
 
@@ -78,7 +87,7 @@ impl PidFile {
 #[cfg(test)]
 mod tests {
     use super::{ControlFile, DbState, PidFile};
-    use crate::pg::{SystemIdentifier, TimelineId};
+    use crate::pg::{Lsn, SystemIdentifier, TimelineId};
 
     #[test]
     fn a_control_file_tells_state_and_timeline() {
@@ -86,11 +95,13 @@ mod tests {
         bytes[..8].copy_from_slice(&7_000_000_000_000_000_001u64.to_ne_bytes());
         bytes[16..20].copy_from_slice(&6u32.to_ne_bytes());
         bytes[8..12].copy_from_slice(&1700u32.to_ne_bytes());
+        bytes[32..40].copy_from_slice(&0x0300_0028u64.to_ne_bytes());
         bytes[48..52].copy_from_slice(&3u32.to_ne_bytes());
         bytes[144..148].copy_from_slice(&4u32.to_ne_bytes());
         let expected = ControlFile {
             system: SystemIdentifier(7_000_000_000_000_000_001),
             state: DbState::InProduction,
+            checkpoint: Lsn(0x0300_0028),
             timeline: TimelineId(3),
             min_recovery_timeline: TimelineId(4),
         };

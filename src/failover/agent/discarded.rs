@@ -473,7 +473,13 @@ mod tests {
         let check = |state, timelines: (u32, u32), names: &[&str], expected| {
             let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
             let (timeline, min_recovery_timeline) = (TimelineId(timelines.0), TimelineId(timelines.1));
-            let control = ControlFile { system: SystemIdentifier(7), state, timeline, min_recovery_timeline };
+            let control = ControlFile {
+                system: SystemIdentifier(7),
+                state,
+                checkpoint: Lsn(0),
+                timeline,
+                min_recovery_timeline,
+            };
             assert_eq!(own_timeline(&names, Some(control)), TimelineId(expected), "{control:?} {names:?}");
         };
         let (first, second) = ("000000010000000000000003", "000000020000000000000003");

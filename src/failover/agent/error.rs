@@ -2,8 +2,10 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::conninfo::InvalidConninfo;
+use super::control::DbState;
 use super::copy::CopyError;
 use super::program::ProgramError;
 use super::verify::VerifyError;
@@ -43,6 +45,11 @@ pub enum AgentError {
         #[source]
         source: ProgramError,
     },
+    /// It crashed, was not what it should be, or there is nothing to read.
+    #[error("the server in {data_dir} was not shut down in order: its control file says {state:?}")]
+    NotShutDown { data_dir: PathBuf, state: Option<DbState> },
+    #[error("the server in {data_dir} still runs {limit:?} after it was told to shut down")]
+    StillRunning { data_dir: PathBuf, limit: Duration },
     #[error("processes of the killed server in {data_dir} are still there: {pids:?}")]
     Lingering { data_dir: PathBuf, pids: Vec<i32> },
     #[error("{data_dir} is not empty")]

@@ -49,7 +49,7 @@ use nix::fcntl::Flock;
 
 use self::control::PidFile;
 use self::program::Program;
-use crate::pg::TimelineId;
+use crate::pg::{Lsn, TimelineId};
 use crate::topology::{Address, NodeName, Role};
 
 /// pg_ctl waits this long for a primary to accept connections; a longer recovery goes on without it.
@@ -66,6 +66,8 @@ const GRACE: Duration = Duration::from_secs(5);
 const LINGER_CHECKS: u32 = 40;
 /// A start that fails because of what a killed server left is tried this often.
 const START_ATTEMPTS: u32 = 20;
+/// Between two looks at whether a server that was told to shut down has done so.
+const SHUT_DOWN_POLL: Duration = Duration::from_millis(3);
 const RETRY_PAUSE: Duration = Duration::from_millis(250);
 /// Of the server's log, for the error of a failed start, in bytes.
 const LOG_EXCERPT: usize = 2000;
@@ -176,6 +178,36 @@ impl LocalServer {
             StopMode::Fast if self.status() == ServerStatus::Stopped => Ok(()),
             StopMode::Fast => Ok(stopped.map(drop)?),
         }
+    }
+
+    /// Stops a primary in order, if it runs; where the record of its last checkpoint begins. Behind that record there
+    /// is none: a checkpoint of a shutdown is written when nobody can write any more (`CreateCheckPoint` in xlog.c).
+    pub async fn shut_down(&self) -> Result<Lsn, AgentError> {
+        let _lock = self.lock()?;
+        if let ServerStatus::Running { pid } = self.status() {
+            process::shut_down(pid);
+            self.await_stopped().await?;
+        }
+        match self.control_file() {
+            Some(ControlFile { state: DbState::ShutDown, checkpoint, .. }) => Ok(checkpoint),
+            control => Err(AgentError::NotShutDown {
+                data_dir: self.data_dir.clone(),
+                state: control.map(|control| control.state),
+            }),
+        }
+    }
+
+    /// `pg_ctl` looks ten times a second; clients wait meanwhile.
+    async fn await_stopped(&self) -> Result<(), AgentError> {
+        let stopped = async {
+            while self.status() != ServerStatus::Stopped {
+                tokio::time::sleep(SHUT_DOWN_POLL).await;
+            }
+        };
+        let limit = FAST_STOP_LIMIT;
+        tokio::time::timeout(limit, stopped)
+            .await
+            .map_err(|_elapsed| AgentError::StillRunning { data_dir: self.data_dir.clone(), limit })
     }
 
     async fn start_locked(&self, role: Role) -> Result<(), AgentError> {

@@ -35,6 +35,12 @@ pub(super) fn all_in(data_dir: &Path) -> Vec<i32> {
     pids.filter(belongs).collect()
 }
 
+/// A fast shutdown (`pg_ctl stop -m fast` sends the same).
+pub(super) fn shut_down(postmaster: i32) {
+    // Already gone is as good.
+    let _ = kill(Pid::from_raw(postmaster), Signal::SIGINT);
+}
+
 pub(super) fn kill_all_in(data_dir: &Path) {
     for pid in all_in(data_dir) {
         // Already gone is as good.

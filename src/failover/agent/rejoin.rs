@@ -419,7 +419,7 @@ mod tests {
 
     use super::{ControlFile, Copied, DbState, LocalServer, Past, Plan, Rewind, is_other_branch, plan};
     use crate::failover::agent::{PgBinaries, PgVersion};
-    use crate::pg::{SystemIdentifier, TimelineId};
+    use crate::pg::{Lsn, SystemIdentifier, TimelineId};
     use crate::topology::Role;
 
     const LIMIT: Duration = Duration::from_secs(60);
@@ -472,6 +472,7 @@ mod tests {
             let control = ControlFile {
                 system: SystemIdentifier(7),
                 state,
+                checkpoint: Lsn(0),
                 timeline: TimelineId(timeline),
                 min_recovery_timeline: TimelineId(0),
             };

@@ -191,10 +191,12 @@ fn rules_that_go_round_in_a_circle_are_told_of() {
 #[test]
 fn what_an_operator_ordered_is_journaled() {
     let (mut core, now, wal) = steady();
-    core.command(&Command::Pause).expect("it is steady");
-    let effects = core.turn(now, &Arc::new(wal), &ProxyStatus::default());
+    let (wal, proxy) = (Arc::new(wal), ProxyStatus::default());
+    core.command(&Command::Pause, now, &wal, &proxy).expect("it is steady");
+    let effects = core.turn(now, &wal, &proxy);
     let Some(Effect::Journal(state)) = effects.first() else { panic!("{effects:?}") };
     assert_eq!(state.automatic, Automatic::Paused);
     assert!(!effects.iter().any(|effect| matches!(effect, Effect::Direct(_))), "nothing new in it");
-    assert!(core.command(&Command::Failover { to: Some(name("pg9")) }).is_err());
+    let unknown = Command::Failover { to: Some(name("pg9")) };
+    assert!(core.command(&unknown, now, &wal, &proxy).is_err());
 }

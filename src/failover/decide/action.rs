@@ -34,6 +34,10 @@ pub enum What {
     Start { role: StartAs },
     /// The agent stops a server that runs as a primary and is none.
     Stop,
+    /// The agent shuts the primary down in order, and says where its WAL ends.
+    ShutDown,
+    /// A transaction, behind everything that clients have written; durable on the node's own disk.
+    LastWord,
     /// The agent turns the server into a standby of `source`.
     Rejoin { source: NodeName },
     /// Where a standby is and on which timeline, after it has written it down.
@@ -106,9 +110,13 @@ pub enum Finding {
         timeline: TimelineId,
         replayed: Lsn,
     },
-    /// Of `Marker`: the primary's flush position after its commit.
+    /// Of `Marker` and `LastWord`: the primary's flush position after its commit.
     Committed {
         lsn: Lsn,
+    },
+    /// Of `ShutDown`: where the record of the checkpoint begins that ends the server's WAL.
+    ShutDown {
+        checkpoint: Lsn,
     },
 }
 
@@ -270,6 +278,8 @@ impl What {
             What::DropSlot => "drop_slot",
             What::Start { .. } => "start",
             What::Stop => "stop",
+            What::ShutDown => "shut_down",
+            What::LastWord => "last_word",
             What::Rejoin { .. } => "rejoin",
             What::Locate => "locate",
             What::Rebuild { .. } => "rebuild",
@@ -284,6 +294,19 @@ impl What {
 
     /// Done by the agent to the server's process and files.
     pub fn touches_server(&self) -> bool {
-        matches!(self, What::Start { .. } | What::Stop | What::Rejoin { .. } | What::Rebuild { .. })
+        match self {
+            What::Start { .. } | What::Stop | What::ShutDown | What::Rejoin { .. } | What::Rebuild { .. } => {
+                true
+            }
+            What::Prepare { .. }
+            | What::Promote { .. }
+            | What::Inspect { .. }
+            | What::Marker
+            | What::LastWord
+            | What::Checkpoint
+            | What::DropSlot
+            | What::Locate
+            | What::Advise { .. } => false,
+        }
     }
 }

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use super::{
-    Action, Agent, Election, EstablishStep, Fenced, Finding, Fired, NodeView, Now, Phase, Policy, Primary,
-    Process, Promoted, RuleId, StartAs, State, Step, View, What, Why, establish, marker, marker_is_durable,
-    steady,
+    Action, Agent, Election, EstablishStep, Fenced, Finding, Fired, NodeView, Now, Phase, Planned, Policy,
+    Primary, Process, Promoted, RuleId, StartAs, State, Step, View, What, Why, establish, marker,
+    marker_is_durable, steady,
 };
 use crate::pg::{Lsn, TimelineId};
 use crate::topology::{Durability, Election as Record, Follower, NodeName, Outcome, Role};
@@ -28,6 +28,7 @@ impl Case<'_> {
             return self.fence_again(format!("the relay has promised term {}", self.view.wal.promised));
         }
         match &self.election.step {
+            Step::Checkpoint | Step::Drain | Step::ShutDown | Step::Settle => self.advance_in_peace(),
             Step::Fence => self.fenced(),
             Step::Elect => self.elect(),
             Step::CatchUp { candidate } => self.catch_up(candidate),
@@ -57,6 +58,9 @@ impl Case<'_> {
     /// E3; E2 when there is nobody new and the old primary is back; without either, E3 for who has failed before.
     fn elect(&self) -> Option<Fired> {
         let fenced = self.election.fenced?;
+        if self.planned().is_some() && !self.has_waited(self.policy.restore_timeout) {
+            return self.elect_successor(fenced);
+        }
         let waited = self.has_waited(self.policy.candidate_wait);
         let bearable = self.known_loss(fenced) <= self.policy.max_lost_bytes;
         if let Some(candidate) = self.candidate(waited).filter(|_| bearable) {
@@ -67,6 +71,35 @@ impl Case<'_> {
         }
         let failed = self.election.excluded.iter().find(|name| self.is_eligible(name));
         self.restore(fenced).or_else(|| self.try_candidate(failed.filter(|_| bearable)?))
+    }
+
+    /// E3, W5 or E2: in a planned switchover nobody but the one that was prepared takes over, unless the old primary
+    /// does not come back either. Once that is wanted back it writes WAL of its own, so there is no way back.
+    fn elect_successor(&self, fenced: Fenced) -> Option<Fired> {
+        let Some(successor) = self.planned()?.successor.as_ref() else { return self.restore(fenced) };
+        let node = self.view.node(successor);
+        let bearable = self.known_loss(fenced) <= self.policy.max_lost_bytes;
+        if bearable && node.is_some_and(|n| self.is_fresh(n)) {
+            return self.try_candidate(successor);
+        }
+        let lost = self.has_failed(successor) || node.is_none_or(|n| n.process == Process::Absent);
+        let waited = self.has_waited(self.policy.candidate_wait);
+        (lost || waited).then(|| format!("{successor} cannot take over")).and_then(|why| self.take_back(&why))
+    }
+
+    fn planned(&self) -> Option<&Planned> {
+        self.election.planned.as_ref()
+    }
+
+    /// A planned switchover has failed, and its old primary is wanted back.
+    fn is_given_up(&self) -> bool {
+        self.planned().is_some_and(|planned| planned.successor.is_none())
+    }
+
+    /// W5.
+    fn take_back(&self, why: &str) -> Option<Fired> {
+        let election = self.election.clone().given_up(why);
+        Fired::new(RuleId::W5, at(self.state, election, Step::Elect, self.now))
     }
 
     fn try_candidate(&self, candidate: &NodeName) -> Option<Fired> {
@@ -104,7 +137,7 @@ impl Case<'_> {
     /// The node as the relay sees it, when it may be promoted: a live standby of this cluster that streams from the
     /// relay on the relay's timeline. One on another timeline either has not followed yet or never can; one that is
     /// refused, because what it needs next is kept no more, has nothing to catch up with.
-    fn follower(&self, node: &NodeView<'_>) -> Option<&Follower> {
+    pub(super) fn follower(&self, node: &NodeView<'_>) -> Option<&Follower> {
         let system = self.state.primary.as_ref().map(|p| p.system);
         let fits = !node.node.no_failover
             && node.is_up_as(Role::Standby)
@@ -130,7 +163,10 @@ impl Case<'_> {
             started_at: Some(facts.started_at.clone()),
             ..primary.clone()
         });
-        let why = "no standby could be promoted; the old primary is back".to_owned();
+        let why = match self.planned() {
+            Some(_) => format!("given up before anybody was promoted; {} is primary again", primary.node),
+            None => "no standby could be promoted; the old primary is back".to_owned(),
+        };
         Some(Fired {
             rule: RuleId::E2,
             next: establish::establishing(next, Why::Restore, EstablishStep::Prepare, self.now),
@@ -327,7 +363,9 @@ impl Case<'_> {
     /// Why the election needs a person.
     pub(super) fn obstacle(&self) -> Option<String> {
         match &self.election.step {
+            Step::Checkpoint | Step::Drain | Step::ShutDown | Step::Settle => None,
             Step::Fence => self.not_confirmed(),
+            Step::Elect if self.planned().is_some() && !self.has_waited(self.policy.restore_timeout) => None,
             Step::Elect => self.nobody().or_else(|| self.all_have_failed()),
             Step::CatchUp { .. } => self.all_have_failed(),
             Step::Prepare { candidate } => {
@@ -401,9 +439,10 @@ impl Case<'_> {
 
     pub(super) fn wanted(&self) -> Vec<Action> {
         match &self.election.step {
+            Step::Checkpoint | Step::Drain | Step::ShutDown | Step::Settle => self.wanted_in_peace(),
             Step::Fence | Step::Verify { .. } | Step::Follow => Vec::new(),
             Step::Elect => {
-                let waited = self.has_waited(self.policy.candidate_wait);
+                let waited = self.is_given_up() || self.has_waited(self.policy.candidate_wait);
                 self.old_primary_start().filter(|_| waited).into_iter().collect()
             }
             Step::CatchUp { candidate } => {
@@ -451,7 +490,7 @@ impl Case<'_> {
     }
 
     /// In this step.
-    fn has_waited(&self, limit: Duration) -> bool {
+    pub(super) fn has_waited(&self, limit: Duration) -> bool {
         let waited = self.now.unix_ms.saturating_sub(self.election.since_ms);
         u128::from(waited) >= limit.as_millis()
     }
@@ -461,7 +500,7 @@ impl Case<'_> {
     }
 }
 
-fn at(state: &State, election: Election, step: Step, now: Now) -> State {
+pub(super) fn at(state: &State, election: Election, step: Step, now: Now) -> State {
     State { phase: Phase::Election(Box::new(election.entered(step, now.unix_ms))), ..state.clone() }
 }
 

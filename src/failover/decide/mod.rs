@@ -14,6 +14,7 @@
 //! | bootstrapping | B1 | `establish` |
 //! | establishing: confirm, prepare, follow, marker | A1 A2 P1 P2 P3, F1..F5 | `establish` |
 //! | steady | F1..F6, S1 S2 S3 S4 S5 | `steady` |
+//! | switchover, in the old term: checkpoint, drain, shut_down or settle | W1..W5 | `switchover` |
 //! | election: fence, elect, catch_up, prepare, promote, verify, follow, marker | E1..E12 | `election` |
 //!
 //! The table itself, with every condition in words, is [`RULES`].
@@ -28,14 +29,17 @@ mod establish;
 mod rules;
 mod state;
 mod steady;
+mod switchover;
 #[cfg(test)]
 mod tests;
 
 pub use action::{Action, Finding, Ledger, Patient, StartAs, SyncNames, What};
 pub use rules::{RULES, Rule, RuleId};
 pub use state::{
-    Automatic, Election, EstablishStep, Fenced, Fork, Phase, Primary, Promoted, State, Step, Why,
+    Automatic, Election, EstablishStep, Fenced, Fork, Phase, Planned, Primary, Promoted, Rest, State, Step,
+    Stragglers, Why,
 };
+pub use switchover::successor;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -43,7 +47,7 @@ use std::time::{Duration, Instant};
 use self::election::Case;
 use super::health::{Cause, Facts, PrimaryVerdict};
 use crate::topology::{
-    Candidate, Durability, Health, Node, NodeHealth, NodeName, NodeState, Role, Term, WalStatus,
+    Candidate, Drained, Durability, Health, Node, NodeHealth, NodeName, NodeState, Role, Term, WalStatus,
     relay_application_name,
 };
 
@@ -77,6 +81,14 @@ pub struct Policy {
     pub lost_slot_wait: Duration,
     /// Failed runs of one step after which another candidate is tried.
     pub attempts: u32,
+    /// Switchover: how long open transactions may take to end, while new ones wait.
+    pub drain: Duration,
+    /// Switchover: how long the checkpoint may take that makes the shutdown short. Clients go on meanwhile.
+    pub checkpoint_timeout: Duration,
+    /// Switchover: how long the shutdown may take, or the successor to have what the primary has written.
+    pub hand_over_timeout: Duration,
+    /// Switchover: how long the old primary may take to come back after it was given up.
+    pub restore_timeout: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,6 +116,8 @@ pub struct View<'a> {
     pub confirmed: Term,
     /// `ProxyStatus::cleared`.
     pub cleared: Option<Candidate>,
+    /// `ProxyStatus::drained`.
+    pub drained: Option<Drained>,
     pub ledger: &'a Ledger,
     /// An operator's wish not yet taken up.
     pub request: Option<Request>,
@@ -112,6 +126,7 @@ pub struct View<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
     Failover { to: Option<NodeName> },
+    Switchover { to: Option<NodeName>, stragglers: Stragglers },
 }
 
 #[derive(Debug)]
@@ -249,6 +264,10 @@ impl Policy {
             lost_after: Duration::from_secs(10),
             lost_slot_wait: Duration::from_secs(30),
             attempts: 3,
+            drain: Duration::from_secs(5),
+            checkpoint_timeout: Duration::from_secs(300),
+            hand_over_timeout: Duration::from_secs(15),
+            restore_timeout: Duration::from_secs(30),
         }
     }
 

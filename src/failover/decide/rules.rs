@@ -32,6 +32,11 @@ pub enum RuleId {
     S3,
     S4,
     S5,
+    W1,
+    W2,
+    W3,
+    W4,
+    W5,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -140,6 +145,27 @@ pub const RULES: &[Rule] = &[
         "starved",
         "a standby does not stream, its slot has been lost for a while, and the relay keeps nothing as old as what it needs next (no archive either): it is rebuilt",
     ),
+    rule(RuleId::W1, "switchover asked", "an operator asked for a switchover, and a standby is fit for it"),
+    rule(
+        RuleId::W2,
+        "checkpointed",
+        "the primary has written a checkpoint: new transactions are held from here on",
+    ),
+    rule(
+        RuleId::W3,
+        "drained",
+        "no transaction is open at the primary and its successor (or the drain limit has passed, and the operator wants what is left cut)",
+    ),
+    rule(
+        RuleId::W4,
+        "handed over",
+        "the primary is shut down in order, and relay and successor hold the record of its last checkpoint (without an agent: what it had written when it was drained)",
+    ),
+    rule(
+        RuleId::W5,
+        "given up",
+        "the primary restarts or is lost, the successor is unfit, or a step takes too long: the old primary goes on, started again if it must",
+    ),
 ];
 
 const fn rule(id: RuleId, name: &'static str, condition: &'static str) -> Rule {
@@ -178,6 +204,11 @@ impl RuleId {
             RuleId::S3 => "S3",
             RuleId::S4 => "S4",
             RuleId::S5 => "S5",
+            RuleId::W1 => "W1",
+            RuleId::W2 => "W2",
+            RuleId::W3 => "W3",
+            RuleId::W4 => "W4",
+            RuleId::W5 => "W5",
         }
     }
 

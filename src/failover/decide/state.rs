@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::pg::{Lsn, SystemIdentifier, TimelineId};
 use crate::topology::{
-    Candidate, Directive, Durability, Election as Record, NodeName, Phase as Timing, Term, Writes,
+    Candidate, Directive, Drain, Durability, Election as Record, NodeName, Phase as Timing, Term, Writes,
 };
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -20,6 +20,9 @@ pub struct State {
     /// Standbys with WAL that is not in the primary's history, until they follow: they have to be made anew.
     #[serde(default)]
     pub stranded: Vec<NodeName>,
+    /// Counts the drains; see [`Drain::round`].
+    #[serde(default)]
+    pub drains: u64,
     pub phase: Phase,
 }
 
@@ -139,6 +142,38 @@ pub struct Election {
     /// When this process took it up, Unix milliseconds; 0: it began it. It has seen nothing from before.
     #[serde(default)]
     pub resumed_ms: u64,
+    /// Of a planned switchover.
+    #[serde(default)]
+    pub planned: Option<Planned>,
+}
+
+/// A planned switchover: until its candidate is asked to promote, the old primary can have the cluster back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Planned {
+    /// `None`: given up.
+    pub successor: Option<NodeName>,
+    pub stragglers: Stragglers,
+    pub rest: Rest,
+}
+
+/// What becomes of transactions that are still open at the drain limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stragglers {
+    /// They go on, and the switchover is given up.
+    Spared,
+    /// They are cut off (57P01 or 40001).
+    Cut,
+}
+
+/// How the old primary comes to rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rest {
+    /// Its agent shuts it down: its WAL has an end.
+    ShutDown,
+    /// Nobody can: no client writes to it any more, and it is left as it is.
+    LeftRunning,
 }
 
 /// The relay's word that not a byte of an older term comes after this.
@@ -156,6 +191,14 @@ pub struct Fenced {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Step {
+    /// Planned: while clients go on, so that the shutdown has little left to write.
+    Checkpoint,
+    /// Planned: no new transaction begins at the primary and its successor; those that run may end.
+    Drain,
+    /// Planned: the agent shuts the primary down.
+    ShutDown,
+    /// Planned, without an agent: until relay and successor have what the primary has written.
+    Settle,
     /// Until the relay has promised and the proxy has confirmed the term.
     Fence,
     /// Fenced; looking for a candidate.
@@ -192,6 +235,10 @@ impl Step {
     /// As in [`Timing::name`] and in the metric's label.
     pub fn name(&self) -> &'static str {
         match self {
+            Step::Checkpoint => "checkpoint",
+            Step::Drain => "drain",
+            Step::ShutDown => "shut_down",
+            Step::Settle => "settle",
             Step::Fence => "fence",
             Step::Elect => "elect",
             Step::CatchUp { .. } => "catch_up",
@@ -210,12 +257,30 @@ impl Step {
             | Step::Prepare { candidate }
             | Step::Promote { candidate }
             | Step::Verify { candidate, .. } => Some(candidate),
-            Step::Fence | Step::Elect | Step::Follow | Step::Marker => None,
+            Step::Checkpoint
+            | Step::Drain
+            | Step::ShutDown
+            | Step::Settle
+            | Step::Fence
+            | Step::Elect
+            | Step::Follow
+            | Step::Marker => None,
         }
+    }
+
+    /// Of a planned switchover whose primary still has its term.
+    pub fn is_before_the_term(&self) -> bool {
+        matches!(self, Step::Checkpoint | Step::Drain | Step::ShutDown | Step::Settle)
     }
 }
 
 impl Election {
+    /// A planned switchover whose process has gone, before its primary was told anything that cannot be taken back.
+    fn is_abandoned(&self) -> bool {
+        let given_up = self.planned.as_ref().is_some_and(|planned| planned.successor.is_none());
+        given_up && self.step.is_before_the_term()
+    }
+
     /// Beyond this, rounds are told as sums.
     const MAX_PHASES: usize = 64;
 
@@ -224,6 +289,16 @@ impl Election {
     pub fn entered(mut self, step: Step, now_ms: u64) -> Election {
         self.note_time(now_ms);
         self.step = step;
+        self
+    }
+
+    /// A planned switchover whose old primary is wanted back.
+    #[must_use]
+    pub fn given_up(mut self, why: &str) -> Election {
+        self.record.evidence.push(format!("given up: {why}"));
+        if let Some(planned) = &mut self.planned {
+            planned.successor = None;
+        }
         self
     }
 
@@ -248,6 +323,7 @@ impl State {
             automatic: Automatic::On,
             deposed: Vec::new(),
             stranded: Vec::new(),
+            drains: 0,
             phase: Phase::Bootstrapping { since_ms: now_ms },
         }
     }
@@ -268,6 +344,10 @@ impl State {
             Phase::Election(mut election) => {
                 election.since_ms = now_ms;
                 election.resumed_ms = now_ms;
+                // A server that was told to shut down is, or is to be told again; anything before that is given up.
+                if matches!(election.step, Step::Checkpoint | Step::Drain | Step::Settle) {
+                    election.planned.iter_mut().for_each(|planned| planned.successor = None);
+                }
                 Phase::Election(election)
             }
         };
@@ -293,13 +373,29 @@ impl State {
     fn candidate(&self) -> Option<Candidate> {
         let Phase::Election(election) = &self.phase else { return None };
         let node = match &election.step {
-            Step::Fence | Step::Elect | Step::CatchUp { .. } => return None,
+            Step::Checkpoint
+            | Step::Drain
+            | Step::ShutDown
+            | Step::Settle
+            | Step::Fence
+            | Step::Elect
+            | Step::CatchUp { .. } => return None,
             Step::Prepare { candidate } | Step::Promote { candidate } | Step::Verify { candidate, .. } => {
                 candidate
             }
             Step::Follow | Step::Marker => &self.primary.as_ref()?.node,
         };
         Some(Candidate { node: node.clone(), round: election.round })
+    }
+
+    /// Which nodes have to come to rest, from the drain on until another candidate might be tried.
+    fn drain(&self) -> Option<Drain> {
+        let Phase::Election(election) = &self.phase else { return None };
+        if !matches!(election.step, Step::Drain | Step::ShutDown | Step::Settle) {
+            return None;
+        }
+        let successor = election.planned.as_ref()?.successor.clone()?;
+        Some(Drain { round: self.drains, successor })
     }
 
     /// What proxy and relay are told while the state is this.
@@ -313,7 +409,14 @@ impl State {
             }
             Phase::Establishing { .. } => (primary, held("the primary is being made ready"), Follow::Primary),
             Phase::Steady => (primary, Writes::Open, Follow::Primary),
+            Phase::Election(election) if election.is_abandoned() => {
+                (None, held("the primary is being verified"), Follow::Nobody)
+            }
             Phase::Election(election) => match election.step {
+                Step::Checkpoint => (primary, Writes::Open, Follow::Primary),
+                Step::Drain | Step::ShutDown | Step::Settle => {
+                    (primary, held("switchover: the primary hands over"), Follow::Primary)
+                }
                 Step::Follow | Step::Marker => {
                     (primary, held("failover: the relay follows"), Follow::Primary)
                 }
@@ -324,10 +427,10 @@ impl State {
             Follow::Primary => primary.clone(),
             Follow::Nobody => None,
         };
-        let candidate = self.candidate();
+        let (candidate, drain) = (self.candidate(), self.drain());
         let timeline = self.primary.as_ref().filter(|_| upstream.is_some()).map(|primary| primary.timeline);
         let (term, durability) = (self.term, self.durability);
-        Directive { term, primary, candidate, writes, upstream, timeline, durability }
+        Directive { term, primary, candidate, drain, writes, upstream, timeline, durability }
     }
 }
 

@@ -2,20 +2,28 @@
 
 use super::{
     Action, Agent, Automatic, Election, EstablishStep, Finding, Fired, Ledger, Mode, NodeView, Now, Patient,
-    Phase, Policy, Primary, Process, Request, RuleId, StartAs, State, Step, View, What, Why, election,
-    establish, rule_of,
+    Phase, Policy, Primary, Process, Request, RuleId, StartAs, State, Step, View, What, Why, establish,
+    rule_of, switchover,
 };
 use crate::failover::health::{Facts, PrimaryVerdict, SlotState};
 use crate::pg::{Lsn, TimelineId};
-use crate::topology::{Durability, Election as Record, Follower, LeftBehind, NodeName, Outcome, Role};
+use crate::topology::{Durability, Election as Record, Follower, LeftBehind, NodeName, Outcome, Role, Term};
 
 pub(super) fn watch(view: &View<'_>, state: &State, policy: &Policy, now: Now) -> Option<Fired> {
     if let Some(fired) = primary_dead(view, state, policy, now) {
         return Some(fired);
     }
-    if let Some(Request::Failover { to }) = &view.request {
-        let evidence = vec!["an operator asked for it".to_owned()];
-        return fence(view, state, RuleId::F6, evidence, to.clone(), now);
+    match &view.request {
+        Some(Request::Failover { to }) => {
+            let evidence = vec!["an operator asked for it".to_owned()];
+            return fence(view, state, RuleId::F6, evidence, to.clone(), now);
+        }
+        Some(Request::Switchover { to, stragglers }) => {
+            if let Some(fired) = switchover::begin(view, state, to.as_ref(), *stragglers, now) {
+                return Some(fired);
+            }
+        }
+        None => {}
     }
     restarted(view, state, now)
         .or_else(|| follows_again(view, state))
@@ -47,8 +55,20 @@ pub(super) fn fence(
     if let Some(from) = &from {
         next.depose(from);
     }
-    let record = Record {
-        term: next.term,
+    let record = record(next.term, rule, evidence, from, now);
+    next.phase = Phase::Election(Box::new(election(record, Step::Fence, preferred, now)));
+    Fired::new(rule, next)
+}
+
+pub(super) fn record(
+    term: Term,
+    rule: RuleId,
+    evidence: Vec<String>,
+    from: Option<NodeName>,
+    now: Now,
+) -> Record {
+    Record {
+        term,
         started_at_ms: now.unix_ms,
         rule: rule.as_str().to_owned(),
         evidence,
@@ -62,10 +82,14 @@ pub(super) fn fence(
         saved: Vec::new(),
         phases: Vec::new(),
         outcome: Outcome::Running,
-    };
-    next.phase = Phase::Election(Box::new(Election {
+    }
+}
+
+/// One that begins with `step`.
+pub(super) fn election(record: Record, step: Step, preferred: Option<NodeName>, now: Now) -> Election {
+    Election {
         record,
-        step: Step::Fence,
+        step,
         since_ms: now.unix_ms,
         fenced: None,
         round: 0,
@@ -73,8 +97,8 @@ pub(super) fn fence(
         not_cleared: Vec::new(),
         preferred,
         resumed_ms: 0,
-    }));
-    Fired::new(rule, next)
+        planned: None,
+    }
 }
 
 /// S1, S2. A crashed primary's recovery makes commits visible that the relay may not hold yet: with quorum
@@ -266,7 +290,7 @@ pub(super) fn fence_again(
     why: String,
     now: Now,
 ) -> Option<Fired> {
-    let record = election::concluded(failed, Outcome::Failed { why: why.clone() }, now);
+    let record = super::election::concluded(failed, Outcome::Failed { why: why.clone() }, now);
     let mut fired = fence(view, state, RuleId::E11, vec![why], failed.preferred.clone(), now)?;
     fired.concluded = Some(record);
     Some(fired)

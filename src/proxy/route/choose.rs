@@ -187,8 +187,11 @@ impl View {
         policy: Policy,
     ) -> View {
         let standby = |node: &NodeHealth| Standby { name: node.name.clone(), state: position(node, wal) };
-        let taken =
-            [directive.primary.as_ref(), directive.candidate.as_ref().map(|candidate| &candidate.node)];
+        let taken = [
+            directive.primary.as_ref(),
+            directive.candidate.as_ref().map(|candidate| &candidate.node),
+            directive.drain.as_ref().map(|drain| &drain.successor),
+        ];
         let not_primary = |node: &&NodeHealth| !taken.contains(&Some(&node.name));
         View {
             primary: directive.writable().cloned().ok_or(match directive.primary {

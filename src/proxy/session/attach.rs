@@ -22,6 +22,7 @@ use crate::proxy::route::{
     Access, Choice, OwnWrite, Request, Route, Transaction, TransactionEffect, Verdict, WriteReason,
 };
 use crate::proxy::timeouts::Doing;
+use crate::proxy::worker::Order;
 use crate::topology::{Directive, NodeName, Role, Term};
 
 /// Between two attempts to reach a primary that does not answer.
@@ -65,13 +66,13 @@ enum Attempt {
     Failed(Obstacle),
 }
 
-/// Where a demand is to be served, and in which term that was decided.
+/// Where a demand is to be served, and under which order that was decided.
 #[derive(Debug)]
 struct Chosen {
     node: NodeName,
     role: Role,
     reason: &'static str,
-    term: Term,
+    order: Order,
 }
 
 /// Whether a standby will do.
@@ -154,7 +155,7 @@ impl Session<'_> {
     /// What can be done without waiting: the usual way to a server.
     fn try_attach(&mut self, demand: &Demand, now: Instant, standbys: Standbys) -> Attempt {
         let chosen = match self.choose(demand, now, standbys) {
-            (Choice::Node { node, role, reason }, term) => Chosen { node, role, reason, term },
+            (Choice::Node { node, role, reason }, order) => Chosen { node, role, reason, order },
             (Choice::Wait { reason }, _) => return Attempt::Failed(Obstacle::Hold(reason)),
             (Choice::Unavailable { reason }, _) => {
                 return Attempt::Failed(Obstacle::Refused(unavailable(reason)));
@@ -173,8 +174,8 @@ impl Session<'_> {
         }
     }
 
-    /// A node for `demand`, and the term in which it was chosen.
-    fn choose(&mut self, demand: &Demand, now: Instant, standbys: Standbys) -> (Choice, Term) {
+    /// A node for `demand`, and the order under which it was chosen.
+    fn choose(&mut self, demand: &Demand, now: Instant, standbys: Standbys) -> (Choice, Order) {
         self.learn_position();
         let knobs = &self.core.knobs;
         let verdict = &*demand.verdict;
@@ -195,14 +196,14 @@ impl Session<'_> {
         };
         let rotation = self.worker.rotation();
         let shared = self.shared;
-        let (choice, term) = self.worker.with_view(now, |view, term| {
-            (view.choose(&request, now, rotation, |node| shared.outstanding(node)), term)
+        let (choice, order) = self.worker.with_view(now, |view, order| {
+            (view.choose(&request, now, rotation, |node| shared.outstanding(node)), order)
         });
         match (choice, demand.forced) {
             (Choice::Node { node, role, reason: "asked" }, Some(forced)) if hinted == Route::Auto => {
-                (Choice::Node { node, role, reason: forced }, term)
+                (Choice::Node { node, role, reason: forced }, order)
             }
-            (choice, _) => (choice, term),
+            (choice, _) => (choice, order),
         }
     }
 
@@ -222,7 +223,7 @@ impl Session<'_> {
     async fn complete(&mut self, chosen: Chosen, place: Result<Lease, Waiting>, now: Instant) -> Attempt {
         let arrived = match place {
             Ok(lease) => Ok(Some(lease)),
-            Err(waiting) => self.queue(waiting, chosen.role, chosen.term, now).await,
+            Err(waiting) => self.queue(waiting, chosen.role, chosen.order.term, now).await,
         };
         let mut lease = match arrived {
             Ok(Some(lease)) => lease,
@@ -236,7 +237,7 @@ impl Session<'_> {
                 Err(error) => Attempt::Failed(obstacle(&error, chosen.role)),
             },
             // A host that is gone does not even refuse: its successor is not to be waited for as long.
-            () = superseded(self.shared, chosen.role, chosen.term) => Attempt::Changed,
+            () = superseded(self.shared, chosen.role, chosen.order.term) => Attempt::Changed,
         }
     }
 
@@ -307,16 +308,20 @@ impl Session<'_> {
     }
 
     fn take(&mut self, mut lease: Lease, chosen: &Chosen, now: Instant) -> Attempt {
-        let Chosen { node, role, reason, term } = chosen;
-        let (role, term) = (*role, *term);
+        let Chosen { node, role, reason, order } = chosen;
+        let (role, term) = (*role, order.term);
         let Some(server) = lease.connection() else { return Attempt::Changed };
         let primary_of = (role == Role::Primary).then_some(term);
+        // Not idle from the first moment: a drain looks at both.
+        self.tell(Doing::Waiting);
         self.slot.serve(Serving { backend: server.backend.clone(), node: node.clone(), primary_of });
-        let outdated = match role {
-            Role::Primary => self.shared.term.load(Ordering::SeqCst) > term.0,
-            // It is about to be promoted.
-            Role::Standby => self.shared.is_barred(node),
-        };
+        let drains = self.shared.drain.load(Ordering::SeqCst) > order.drain;
+        let outdated = drains
+            || match role {
+                Role::Primary => self.shared.term.load(Ordering::SeqCst) > term.0,
+                // It is about to be promoted.
+                Role::Standby => self.shared.is_barred(node),
+            };
         if outdated {
             // The order has changed since the choice: nothing was sent yet.
             if self.slot.vacate() == Hands::Clean {

@@ -87,6 +87,7 @@ impl Proxy {
         ProxyStatus {
             confirmed: self.confirmed,
             cleared,
+            drained: None,
             held: 0,
             evidence: evidence.collect(),
             ..ProxyStatus::default()

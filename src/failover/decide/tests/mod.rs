@@ -1,5 +1,6 @@
 //! The rules at work: courses of events in a small world, and verdicts as a table of cases.
 
+mod switchover;
 mod world;
 
 use self::world::SYSTEM;

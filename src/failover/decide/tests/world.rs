@@ -6,17 +6,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::failover::Tuning;
 use crate::failover::command::Command;
 use crate::failover::core::{Core, Effect, MAX_CHAIN};
 use crate::failover::decide::{
-    Action, Agent, Finding, Mode, Now, Phase, Policy, Promoted, RuleId, State, What,
+    Action, Agent, Finding, Mode, Now, Phase, Policy, Promoted, Rest, RuleId, State, What,
 };
 use crate::failover::health::{Detect, Facts, ProbeResult, SlotState, Watch};
+use crate::failover::{CommandError, Tuning};
 use crate::pg::{Lsn, SystemIdentifier, TimelineId};
 use crate::topology::{
-    Alarm, AlarmKind, Candidate, Directive, Durability, Election, Follower, FollowerState, Lag, Node,
-    NodeName, ProxyStatus, Refusal, Role, StreamEnd, Term, Upstream, WalStatus, Writes,
+    Alarm, AlarmKind, Candidate, Directive, Drained, Durability, Election, Follower, FollowerState, Lag,
+    Node, NodeName, ProxyStatus, Refusal, Role, StreamEnd, Term, Upstream, WalStatus, Writes,
 };
 
 pub(super) const SYSTEM: SystemIdentifier = SystemIdentifier(7);
@@ -45,6 +45,8 @@ pub(super) struct Server {
     names: String,
     slot: SlotState,
     starts: u32,
+    /// Where the checkpoint of its shutdown is, if it is shut down in order.
+    shut_down: Option<Lsn>,
 }
 
 #[derive(Debug)]
@@ -67,6 +69,8 @@ pub(super) struct World {
     pub(super) unheard: Vec<&'static str>,
     /// The proxy confirms nothing.
     pub(super) deaf: bool,
+    /// Transactions that do not end.
+    pub(super) open_transactions: usize,
     /// The proxy does nothing, and what it said last stands.
     pub(super) stuck: bool,
     core: Core,
@@ -115,6 +119,7 @@ impl World {
             names: String::new(),
             slot: SlotState::Absent,
             starts: 1,
+            shut_down: None,
         };
         let servers: Vec<Server> = nodes.iter().map(server).collect();
         let state = State::bootstrapping(durability, 1_000_000);
@@ -133,6 +138,7 @@ impl World {
             copies: 0,
             unheard: Vec::new(),
             deaf: false,
+            open_transactions: 0,
             stuck: false,
             directive: state.directive(),
             state,
@@ -185,6 +191,7 @@ impl World {
         let server = self.server(name);
         if server.life == Life::Dead {
             server.starts += 1;
+            server.shut_down = None;
         }
         server.life = Life::Runs;
     }
@@ -214,12 +221,26 @@ impl World {
     }
 
     pub(super) fn order_failover(&mut self, to: Option<NodeName>) {
-        self.core.command(&Command::Failover { to }).expect("it is steady");
+        self.order(&Command::Failover { to }).expect("it is steady");
+    }
+
+    pub(super) fn order(&mut self, command: &Command) -> Result<String, CommandError> {
+        self.core.command(command, self.now, &Arc::new(self.wal.clone()), &self.proxy)
+    }
+
+    pub(super) fn set_mode(&mut self, mode: Mode) {
+        self.policy.mode = mode;
+        self.tune();
     }
 
     pub(super) fn allow_loss(&mut self, max_lost_bytes: u64) {
         self.policy.max_lost_bytes = max_lost_bytes;
-        self.core.tune(Tuning { mode: self.policy.mode, max_lost_bytes, detect: Detect::default() });
+        self.tune();
+    }
+
+    fn tune(&mut self) {
+        let Policy { mode, max_lost_bytes, drain, .. } = self.policy;
+        self.core.tune(Tuning { mode, max_lost_bytes, drain, detect: Detect::default() });
     }
 
     pub(super) fn run(&mut self, steps: usize) {
@@ -301,6 +322,9 @@ impl World {
         }
         if !self.stuck {
             let clings = |candidate: &Candidate| self.clinging.contains(&candidate.node.as_str());
+            let (busy, pinned) = (self.open_transactions, [("temp_table", 2)].into());
+            self.proxy.drained =
+                directive.drain.as_ref().map(|drain| Drained { round: drain.round, busy, pinned });
             self.proxy.cleared = directive.candidate.clone().filter(|candidate| !clings(candidate));
         }
         if directive.upstream.is_none() {
@@ -440,6 +464,7 @@ impl World {
             What::Start { .. } if server.life == Life::Dead => {
                 server.life = Life::Runs;
                 server.starts += 1;
+                server.shut_down = None;
             }
             What::Start { .. } | What::Advise { .. } => {}
             What::Rebuild { .. } => {
@@ -463,7 +488,27 @@ impl World {
                 server.checkpoint = source.timeline;
                 server.flush = relay_durable.min(source.flush);
             }
+            What::ShutDown => {
+                if server.life != Life::Runs {
+                    return server.shut_down.map(|checkpoint| Finding::ShutDown { checkpoint });
+                }
+                let checkpoint = server.flush;
+                server.shut_down = Some(checkpoint);
+                server.flush = checkpoint.advanced(0x80);
+                server.life = Life::Dead;
+                // Its walsender leaves when the relay has everything.
+                if streams && !self.blind && !self.unheard.contains(&action.node.as_str()) {
+                    let end = server.flush;
+                    self.wal.durable = end;
+                    (self.wal.received, self.wal.verified, self.wal.upstream_end) = (end, end, end);
+                }
+                return Some(Finding::ShutDown { checkpoint });
+            }
             _ if !answers => return None,
+            What::LastWord => {
+                server.flush = server.flush.advanced(0x40);
+                return Some(Finding::Committed { lsn: server.flush });
+            }
             What::Prepare { .. } if self.unpreparable.contains(&action.node.as_str()) => return None,
             What::Prepare { names } => {
                 server.names = names.setting();
@@ -474,7 +519,11 @@ impl World {
             }
             What::DropSlot => server.slot = SlotState::Absent,
             What::Checkpoint => server.checkpoint = server.timeline,
-            What::Promote { .. } | What::Inspect { .. } => return Some(promote(server, action, &journaled)),
+            What::Promote { .. } | What::Inspect { .. } => {
+                let finding = promote(server, action, &journaled);
+                self.nothing_is_lost(action);
+                return Some(finding);
+            }
             What::Marker => {
                 if server.role != Role::Primary || (durability == Durability::Quorum && !streams) {
                     return None;
@@ -484,6 +533,22 @@ impl World {
             }
         }
         Some(Finding::Done)
+    }
+}
+
+impl World {
+    /// A server that was shut down in order for its successor's sake has written nothing that this one lacks.
+    fn nothing_is_lost(&self, action: &Action) {
+        let Phase::Election(election) = &self.state.phase else { return };
+        let Some(planned) = election.planned.as_ref().filter(|p| p.rest == Rest::ShutDown) else { return };
+        if planned.successor.as_ref() != Some(&action.node) || !matches!(action.what, What::Promote { .. }) {
+            return;
+        }
+        let find =
+            |name: &NodeName| self.servers.iter().find(|s| s.node.name == *name).expect("a node of ours");
+        let old = find(election.record.from.as_ref().expect("whom it was taken from"));
+        let (_, fork) = *find(&action.node).forks.last().expect("it was promoted");
+        assert_eq!(fork, old.flush, "promoted without all that the old primary has written");
     }
 }
 

@@ -59,6 +59,7 @@ fn world() -> World {
             term: Term(1),
             primary: Some(name("pg1")),
             candidate: None,
+            drain: None,
             writes: Writes::Open,
             upstream: Some(name("pg1")),
             timeline: None,

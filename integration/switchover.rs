@@ -1,0 +1,159 @@
+//! Planned switchovers under load: not one error, not one row lost or doubled, and the old primary back as a standby.
+
+use std::process::{Output, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::harness::ledger::{Answer, Entry, Ledger, audit, tokens};
+use crate::harness::{Cluster, Options, bellwether, eventually, eventually_async};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn switchovers_under_load() {
+    let mut cluster = Cluster::start(Options::default());
+    three_without_an_error(&mut cluster).await;
+    an_open_transaction_is_spared_and_then_cut(&mut cluster).await;
+    a_successor_that_dies_changes_nothing(&mut cluster).await;
+}
+
+async fn three_without_an_error(cluster: &mut Cluster) {
+    // Pinned to its server, and in no transaction: it is not waited for, and told.
+    let pinned = client(&cluster.conninfo()).await;
+    pinned.batch_execute("CREATE TEMP TABLE mine (x int)").await.expect("the endpoint answers");
+    let mut load = pgbench(cluster);
+    let ledger = Ledger::start(&cluster.conninfo(), 1, 8).await;
+    for round in 1..=3 {
+        let goal = ledger.acknowledged() + 200;
+        acknowledged_beyond(&ledger, goal).await;
+        let old = cluster.primary();
+        let started = Instant::now();
+        let (code, said) = switchover(cluster, &[]);
+        assert_eq!(code, Some(0), "{said}");
+        let took = started.elapsed();
+        assert_ne!(cluster.primary().name, old.name);
+        cluster.await_steady();
+        let last = last(cluster);
+        assert_eq!((&last["rule"], &last["outcome"]), (&"W1".into(), &"completed".into()), "{last}");
+        assert_eq!((&last["lost_bytes"], &last["saved"]), (&0.into(), &serde_json::json!([])), "{last}");
+        println!("round {round}: {took:?}, whole again after {:?}: {}", started.elapsed(), said.trim());
+    }
+    let error = pinned.batch_execute("SELECT 1").await.expect_err("its server is gone");
+    let told = error.code().map(|code| code.code().to_owned());
+    assert!(told.as_deref().is_none_or(|told| told == "57P01"), "{error:?}");
+    let history = cluster.api("/api/v1/history").expect("history").to_string();
+    assert!(history.contains("sessions pinned by temp_table, cut off: 1"), "{history}");
+
+    let entries = ledger.finish().await;
+    let errors: Vec<&Entry> = entries.iter().filter(|e| e.answer != Answer::Acknowledged).collect();
+    assert!(errors.is_empty(), "{} of {}: {errors:?}", errors.len(), entries.len());
+    let found = tokens(&cluster.direct_conninfo(&cluster.primary(), "app")).await;
+    assert_eq!(audit(&entries, &found), Vec::<String>::new());
+    println!("longest commit: {:?}", entries.iter().map(|entry| entry.took).max());
+    // Ctrl-C ends pgbench without an error of its own; a client's error would have ended that client before.
+    let alive = load.try_wait().expect("pgbench").is_none();
+    let _ = load.kill();
+    let Output { stderr, .. } = load.wait_with_output().expect("pgbench");
+    let stderr = String::from_utf8_lossy(&stderr);
+    assert!(alive && !stderr.contains("ERROR") && !stderr.contains("aborted"), "{stderr}");
+}
+
+async fn an_open_transaction_is_spared_and_then_cut(cluster: &mut Cluster) {
+    let old = cluster.primary().name;
+    let open = client(&cluster.conninfo()).await;
+    open.batch_execute("CREATE TABLE slow (x int); BEGIN; INSERT INTO slow VALUES (1)")
+        .await
+        .expect("it is open");
+    let (code, said) = switchover(cluster, &[]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("transactions still open after 5s: 1"), "{said}");
+    assert_eq!(cluster.primary().name, old);
+    open.batch_execute("COMMIT").await.expect("it was spared");
+
+    open.batch_execute("BEGIN; INSERT INTO slow VALUES (2)").await.expect("it is open");
+    let (code, said) = switchover(cluster, &["--force"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("transactions cut off after 5s: 1"), "{said}");
+    let error = open.batch_execute("COMMIT").await.expect_err("it was cut");
+    let told = error.code().map(|code| code.code().to_owned());
+    assert!(told.as_deref().is_none_or(|told| ["40001", "57P01", "08006"].contains(&told)), "{error:?}");
+    cluster.await_steady();
+    assert_eq!(cluster.psql("SELECT string_agg(x::text, ',') FROM slow").unwrap().trim(), "1");
+}
+
+/// The successor is killed while the old primary is being shut down, or right before or behind that.
+async fn a_successor_that_dies_changes_nothing(cluster: &mut Cluster) {
+    let ledger = Ledger::start(&cluster.conninfo(), 2, 4).await;
+    acknowledged_beyond(&ledger, 50).await;
+    let (old, successor) = (cluster.primary(), cluster.standbys().remove(0));
+    // Its walreceiver goes on, but nobody can connect: it has the record of the shutdown, and is not promoted.
+    cluster.signal(&successor, Signal::SIGSTOP);
+    let order = format!("/api/v1/switchover?to={}", successor.name);
+    assert_eq!(cluster.http("POST", &order).expect("an answer").0, 200);
+    eventually("the shutdown", Duration::from_secs(10), || {
+        if cluster.pid(&old).is_none() { Ok(()) } else { Err(last(cluster).to_string()) }
+    });
+    cluster.signal(&successor, Signal::SIGKILL);
+    let goal = ledger.acknowledged() + 50;
+    acknowledged_beyond(&ledger, goal).await;
+    let last = last(cluster);
+    assert_eq!(last["rule"], "W1", "{last}");
+    assert!(last["outcome"]["failed"]["why"].is_string(), "{last}");
+    assert_eq!(cluster.primary().name, old.name, "{last}");
+    cluster.await_steady();
+    let entries = ledger.finish().await;
+    let errors: Vec<&Entry> = entries.iter().filter(|e| e.answer != Answer::Acknowledged).collect();
+    assert!(errors.is_empty(), "{errors:?}");
+    let found = tokens(&cluster.direct_conninfo(&cluster.primary(), "app")).await;
+    assert_eq!(audit(&entries, &found), Vec::<String>::new());
+}
+
+/// What the command says, and its exit code.
+fn switchover(cluster: &Cluster, options: &[&str]) -> (Option<i32>, String) {
+    let admin = format!("http://127.0.0.1:{}", cluster.admin_port);
+    let output = bellwether()
+        .args(["switchover", "--admin", &admin])
+        .args(options)
+        .output()
+        .expect("bellwether switchover");
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8_lossy(&said).into_owned())
+}
+
+fn last(cluster: &Cluster) -> serde_json::Value {
+    let history = cluster.api("/api/v1/history").expect("history");
+    history.as_array().and_then(|all| all.last()).expect("an election").clone()
+}
+
+async fn client(conninfo: &str) -> tokio_postgres::Client {
+    let (client, connection) =
+        tokio_postgres::connect(conninfo, tokio_postgres::NoTls).await.expect("the endpoint answers");
+    tokio::spawn(connection);
+    client
+}
+
+async fn acknowledged_beyond(ledger: &Ledger, goal: u64) {
+    eventually_async("acknowledged tokens", Duration::from_secs(60), || async {
+        let now = ledger.acknowledged();
+        if now > goal { Ok(()) } else { Err(format!("{now} of {goal}")) }
+    })
+    .await;
+}
+
+/// TPC-B and selects, also on the standbys. Without --max-tries: an error ends its client.
+fn pgbench(cluster: &Cluster) -> std::process::Child {
+    let initialised = cluster
+        .program("pgbench")
+        .args(["-i", "-q", "-s", "2", &cluster.conninfo()])
+        .output()
+        .expect("pgbench");
+    assert!(initialised.status.success(), "{}", String::from_utf8_lossy(&initialised.stderr));
+    cluster
+        .program("pgbench")
+        .args(["-n", "-c", "8", "-j", "2", "-T", "600", "-b", "tpcb-like@1", "-b", "select-only@4"])
+        .arg(cluster.conninfo())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("pgbench")
+}
