@@ -77,7 +77,7 @@ async fn an_open_transaction_is_spared_and_then_cut(cluster: &mut Cluster) {
     let told = error.code().map(|code| code.code().to_owned());
     assert!(told.as_deref().is_none_or(|told| ["40001", "57P01", "08006"].contains(&told)), "{error:?}");
     cluster.await_steady();
-    assert_eq!(cluster.psql("SELECT string_agg(x::text, ',') FROM slow").unwrap().trim(), "1");
+    assert_eq!(cluster.psql("SELECT string_agg(x::text, ',') FROM slow").expect("psql").trim(), "1");
 }
 
 /// The successor is killed while the old primary is being shut down, or right before or behind that.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::stage::{Event, NodeId, Stage};
+use crate::failover::Stragglers;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
@@ -46,6 +47,11 @@ pub(super) enum Fault {
     Reconnect {
         node: NodeId,
     },
+    /// An operator asks for one.
+    Switchover {
+        to: Option<NodeId>,
+        stragglers: Stragglers,
+    },
 }
 
 /// When the cluster is left alone to become whole.
@@ -73,7 +79,7 @@ pub(super) fn plan(stage: &mut Stage, nodes: usize) {
 fn choose(stage: &mut Stage, nodes: usize) -> Fault {
     let node = stage.rng.below(nodes as u64) as usize;
     let back = stage.rng.percent(60).then(|| stage.rng.millis(50, 12_000));
-    match stage.rng.below(13) {
+    match stage.rng.below(17) {
         0 | 1 => Fault::CrashPrimary { back },
         2 | 3 => Fault::Crash { node, back },
         4 | 5 => Fault::CrashBellwether { back: stage.rng.millis(20, 4000) },
@@ -83,6 +89,10 @@ fn choose(stage: &mut Stage, nodes: usize) -> Fault {
         10 | 11 => {
             Fault::Cling { node, lasting: stage.rng.percent(50).then(|| stage.rng.millis(200, 30_000)) }
         }
-        _ => Fault::Reconnect { node },
+        12 => Fault::Reconnect { node },
+        _ => Fault::Switchover {
+            to: stage.rng.percent(50).then_some(node),
+            stragglers: if stage.rng.percent(80) { Stragglers::Spared } else { Stragglers::Cut },
+        },
     }
 }

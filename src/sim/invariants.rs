@@ -23,6 +23,10 @@ pub(super) enum Promise {
     Quorum,
     /// Visible to clients, but not on the quorum.
     VisibleIsDurable,
+    /// A planned switchover loses no byte ...
+    Complete,
+    /// ... and cuts no transaction, unless it was told to.
+    Drained,
     Liveness,
     /// A core or the store gave up.
     Panicked,
@@ -43,6 +47,8 @@ pub(super) struct Checks {
     /// Tokens that clients were told are committed.
     pub(super) acknowledged: BTreeSet<u64>,
     pub(super) sent: u64,
+    /// Planned switchovers that were completed.
+    pub(super) switchovers: usize,
 }
 
 impl Checks {

@@ -25,6 +25,8 @@ pub(super) enum Kind {
     Marker,
     /// The first record of a promoted server.
     EndOfRecovery,
+    /// The last record of a server that is shut down in order.
+    ShutdownCheckpoint,
     OverwriteContrecord,
 }
 
@@ -143,6 +145,7 @@ impl Log {
             Kind::Token(token) => (10, 0x00, token),
             Kind::Marker => (11, 0x00, 0),
             Kind::EndOfRecovery => (0, 0x90, u64::from(self.timeline.0)),
+            Kind::ShutdownCheckpoint => (0, 0x00, 0),
             Kind::OverwriteContrecord => (0, 0xD0, 0),
         };
         let mut body = mark.to_le_bytes().to_vec();

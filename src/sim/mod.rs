@@ -88,9 +88,14 @@ fn no_seed_breaks_a_promise() {
     let outcomes = search(&seeds);
     let elections = outcomes.iter().filter(|(_, outcome)| outcome.terms > 1).count();
     let acknowledged: usize = outcomes.iter().map(|(_, outcome)| outcome.acknowledged).sum();
-    println!("{} seeds: {elections} with more than one term, {acknowledged} commits", outcomes.len());
+    let switchovers: usize = outcomes.iter().map(|(_, outcome)| outcome.switchovers).sum();
+    println!(
+        "{} seeds: {elections} with more than one term, {switchovers} switchovers, {acknowledged} commits",
+        outcomes.len()
+    );
     if seeds.len() >= 50 {
         assert!(elections > seeds.len() / 3, "the faults provoke too little: {elections} elections");
+        assert!(switchovers > seeds.len() / 10, "too few planned switchovers: {switchovers}");
     }
 }
 

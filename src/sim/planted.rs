@@ -28,10 +28,14 @@ pub(super) enum Plant {
     DirectBeforeJournal,
     /// The proxy says that nobody uses the candidate, without looking.
     ClearedAtOnce,
+    /// The proxy says that no transaction is open, without looking.
+    DrainedAtOnce,
+    /// A server that was told to shut down is believed to have done so, and its last record to be there.
+    BelieveShutdown,
 }
 
 impl Plant {
-    pub(super) const ALL: [(Plant, &[Promise]); 12] = [
+    pub(super) const ALL: [(Plant, &[Promise]); 14] = [
         (Plant::AcknowledgeBeforeSync, &[Promise::DurableBeforeShipped]),
         (Plant::ShipBeforeSync, &[Promise::DurableBeforeShipped]),
         (Plant::ForgetJournal, &[Promise::OnePrimary]),
@@ -44,5 +48,7 @@ impl Plant {
         (Plant::ActBeforeJournal, &[Promise::OnePrimary]),
         (Plant::DirectBeforeJournal, &[Promise::OnePrimary]),
         (Plant::ClearedAtOnce, &[Promise::OnePrimary]),
+        (Plant::DrainedAtOnce, &[Promise::Drained]),
+        (Plant::BelieveShutdown, &[Promise::Complete]),
     ];
 }

@@ -10,8 +10,9 @@ use super::log::{Kind, Log};
 use super::planted::Plant;
 use super::postgres::{Life, Server, Waiter};
 use super::stage::{ConnId, Event, NodeId, Purpose, Side, Stage};
-use crate::failover::decide::{Action, What};
+use crate::failover::decide::{Action, Phase, What};
 use crate::failover::health::ProbeResult;
+use crate::failover::{Command, Stragglers};
 use crate::topology::{Durability, Node, Role};
 
 #[derive(Debug)]
@@ -32,6 +33,8 @@ pub(super) struct Outcome {
     pub(super) acknowledged: usize,
     pub(super) terms: u64,
     pub(super) took: Duration,
+    /// Planned, and completed.
+    pub(super) switchovers: usize,
 }
 
 const TICK: Duration = Duration::from_millis(50);
@@ -102,6 +105,7 @@ impl World {
             acknowledged: self.stage.checks.acknowledged.len(),
             terms: running.map_or(0, |running| running.control.core.state().term.0),
             took: self.stage.now,
+            switchovers: self.stage.checks.switchovers,
         }
     }
 
@@ -319,6 +323,9 @@ impl World {
         if self.servers[node].life == Life::Stopped {
             running.proxy.refused(stage, &name);
         } else if stage.isolated(node).is_none() {
+            if let Waiter::Client { token, .. } = &waiter {
+                running.proxy.began(*token);
+            }
             stage.soon(Event::Execute { life, node, waiter });
         }
     }
@@ -373,6 +380,22 @@ impl World {
             let how = format!("{} is promoted while a session has it", action.node);
             stage.checks.fail(Promise::OnePrimary, how);
         }
+        if matches!(action.what, What::Promote { .. }) {
+            self.look_at_promotion(life, node);
+        }
+        let stage = &mut self.stage;
+        if action.what == What::ShutDown {
+            if let Some(running) = self.bellwether.living(life)
+                && let Phase::Election(election) = &running.control.core.state().phase
+                && election.planned.as_ref().is_some_and(|planned| planned.stragglers == Stragglers::Spared)
+                && let Some(token) = running.proxy.open()
+            {
+                stage
+                    .checks
+                    .fail(Promise::Drained, format!("token {token} is cut off by a planned shutdown"));
+            }
+            return self.servers[node].agent_shuts_down(stage, life, action);
+        }
         if action.what == What::Marker {
             // Given up, and tried again, if nothing comes of it.
             let limit = Duration::from_secs(5);
@@ -407,8 +430,12 @@ impl World {
             What::Stop => server.agent_stops(stage),
             What::Start { role } => server.agent_starts(stage, *role),
             What::Locate => server.locate(),
-            What::ShutDown | What::LastWord => None,
-            What::Advise { .. } | What::Marker | What::Rejoin { .. } | What::Rebuild { .. } => None,
+            What::LastWord => server.last_word(),
+            What::ShutDown
+            | What::Advise { .. }
+            | What::Marker
+            | What::Rejoin { .. }
+            | What::Rebuild { .. } => None,
         }
     }
 
@@ -445,6 +472,13 @@ impl World {
             }
             Fault::Cut { node } => stage.cut_all(|conn| conn.node == node),
             Fault::Isolate { node, lasting } => stage.isolate(node, stage.now + lasting),
+            Fault::Switchover { to, stragglers } => {
+                let to = to.map(|node| self.servers[node].node.name.clone());
+                if let Some(running) = &mut self.bellwether.running {
+                    running.order(stage, Command::Switchover { to, stragglers });
+                }
+                self.turn();
+            }
             Fault::Reconnect { node } => self.servers[node].reconnect(stage),
         }
     }
@@ -460,6 +494,20 @@ impl World {
     }
 
     // The promises.
+
+    /// What a planned switchover is for: whoever takes over has every byte that the old primary has written.
+    fn look_at_promotion(&mut self, life: u64, node: NodeId) {
+        let Some(running) = self.bellwether.living(life) else { return };
+        let Phase::Election(election) = &running.control.core.state().phase else { return };
+        let successor = election.planned.as_ref().and_then(|planned| planned.successor.as_ref());
+        let (Some(successor), Some(from)) = (successor, &election.record.from) else { return };
+        let (old, new) = (&self.servers[node_of(&self.servers, from)], &self.servers[node]);
+        if new.node.name == *successor && new.log.whole() < old.log.end() {
+            let (has, end) = (new.log.whole(), old.log.end());
+            let how = format!("{successor} is promoted with {has}, {from} has written up to {end}");
+            self.stage.checks.fail(Promise::Complete, how);
+        }
+    }
 
     fn look(&mut self) {
         let Some(running) = &mut self.bellwether.running else { return };

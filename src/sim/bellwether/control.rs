@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{INSTANCE, node_id};
-use crate::failover::FileJournal;
 use crate::failover::core::{Core, Effect, MAX_CHAIN};
 use crate::failover::decide::{Action, Finding, Mode, Now, Policy, State, What};
 use crate::failover::health::{Detect, ProbeResult, Watch};
+use crate::failover::{Command, FileJournal};
 use crate::pg::Lsn;
 use crate::sim::planted::Plant;
 use crate::sim::stage::{Event, NodeId, Stage};
-use crate::topology::{Directive, Durability, Node, ProxyStatus, WalStatus};
+use crate::topology::{Directive, Durability, Node, Outcome, ProxyStatus, WalStatus};
 
 #[derive(Debug)]
 pub(in crate::sim) struct Control {
@@ -79,6 +79,18 @@ impl Control {
         self.probe(stage, node_id(&self.nodes, &action.node));
     }
 
+    pub(super) fn order(
+        &mut self,
+        stage: &mut Stage,
+        command: &Command,
+        wal: WalStatus,
+        proxy: &ProxyStatus,
+    ) {
+        let now = Now { instant: stage.instant(), unix_ms: stage.unix_ms() };
+        let said = self.core.command(command, now, &Arc::new(wal), proxy);
+        stage.note(format!("{command:?}: {said:?}"));
+    }
+
     pub(super) fn turn(&mut self, stage: &mut Stage, mut wal: WalStatus, proxy: &ProxyStatus) -> Ended {
         if stage.plant == Some(Plant::SkipCatchUp) {
             for follower in &mut wal.followers {
@@ -117,7 +129,11 @@ impl Control {
             Effect::Probe(node) => self.probe(stage, node_id(&self.nodes, &node)),
             Effect::Start(action) => self.start(stage, action),
             // A model server does an action at once, so none waits to be given up.
-            Effect::GiveUpBefore(_) | Effect::Concluded(_) | Effect::LeftBehind(_) | Effect::Remember(_) => {}
+            Effect::Concluded(election) => {
+                let planned = election.rule == "W1" && election.outcome == Outcome::Completed;
+                stage.checks.switchovers += usize::from(planned);
+            }
+            Effect::GiveUpBefore(_) | Effect::LeftBehind(_) | Effect::Remember(_) => {}
         }
     }
 

@@ -20,6 +20,7 @@ pub(super) use self::relay::Relay;
 use super::disk::Disk;
 use super::planted::Plant;
 use super::stage::{Event, NodeId, Stage};
+use crate::failover::Command;
 use crate::topology::{Durability, Node};
 
 pub(super) const INSTANCE: &str = "sim";
@@ -110,6 +111,13 @@ impl Bellwether {
 }
 
 impl Running {
+    /// What cannot be done now is refused.
+    pub(super) fn order(&mut self, stage: &mut Stage, command: Command) {
+        let wal = self.relay.status(stage);
+        let proxy = self.proxy.status(stage);
+        self.control.order(stage, &command, wal, &proxy);
+    }
+
     pub(super) fn turn(&mut self, stage: &mut Stage) -> Ended {
         let wal = self.relay.status(stage);
         let proxy = self.proxy.status(stage);

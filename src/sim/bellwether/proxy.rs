@@ -1,13 +1,13 @@
 //! As much of the query plane as clients need to write: tokens go to the directive's writable primary, one
 //! transaction each, and are remembered when their commit is answered.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use crate::sim::planted::Plant;
 use crate::sim::postgres::Waiter;
 use crate::sim::stage::{Event, Stage};
-use crate::topology::{ClientEvidence, Directive, Durability, NodeName, ProxyStatus, Term};
+use crate::topology::{ClientEvidence, Directive, Drained, Durability, NodeName, ProxyStatus, Term};
 
 #[derive(Debug)]
 pub(in crate::sim) struct Proxy {
@@ -16,6 +16,8 @@ pub(in crate::sim) struct Proxy {
     confirmed: Term,
     /// Counts the cuts: an answer on a connection that was cut reaches nobody.
     epoch: u64,
+    /// Transactions under way. One whose answer was lost stays until it is cut.
+    open: BTreeSet<u64>,
     next_token: u64,
     first_primary: Option<NodeName>,
     evidence: BTreeMap<NodeName, Evidence>,
@@ -38,6 +40,7 @@ impl Proxy {
             directive: Directive::starting(durability),
             confirmed: Term(0),
             epoch: 0,
+            open: BTreeSet::new(),
             next_token,
             first_primary: None,
             evidence: BTreeMap::new(),
@@ -54,6 +57,7 @@ impl Proxy {
     pub(in crate::sim) fn obey(&mut self, stage: &mut Stage, directive: &Directive) {
         if directive.term > self.directive.term {
             self.epoch += 1;
+            self.open.clear();
             self.confirmed = directive.term;
             stage.note(format!("the proxy confirms term {}", directive.term));
         }
@@ -87,11 +91,29 @@ impl Proxy {
         ProxyStatus {
             confirmed: self.confirmed,
             cleared,
-            drained: None,
+            drained: self.drained(stage),
             held: 0,
             evidence: evidence.collect(),
             ..ProxyStatus::default()
         }
+    }
+
+    fn drained(&self, stage: &Stage) -> Option<Drained> {
+        let drain = self.directive.drain.as_ref()?;
+        let nodes = self.directive.primary.iter().chain([&drain.successor]);
+        let clinging = nodes.filter(|node| self.clings(stage, node)).count();
+        let busy = if stage.plant == Some(Plant::DrainedAtOnce) { 0 } else { self.open.len() + clinging };
+        Some(Drained { round: drain.round, busy, pinned: BTreeMap::new() })
+    }
+
+    /// A transaction that has not ended.
+    pub(in crate::sim) fn open(&self) -> Option<u64> {
+        self.open.first().copied()
+    }
+
+    /// It is on its way.
+    pub(in crate::sim) fn began(&mut self, token: u64) {
+        self.open.insert(token);
     }
 
     /// The next transaction and where it goes.
@@ -115,6 +137,7 @@ impl Proxy {
 
     pub(in crate::sim) fn answered(&mut self, stage: &mut Stage, node: &NodeName, token: u64, epoch: u64) {
         if epoch == self.epoch {
+            self.open.remove(&token);
             stage.checks.acknowledged.insert(token);
             self.evidence.entry(node.clone()).or_default().answered_at = Some(stage.instant());
         }

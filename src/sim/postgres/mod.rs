@@ -12,6 +12,7 @@ use bytes::{Bytes, BytesMut};
 use self::receiver::Walreceiver;
 use self::sender::Walsender;
 use super::log::{Kind, Log};
+use super::planted::Plant;
 use super::stage::{ConnId, Event, NodeId, Purpose, Side, Stage};
 use crate::failover::decide::{Action, Finding, Promoted, StartAs, SyncNames};
 use crate::failover::health::{Facts, ProbeResult, SlotState};
@@ -20,6 +21,9 @@ use crate::pg::wal::History;
 use crate::pg::wal::build::SYSTEM;
 use crate::pg::{Lsn, SqlState, TimelineId};
 use crate::topology::{Node, Role};
+
+/// After it the agent does not wait any longer.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Life {
@@ -43,6 +47,15 @@ struct Waiting {
     waiter: Waiter,
 }
 
+/// A fast shutdown under way: nobody writes any more, and walsenders stay until they are heard to have sent all.
+#[derive(Debug)]
+struct Stopping {
+    checkpoint: Lsn,
+    /// Who waits for it, and until when.
+    agent: (u64, Action),
+    until: Duration,
+}
+
 #[derive(Debug)]
 pub(super) struct Server {
     pub(super) id: NodeId,
@@ -61,6 +74,9 @@ pub(super) struct Server {
     /// Where the relay's slot holds WAL.
     slot: Option<Lsn>,
     checkpoint: TimelineId,
+    stopping: Option<Stopping>,
+    /// Where the checkpoint of its shutdown begins, while it is shut down in order.
+    shut_down: Option<Lsn>,
     waiting: Vec<Waiting>,
     senders: BTreeMap<ConnId, Walsender>,
     receiver: Option<(ConnId, Walreceiver)>,
@@ -81,6 +97,8 @@ impl Server {
             names: String::new(),
             slot: None,
             checkpoint: TimelineId(1),
+            stopping: None,
+            shut_down: None,
             waiting: Vec::new(),
             senders: BTreeMap::new(),
             receiver: None,
@@ -121,12 +139,17 @@ impl Server {
     }
 
     fn gone(&mut self, stage: &mut Stage) {
+        self.end();
+        let id = self.id;
+        stage.cut_all(|conn| conn.node == id);
+    }
+
+    fn end(&mut self) {
         self.life = Life::Stopped;
+        self.stopping = None;
         self.waiting.clear();
         self.senders.clear();
         self.receiver = None;
-        let id = self.id;
-        stage.cut_all(|conn| conn.node == id);
     }
 
     pub(super) fn start(&mut self, stage: &mut Stage) {
@@ -135,6 +158,7 @@ impl Server {
         }
         stage.note(format!("{} starts as {:?}", self.node.name, self.role));
         self.life = Life::Starting;
+        self.shut_down = None;
         self.starts += 1;
         let delay = stage.rng.millis(20, 1500);
         stage.after(delay, Event::Started { node: self.id, starts: self.starts });
@@ -158,8 +182,8 @@ impl Server {
     // What clients and the control plane do.
 
     pub(super) fn execute(&mut self, stage: &mut Stage, life: u64, waiter: Waiter) {
-        if !self.runs_as(Role::Primary) {
-            // 25006, or nobody listens.
+        if !self.runs_as(Role::Primary) || self.stopping.is_some() {
+            // 57P03, 25006, or nobody listens.
             return;
         }
         let filler = match stage.rng.below(30) {
@@ -276,6 +300,63 @@ impl Server {
         Some(Finding::Done)
     }
 
+    /// Its end is told to `life` when it is there.
+    pub(super) fn agent_shuts_down(&mut self, stage: &mut Stage, life: u64, action: Action) {
+        let unseen = stage.plant == Some(Plant::BelieveShutdown);
+        let told = match (&mut self.stopping, self.life) {
+            (Some(stopping), _) => {
+                stopping.agent = (life, action);
+                return;
+            }
+            (None, Life::Running) if self.role == Role::Primary => {
+                let checkpoint = self.log.end();
+                self.waiting.clear();
+                self.log.append(Kind::ShutdownCheckpoint, 90);
+                self.flushed = self.log.end();
+                stage.note(format!("{} shuts down at {checkpoint}", self.node.name));
+                let until = stage.now + SHUTDOWN_LIMIT;
+                if unseen {
+                    let result = Some(Finding::ShutDown { checkpoint: Lsn(1) });
+                    stage.soon(Event::Acted { life, action: action.clone(), result });
+                }
+                self.stopping = Some(Stopping { checkpoint, agent: (life, action), until });
+                self.send_wal(stage);
+                return self.shut_down_further(stage);
+            }
+            _ => self.shut_down.filter(|_| self.life == Life::Stopped),
+        };
+        let result = told.map(|checkpoint| Finding::ShutDown { checkpoint });
+        stage.soon(Event::Acted { life, action, result });
+    }
+
+    /// `WalSndDone`: each walsender leaves when its client has confirmed everything.
+    fn shut_down_further(&mut self, stage: &mut Stage) {
+        let Some(stopping) = &self.stopping else { return };
+        let waits =
+            self.senders.values().any(|s| s.streams() && s.confirmed().is_none_or(|at| at < self.flushed));
+        if waits && stage.now < stopping.until {
+            return;
+        }
+        let (checkpoint, (life, action)) = (stopping.checkpoint, stopping.agent.clone());
+        if waits {
+            // The agent gives up; the server does not.
+            return stage.soon(Event::Acted { life, action, result: None });
+        }
+        self.say_goodbye(stage);
+        self.end();
+        self.shut_down = Some(checkpoint);
+        stage.soon(Event::Acted { life, action, result: Some(Finding::ShutDown { checkpoint }) });
+    }
+
+    pub(super) fn last_word(&mut self) -> Option<Finding> {
+        if !self.runs_as(Role::Primary) {
+            return None;
+        }
+        self.log.append(Kind::Marker, 16);
+        self.flushed = self.log.end();
+        Some(Finding::Committed { lsn: self.flushed })
+    }
+
     pub(super) fn agent_starts(&mut self, stage: &mut Stage, role: StartAs) -> Option<Finding> {
         // The agent refuses to start a former primary as a standby.
         if role == StartAs::Standby && self.role == Role::Primary {
@@ -342,6 +423,10 @@ impl Server {
                 code: SqlState::CANNOT_CONNECT_NOW,
                 message: "the database system is starting up".to_owned(),
             },
+            Life::Running if self.stopping.is_some() => ProbeResult::Rejected {
+                code: SqlState::CANNOT_CONNECT_NOW,
+                message: "the database system is shutting down".to_owned(),
+            },
             Life::Running => ProbeResult::Answered(Facts {
                 role: self.role,
                 system: SYSTEM,
@@ -406,6 +491,7 @@ impl Server {
     pub(super) fn tick(&mut self, stage: &mut Stage) {
         if self.life == Life::Running {
             self.tick_senders(stage);
+            self.shut_down_further(stage);
             self.tick_receiver(stage);
         }
     }

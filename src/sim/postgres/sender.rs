@@ -36,6 +36,10 @@ struct Stream {
 const KEEPALIVE: Duration = Duration::from_secs(2);
 
 impl Walsender {
+    pub(super) fn streams(&self) -> bool {
+        self.stream.as_ref().is_some_and(|stream| !stream.done)
+    }
+
     pub(super) fn new(application_name: String) -> Walsender {
         Walsender {
             application_name,
@@ -198,6 +202,18 @@ impl Server {
         }
         end_of_stream(stream.end, &mut out);
         stage.send(conn, Side::Bellwether, out.freeze());
+    }
+
+    /// `COPY 0` without CopyDone, and the connection is closed.
+    pub(super) fn say_goodbye(&mut self, stage: &mut Stage) {
+        for (conn, sender) in std::mem::take(&mut self.senders) {
+            if sender.streams() {
+                let mut out = BytesMut::new();
+                backend::command_complete("COPY 0", &mut out);
+                stage.send(conn, Side::Bellwether, out.freeze());
+            }
+            stage.close(conn, Side::Server);
+        }
     }
 
     pub(super) fn tick_senders(&mut self, stage: &mut Stage) {

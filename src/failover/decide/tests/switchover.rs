@@ -115,7 +115,7 @@ fn open_transactions_are_spared_unless_they_are_to_be_cut() {
             order(&mut world, Some("pg2"), stragglers).unwrap();
             assert!(run_to(&mut world, "drain"));
             world.run_until("the limit", |w| step_name(&w.state) != "drain");
-            world.run_until("open again", |w| w.is_open());
+            world.run_until("open again", World::is_open);
             if stragglers == Stragglers::Cut {
                 assert_eq!(world.primary(), Some("pg2"));
                 assert!(last(&world).evidence.contains(&"transactions cut off after 5s: 3".to_owned()));
