@@ -41,7 +41,7 @@ async fn three_without_an_error(cluster: &mut Cluster) {
     let told = error.code().map(|code| code.code().to_owned());
     assert!(told.as_deref().is_none_or(|told| told == "57P01"), "{error:?}");
     let history = cluster.api("/api/v1/history").expect("history").to_string();
-    assert!(history.contains("sessions pinned by temp_table, cut off: 1"), "{history}");
+    assert!(history.contains("sessions pinned by temporary, cut off: 1"), "{history}");
 
     let entries = ledger.finish().await;
     let errors: Vec<&Entry> = entries.iter().filter(|e| e.answer != Answer::Acknowledged).collect();
