@@ -475,7 +475,7 @@ impl World {
             Fault::Switchover { to, stragglers } => {
                 let to = to.map(|node| self.servers[node].node.name.clone());
                 if let Some(running) = &mut self.bellwether.running {
-                    running.order(stage, Command::Switchover { to, stragglers });
+                    running.order(stage, &Command::Switchover { to, stragglers });
                 }
                 self.turn();
             }

@@ -112,10 +112,10 @@ impl Bellwether {
 
 impl Running {
     /// What cannot be done now is refused.
-    pub(super) fn order(&mut self, stage: &mut Stage, command: Command) {
+    pub(super) fn order(&mut self, stage: &mut Stage, command: &Command) {
         let wal = self.relay.status(stage);
         let proxy = self.proxy.status(stage);
-        self.control.order(stage, &command, wal, &proxy);
+        self.control.order(stage, command, wal, &proxy);
     }
 
     pub(super) fn turn(&mut self, stage: &mut Stage) -> Ended {
