@@ -356,6 +356,7 @@ pub(super) mod tests {
                 primary: Some(name("pg1")),
                 candidate: None,
                 drain: None,
+                drains: 0,
                 writes: Writes::Open,
                 upstream: Some(name("pg1")),
                 timeline: Some(TimelineId(2)),

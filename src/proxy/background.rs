@@ -173,11 +173,11 @@ impl Fence {
             self.confirmed = self.term;
         }
         self.clear(shared, directive.candidate.as_ref());
+        // In this order: a session that checks out after this sees it; one that did so before is in its slot.
+        shared.drains.store(directive.drains, Ordering::SeqCst);
         self.drained = directive.drain.as_ref().map(|drain| {
-            // In this order: a session that checks out after this sees it; one that did so before is in its slot.
-            shared.drain.fetch_max(drain.round, Ordering::SeqCst);
             let nodes = directive.primary.iter().chain([&drain.successor]);
-            shared.slots.drained(drain.round, &nodes.collect::<Vec<_>>())
+            shared.slots.drained(directive.drains, &nodes.collect::<Vec<_>>())
         });
     }
 

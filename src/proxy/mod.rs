@@ -122,8 +122,8 @@ struct Shared {
     term: AtomicU64,
     /// The directive's candidate, which nobody may check out: its place in `inputs.nodes`, from 1; 0 is none.
     candidate: AtomicUsize,
-    /// The last drain that was ordered: whoever chose a node before must choose again.
-    drain: AtomicU64,
+    /// The directive's: whoever chose a node under fewer must choose again.
+    drains: AtomicU64,
     clients: Mutex<Clients>,
     stats: Stats,
     waiting: AtomicUsize,
@@ -169,7 +169,7 @@ impl Proxy {
             pressing: Notify::new(),
             term: AtomicU64::new(0),
             candidate: AtomicUsize::new(0),
-            drain: AtomicU64::new(0),
+            drains: AtomicU64::new(0),
             clients: Mutex::default(),
             stats: Stats::default(),
             waiting: AtomicUsize::new(0),

@@ -52,8 +52,7 @@ struct Watched {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Order {
     pub(crate) term: Term,
-    /// The last drain that was seen.
-    pub(crate) drain: u64,
+    pub(crate) drains: u64,
 }
 
 impl Worker {
@@ -70,7 +69,7 @@ impl Worker {
         let policy = config.borrow_and_update().policy;
         let view =
             View::new(now, None, &order, &health.borrow_and_update(), &wal.borrow_and_update(), policy);
-        let order = Order { term: order.term, drain: drain(&order) };
+        let order = Order { term: order.term, drains: order.drains };
         Worker {
             index,
             classifier: RefCell::default(),
@@ -98,7 +97,7 @@ impl Worker {
             let (health, wal) = (watched.health.borrow_and_update(), watched.wal.borrow_and_update());
             let policy = watched.config.borrow_and_update().policy;
             watched.view = View::new(now, Some(&watched.view), &order, &health, &wal, policy);
-            watched.order = Order { term: order.term, drain: watched.order.drain.max(drain(&order)) };
+            watched.order = Order { term: order.term, drains: order.drains };
         }
         look(&watched.view, watched.order)
     }
@@ -153,10 +152,6 @@ impl Worker {
             keep(&self.spare_outputs, lane.give_output_back());
         }
     }
-}
-
-fn drain(directive: &Directive) -> u64 {
-    directive.drain.as_ref().map_or(0, |drain| drain.round)
 }
 
 /// Unless there are enough, or it has grown.

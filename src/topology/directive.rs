@@ -71,6 +71,10 @@ pub struct Directive {
     /// nothing new begins at either.
     #[serde(default)]
     pub drain: Option<Drain>,
+    /// How many drains there were, this one included. A session that chose its server under fewer chooses again; so it
+    /// stays when a drain is over, for whoever saw nothing of it.
+    #[serde(default)]
+    pub drains: u64,
     pub writes: Writes,
     /// Whom the relay streams from; `None`: from nobody (the relay closes the stream and then promises the
     /// term).
@@ -93,8 +97,6 @@ pub struct Candidate {
 /// Two nodes that are to come to rest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drain {
-    /// Counts the drains of a cluster, so that a word about one is not taken for a word about the next.
-    pub round: u64,
     /// Who is to be primary. The other one is [`Directive::primary`].
     pub successor: NodeName,
 }
@@ -107,6 +109,7 @@ impl Directive {
             primary: None,
             candidate: None,
             drain: None,
+            drains: 0,
             writes: Writes::Held { reason: "starting".to_owned() },
             upstream: None,
             timeline: None,

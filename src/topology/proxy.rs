@@ -37,7 +37,7 @@ impl Default for Draining {
 /// The sessions at the two nodes of a drain.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Drained {
-    /// Of [`super::Drain`].
+    /// [`super::Directive::drains`], so that a word about one is not taken for a word about the next.
     pub round: u64,
     /// In a transaction, or on the way into one. At 0 none follows.
     pub busy: usize,

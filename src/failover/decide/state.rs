@@ -20,7 +20,7 @@ pub struct State {
     /// Standbys with WAL that is not in the primary's history, until they follow: they have to be made anew.
     #[serde(default)]
     pub stranded: Vec<NodeName>,
-    /// Counts the drains; see [`Drain::round`].
+    /// See [`Directive::drains`].
     #[serde(default)]
     pub drains: u64,
     pub phase: Phase,
@@ -395,7 +395,7 @@ impl State {
             return None;
         }
         let successor = election.planned.as_ref()?.successor.clone()?;
-        Some(Drain { round: self.drains, successor })
+        Some(Drain { successor })
     }
 
     /// What proxy and relay are told while the state is this.
@@ -427,10 +427,10 @@ impl State {
             Follow::Primary => primary.clone(),
             Follow::Nobody => None,
         };
-        let (candidate, drain) = (self.candidate(), self.drain());
+        let (candidate, drain, drains) = (self.candidate(), self.drain(), self.drains);
         let timeline = self.primary.as_ref().filter(|_| upstream.is_some()).map(|primary| primary.timeline);
         let (term, durability) = (self.term, self.durability);
-        Directive { term, primary, candidate, drain, writes, upstream, timeline, durability }
+        Directive { term, primary, candidate, drain, drains, writes, upstream, timeline, durability }
     }
 }
 

@@ -100,7 +100,8 @@ fn why_unfit(view: &View<'_>, state: &State, primary: &Primary, node: &NodeView<
     if follower.timeline != primary.timeline {
         return Some(format!("it is on timeline {}, not {}", follower.timeline, primary.timeline));
     }
-    let behind = view.wal.durable.bytes_since(follower.replay);
+    // A walreceiver that has just connected has not said yet where replay is; the probe's answer has.
+    let behind = view.wal.durable.bytes_since(follower.replay.max(facts.position));
     (behind > MAX_BEHIND).then(|| format!("it has {behind} bytes of WAL to replay"))
 }
 

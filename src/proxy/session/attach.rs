@@ -315,7 +315,7 @@ impl Session<'_> {
         // Not idle from the first moment: a drain looks at both.
         self.tell(Doing::Waiting);
         self.slot.serve(Serving { backend: server.backend.clone(), node: node.clone(), primary_of });
-        let drains = self.shared.drain.load(Ordering::SeqCst) > order.drain;
+        let drains = self.shared.drains.load(Ordering::SeqCst) > order.drains;
         let outdated = drains
             || match role {
                 Role::Primary => self.shared.term.load(Ordering::SeqCst) > term.0,

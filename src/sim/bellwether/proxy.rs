@@ -103,7 +103,7 @@ impl Proxy {
         let nodes = self.directive.primary.iter().chain([&drain.successor]);
         let clinging = nodes.filter(|node| self.clings(stage, node)).count();
         let busy = if stage.plant == Some(Plant::DrainedAtOnce) { 0 } else { self.open.len() + clinging };
-        Some(Drained { round: drain.round, busy, pinned: BTreeMap::new() })
+        Some(Drained { round: self.directive.drains, busy, pinned: BTreeMap::new() })
     }
 
     /// A transaction that has not ended.

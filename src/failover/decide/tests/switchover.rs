@@ -4,6 +4,7 @@ use super::world::{Life, World};
 use super::{name, step_name};
 use crate::failover::command::Command;
 use crate::failover::decide::{Agent, Mode, RuleId, Stragglers};
+use crate::pg::Lsn;
 use crate::topology::{Draining, Durability, Election, Outcome, Role, Term};
 
 const STEPS: [&str; 11] = [
@@ -91,7 +92,7 @@ fn writes_go_on_until_the_checkpoint_is_there_and_wait_from_then_on() {
     let directive = world.state.directive();
     assert_eq!((directive.writable(), &directive.primary), (None, &Some(name("pg1"))));
     assert_eq!(directive.upstream, Some(name("pg1")), "the relay goes on");
-    assert_eq!(directive.drain.map(|drain| (drain.round, drain.successor)), Some((1, name("pg2"))));
+    assert_eq!((directive.drain.map(|drain| drain.successor), directive.drains), (Some(name("pg2")), 1));
     assert_eq!(world.state.term, Term(1), "nothing is cut");
 }
 
@@ -122,6 +123,12 @@ fn open_transactions_are_spared_unless_they_are_to_be_cut() {
                 continue;
             }
             assert_eq!((world.primary(), world.state.term), (Some("pg1"), Term(1)));
+            let directive = world.state.directive();
+            assert_eq!(
+                (directive.drain, directive.drains),
+                (None, 1),
+                "who saw nothing of it learns that it was"
+            );
             let why = "transactions still open after 5s: 3".to_owned();
             assert_eq!(last(&world).outcome, Outcome::Failed { why });
             // What was said of the first drain is no word about the second.
@@ -271,6 +278,21 @@ fn an_operator_in_manual_mode_gets_the_old_primary_back() {
     world.kill("pg1");
     world.run_until("given up", |w| w.rules.last() == Some(&RuleId::W5));
     assert_eq!((world.primary(), world.state.term), (Some("pg1"), Term(1)));
+}
+
+/// As after a restart of this process: a walreceiver reports where replay is when it moves, or every 10 s.
+#[test]
+fn a_standby_that_has_just_connected_is_not_taken_to_be_behind() {
+    let mut world = World::steady(Durability::Quorum);
+    let far = |lsn: Lsn| lsn.advanced(1 << 30);
+    for server in &mut world.servers {
+        server.flush = far(server.flush);
+    }
+    world.run(10);
+    for follower in &mut world.wal.followers {
+        follower.replay = Lsn::INVALID;
+    }
+    begin(&mut world, "pg2");
 }
 
 #[test]

@@ -324,7 +324,7 @@ impl World {
             let clings = |candidate: &Candidate| self.clinging.contains(&candidate.node.as_str());
             let (busy, pinned) = (self.open_transactions, [("temp_table", 2)].into());
             self.proxy.drained =
-                directive.drain.as_ref().map(|drain| Drained { round: drain.round, busy, pinned });
+                directive.drain.as_ref().map(|_| Drained { round: directive.drains, busy, pinned });
             self.proxy.cleared = directive.candidate.clone().filter(|candidate| !clings(candidate));
         }
         if directive.upstream.is_none() {

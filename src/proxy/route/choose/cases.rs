@@ -60,6 +60,7 @@ fn world() -> World {
             primary: Some(name("pg1")),
             candidate: None,
             drain: None,
+            drains: 0,
             writes: Writes::Open,
             upstream: Some(name("pg1")),
             timeline: None,
