@@ -33,7 +33,7 @@ struct Fault {
     heal: fn(&Cluster, &Server),
 }
 
-const FAULTS: [Fault; 2] = [
+const FAULTS: [Fault; 3] = [
     Fault {
         name: "outage, primary killed",
         median_wanted: 500.0,
@@ -45,6 +45,15 @@ const FAULTS: [Fault; 2] = [
         median_wanted: 3000.0,
         strike: |cluster, primary| cluster.signal_machine(primary, Signal::SIGSTOP),
         heal: |cluster, primary| cluster.signal_machine(primary, Signal::SIGCONT),
+    },
+    Fault {
+        name: "outage, planned switchover",
+        median_wanted: 300.0,
+        strike: |cluster, _| {
+            let (status, why) = cluster.http("POST", "/api/v1/switchover").expect("an answer");
+            assert_eq!(status, 200, "{why}");
+        },
+        heal: |_, _| (),
     },
 ];
 
@@ -66,15 +75,20 @@ fn main() {
 }
 
 fn measure(cluster: &mut Cluster, fault: &Fault) -> Figure {
-    let mut outages: Vec<f64> = (0..RUNS).map(|_| outage(cluster, fault).as_secs_f64() * 1e3).collect();
+    let (mut outages, mut errors) = (Vec::new(), 0);
+    for _ in 0..RUNS {
+        let heard = outage(cluster, fault);
+        outages.push(heard.longest.as_secs_f64() * 1e3);
+        errors += heard.errors;
+    }
     outages.sort_by(f64::total_cmp);
     let at = |part: f64| outages[((outages.len() - 1) as f64 * part).round() as usize];
     let (least, median, p95, worst) = (at(0.0), at(0.5), at(0.95), at(1.0));
-    println!("| {} | {RUNS} | {least:.0} | {median:.0} | {p95:.0} | {worst:.0} |", fault.name);
+    println!("| {} | {RUNS} | {least:.0} | {median:.0} | {p95:.0} | {worst:.0} | {errors} |", fault.name);
     Figure::new(format!("{}, median, ms", fault.name), median, Target::AtMost(fault.median_wanted))
 }
 
-fn outage(cluster: &mut Cluster, fault: &Fault) -> Duration {
+fn outage(cluster: &mut Cluster, fault: &Fault) -> Heard {
     cluster.await_steady();
     let primary = cluster.primary();
     let writer = Writer::start(cluster.conninfo());
@@ -87,15 +101,23 @@ fn outage(cluster: &mut Cluster, fault: &Fault) -> Duration {
         if moved { Ok(()) } else { Err(state.to_string()) }
     });
     thread::sleep(Duration::from_millis(500));
-    let longest = writer.finish();
+    let heard = writer.finish();
     (fault.heal)(cluster, &primary);
-    longest
+    heard
+}
+
+/// By one client.
+struct Heard {
+    /// The longest time between two commits.
+    longest: Duration,
+    /// Statements that failed.
+    errors: usize,
 }
 
 /// Commits one row after the other, whatever happens.
 struct Writer {
     end: Arc<AtomicBool>,
-    thread: JoinHandle<Duration>,
+    thread: JoinHandle<Heard>,
 }
 
 impl Writer {
@@ -109,15 +131,14 @@ impl Writer {
         Writer { end, thread }
     }
 
-    /// The longest time between two commits.
-    fn finish(self) -> Duration {
+    fn finish(self) -> Heard {
         self.end.store(true, Ordering::Relaxed);
         self.thread.join().expect("the writer ends in order")
     }
 }
 
-async fn write(conninfo: &str, end: &AtomicBool) -> Duration {
-    let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
+async fn write(conninfo: &str, end: &AtomicBool) -> Heard {
+    let (mut last, mut heard) = (Instant::now(), Heard { longest: Duration::ZERO, errors: 0 });
     let mut client: Option<Client> = None;
     while !end.load(Ordering::Relaxed) {
         let Some(connected) = &client else {
@@ -128,15 +149,18 @@ async fn write(conninfo: &str, end: &AtomicBool) -> Duration {
             continue;
         };
         if connected.batch_execute("INSERT INTO ticks VALUES (1)").await.is_ok() {
-            longest = longest.max(last.elapsed());
+            heard.longest = heard.longest.max(last.elapsed());
             last = Instant::now();
-        } else if connected.is_closed() {
+            continue;
+        }
+        heard.errors += 1;
+        if connected.is_closed() {
             client = None;
         } else {
             tokio::time::sleep(BACK_OFF).await;
         }
     }
-    longest
+    heard
 }
 
 async fn connect(conninfo: &str) -> Option<Client> {
