@@ -68,7 +68,7 @@ fn main() {
     let mut cluster = Cluster::start(options);
     cluster.psql("CREATE TABLE ticks (n bigint)").expect("a table");
     println!(
-        "\n| milliseconds without writes | runs | least | median | p95 | worst |\n|---|---|---|---|---|---|"
+        "\n| milliseconds without writes | runs | least | median | p95 | worst | errors in all |\n|---|---|---|---|---|---|---|"
     );
     let figures: Vec<Figure> = wanted.into_iter().map(|fault| measure(&mut cluster, fault)).collect();
     figure::print(&figures);

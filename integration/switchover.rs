@@ -116,13 +116,13 @@ async fn a_successor_that_dies_changes_nothing(cluster: &mut Cluster) {
 /// What the command says, and its exit code.
 fn switchover(cluster: &Cluster, options: &[&str]) -> (Option<i32>, String) {
     let admin = format!("http://127.0.0.1:{}", cluster.admin_port);
-    let output = bellwether()
-        .args(["switchover", "--admin", &admin])
-        .args(options)
-        .output()
-        .expect("bellwether switchover");
-    let said = [output.stdout, output.stderr].concat();
-    (output.status.code(), String::from_utf8_lossy(&said).into_owned())
+    // On a busy machine a server may not be well for a moment; then an operator tries again, too.
+    eventually("the order is taken", Duration::from_secs(30), || {
+        let output = bellwether().args(["switchover", "--admin", &admin]).args(options).output();
+        let output = output.expect("bellwether switchover");
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        if said.contains("409 Conflict") { Err(said) } else { Ok((output.status.code(), said)) }
+    })
 }
 
 fn last(cluster: &Cluster) -> serde_json::Value {

@@ -209,7 +209,10 @@ impl Watch {
         let Some(track) = self.tracks.iter_mut().find(|t| t.node.name == *name) else { return };
         match result {
             ProbeResult::Answered(facts) => {
-                if let Some(before) = track.answered_at.filter(|at| Some(*at) >= watching_since) {
+                // Who was started meanwhile was not slow to answer, but away.
+                let lived = track.facts.as_ref().is_some_and(|before| before.started_at == facts.started_at);
+                let heard = track.answered_at.filter(|at| lived && Some(*at) >= watching_since);
+                if let Some(before) = heard {
                     track.patience.answered(now, now.saturating_duration_since(before), timeout);
                 }
                 track.standby_answers = match facts.role {
@@ -295,6 +298,10 @@ impl Watch {
         }
         let Some(since) = facts.stalled_since else { return PrimaryVerdict::Alive };
         let stalled = now.saturating_duration_since(since);
+        // Every commit takes its time.
+        if stalled < self.detect.interval {
+            return PrimaryVerdict::Alive;
+        }
         if stalled < self.detect.stall_timeout {
             return PrimaryVerdict::Suspect {
                 why: format!("a local commit has been hanging for {}", seconds(stalled)),

@@ -118,27 +118,45 @@ fn a_hanging_commit_is_a_stall_only_after_its_timeout() {
         let now = start + Duration::from_secs(after);
         watch.verdict(now, &WalStatus::starting(), &ProxyStatus::default())
     };
+    assert!(matches!(verdict(0), PrimaryVerdict::Alive), "it has just begun");
+    assert!(matches!(verdict(1), PrimaryVerdict::Suspect { .. }));
     assert!(matches!(verdict(9), PrimaryVerdict::Suspect { .. }));
     assert!(matches!(verdict(10), PrimaryVerdict::Dead { cause: Cause::Stalled, .. }));
 }
 
-/// Load is not death: the longest silence that came to nothing, three times.
+/// Load is not death: the longest silence that came to nothing, three times. One that ended with a restart is no habit.
 #[test]
 fn a_primary_that_was_slow_may_be_silent_for_longer() {
+    let restarted = |answer| match answer {
+        ProbeResult::Answered(facts) => {
+            ProbeResult::Answered(Facts { started_at: "since then".to_owned(), ..facts })
+        }
+        other => other,
+    };
+    silent_from_then_on(|answer| answer, 65);
+    silent_from_then_on(restarted, 40);
+}
+
+/// It answers after 1.5 s, as `then` says, and half a second later, and then not any more; it counts as dead from
+/// `dead_at` tenths of a second on.
+fn silent_from_then_on(then: fn(ProbeResult) -> ProbeResult, dead_at: u64) {
     let start = Instant::now();
     let at = |tenths: u64| start + Duration::from_millis(tenths * 100);
     let nodes = [node("pg1"), node("pg2")];
     let mut watch = Watch::new(&nodes, Detect::default());
     watch.expect_primary(Some(&nodes[0].name));
-    // It answers after 1.5 s, and then not any more.
     for tenths in 0..=80 {
         watch.tick(at(tenths));
         watch.observe(at(tenths), &nodes[1].name, answer(Role::Standby));
-        let pg1 = if [0, 15, 20].contains(&tenths) { answer(Role::Primary) } else { ProbeResult::Timeout };
+        let pg1 = match tenths {
+            0 => answer(Role::Primary),
+            15 | 20 => then(answer(Role::Primary)),
+            _ => ProbeResult::Timeout,
+        };
         watch.observe(at(tenths), &nodes[0].name, pg1);
         let verdict = watch.verdict(at(tenths), &WalStatus::starting(), &ProxyStatus::default());
         let dead = matches!(verdict, PrimaryVerdict::Dead { cause: Cause::Silent, .. });
-        assert_eq!(dead, tenths >= 65, "{tenths}: {verdict:?}");
+        assert_eq!(dead, tenths >= dead_at, "{tenths}: {verdict:?}");
     }
 }
 
