@@ -8,12 +8,9 @@
 use super::page::{
     FIRST_IS_CONTRECORD, FIRST_IS_OVERWRITE_CONTRECORD, LONG_HEADER_LEN, PAGE_SIZE, PageHeader,
 };
-use super::record::{RECORD_HEADER_LEN, RecordHeader, RecordKind};
+use super::record::{ALIGNMENT, RECORD_HEADER_LEN, RecordHeader, RecordKind};
 use super::segment::WalSegmentSize;
 use crate::pg::Lsn;
-
-/// `MAXIMUM_ALIGNOF`: records begin at multiples of it.
-const ALIGNMENT: u64 = 8;
 
 /// `RM_XACT_ID`.
 const RM_XACT: u8 = 1;

@@ -3,6 +3,8 @@
 use super::page::{u32_at, u64_at};
 use crate::pg::Lsn;
 
+/// `MAXIMUM_ALIGNOF`: records begin at multiples of it.
+pub(super) const ALIGNMENT: u64 = 8;
 /// `SizeOfXLogRecord`.
 pub(super) const RECORD_HEADER_LEN: usize = 24;
 

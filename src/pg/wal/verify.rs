@@ -8,12 +8,9 @@ use super::page::{
     FIRST_IS_CONTRECORD, FIRST_IS_OVERWRITE_CONTRECORD, LONG_HEADER, LONG_HEADER_LEN, PAGE_SIZE, PageHeader,
     major_of_magic,
 };
-use super::record::{RECORD_HEADER_LEN, RecordHeader, RecordKind, record_crc};
+use super::record::{ALIGNMENT, RECORD_HEADER_LEN, RecordHeader, RecordKind, record_crc};
 use super::segment::WalSegmentSize;
 use crate::pg::{Lsn, SystemIdentifier, TimelineId};
-
-/// `MAXIMUM_ALIGNOF`: records begin at multiples of it.
-const ALIGNMENT: u64 = 8;
 
 /// The incremental verifier of one stream on one timeline.
 #[derive(Clone, Debug)]

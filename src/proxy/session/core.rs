@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::commit::{Commit, ResolveCommits};
 use super::deferred::Deferred;
+use super::durability::Refusal;
 use super::knobs::Knobs;
 use super::lane::Lane;
 use super::ledger::{Follow, Ledger, Owed};
@@ -20,7 +21,6 @@ use super::portals::Portals;
 use super::reported::Reported;
 use super::state::{End, SessionState};
 use super::unit::{Outcome, Pace, Progress, Unit};
-use super::upstream::Refusal;
 use crate::pg::Lsn;
 use crate::pg::error::{ErrorFields, SqlState};
 use crate::pg::protocol::frame::InvalidLength;

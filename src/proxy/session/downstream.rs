@@ -1,13 +1,13 @@
 //! From the server to the client.
 
 use super::core::{Core, Heard, ServerState};
+use super::durability::Refusal;
 use super::lane::Lane;
 use super::ledger::{For, Owed};
 use super::listening::Notified;
 use super::message::{self, Status, put};
 use super::names::undo;
 use super::unit::Failure;
-use super::upstream::Refusal;
 use crate::pg::error::{ErrorFields, Severity, SqlState};
 use crate::pg::protocol::frame::{HEADER_LEN, Header};
 use crate::proxy::route::SessionEffect;

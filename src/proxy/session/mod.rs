@@ -10,6 +10,7 @@ pub(crate) mod core;
 mod deferred;
 pub(crate) mod detach;
 mod downstream;
+mod durability;
 pub mod fuzzing;
 mod hear;
 mod knobs;
@@ -34,7 +35,7 @@ mod unit;
 mod upstream;
 pub(crate) mod wire;
 
-pub(in crate::proxy) use upstream::Refusal;
+pub(in crate::proxy) use durability::Refusal;
 
 #[cfg(test)]
 mod tests;

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::attach::Refusal;
 use super::core::{Ask, Core, Demand, Heard, ServerState, Texts};
+use super::durability;
 use super::hear::Ear;
 use super::knobs::{Defaults, Knobs};
 use super::lane::Lane;
@@ -22,7 +23,6 @@ use super::look::MAX_LOOK;
 use super::losses::Loss;
 use super::message;
 use super::tally::Tally;
-use super::upstream;
 use super::wire::{farewell, read_lane, write_lane};
 use crate::net::{Client, Credentials, Stream};
 use crate::pg::error::{ErrorFields, SqlState};
@@ -215,7 +215,7 @@ fn admit(
     durability: Durability,
     remote_apply: RemoteApply,
 ) -> Result<Knobs, ErrorFields> {
-    if let Some(refused) = upstream::Refusal::of(&startup.settings, durability, remote_apply) {
+    if let Some(refused) = durability::Refusal::of(&startup.settings, durability, remote_apply) {
         return Err(refused.fatal());
     }
     let knobs = Knobs::new(defaults, &startup.knobs);
