@@ -14,6 +14,7 @@ demo: setup
 .PHONY: test
 test: setup setup-second-major setup-tools
 	cargo test --locked --lib --bins --test house
+	cargo test --locked --test chaos
 	cargo test --locked --test integration -- --test-threads=1
 
 ## check: format, lints, documentation
@@ -28,14 +29,19 @@ check: setup
 sim: setup
 	BELLWETHER_SIM_SEEDS=$(or $(SEEDS),20000) cargo test --locked --release --lib sim:: -- --nocapture --include-ignored
 
-## soak: the long versions: generated conversations (SEEDS=5000) with PostgreSQL 14 to 18, clients that leave things behind, fuzzed input, pitfalls of WAL shipping
+## chaos: three instances, servers and etcd on three hosts (network namespaces: as root), a hundred faults under a load whose histories are checked (FAULTS=20 SEED=7; LAYOUT=one: one instance)
+.PHONY: chaos
+chaos: setup setup-chaos
+	FAULTS=$(FAULTS) SEED=$(SEED) LAYOUT=$(LAYOUT) cargo test --locked --test chaos -- --test-threads=1 --nocapture --include-ignored
+
+## soak: the long versions: generated conversations (SEEDS=5000) with PostgreSQL 14 to 18, clients that leave things behind, fuzzed input, pitfalls of WAL shipping, an overloaded machine
 .PHONY: soak
 soak: setup setup-majors setup-programs
 	SEEDS=$(or $(SEEDS),5000) cargo test --locked --test integration -- --test-threads=1 --nocapture --include-ignored differential::as_
 	SEEDS=2000000 cargo test --locked --test integration -- --test-threads=1 --nocapture fuzzed::
 	cargo test --locked --test integration -- --test-threads=1 --nocapture --ignored leak::
 	cargo test --locked --test integration -- --test-threads=1 --nocapture --ignored pitfalls::
-	cargo test --locked --test integration -- --test-threads=1 --ignored base_backup:: in_doubt:: relay:: sources::
+	cargo test --locked --test integration -- --test-threads=1 --nocapture --ignored base_backup:: in_doubt:: overload:: relay:: sources::
 
 ## bench: throughput and CPU side by side: direct, PgBouncer, Bellwether; then WAL beside PostgreSQL's own, then the time without writes (BENCH=wal, BENCH=outage: this only)
 .PHONY: bench
@@ -48,7 +54,7 @@ bench: setup setup-bench
 drivers: setup setup-drivers
 	DRIVERS='$(DRIVERS)' cargo test --locked --test drivers -- --nocapture --test-threads=1
 
-.PHONY: setup setup-second-major setup-majors setup-tools setup-programs setup-bench setup-drivers
+.PHONY: setup setup-second-major setup-majors setup-tools setup-programs setup-chaos setup-bench setup-drivers
 setup:
 	@integration/setup.sh base
 setup-second-major:
@@ -59,6 +65,8 @@ setup-tools:
 	@integration/setup.sh tools
 setup-programs:
 	@integration/setup.sh programs
+setup-chaos:
+	@integration/setup.sh chaos
 setup-bench:
 	@integration/setup.sh bench
 setup-drivers:

@@ -16,24 +16,71 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use figure::{Figure, Target};
-use harness::{Cluster, Options, Server, eventually};
+use harness::{Cluster, Instances, Options, Server, eventually};
 use nix::sys::signal::Signal;
 use tokio_postgres::{Client, NoTls};
 
 const RUNS: usize = 20;
+const TABLE: &str = "CREATE TABLE ticks (n bigint)";
 /// A client that cannot log in, or whose statement fails, tries again after this.
 const BACK_OFF: Duration = Duration::from_millis(5);
 
-struct Fault {
+/// What is struck.
+trait Subject {
+    /// Waits until all is well; who is primary then.
+    fn steady(&mut self) -> Server;
+    /// Of a client that is not on the primary's host.
+    fn conninfo(&self, primary: &Server) -> String;
+    /// What an instance that is not on the primary's host says.
+    fn state(&self, primary: &Server) -> Result<serde_json::Value, String>;
+}
+
+impl Subject for Cluster {
+    fn steady(&mut self) -> Server {
+        self.await_steady();
+        self.primary()
+    }
+
+    fn conninfo(&self, _: &Server) -> String {
+        self.conninfo()
+    }
+
+    fn state(&self, _: &Server) -> Result<serde_json::Value, String> {
+        self.api("/api/v1/cluster")
+    }
+}
+
+impl Subject for Instances {
+    fn steady(&mut self) -> Server {
+        let primary = self.await_steady();
+        // Where it is to be, off the primary's host, before it is looked at what its lack costs.
+        eventually("another host's instance leads", Duration::from_secs(60), || match self.leader()? {
+            leader if leader == self.beside(&primary) => Err("not yet".to_owned()),
+            _ => Ok(()),
+        });
+        primary
+    }
+
+    fn conninfo(&self, primary: &Server) -> String {
+        self.conninfo_without(self.beside(primary))
+    }
+
+    fn state(&self, primary: &Server) -> Result<serde_json::Value, String> {
+        self.state((self.beside(primary) + 1) % self.len())
+    }
+}
+
+struct Fault<S> {
     name: &'static str,
     /// Milliseconds.
     median_wanted: f64,
-    strike: fn(&Cluster, &Server),
+    strike: fn(&mut S, &Server),
     /// Behind the outage: what was struck can come back.
-    heal: fn(&Cluster, &Server),
+    heal: fn(&mut S, &Server),
 }
 
-const FAULTS: [Fault; 3] = [
+/// Of one instance.
+const ALONE: [Fault<Cluster>; 3] = [
     Fault {
         name: "outage, primary killed",
         median_wanted: 500.0,
@@ -57,24 +104,73 @@ const FAULTS: [Fault; 3] = [
     },
 ];
 
+/// Of three instances, each beside a server. A host is the server and the instance.
+const SEVERAL: [Fault<Instances>; 4] = [
+    Fault {
+        name: "outage, three instances, primary killed",
+        median_wanted: 500.0,
+        strike: |instances, primary| instances.cluster.lose_machine(primary),
+        heal: |_, _| (),
+    },
+    Fault {
+        name: "outage, three instances, primary's host killed",
+        median_wanted: 3000.0,
+        strike: |instances, primary| {
+            instances.kill(instances.beside(primary));
+            instances.cluster.lose_machine(primary);
+        },
+        heal: |instances, primary| instances.spawn(instances.beside(primary)),
+    },
+    Fault {
+        name: "outage, three instances, primary's host silent",
+        median_wanted: 3000.0,
+        strike: |instances, primary| {
+            instances.signal(instances.beside(primary), Signal::SIGSTOP);
+            instances.cluster.signal_machine(primary, Signal::SIGSTOP);
+        },
+        heal: |instances, primary| {
+            instances.signal(instances.beside(primary), Signal::SIGCONT);
+            instances.cluster.signal_machine(primary, Signal::SIGCONT);
+        },
+    },
+    Fault {
+        name: "outage, three instances, planned switchover",
+        median_wanted: 300.0,
+        strike: |instances, _| {
+            let leader = instances.leader().expect("a leader");
+            let (status, why) = instances.order(leader, "/api/v1/switchover").expect("an answer");
+            assert_eq!(status, 200, "{why}");
+        },
+        heal: |_, _| (),
+    },
+];
+
 fn main() {
     let only: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
     let wanted = |name: &str| only.is_empty() || only.iter().any(|part| name.contains(part.as_str()));
-    let wanted: Vec<&Fault> = FAULTS.iter().filter(|fault| wanted(fault.name)).collect();
-    if wanted.is_empty() {
-        return;
-    }
+    let alone: Vec<_> = ALONE.iter().filter(|fault| wanted(fault.name)).collect();
+    let several: Vec<_> = SEVERAL.iter().filter(|fault| wanted(fault.name)).collect();
     let options = Options { expected_warnings: &[" WARN ", " ERROR "], ..Options::default() };
-    let mut cluster = Cluster::start(options);
-    cluster.psql("CREATE TABLE ticks (n bigint)").expect("a table");
     println!(
         "\n| milliseconds without writes | runs | least | median | p95 | worst | errors in all |\n|---|---|---|---|---|---|---|"
     );
-    let figures: Vec<Figure> = wanted.into_iter().map(|fault| measure(&mut cluster, fault)).collect();
-    figure::print(&figures);
+    let mut figures = Vec::new();
+    if !alone.is_empty() {
+        let mut cluster = Cluster::start(options.clone());
+        cluster.psql(TABLE).expect("a table");
+        figures.extend(alone.into_iter().map(|fault| measure(&mut cluster, fault)));
+    }
+    if !several.is_empty() {
+        let mut instances = Instances::with_lease(options, "5s");
+        instances.cluster.psql_at(&instances.conninfo(), TABLE).expect("a table");
+        figures.extend(several.into_iter().map(|fault| measure(&mut instances, fault)));
+    }
+    if !figures.is_empty() {
+        figure::print(&figures);
+    }
 }
 
-fn measure(cluster: &mut Cluster, fault: &Fault) -> Figure {
+fn measure<S: Subject>(cluster: &mut S, fault: &Fault<S>) -> Figure {
     let (mut outages, mut errors) = (Vec::new(), 0);
     for _ in 0..RUNS {
         let heard = outage(cluster, fault);
@@ -88,14 +184,13 @@ fn measure(cluster: &mut Cluster, fault: &Fault) -> Figure {
     Figure::new(format!("{}, median, ms", fault.name), median, Target::AtMost(fault.median_wanted))
 }
 
-fn outage(cluster: &mut Cluster, fault: &Fault) -> Heard {
-    cluster.await_steady();
-    let primary = cluster.primary();
-    let writer = Writer::start(cluster.conninfo());
+fn outage<S: Subject>(cluster: &mut S, fault: &Fault<S>) -> Heard {
+    let primary = cluster.steady();
+    let writer = Writer::start(cluster.conninfo(&primary));
     thread::sleep(Duration::from_millis(500));
     (fault.strike)(cluster, &primary);
     eventually("another primary", Duration::from_secs(60), || {
-        let state = cluster.api("/api/v1/cluster")?;
+        let state = cluster.state(&primary)?;
         let moved = state["directive"]["writes"]["state"] == "open"
             && state["directive"]["primary"] != primary.name.as_str();
         if moved { Ok(()) } else { Err(state.to_string()) }

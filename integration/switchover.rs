@@ -20,6 +20,7 @@ async fn disturbed_switchovers() {
     cluster.reconfigure(|config| config["failover"]["drain"] = "1s".into());
     an_open_transaction_is_spared_and_then_cut(&mut cluster).await;
     a_successor_that_dies_changes_nothing(&mut cluster).await;
+    a_standby_in_maintenance_is_left_alone(&mut cluster).await;
 }
 
 async fn three_without_an_error(cluster: &mut Cluster) {
@@ -32,6 +33,13 @@ async fn three_without_an_error(cluster: &mut Cluster) {
         let goal = ledger.acknowledged() + 200;
         acknowledged_beyond(&ledger, goal).await;
         let old = cluster.primary();
+        eventually("a successor is foreseen", Duration::from_secs(30), || {
+            let (code, foreseen) = switchover(cluster, &["--dry-run"]);
+            assert_eq!(code, Some(0), "{foreseen}");
+            let named = foreseen.starts_with(&format!("switchover from {} to ", old.name));
+            if named { Ok(()) } else { Err(foreseen) }
+        });
+        assert_eq!(cluster.primary().name, old.name, "nothing is done");
         let started = Instant::now();
         let (code, said) = switchover(cluster, &[]);
         assert_eq!(code, Some(0), "{said}");
@@ -113,6 +121,69 @@ async fn a_successor_that_dies_changes_nothing(cluster: &mut Cluster) {
     assert_eq!(audit(&entries, &found), Vec::<String>::new());
 }
 
+/// No reads, no promotion, and nobody starts it before it is over.
+async fn a_standby_in_maintenance_is_left_alone(cluster: &mut Cluster) {
+    let (primary, ours) = (cluster.primary(), cluster.standbys().remove(0));
+    let (code, said) = maintenance(cluster, &[&primary.name]);
+    assert_eq!(code, Some(1));
+    assert!(said.contains("is the primary: switch over first"), "{said}");
+    let console = format!(
+        "host=127.0.0.1 port={} user=bellwether password={} dbname=bellwether",
+        cluster.port,
+        cluster.superuser_password()
+    );
+    eventually("nobody is at work on it", Duration::from_secs(30), || {
+        cluster.psql_at(&console, &format!("MAINTENANCE {}", ours.name))
+    });
+    let node = |cluster: &Cluster| {
+        let view = cluster.api("/api/v1/cluster").expect("the cluster");
+        let nodes = view["nodes"].as_array().expect("nodes").clone();
+        nodes.into_iter().find(|node| node["name"] == *ours.name).expect("it is a node")
+    };
+    assert_eq!(node(cluster)["maintenance"], true);
+    let standby = format!("/standby?node={}", ours.name);
+    assert_eq!(cluster.http("GET", &standby).expect("an answer").0, 503);
+    let (status, said) =
+        cluster.http("POST", &format!("/api/v1/switchover?to={}", ours.name)).expect("an answer");
+    assert!(status == 409 && said.contains("it is in maintenance"), "{status} {said}");
+
+    let reader = client(&format!("{} options='-c bellwether.route=standby'", cluster.conninfo())).await;
+    let port = "SELECT current_setting('port')";
+    eventually_async("no reads there", Duration::from_secs(10), || async {
+        let mut found = Vec::new();
+        for _ in 0..20 {
+            match reader.query_one(port, &[]).await {
+                Ok(row) => found.push(row.get::<_, String>(0)),
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+        if found.contains(&ours.port.to_string()) { Err(format!("{found:?}")) } else { Ok(()) }
+    })
+    .await;
+
+    cluster.signal(&ours, Signal::SIGINT);
+    eventually("it is seen that it is down", Duration::from_secs(30), || match &node(cluster)["state"] {
+        state if state == "down" => Ok(()),
+        state => Err(state.to_string()),
+    });
+    // Longer than its agent would take to start it.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(cluster.pid(&ours), None);
+    let metrics = cluster.http("GET", "/metrics").expect("metrics").1;
+    let metric = format!("bellwether_node_maintenance{{node=\"{}\"}} 1", ours.name);
+    assert!(metrics.contains(&metric), "{metrics}");
+    let (code, said) = maintenance(cluster, &[&ours.name, "--end"]);
+    assert_eq!((code, said.trim()), (Some(0), format!("{} is in service again", ours.name).as_str()));
+    cluster.await_steady();
+}
+
+fn maintenance(cluster: &Cluster, options: &[&str]) -> (Option<i32>, String) {
+    let admin = format!("http://127.0.0.1:{}", cluster.admin_port);
+    let output = bellwether().args(["maintenance", "--admin", &admin]).args(options).output();
+    let output = output.expect("bellwether maintenance");
+    (output.status.code(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+}
+
 /// What the command says, and its exit code.
 fn switchover(cluster: &Cluster, options: &[&str]) -> (Option<i32>, String) {
     let admin = format!("http://127.0.0.1:{}", cluster.admin_port);
@@ -130,14 +201,14 @@ fn last(cluster: &Cluster) -> serde_json::Value {
     history.as_array().and_then(|all| all.last()).expect("an election").clone()
 }
 
-async fn client(conninfo: &str) -> tokio_postgres::Client {
+pub(crate) async fn client(conninfo: &str) -> tokio_postgres::Client {
     let (client, connection) =
         tokio_postgres::connect(conninfo, tokio_postgres::NoTls).await.expect("the endpoint answers");
     tokio::spawn(connection);
     client
 }
 
-async fn acknowledged_beyond(ledger: &Ledger, goal: u64) {
+pub(crate) async fn acknowledged_beyond(ledger: &Ledger, goal: u64) {
     eventually_async("acknowledged tokens", Duration::from_secs(60), || async {
         let now = ledger.acknowledged();
         if now > goal { Ok(()) } else { Err(format!("{now} of {goal}")) }
@@ -146,7 +217,7 @@ async fn acknowledged_beyond(ledger: &Ledger, goal: u64) {
 }
 
 /// TPC-B and selects, also on the standbys. Without --max-tries: an error ends its client.
-fn pgbench(cluster: &Cluster) -> std::process::Child {
+pub(crate) fn pgbench(cluster: &Cluster) -> std::process::Child {
     let initialised = cluster
         .program("pgbench")
         .args(["-i", "-q", "-s", "2", &cluster.conninfo()])

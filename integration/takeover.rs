@@ -435,7 +435,7 @@ impl Pretender {
         let config = cluster.config();
         let text = |value: &serde_yaml::Value| value.as_str().expect("text").to_owned();
         self.say(&json!({"ask": {
-            "version": 3,
+            "version": 6,
             "cluster": text(&config["cluster"]),
             "instance": instance,
             "state": text(&config["state"]["file"]),

@@ -131,13 +131,13 @@ pub(super) const KNOWN: &[Known] = &[
     },
 ];
 
-/// These differ or not, by the server that the transaction gets.
+/// These differ or not, by the server that the transaction gets, and by what the other lane has heard meanwhile.
 const AT_TIMES: &[Known] = &[Known {
     script: "the result type changes under a statement",
-    modes: TRANSACTION,
+    modes: BOTH,
     direct: "ErrorResponse S=ERROR V=ERROR C=0A000",
     endpoint: "BindComplete",
-    because: "A server that did not have the statement yet prepares it behind the change.",
+    because: "A server that did not have the statement yet prepares it behind the change; so does one whose copy another client of the same text, the other lane's, has found to fail.",
 }];
 
 /// What a standby says to who writes.

@@ -116,6 +116,12 @@ impl Cluster {
             bellwether: None,
         };
         cluster.start_bellwether();
+        // Servers may be made by their agent before the demo comes to them, and it sets their upstream when it does.
+        eventually("the demo is ready", Duration::from_secs(90), || {
+            cluster.check_alive()?;
+            let log = cluster.log();
+            if log.contains("Bellwether is ready") { Ok(()) } else { Err(log) }
+        });
         cluster.await_steady();
         cluster
     }
@@ -304,7 +310,7 @@ impl Cluster {
         self.http_at(self.admin_port, method, path)
     }
 
-    fn http_at(&self, admin_port: u16, method: &str, path: &str) -> Result<(u16, String), String> {
+    pub(crate) fn http_at(&self, admin_port: u16, method: &str, path: &str) -> Result<(u16, String), String> {
         let exchange = || -> std::io::Result<String> {
             let mut socket = TcpStream::connect(("127.0.0.1", admin_port))?;
             socket.set_read_timeout(Some(Duration::from_secs(5)))?;
@@ -321,7 +327,12 @@ impl Cluster {
 
     /// The value of one metric line, labels included in `name`.
     pub(crate) fn metric(&self, name: &str) -> Option<f64> {
-        let (_, body) = self.http("GET", "/metrics").ok()?;
+        self.metric_at(self.admin_port, name)
+    }
+
+    /// Of another instance.
+    pub(crate) fn metric_at(&self, admin_port: u16, name: &str) -> Option<f64> {
+        let (_, body) = self.http_at(admin_port, "GET", "/metrics").ok()?;
         body.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
     }
 
@@ -469,6 +480,11 @@ impl Cluster {
 
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    /// Of everything that belongs to the test.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
     }
 
     pub(crate) fn data(&self) -> PathBuf {

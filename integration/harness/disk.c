@@ -408,6 +408,11 @@ ssize_t pwrite64(int fd, const void *bytes, size_t length, off64_t offset) {
     return result;
 }
 
+/* Of programs that are built without large files by name. */
+ssize_t pwrite(int fd, const void *bytes, size_t length, off_t offset) {
+    return pwrite64(fd, bytes, length, offset);
+}
+
 int rename(const char *from, const char *to) {
     const char *old = armed ? below(from) : NULL, *new = armed ? below(to) : NULL;
     if (!old || !new) return real_rename(from, to);

@@ -12,6 +12,7 @@ pub(crate) struct Gate {
 
 struct State {
     open: bool,
+    /// In pairs: who came, and its way to the server.
     passing: Vec<TcpStream>,
 }
 
@@ -53,6 +54,17 @@ impl Gate {
         let mut state = self.state.lock().expect("nobody panics with it");
         state.open = false;
         for socket in state.passing.drain(..) {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Ends the one connection that the server sees coming from `port`.
+    pub(crate) fn cut(&self, port: u16) {
+        let mut state = self.state.lock().expect("nobody panics with it");
+        let pairs = state.passing.chunks_exact(2);
+        let is_it = |pair: &[TcpStream]| pair[1].local_addr().is_ok_and(|address| address.port() == port);
+        let at = pairs.into_iter().position(is_it).expect("a connection that passes here") * 2;
+        for socket in state.passing.drain(at..at + 2) {
             let _ = socket.shutdown(Shutdown::Both);
         }
     }

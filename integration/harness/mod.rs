@@ -4,9 +4,11 @@ mod authority;
 mod between;
 mod cluster;
 mod disk;
+mod etcd;
 mod follower;
 mod gate;
 mod guardian;
+mod instances;
 pub(crate) mod ledger;
 mod lone_server;
 mod majors;
@@ -23,9 +25,11 @@ pub(crate) use cluster::{
     Cluster, DiskKind, Durability, Options, Server, bellwether, distribution_bin, set_mode,
 };
 pub(crate) use disk::{Disk, Fault, SmallDisk};
+pub(crate) use etcd::Etcd;
 pub(crate) use follower::{Follower, Heard, status};
 pub(crate) use gate::Gate;
 pub(crate) use guardian::Guardian;
+pub(crate) use instances::Instances;
 pub(crate) use lone_server::LoneServer;
 pub(crate) use majors::{major, second_major};
 pub(crate) use pg_ctl::{pg_ctl, restart};

@@ -54,6 +54,7 @@ pub(super) fn answer(
         "/ready" => verdict(writable(&view())),
         "/api/v1/cluster" => Answer::json(&view()),
         "/api/v1/history" => Answer::json(&*seen.history),
+        "/api/v1/restarts" => Answer::json(&*seen.restarts),
         "/api/v1/alarms" => Answer::json(&*seen.wal.alarms),
         path => match Question::at(path) {
             Some(question) => ask(question, request.query, &view()),
@@ -145,6 +146,7 @@ fn holds(
         Question::Primary if is_primary => writable(view),
         Question::Primary => Err("is not the primary".to_owned()),
         Question::ReadOnly if is_primary => Ok(()),
+        Question::Standby | Question::ReadOnly if node.maintenance => Err("is in maintenance".to_owned()),
         Question::Standby | Question::ReadOnly if node.role != Some(Role::Standby) => {
             Err("is no standby".to_owned())
         }
@@ -230,6 +232,7 @@ mod tests {
             ("/api/v1/cluster", 200),
             ("/api/v1/history", 200),
             ("/api/v1/alarms", 200),
+            ("/api/v1/restarts", 200),
             ("/api/v1", 404),
             ("//", 404),
         ] {

@@ -19,10 +19,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::answer::{self, Answer, answer};
 use super::order::{self, Order, Origin, order};
+use super::pass_on::{Orders, Reach};
 use super::reload::{Reload, ReloadError};
 use super::view::{Identity, Snapshot};
-use crate::failover::{CommandError, Commands};
-use crate::topology::{Directive, Election, Health, ProxyStatus, WalStatus};
+use crate::topology::{Directive, Election, Failovers, Health, Members, ProxyStatus, Restart, WalStatus};
 
 /// Connections at a time. One more waits in the kernel's queue until one ends.
 const MAX_CONNECTIONS: usize = 64;
@@ -42,9 +42,13 @@ pub struct Sources {
     pub wal: watch::Receiver<Arc<WalStatus>>,
     pub proxy: watch::Receiver<Arc<ProxyStatus>>,
     pub history: watch::Receiver<Arc<Vec<Election>>>,
+    pub leader: watch::Receiver<Arc<Option<String>>>,
+    pub failovers: watch::Receiver<Arc<Failovers>>,
+    pub restarts: watch::Receiver<Arc<Vec<Restart>>>,
+    pub members: watch::Receiver<Arc<Members>>,
     pub registry: Registry,
-    /// Where an operator's commands go. `None`: they get 503.
-    pub commands: Option<Commands>,
+    /// Where an operator's commands go. Where nobody takes them, they get 503.
+    pub orders: Orders,
     /// Where it is asked for that the configuration is read again. The same holds.
     pub reload: Option<Reload>,
 }
@@ -57,6 +61,10 @@ impl Sources {
             wal: self.wal.borrow().clone(),
             proxy: self.proxy.borrow().clone(),
             history: self.history.borrow().clone(),
+            leader: self.leader.borrow().clone(),
+            failovers: self.failovers.borrow().clone(),
+            restarts: self.restarts.borrow().clone(),
+            members: self.members.borrow().clone(),
         }
     }
 
@@ -133,10 +141,7 @@ async fn respond<B>(request: &Request<B>, sources: &Sources) -> Response<Full<By
 
 async fn carry_out(order: Order, sources: &Sources) -> Answer {
     match order {
-        Order::Command(command) => order::answer(match &sources.commands {
-            Some(commands) => commands.send(command).await,
-            None => Err(CommandError::Stopped),
-        }),
+        Order::Command(command) => order::answer(sources.orders.give(command, Reach::Cluster).await),
         Order::Reload => order::reloaded(match &sources.reload {
             Some(reload) => reload.ask().await,
             None => Err(ReloadError::Stopped),
@@ -167,7 +172,7 @@ mod tests {
 
     use super::super::view::tests::{identity, snapshot};
     use super::super::{ClientError, ClusterView, fetch, post};
-    use super::{Sources, serve};
+    use super::{Orders, Sources, serve};
 
     #[tokio::test]
     async fn the_client_reads_what_the_server_says_until_it_stops() {
@@ -182,8 +187,12 @@ mod tests {
             wal: watch::channel(seen.wal).1,
             proxy: watch::channel(seen.proxy).1,
             history: watch::channel(seen.history).1,
+            leader: watch::channel(seen.leader).1,
+            failovers: watch::channel(seen.failovers).1,
+            restarts: watch::channel(seen.restarts).1,
+            members: watch::channel(seen.members).1,
             registry,
-            commands: None,
+            orders: Orders::default(),
             reload: None,
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");

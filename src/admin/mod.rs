@@ -7,13 +7,17 @@ mod answer;
 mod client;
 pub mod console;
 mod http;
+mod member;
 mod order;
+mod pass_on;
 mod reload;
 mod text;
 mod view;
 
 pub use client::{ClientError, fetch, post};
 pub use http::{Sources, serve};
+pub use member::{AskedMember, MAX_WAITING, MemberError, MemberQuestion, MemberQuestions, PATIENCE};
+pub use pass_on::Orders;
 pub use reload::{Asked, Reload, ReloadError, Reloaded};
-pub use text::{history_json, history_text, status_text};
+pub use text::{history_json, history_text, restarted_text, status_text};
 pub use view::{ClusterView, Identity, Snapshot, cluster};

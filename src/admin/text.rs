@@ -3,8 +3,10 @@
 use std::fmt::Write as _;
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::view::{ClusterView, FollowerView, NodeView, WritesView};
-use crate::topology::{Alarm, Election, LeftBehind, NodeName, Outcome, Role, SavedTail};
+use super::view::{AilmentView, ClusterView, FollowerView, MemberView, NodeView, WritesView};
+use crate::topology::{
+    Alarm, Election, Failovers, LeftBehind, NodeName, Outcome, Restart, RestartedNode, Role, SavedTail,
+};
 
 /// The cluster at a glance.
 pub fn status_text(view: &ClusterView) -> String {
@@ -24,6 +26,16 @@ pub fn status_text(view: &ClusterView) -> String {
         "cluster {} at {}: term {}, durability {durability}\nwrites  {writes}\nwal     timeline {}, durable {}, {}{from}{why}\n\n",
         view.cluster, view.instance, view.term, view.wal.timeline, view.wal.durable, upstream.state,
     );
+    if let Some(ailment) = &view.ailment {
+        // In front of the empty line.
+        text.pop();
+        text += &ailment_text(ailment);
+    }
+    if !view.members.is_empty() {
+        // In front of the empty line.
+        text.pop();
+        let _ = writeln!(text, "leader  {}\n", view.leader.as_deref().unwrap_or("nobody that is known"));
+    }
     if let Some(archive) = &view.wal.archive {
         // In front of the empty line.
         text.pop();
@@ -31,10 +43,26 @@ pub fn status_text(view: &ClusterView) -> String {
         let trouble = archive.trouble.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
         let _ = writeln!(text, "archive up to {}, {lag} behind{trouble}\n", archive.archived);
     }
+    match view.failovers {
+        Failovers::Automatic => {}
+        Failovers::Manual | Failovers::Paused => {
+            text.pop();
+            let _ = writeln!(text, "failover {}\n", view.failovers);
+        }
+        Failovers::Spent { since_ms, .. } => {
+            text.pop();
+            let _ = writeln!(text, "alarm   {}, since {}\n", view.failovers, time_text(since_ms));
+        }
+    }
     for alarm in &view.wal.alarms {
         // In front of the empty line.
         text.pop();
         let _ = writeln!(text, "alarm   {}, since {}\n", alarm.what, time_text(alarm.raised_at_ms));
+    }
+    if let Some(restart) = &view.restart {
+        // In front of the empty line.
+        text.pop();
+        let _ = writeln!(text, "restart {}\n", restart_line(restart));
     }
     let draining = match view.clients.draining {
         Some(0) => None,
@@ -47,10 +75,12 @@ pub fn status_text(view: &ClusterView) -> String {
         let _ = writeln!(text, "clients {draining} still at the process before this one\n");
     }
     let mut nodes = vec![
-        ["NODE", "ROLE", "STATE", "TIMELINE", "POSITION", "LAG", "STREAM", "ADDRESS"].map(str::to_owned),
+        ["NODE", "ROLE", "STATE", "TIMELINE", "POSITION", "LAG", "STREAM", "VERSION", "ADDRESS"]
+            .map(str::to_owned),
     ];
     nodes.extend(view.nodes.iter().map(node_row));
     text += &table(&nodes);
+    text += &members(&view.members);
     let strangers =
         view.followers.iter().filter(|f| !view.nodes.iter().any(|n| n.name.as_str() == f.application_name));
     let mut others = vec![["FOLLOWER", "PID", "STATE", "TIMELINE", "REPLAY", "LAG"].map(str::to_owned)];
@@ -62,15 +92,64 @@ pub fn status_text(view: &ClusterView) -> String {
     text
 }
 
-fn node_row(node: &NodeView) -> [String; 8] {
+/// With an empty line behind it.
+fn ailment_text(ailment: &AilmentView) -> String {
+    let mut text = format!("primary {}: {}\n", ailment.name, ailment.sentence);
+    for evidence in &ailment.evidence {
+        let _ = writeln!(text, "        {evidence}");
+    }
+    if let Some(outlook) = &ailment.outlook {
+        let _ = writeln!(text, "        nobody is promoted: {outlook}");
+    }
+    text.push('\n');
+    text
+}
+
+fn members(members: &[MemberView]) -> String {
+    if members.is_empty() {
+        return String::new();
+    }
+    let heading = ["INSTANCE", "HEARD", "TERM", "PROMISED", "LOG TERM", "DURABLE", "CONFIRMED", "AGENT OF"];
+    let mut rows = vec![heading.map(str::to_owned)];
+    rows.extend(members.iter().map(member_row));
+    let mut text = format!("\n{}", table(&rows));
+    for member in members {
+        let counts = member.said.as_ref().and_then(|said| said.counts.as_ref());
+        let Some(counts) = counts else { continue };
+        let _ =
+            writeln!(text, "{} counts other instances than this one: {}", member.instance, counts.join(", "));
+    }
+    text
+}
+
+fn member_row(member: &MemberView) -> [String; 8] {
+    let instance = member.instance.clone();
+    let Some(said) = &member.said else {
+        return [instance.as_str(), "never", "-", "-", "-", "-", "-", "-"].map(str::to_owned);
+    };
+    let agents = said.agents.iter().map(NodeName::as_str).collect::<Vec<_>>().join(", ");
+    [
+        instance,
+        format!("{:.3}s ago", said.seconds_ago),
+        said.term.to_string(),
+        said.promised.to_string(),
+        said.log_term.to_string(),
+        format!("{} on {}", said.durable, said.timeline),
+        said.confirmed.to_string(),
+        if agents.is_empty() { "-".to_owned() } else { agents },
+    ]
+}
+
+fn node_row(node: &NodeView) -> [String; 9] {
     let role = match node.role {
         Some(Role::Primary) => "primary",
         Some(Role::Standby) => "standby",
         None => "-",
     };
+    let maintenance = if node.maintenance { ", in maintenance" } else { "" };
     let state = match &node.why {
-        Some(why) => format!("{}: {why}", node.state),
-        None => node.state.clone(),
+        Some(why) => format!("{}{maintenance}: {why}", node.state),
+        None => format!("{}{maintenance}", node.state),
     };
     let lag = match (node.lag_bytes, node.lag_seconds) {
         (None, _) => "-".to_owned(),
@@ -85,6 +164,7 @@ fn node_row(node: &NodeView) -> [String; 8] {
         node.position.to_string(),
         lag,
         node.follower.clone().unwrap_or_else(|| "-".to_owned()),
+        node.server_version.clone().unwrap_or_else(|| "-".to_owned()),
         node.address.clone(),
     ]
 }
@@ -100,11 +180,56 @@ fn follower_row(follower: &FollowerView) -> [String; 6] {
     ]
 }
 
-/// Every election and every alarm, the oldest first.
-pub fn history_text(elections: &[Election], alarms: &[Alarm]) -> String {
+/// How far it is, or why it ended.
+fn restart_line(restart: &Restart) -> String {
+    let back = restart.nodes.iter().filter(|node| node.is_back()).count();
+    let far = format!("{back} of {} restarted", restart.nodes.len());
+    let turn = restart.turn().map(|node| format!(", now {}", node.node)).unwrap_or_default();
+    match &restart.outcome {
+        Outcome::Running => {
+            let waits = restart.waits_for.as_ref().map(|why| format!("; waits for: {why}"));
+            format!("{far}{turn}{}", waits.unwrap_or_default())
+        }
+        Outcome::Completed => far,
+        Outcome::Failed { why } => format!("given up, {far}: {why}"),
+    }
+}
+
+fn restart_text(restart: &Restart) -> String {
+    let outcome = match &restart.outcome {
+        Outcome::Running => "running".to_owned(),
+        Outcome::Completed => "completed".to_owned(),
+        Outcome::Failed { why } => format!("failed: {why}"),
+    };
+    let mut text = format!("restart  {}  {outcome}\n", time_text(restart.started_at_ms));
+    for node in &restart.nodes {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "  {}", restarted_text(node));
+        for evidence in &node.evidence {
+            let _ = writeln!(text, "            {evidence}");
+        }
+    }
+    text
+}
+
+/// One line: versions, and how long each step took.
+pub fn restarted_text(node: &RestartedNode) -> String {
+    let version = |version: &Option<String>| version.clone().unwrap_or_else(|| "?".to_owned());
+    let versions = match (&node.from_version, &node.to_version) {
+        (None, None) => "not its turn".to_owned(),
+        (from, to) => format!("{} -> {}", version(from), version(to)),
+    };
+    let phases: Vec<String> = node.phases.iter().map(|p| format!("{} {}", p.name, p.millis)).collect();
+    let phases = if phases.is_empty() { String::new() } else { format!("  {} ms", phases.join(" + ")) };
+    format!("{:<8}  {versions}{phases}", node.node.as_str())
+}
+
+/// Every election, restart and alarm, the oldest first.
+pub fn history_text(elections: &[Election], restarts: &[Restart], alarms: &[Alarm]) -> String {
     let elections = elections.iter().map(|election| (election.started_at_ms, election_text(election)));
     let alarms = alarms.iter().map(|alarm| (alarm.raised_at_ms, alarm_text(alarm)));
-    let mut entries: Vec<(u64, String)> = elections.chain(alarms).collect();
+    let restarts = restarts.iter().map(|restart| (restart.started_at_ms, restart_text(restart)));
+    let mut entries: Vec<(u64, String)> = elections.chain(restarts).chain(alarms).collect();
     if entries.is_empty() {
         return "no elections yet\n".to_owned();
     }
@@ -113,8 +238,8 @@ pub fn history_text(elections: &[Election], alarms: &[Alarm]) -> String {
 }
 
 /// The same as one list of JSON, each entry with all that the instance tells of it.
-pub fn history_json(elections: Vec<serde_json::Value>, alarms: Vec<serde_json::Value>) -> String {
-    let mut entries: Vec<serde_json::Value> = elections.into_iter().chain(alarms).collect();
+pub fn history_json(of_each_kind: [Vec<serde_json::Value>; 3]) -> String {
+    let mut entries: Vec<serde_json::Value> = of_each_kind.into_iter().flatten().collect();
     let begin = |entry: &serde_json::Value| {
         let at = entry.get("started_at_ms").or_else(|| entry.get("raised_at_ms"));
         at.and_then(serde_json::Value::as_u64)
@@ -149,6 +274,9 @@ fn election_text(election: &Election) -> String {
         name(&election.to),
         election.rule,
     );
+    if let Some(ailment) = election.ailment {
+        let _ = writeln!(text, "  ailment   {ailment}: {}", ailment.sentence());
+    }
     // Writing to a String cannot fail.
     if let (Some(timeline), Some(switchpoint)) = (election.timeline, election.switchpoint) {
         let _ = writeln!(text, "  timeline  {timeline} from {switchpoint}");
@@ -217,11 +345,12 @@ mod tests {
     use std::time::Instant;
 
     use super::super::view::cluster;
-    use super::super::view::tests::{identity, snapshot};
+    use super::super::view::tests::{among_others, identity, snapshot};
     use super::{bytes_text, history_json, history_text, status_text};
     use crate::pg::{Lsn, TimelineId};
     use crate::topology::{
-        Alarm, AlarmKind, ArchiveStatus, Draining, Election, Outcome, Phase, SavedTail, Term, Writes,
+        Ailment, Alarm, AlarmKind, ArchiveStatus, Diagnosis, Draining, Election, Evidence, Failovers,
+        Outcome, Phase, Restart, RestartedNode, SavedTail, Term, Writes,
     };
 
     #[test]
@@ -235,11 +364,11 @@ cluster orders at bw1: term 3, durability quorum
 writes  open on pg1
 wal     timeline 0, durable 0/0, streaming from pg1
 
-NODE  ROLE     STATE                         TIMELINE  POSITION  LAG           STREAM     ADDRESS
-pg1   primary  up                            2         0/3E8     -             -          10.0.0.1:5432
-pg2   standby  up                            2         0/370     100 B 0.012s  streaming  10.0.0.1:5432
-pg3   standby  up                            2         0/190     600 B         -          10.0.0.1:5432
-pg4   -        down: refused the connection  2         0/0       -             -          10.0.0.1:5432
+NODE  ROLE     STATE                         TIMELINE  POSITION  LAG           STREAM     VERSION  ADDRESS
+pg1   primary  up                            2         0/3E8     -             -          15.14    10.0.0.1:5432
+pg2   standby  up                            2         0/370     100 B 0.012s  streaming  15.14    10.0.0.1:5432
+pg3   standby  up                            2         0/190     600 B         -          15.14    10.0.0.1:5432
+pg4   -        down: refused the connection  2         0/0       -             -          -        10.0.0.1:5432
 "
         );
         Arc::make_mut(&mut seen.wal).durable = Lsn(0x3E8);
@@ -253,6 +382,23 @@ pg4   -        down: refused the connection  2         0/0       -             -
             text.contains("from pg1\narchive up to 0/384, 100 B behind (no such bucket)\n\nNODE"),
             "{text}"
         );
+        Arc::make_mut(&mut seen.directive).maintenance = vec!["pg4".parse().expect("a name")];
+        let text = status_text(&cluster(&identity(), &seen, now));
+        assert!(text.contains("down, in maintenance: refused the connection"), "{text}");
+        seen.failovers = Arc::new(Failovers::Paused);
+        let text = status_text(&cluster(&identity(), &seen, now));
+        assert!(text.contains("\nfailover paused\n\nNODE"), "{text}");
+        seen.failovers = Arc::new(Failovers::Spent {
+            failovers: 5,
+            within_seconds: 600,
+            since_ms: 1_700_000_000_123,
+            next_at_ms: 1_700_000_300_000,
+        });
+        let text = status_text(&cluster(&identity(), &seen, now));
+        let alarm = "\nalarm   the primary is dead and is not replaced: 5 automatic failovers within 10m are enough \
+                     (failover.budget); the next may begin at 2023-11-14T22:18:20Z; `bellwether failover` does not wait, \
+                     and `bellwether resume` gives a fresh budget, since 2023-11-14T22:13:20.123Z\n\nNODE";
+        assert!(text.contains(alarm), "{text}");
         Arc::make_mut(&mut seen.directive).writes = Writes::Held { reason: "electing".to_owned() };
         Arc::make_mut(&mut seen.proxy).held = 5;
         Arc::make_mut(&mut seen.proxy).draining = Draining::Known(2);
@@ -262,8 +408,39 @@ pg4   -        down: refused the connection  2         0/0       -             -
         assert!(text.contains("\nclients 2 still at the process before this one\n\nNODE"), "{text}");
         assert!(text.contains("stranger  7    streaming  2         0/384   100 B 0.012s\n"), "{text}");
         Arc::make_mut(&mut seen.proxy).draining = Draining::Unknown;
+        Arc::make_mut(&mut seen.health).diagnosis = Some(Diagnosis {
+            ailment: Ailment::ServerFrozen,
+            evidence: vec![Evidence::first_hand("no answer"), Evidence::inferred("bw2 hears nothing")],
+            outlook: Some("automatic failover is paused".to_owned()),
+        });
         let text = status_text(&cluster(&identity(), &seen, now));
+        let expected = "
+primary server_frozen: the server is frozen: its host takes connections, and the server is mute
+        first-hand: no answer
+        inferred: bw2 hears nothing
+        nobody is promoted: automatic failover is paused
+";
+        assert!(text.contains(expected), "{text}");
         assert!(text.contains("\nclients an unknown number still at the process before"), "{text}");
+    }
+
+    #[test]
+    fn status_of_several_instances() {
+        let now = Instant::now();
+        let mut seen = snapshot(now);
+        seen.members = Arc::new(among_others(now));
+        let text = status_text(&cluster(&identity(), &seen, now));
+        assert!(text.contains("streaming from pg1\nleader  bw1\n\nNODE"), "{text}");
+        let expected = "
+INSTANCE  HEARD       TERM  PROMISED  LOG TERM  DURABLE     CONFIRMED  AGENT OF
+bw2       0.250s ago  3     3         2         0/3E8 on 2  3          pg2
+bw3       never       -     -         -         -           -          -
+bw2 counts other instances than this one: bw1, bw2, bw4
+";
+        assert!(text.ends_with(expected), "{text}");
+        seen.leader = Arc::default();
+        let text = status_text(&cluster(&identity(), &seen, now));
+        assert!(text.contains("\nleader  nobody that is known\n"), "{text}");
     }
 
     #[test]
@@ -273,6 +450,7 @@ pg4   -        down: refused the connection  2         0/0       -             -
             started_at_ms: 1_700_000_000_123,
             rule: "F3".to_owned(),
             evidence: vec!["the stream ended".to_owned(), "3 probes failed".to_owned()],
+            ailment: Some(Ailment::DiskStalled),
             from: "pg1".parse().ok(),
             to: "pg2".parse().ok(),
             timeline: Some(TimelineId(2)),
@@ -294,10 +472,11 @@ pg4   -        down: refused the connection  2         0/0       -             -
             outcome: Outcome::Completed,
         };
         assert_eq!(
-            history_text(&[election], &[]),
+            history_text(&[election], &[], &[]),
             "\
 term 2  2023-11-14T22:13:20.123Z  pg1 -> pg2  completed
   rule      F3
+  ailment   disk_stalled: its disk is stalled: it answers, and its commits do not end
   timeline  2 from 0/30000000
   lost      0 B
   left      100 B that no client was told of
@@ -307,7 +486,7 @@ term 2  2023-11-14T22:13:20.123Z  pg1 -> pg2  completed
             3 probes failed
 "
         );
-        assert_eq!(history_text(&[], &[]), "no elections yet\n");
+        assert_eq!(history_text(&[], &[], &[]), "no elections yet\n");
         let alarm = Alarm {
             kind: AlarmKind::LostSlot,
             object: "pg3".to_owned(),
@@ -317,7 +496,7 @@ term 2  2023-11-14T22:13:20.123Z  pg1 -> pg2  completed
         };
         let over = Alarm { over_at_ms: Some(1_700_000_001_000), raised_at_ms: 0, ..alarm.clone() };
         assert_eq!(
-            history_text(&[], &[alarm, over]),
+            history_text(&[], &[], &[alarm, over]),
             "\
 alarm  1970-01-01T00:00:00.000Z  lost_slot  over 2023-11-14T22:13:21.000Z
   replication slot pg3 is lost
@@ -329,15 +508,64 @@ alarm  2023-11-14T22:13:20.123Z  lost_slot  lasts
     }
 
     #[test]
+    fn a_restart_tells_how_far_it_is_and_why_it_ended() {
+        let node = |name: &str, back: bool| RestartedNode {
+            from_version: Some("15.13".to_owned()),
+            to_version: back.then(|| "15.14".to_owned()),
+            phases: vec![
+                Phase { name: "wait".to_owned(), millis: 0 },
+                Phase { name: "restart".to_owned(), millis: 812 },
+            ],
+            ..RestartedNode::new(name.parse().expect("a name"))
+        };
+        let mut restart = Restart {
+            started_at_ms: 1_700_000_000_123,
+            ended_at_ms: None,
+            nodes: vec![
+                node("pg2", true),
+                node("pg3", false),
+                RestartedNode::new("pg1".parse().expect("a name")),
+            ],
+            waits_for: Some("pg3 to be back: it is down".to_owned()),
+            outcome: Outcome::Running,
+        };
+        let now = Instant::now();
+        let mut seen = snapshot(now);
+        let mut status = |restart: &Restart| {
+            seen.restarts = Arc::new(vec![restart.clone()]);
+            status_text(&cluster(&identity(), &seen, now))
+        };
+        let text = status(&restart);
+        let expected =
+            "from pg1\nrestart 1 of 3 restarted, now pg3; waits for: pg3 to be back: it is down\n\nNODE";
+        assert!(text.contains(expected), "{text}");
+        let why = "a failover began".to_owned();
+        restart.outcome = Outcome::Failed { why };
+        let text = status(&restart);
+        assert!(text.contains("\nrestart given up, 1 of 3 restarted: a failover began\n\nNODE"), "{text}");
+        assert_eq!(
+            history_text(&[], &[restart.clone()], &[]),
+            "\
+restart  2023-11-14T22:13:20.123Z  failed: a failover began
+  pg2       15.13 -> 15.14  wait 0 + restart 812 ms
+  pg3       15.13 -> ?  wait 0 + restart 812 ms
+  pg1       not its turn
+"
+        );
+        restart.outcome = Outcome::Completed;
+        assert!(!status(&restart).contains("restart"), "it is history");
+    }
+
+    #[test]
     fn json_tells_all_that_the_instance_tells() {
         let elections = vec![serde_json::json!({"term": 2, "started_at_ms": 7, "new": [1]})];
         let alarms = [9, 5].map(|at| serde_json::json!({"kind": "gap", "raised_at_ms": at})).to_vec();
-        let text = history_json(elections, alarms);
+        let text = history_json([elections, Vec::new(), alarms]);
         let entries: Vec<serde_json::Value> = serde_json::from_str(&text).expect("JSON");
         let kinds: Vec<bool> = entries.iter().map(|entry| entry.get("kind").is_some()).collect();
         assert_eq!(kinds, [true, false, true], "{text}");
         assert_eq!(entries[1]["new"][0], 1);
-        assert_eq!(history_json(Vec::new(), Vec::new()), "[]\n");
+        assert_eq!(history_json([Vec::new(), Vec::new(), Vec::new()]), "[]\n");
     }
 
     #[test]

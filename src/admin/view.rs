@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::pg::{Lsn, SystemIdentifier, TimelineId};
 use crate::topology::{
-    Alarm, Directive, Draining, Durability, Election, Follower, FollowerState, Health, NodeHealth, NodeName,
-    NodeState, ProxyStatus, Role, StreamEnd, Term, Upstream, WalStatus, Writes,
+    Ailment, Alarm, Diagnosis, Directive, Draining, Durability, Election, Failovers, Follower, FollowerState,
+    Health, Heard, Members, NodeHealth, NodeName, NodeState, Outcome, ProxyStatus, Restart, Role, StreamEnd,
+    Term, Upstream, WalStatus, Writes,
 };
 
 /// Whose state this is.
@@ -26,6 +27,10 @@ pub struct Snapshot {
     pub wal: Arc<WalStatus>,
     pub proxy: Arc<ProxyStatus>,
     pub history: Arc<Vec<Election>>,
+    pub leader: Arc<Option<String>>,
+    pub failovers: Arc<Failovers>,
+    pub restarts: Arc<Vec<Restart>>,
+    pub members: Arc<Members>,
 }
 
 /// `/api/v1/cluster`. Fields are added, never renamed: scripts rely on them.
@@ -33,13 +38,65 @@ pub struct Snapshot {
 pub struct ClusterView {
     pub cluster: String,
     pub instance: String,
+    /// The instance that decides: of several, one does. `None`: nobody, as far as this instance knows.
+    pub leader: Option<String>,
+    /// The other instances.
+    #[serde(default)]
+    pub members: Vec<MemberView>,
+    /// Whether a dead primary is replaced without a person.
+    #[serde(default)]
+    pub failovers: Failovers,
     pub term: Term,
     pub durability: Durability,
     pub directive: DirectiveView,
+    /// What ails the primary, as this instance sees it; `None`: nothing that is known.
+    #[serde(default)]
+    pub ailment: Option<AilmentView>,
     pub nodes: Vec<NodeView>,
     pub wal: WalView,
     pub followers: Vec<FollowerView>,
     pub clients: ClientsView,
+    /// The restart of servers that is under way, or that ended badly and was followed by none.
+    #[serde(default)]
+    pub restart: Option<Restart>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AilmentView {
+    pub name: Ailment,
+    pub sentence: String,
+    /// As an election's: each marked first-hand or inferred.
+    pub evidence: Vec<String>,
+    /// Why nobody is promoted for it.
+    pub outlook: Option<String>,
+}
+
+/// Another instance.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MemberView {
+    pub instance: String,
+    /// What it said last; `None`: it has never been heard.
+    pub said: Option<MemberSaid>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MemberSaid {
+    /// When it was asked for that.
+    pub seconds_ago: f64,
+    /// The term of what it obeys.
+    pub term: Term,
+    /// What its relay has promised, and in which term its log counts.
+    pub promised: Term,
+    pub log_term: Term,
+    pub timeline: TimelineId,
+    pub durable: Lsn,
+    /// As [`ClientsView::confirmed`].
+    pub confirmed: Term,
+    /// The servers that it starts and stops.
+    pub agents: Vec<NodeName>,
+    /// All instances of the cluster by its configuration, where that is not what this one's says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counts: Option<Vec<String>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -63,6 +120,9 @@ pub struct NodeView {
     pub address: String,
     /// `unknown`, `up`, `down` or `quarantined`.
     pub state: String,
+    /// An operator works on it.
+    #[serde(default)]
+    pub maintenance: bool,
     /// Why it is down or quarantined.
     pub why: Option<String>,
     pub role: Option<Role>,
@@ -70,6 +130,9 @@ pub struct NodeView {
     pub system_identifier: Option<SystemIdentifier>,
     /// Its own flush position as a primary, its replay position as a standby.
     pub position: Lsn,
+    /// Of what runs there; kept while it is down.
+    #[serde(default)]
+    pub server_version: Option<String>,
     /// Seconds since the last probe it answered.
     pub seen_seconds_ago: Option<f64>,
     /// A standby's state as a follower of the relay; `None`: it does not stream from here.
@@ -158,6 +221,9 @@ pub fn cluster(identity: &Identity, seen: &Snapshot, now: Instant) -> ClusterVie
     ClusterView {
         cluster: identity.cluster.clone(),
         instance: identity.instance.clone(),
+        leader: seen.leader.as_ref().clone(),
+        members: members(&seen.members, now),
+        failovers: *seen.failovers,
         term: directive.term,
         durability: directive.durability,
         directive: DirectiveView {
@@ -169,7 +235,8 @@ pub fn cluster(identity: &Identity, seen: &Snapshot, now: Instant) -> ClusterVie
                 Writes::Held { reason } => WritesView::Held { reason: reason.clone() },
             },
         },
-        nodes: seen.health.nodes.iter().map(|health| node(health, &seen.wal, now)).collect(),
+        ailment: seen.health.diagnosis.as_ref().map(ailment),
+        nodes: seen.health.nodes.iter().map(|health| node(health, directive, &seen.wal, now)).collect(),
         wal: wal(&seen.wal, now),
         followers: seen.wal.followers.iter().map(|it| follower(it, now)).collect(),
         clients: ClientsView {
@@ -180,10 +247,42 @@ pub fn cluster(identity: &Identity, seen: &Snapshot, now: Instant) -> ClusterVie
             },
             confirmed: seen.proxy.confirmed,
         },
+        restart: seen.restarts.last().filter(|last| last.outcome != Outcome::Completed).cloned(),
     }
 }
 
-fn node(health: &NodeHealth, wal: &WalStatus, now: Instant) -> NodeView {
+fn ailment(found: &Diagnosis) -> AilmentView {
+    AilmentView {
+        name: found.ailment,
+        sentence: found.ailment.sentence().to_owned(),
+        evidence: found.evidence.iter().map(ToString::to_string).collect(),
+        outlook: found.outlook.clone(),
+    }
+}
+
+fn members(members: &Members, now: Instant) -> Vec<MemberView> {
+    let names = members.names();
+    let said = |heard: &Heard| {
+        let member = &heard.member;
+        MemberSaid {
+            seconds_ago: seconds(now, heard.asked_at),
+            term: member.directive.term,
+            promised: member.wal.promised,
+            log_term: member.wal.log_term,
+            timeline: member.wal.timeline,
+            durable: member.wal.durable,
+            confirmed: member.proxy.confirmed,
+            agents: member.local.clone(),
+            counts: (member.instances != names).then(|| member.instances.clone()),
+        }
+    };
+    let others = members.others.iter();
+    others
+        .map(|(instance, heard)| MemberView { instance: instance.clone(), said: heard.as_ref().map(said) })
+        .collect()
+}
+
+fn node(health: &NodeHealth, directive: &Directive, wal: &WalStatus, now: Instant) -> NodeView {
     let follower = wal.follower(&health.name);
     let standby = health.role == Some(Role::Standby);
     // A standby that does not stream from us tells its position to the probe only.
@@ -193,6 +292,7 @@ fn node(health: &NodeHealth, wal: &WalStatus, now: Instant) -> NodeView {
         name: health.name.clone(),
         address: health.address.to_string(),
         state: health.state.word().to_owned(),
+        maintenance: directive.is_in_maintenance(&health.name),
         why: match &health.state {
             NodeState::Unknown | NodeState::Up => None,
             NodeState::Down { why, .. } | NodeState::Quarantined { why } => Some(why.clone()),
@@ -201,6 +301,7 @@ fn node(health: &NodeHealth, wal: &WalStatus, now: Instant) -> NodeView {
         timeline: health.timeline,
         system_identifier: health.system,
         position: health.position,
+        server_version: health.server_version.clone(),
         seen_seconds_ago: health.seen_at.map(|at| seconds(now, at)),
         follower: follower.map(|it| state_word(it.state).to_owned()),
         lag_bytes: if standby { follower.map(|it| it.lag.bytes).or(probed) } else { None },
@@ -309,8 +410,8 @@ pub(super) mod tests {
     use super::{Identity, Snapshot, cluster};
     use crate::pg::{Lsn, TimelineId};
     use crate::topology::{
-        Directive, Durability, Follower, FollowerState, Health, Lag, NodeHealth, NodeName, NodeState,
-        ProxyStatus, Role, Term, Upstream, WalStatus, Writes,
+        Directive, Durability, Follower, FollowerState, Health, Heard, Lag, Member, Members, NodeHealth,
+        NodeName, NodeState, ProxyStatus, Role, Term, Upstream, WalStatus, Writes,
     };
 
     pub(in crate::admin) fn identity() -> Identity {
@@ -322,6 +423,7 @@ pub(super) mod tests {
     }
 
     fn health(node: &str, state: NodeState, role: Option<Role>, position: u64, now: Instant) -> NodeHealth {
+        let state_is_up = state.is_up();
         NodeHealth {
             name: name(node),
             address: "10.0.0.1:5432".parse().expect("an address"),
@@ -330,6 +432,7 @@ pub(super) mod tests {
             timeline: Some(TimelineId(2)),
             system: None,
             position: Lsn(position),
+            server_version: (state_is_up).then(|| "15.14".to_owned()),
             seen_at: Some(now - Duration::from_millis(250)),
         }
     }
@@ -351,16 +454,17 @@ pub(super) mod tests {
         let (second, down) = (Duration::from_secs(1), "refused the connection".to_owned());
         let upstream = Upstream::Streaming { node: name("pg1"), since: now - second, last_message: now };
         Snapshot {
+            leader: Arc::new(Some("bw1".to_owned())),
+            failovers: Arc::default(),
+            restarts: Arc::default(),
+            members: Arc::new(Members::alone()),
             directive: Arc::new(Directive {
                 term: Term(3),
                 primary: Some(name("pg1")),
-                candidate: None,
-                drain: None,
-                drains: 0,
                 writes: Writes::Open,
                 upstream: Some(name("pg1")),
                 timeline: Some(TimelineId(2)),
-                durability: Durability::Quorum,
+                ..Directive::starting(Durability::Quorum)
             }),
             health: Arc::new(Health {
                 nodes: vec![
@@ -369,6 +473,7 @@ pub(super) mod tests {
                     health("pg3", NodeState::Up, Some(Role::Standby), 400, now),
                     health("pg4", NodeState::Down { since: now - second, why: down }, None, 0, now),
                 ],
+                diagnosis: None,
             }),
             wal: Arc::new(WalStatus {
                 upstream_end: Lsn(1000),
@@ -379,6 +484,30 @@ pub(super) mod tests {
             proxy: Arc::new(ProxyStatus { confirmed: Term(3), ..ProxyStatus::default() }),
             history: Arc::default(),
         }
+    }
+
+    /// bw2 was heard, bw3 never.
+    pub(in crate::admin) fn among_others(now: Instant) -> Members {
+        let member = Member {
+            instance: "bw2".to_owned(),
+            directive: Arc::new(Directive { term: Term(3), ..Directive::starting(Durability::Quorum) }),
+            wal: Arc::new(WalStatus {
+                promised: Term(3),
+                log_term: Term(2),
+                timeline: TimelineId(2),
+                durable: Lsn(0x3E8),
+                ..WalStatus::starting()
+            }),
+            proxy: Arc::new(ProxyStatus { confirmed: Term(3), ..ProxyStatus::default() }),
+            local: vec![name("pg2")],
+            deeds: Vec::new(),
+            last_words: [].into(),
+            speaks_since: now,
+            instances: ["bw1", "bw2", "bw4"].map(str::to_owned).to_vec(),
+        };
+        let heard = Heard { asked_at: now - Duration::from_millis(250), member: Arc::new(member) };
+        let others = [("bw2".to_owned(), Some(heard)), ("bw3".to_owned(), None)].into();
+        Members { own: "bw1".to_owned(), others, ..Members::default() }
     }
 
     #[test]
@@ -401,7 +530,9 @@ pub(super) mod tests {
     #[test]
     fn what_is_written_as_json_is_read_back() {
         let now = Instant::now();
-        let view = cluster(&identity(), &snapshot(now), now);
+        let mut seen = snapshot(now);
+        seen.members = Arc::new(among_others(now));
+        let view = cluster(&identity(), &seen, now);
         let json = serde_json::to_string(&view).expect("it is all text and numbers");
         assert_eq!(serde_json::from_str::<super::ClusterView>(&json).expect("our own"), view);
         assert!(json.contains(r#""writes":{"state":"open"}"#), "{json}");

@@ -15,6 +15,7 @@ use clap::{Args, Parser, Subcommand};
 use super::check::{self, Severity};
 use super::commands::backup::{self, CommandError, Restore};
 use super::commands::follower::{self, Follower, FollowerError};
+use super::commands::restart::{self, RestartError};
 use super::commands::switchover::{self, SwitchoverError, Wish};
 use super::commands::wal::{self, Wal};
 use super::config::{self, LoadError};
@@ -75,6 +76,15 @@ enum Command {
         #[command(flatten)]
         wish: Wish,
     },
+    /// Restart servers one after the other, by the binaries that are installed now: the standbys, then the primary behind a
+    /// switchover. A transaction that ends in time notices only latency
+    #[command(after_help = "Exit codes: 0 done, 1 given up (what was stopped is started) or not begun.")]
+    Restart {
+        #[command(flatten)]
+        instance: Instance,
+        #[command(flatten)]
+        wish: restart::Wish,
+    },
     /// Promote a standby now, whatever the primary is doing
     Failover {
         #[command(flatten)]
@@ -82,11 +92,24 @@ enum Command {
         /// Which one [default: the best]
         #[arg(long, value_name = "NODE")]
         to: Option<NodeName>,
+        /// Tell what it would come to now, and who would be chosen; nothing is done
+        #[arg(long)]
+        dry_run: bool,
     },
     /// No automatic failover until resumed
     Pause(Instance),
     /// Automatic failover again
     Resume(Instance),
+    /// Leave a standby to whoever works on it: no reads, no promotion, and its agent keeps its hands off it
+    Maintenance {
+        #[command(flatten)]
+        instance: Instance,
+        /// Which one; not the primary: switch over first
+        node: NodeName,
+        /// It is over: its agent takes care of it again
+        #[arg(long)]
+        end: bool,
+    },
     /// Read the configuration again; tells what is in effect now, and what needs a restart
     Reload(Instance),
     /// Tell where a statement would go, and why; needs no server
@@ -179,6 +202,8 @@ enum CliError {
     #[error(transparent)]
     Switchover(#[from] SwitchoverError),
     #[error(transparent)]
+    Restart(#[from] RestartError),
+    #[error(transparent)]
     Follower(#[from] FollowerError),
     #[error("the instance's answer is not understood")]
     Answer(#[from] serde_json::Error),
@@ -256,16 +281,30 @@ fn execute(command: Command) -> Result<ExitCode, CliError> {
             Command::Check(file) => report(&file.config).await,
             Command::Status { instance, watch, json } => status(&instance, watch, json).await,
             Command::History { instance, json } => history(&instance, json).await,
+            Command::Switchover { instance, wish } if wish.is_dry() => order(&instance, &wish.path()).await,
             Command::Switchover { instance, wish } => {
                 switchover::switchover(&instance.url()?, &wish, print).await?;
                 Ok(ExitCode::SUCCESS)
             }
-            Command::Failover { instance, to } => {
-                let to = to.map(|node| format!("?to={node}")).unwrap_or_default();
-                order(&instance, &format!("/api/v1/failover{to}")).await
+            Command::Restart { instance, wish } if !wish.is_followed() => {
+                order(&instance, &wish.path()).await
+            }
+            Command::Restart { instance, wish } => {
+                restart::restart(&instance.url()?, &wish, print).await?;
+                Ok(ExitCode::SUCCESS)
+            }
+            Command::Failover { instance, to, dry_run } => {
+                let to = to.map(|node| format!("to={node}"));
+                let options: Vec<String> =
+                    to.into_iter().chain(dry_run.then(|| "dry_run".to_owned())).collect();
+                order(&instance, &format!("/api/v1/failover?{}", options.join("&"))).await
             }
             Command::Pause(instance) => order(&instance, "/api/v1/pause").await,
             Command::Resume(instance) => order(&instance, "/api/v1/resume").await,
+            Command::Maintenance { instance, node, end } => {
+                let end = if end { "&end" } else { "" };
+                order(&instance, &format!("/api/v1/maintenance?node={node}{end}")).await
+            }
             Command::Reload(instance) => order(&instance, "/api/v1/reload").await,
             Command::Route { sql } => route(&sql),
             Command::Wal(command) => Ok(wal::wal(command).await),
@@ -330,14 +369,15 @@ async fn status(instance: &Instance, watch: bool, json: bool) -> Result<ExitCode
 async fn history(instance: &Instance, json: bool) -> Result<ExitCode, CliError> {
     let base = instance.url()?;
     let elections = admin::fetch(&base, "/api/v1/history").await?;
+    let restarts = admin::fetch(&base, "/api/v1/restarts").await?;
     let alarms = admin::fetch(&base, "/api/v1/alarms").await?;
-    let (elections, alarms) = (&*elections, &*alarms);
     let text = if json {
-        admin::history_json(serde_json::from_slice(elections)?, serde_json::from_slice(alarms)?)
+        let entries = |body: &[u8]| serde_json::from_slice(body);
+        admin::history_json([entries(&elections)?, entries(&restarts)?, entries(&alarms)?])
     } else {
-        let (elections, alarms): (Vec<_>, Vec<_>) =
-            (serde_json::from_slice(elections)?, serde_json::from_slice(alarms)?);
-        admin::history_text(&elections, &alarms)
+        let elections: Vec<_> = serde_json::from_slice(&elections)?;
+        let restarts: Vec<_> = serde_json::from_slice(&restarts)?;
+        admin::history_text(&elections, &restarts, &serde_json::from_slice::<Vec<_>>(&alarms)?)
     };
     print(&text)?;
     Ok(ExitCode::SUCCESS)
@@ -453,7 +493,21 @@ mod tests {
             ("history --json", true),
             ("failover --to pg2", true),
             ("failover --to PG2", false),
+            ("failover --dry-run", true),
+            ("switchover --to pg2 --dry-run", true),
+            ("switchover --force --dry-run", false),
+            ("restart pg2", true),
+            ("restart pg2 --force --admin http://127.0.0.1:9632", true),
+            ("restart --rolling --dry-run", true),
+            ("restart --cancel", true),
+            ("restart", false),
+            ("restart pg2 --rolling", false),
+            ("restart --cancel --force", false),
+            ("restart --rolling --force --dry-run", false),
             ("pause", true),
+            ("maintenance pg2", true),
+            ("maintenance pg2 --end --config a.yaml", true),
+            ("maintenance", false),
             ("reload --config a.yaml", true),
             ("route -", true),
             ("route", false),

@@ -26,19 +26,22 @@ use super::config::Config;
 use super::events::{Hooks, Seen};
 use super::front::{self, Front, Listening};
 use super::local;
+use super::members::{self, Exchange, Own};
 use super::plans;
 use super::reload::{self, Taps, Tuned, Tuning};
 use super::run::RunError;
 use super::takeover::{Follow, Limits, Predecessor, Reach, Socket};
 use super::telemetry::LogLevel;
+use super::together;
 use super::users;
-use crate::admin::{self, Reload, console::Console};
+use crate::admin::{self, MemberQuestions, Reload, console::Console};
 use crate::failover::{self, Closed, Failover, FailoverError, LocalNode};
 use crate::net::{Acceptor, LoginMetrics, Reception};
 use crate::proxy::{self, Proxy, Workers};
 use crate::relay::{Relay, RelayOutputs};
 use crate::topology::{
-    CommitOutcomes, CommitsInDoubt, Directive, Durability, Election, Health, NodeName, ProxyStatus, WalStatus,
+    Agreed, CommitOutcomes, CommitsInDoubt, Deed, Directive, Durability, Election, Failovers, Health, Heard,
+    Members, NodeName, ProxyStatus, Restart, WalStatus,
 };
 
 /// Who has begun a commit since the last look is told that it hangs.
@@ -75,9 +78,21 @@ type Wire<T> = (watch::Sender<Arc<T>>, watch::Receiver<Arc<T>>);
 /// The channels between the planes, and the registry that they share.
 #[derive(Debug)]
 struct Wires {
+    /// As the control plane orders it.
+    ordered: Wire<Directive>,
+    /// As the query plane obeys it: the same where the instance is alone.
     directive: Wire<Directive>,
+    members: Wire<Members>,
+    agreed: (watch::Sender<Agreed>, watch::Receiver<Agreed>),
     health: Wire<Health>,
     history: Wire<Vec<Election>>,
+    leader: Wire<Option<String>>,
+    failovers: Wire<Failovers>,
+    restarts: Wire<Vec<Restart>>,
+    deeds: Wire<Vec<Deed>>,
+    /// Of this instance's relay.
+    own_wal: Wire<WalStatus>,
+    /// Of all relays: the same where it is the only one.
     wal: Wire<WalStatus>,
     in_doubt: Wire<CommitsInDoubt>,
     commits: Wire<CommitOutcomes>,
@@ -86,11 +101,23 @@ struct Wires {
 
 impl Wires {
     fn new(config: &Config) -> Wires {
+        let alone = plans::is_alone(config);
+        let ordered = watch::channel(Arc::new(Directive::starting(config.durability)));
+        let own_wal = watch::channel(Arc::new(WalStatus::starting()));
+        let agreed = if alone { Agreed::Alone } else { Agreed::Quorum(None) };
         Wires {
-            directive: watch::channel(Arc::new(Directive::starting(config.durability))),
+            directive: if alone { ordered.clone() } else { watch::channel(ordered.1.borrow().clone()) },
+            wal: if alone { own_wal.clone() } else { watch::channel(own_wal.1.borrow().clone()) },
+            ordered,
+            own_wal,
+            members: watch::channel(Arc::new(members::configured(config))),
+            agreed: watch::channel(agreed),
             health: watch::channel(Arc::default()),
             history: watch::channel(Arc::default()),
-            wal: watch::channel(Arc::new(WalStatus::starting())),
+            leader: watch::channel(Arc::default()),
+            failovers: watch::channel(Arc::default()),
+            restarts: watch::channel(Arc::default()),
+            deeds: watch::channel(Arc::default()),
             in_doubt: watch::channel(Arc::default()),
             commits: watch::channel(Arc::default()),
             registry: Registry::new(),
@@ -123,7 +150,13 @@ pub(super) struct Instance {
     predecessor: Option<Predecessor>,
     /// Whether the process before this one has ended.
     alone: Option<watch::Receiver<bool>>,
+    /// `None`: it is not one of several.
+    exchange: Option<Exchange>,
     wires: Wires,
+    /// What rules the planes of one instance among several: until [`Instance::open`], nothing is obeyed, believed or not.
+    gate: Option<(together::Own, together::Told)>,
+    /// From then on.
+    together: CancellationToken,
     /// What is in effect.
     config: watch::Receiver<Arc<Config>>,
     /// The tasks on this runtime. Each lives as long as the instance.
@@ -200,8 +233,9 @@ impl Planes {
             (wires.directive.1.clone(), wires.health.1.clone(), wires.wal.1.clone());
         let tls = &parts.certificates.for_servers;
         let in_doubt = wires.in_doubt.1.clone();
-        let obeys = plans::relay_inputs(config, tls, tuned.relay, directive.clone(), in_doubt);
-        let tells = RelayOutputs { status: wires.wal.0.clone(), commits: wires.commits.0.clone() };
+        let (ordered, agreed) = (wires.ordered.1.clone(), wires.agreed.1.clone());
+        let obeys = plans::relay_inputs(config, tls, tuned.relay, ordered, in_doubt, agreed);
+        let tells = RelayOutputs { status: wires.own_wal.0.clone(), commits: wires.commits.0.clone() };
         let relay = Relay::start(plans::relay(config), obeys, tells, &wires.registry, planes.clone())?;
         let obeys = proxy::Inputs {
             directive: directive.clone(),
@@ -222,22 +256,33 @@ impl Planes {
             Others::None => None,
             Others::Predecessor => {
                 let registry = &wires.registry;
-                Some(Predecessor::new(directive, health, wal.clone(), served.clone(), registry)?)
+                Some(Predecessor::new(directive, health, wal, served.clone(), registry)?)
             }
         };
         // The fence is around all sessions, this process's and the others.
         let all_served =
             predecessor.as_ref().map_or_else(|| served.clone(), |(_, reach)| reach.proxy.clone());
         let mut admin = admin_sources(config, wires, all_served.clone());
-        let sees = failover::Inputs { wal, proxy: all_served, local: parts.local.clone() };
+        let sees = failover::Inputs {
+            wal: wires.own_wal.1.clone(),
+            proxy: all_served,
+            members: wires.members.1.clone(),
+            local: parts.local.clone(),
+        };
         let orders = failover::Outputs {
-            directive: wires.directive.0.clone(),
+            directive: wires.ordered.0.clone(),
             health: wires.health.0.clone(),
             history: wires.history.0.clone(),
+            leader: wires.leader.0.clone(),
+            failovers: wires.failovers.0.clone(),
+            restarts: wires.restarts.0.clone(),
+            deeds: wires.deeds.0.clone(),
         };
-        let (failover, commands) =
+        let (failover, here) =
             Failover::new(plans::failover(config, tls, tuned.failover), sees, orders, &wires.registry)?;
-        admin.commands = Some(commands);
+        let consoles =
+            config.peers.iter().map(|peer| (peer.instance.clone(), plans::peer_target(config, tls, peer)));
+        admin.orders = admin::Orders { here: Some(here), others: Arc::new(consoles.collect()) };
         Ok(Planes { relay, proxy, failover, served, admin, predecessor })
     }
 }
@@ -262,10 +307,12 @@ impl Instance {
         let (reload, reloads) = Reload::channel();
         admin.reload = Some(reload);
         let (access, accessible) = watch::channel(config.console.clone());
+        let (member, questions) = MemberQuestions::channel();
         let console = Console {
             sources: admin.clone(),
             proxy: proxy.clone(),
             relay: relay.clone(),
+            member,
             access: accessible,
         };
         let (lookup, candidates) = watch::channel(Vec::new());
@@ -275,6 +322,14 @@ impl Instance {
         let acceptor = Arc::new(Acceptor::new(reception, metrics));
         let count = plans::workers(&config);
         let hooks = Hooks::new(&config.events, admin.identity.clone(), &admin.registry)?;
+        let exchange = if plans::is_alone(&config) {
+            None
+        } else {
+            let own = own(&config, &wires, admin.proxy.clone());
+            let (told, tls) = (wires.members.0.clone(), &certificates.for_servers);
+            Some(Exchange::new(&config, tls, own, questions, told, &wires.registry)?)
+        };
+        let (exchange, exchanging) = exchange.unzip();
         let (running, followed) = watch::channel(Arc::new(config));
         let taps = Taps {
             proxy: proxy.clone(),
@@ -300,12 +355,39 @@ impl Instance {
             let _ = stop.run_until_cancelled(follow).await;
         }));
         if let Some(hooks) = hooks {
-            let (history, wal, health) = (admin.history.clone(), admin.wal.clone(), admin.health.clone());
+            let seen = Seen {
+                history: admin.history.clone(),
+                restarts: admin.restarts.clone(),
+                wal: admin.wal.clone(),
+                health: admin.health.clone(),
+                failovers: admin.failovers.clone(),
+            };
             let stop = planes.clone();
             tasks.spawn(task("events", async move {
-                let _ = stop.run_until_cancelled(hooks.run(Seen { history, wal, health })).await;
+                let _ = stop.run_until_cancelled(hooks.run(seen)).await;
             }));
         }
+
+        if let Some(exchanging) = exchanging {
+            let stop = planes.clone();
+            tasks.spawn(task("the conversations with other instances", async move {
+                let _ = stop.run_until_cancelled(exchanging).await;
+            }));
+        }
+
+        let gate = (!plans::is_alone(&followed.borrow())).then(|| {
+            let own = together::Own {
+                members: wires.members.1.clone(),
+                ordered: wires.ordered.1.clone(),
+                wal: wires.own_wal.1.clone(),
+            };
+            let told = together::Told {
+                directive: wires.directive.0.clone(),
+                wal: wires.wal.0.clone(),
+                agreed: wires.agreed.0.clone(),
+            };
+            (own, told)
+        });
 
         let (predecessor, reach) = predecessor.unzip();
         let (elsewhere, alone) = reach.map(|reach| (reach.cancels, reach.gone)).unzip();
@@ -329,21 +411,38 @@ impl Instance {
             admin,
             predecessor,
             alone,
+            exchange,
             wires,
+            gate,
+            together: CancellationToken::new(),
             config: followed,
             tasks,
         })
     }
 
     /// From now on it decides, streams and accepts. `follow`: the sessions of the process before are ruled, too.
-    pub(super) fn open(&mut self, follow: Option<Follow>) -> Result<(), RunError> {
+    pub(super) fn open(&mut self, mut follow: Option<Follow>) -> Result<(), RunError> {
+        if let Some(follow) = &mut follow {
+            let heard = follow.heard();
+            // Before anything is obeyed: else it would look as if nobody vouched for it.
+            self.wires.members.0.send_modify(|members| Arc::make_mut(members).inherit(heard));
+        }
         if let Some((follow, predecessor)) = follow.zip(self.predecessor.take()) {
             let stop = self.planes.clone();
             self.tasks.spawn(task("ruling the sessions of the process before", async move {
                 let _ = stop.run_until_cancelled(follow.run(predecessor)).await;
             }));
         }
+        if let Some((own, told)) = self.gate.take() {
+            let stop = self.together.clone();
+            self.tasks.spawn(task("telling the planes what the instances say together", async move {
+                let _ = stop.run_until_cancelled(together::tell(own, told)).await;
+            }));
+        }
         self.rule()?;
+        if let Some(exchange) = &self.exchange {
+            exchange.open(Instant::now());
+        }
         if let Some(admin) = &mut self.admin {
             let address = admin.address.to_string();
             admin.open().map_err(|source| RunError::Listen { address, source })?;
@@ -379,6 +478,9 @@ impl Instance {
     /// The sessions go on, under the last directive.
     pub(super) async fn close(&mut self) -> Result<(), RunError> {
         self.front.close();
+        if let Some(exchange) = &self.exchange {
+            exchange.close();
+        }
         if let Some(admin) = &mut self.admin {
             admin.close();
         }
@@ -400,6 +502,13 @@ impl Instance {
     /// Whether the control plane has failed: nothing takes that back.
     pub(super) fn is_ruined(&self) -> bool {
         matches!(self.ruling, Ruling::Failed)
+    }
+
+    /// What the other instances have told this one, and when it had asked.
+    pub(super) fn heard(&self) -> Vec<(String, Heard)> {
+        let members = self.wires.members.1.borrow();
+        let heard = members.others.iter().filter_map(|(name, heard)| Some((name.clone(), heard.clone()?)));
+        heard.collect()
     }
 
     fn rule(&mut self) -> Result<(), RunError> {
@@ -464,6 +573,7 @@ impl Instance {
             () = cut => {}
         }
         self.planes.cancel();
+        self.together.cancel();
         let ended = async {
             while self.tasks.join_next().await.is_some() {}
             if let Ruling::Running { task, .. } = self.ruling {
@@ -487,6 +597,9 @@ impl Instance {
     /// All that is left of an instance whose place another process has: its sessions.
     pub(super) fn depart(self) -> Departing {
         self.front.hand_over();
+        self.exchange.iter().for_each(Exchange::leave);
+        // From now on the process that has its place rules its sessions.
+        self.together.cancel();
         Departing {
             clients: self.clients,
             workers: self.workers,
@@ -500,7 +613,10 @@ impl Instance {
 
 async fn ruling_ended(ruling: &mut Ruling) -> RunError {
     let Ruling::Running { task, .. } = ruling else { return std::future::pending().await };
-    match task.await {
+    let ended = task.await;
+    // It is not to be asked again.
+    *ruling = Ruling::Failed;
+    match ended {
         Ok(Ok(_)) => RunError::EndedEarly("the control plane"),
         Ok(Err(error)) => error.into(),
         Err(panic) => RunError::Panicked(panic),
@@ -508,12 +624,11 @@ async fn ruling_ended(ruling: &mut Ruling) -> RunError {
 }
 
 async fn http_ended(admin: &mut Option<Admin>) -> RunError {
-    match admin {
-        Some(Admin { serving: Some((_, task)), .. }) => {
-            task.await.map_or_else(RunError::Panicked, |()| RunError::EndedEarly("HTTP"))
-        }
-        _ => std::future::pending().await,
-    }
+    let Some(Admin { serving, .. }) = admin else { return std::future::pending().await };
+    let Some((_, task)) = serving else { return std::future::pending().await };
+    let ended = task.await;
+    *serving = None;
+    ended.map_or_else(RunError::Panicked, |()| RunError::EndedEarly("HTTP"))
 }
 
 /// Sessions, and what rules them from elsewhere.
@@ -543,6 +658,10 @@ impl Departing {
     }
 
     pub(super) fn obey(&self, directive: Arc<Directive>, health: Arc<Health>, wal: Arc<WalStatus>) {
+        if directive.term < self.wires.directive.1.borrow().term {
+            // The new process has not begun to look.
+            return;
+        }
         // Nobody learns of a new primary before what is known of it.
         self.wires.health.0.send_replace(health);
         self.wires.wal.0.send_replace(wal);
@@ -567,6 +686,20 @@ impl Departing {
     }
 }
 
+/// What the other instances are told.
+fn own(config: &Config, wires: &Wires, proxy: watch::Receiver<Arc<ProxyStatus>>) -> Own {
+    let local = config.nodes.iter().filter(|node| node.local.is_some());
+    Own {
+        instance: config.instance.clone(),
+        directive: wires.ordered.1.clone(),
+        wal: wires.own_wal.1.clone(),
+        proxy,
+        local: local.map(|node| node.node.name.clone()).collect(),
+        deeds: wires.deeds.1.clone(),
+        instances: plans::members(config),
+    }
+}
+
 async fn task(name: &'static str, work: impl Future<Output = ()>) -> TaskEnd {
     work.await;
     (name, Ok(()))
@@ -580,8 +713,12 @@ fn admin_sources(config: &Config, wires: &Wires, proxy: watch::Receiver<Arc<Prox
         wal: wires.wal.1.clone(),
         proxy,
         history: wires.history.1.clone(),
+        leader: wires.leader.1.clone(),
+        failovers: wires.failovers.1.clone(),
+        restarts: wires.restarts.1.clone(),
+        members: wires.members.1.clone(),
         registry: wires.registry.clone(),
-        commands: None,
+        orders: admin::Orders::default(),
         reload: None,
     }
 }

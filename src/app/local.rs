@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use super::config::{Config, ListenOn, Local, NodeConfig};
+use super::plans;
 use crate::failover::LocalNode;
 use crate::failover::agent::{BinariesError, Conninfo, LocalServer, PgBinaries, RunAs, RunAsError};
 use crate::topology::NodeName;
@@ -23,6 +24,9 @@ pub enum LocalError {
         source: BinariesError,
     },
 }
+
+/// Of one host, where there are several; libpq takes no less than 2 s.
+const CONNECT_TIMEOUT: &str = "2";
 
 /// Every node with a `local` section.
 pub(super) async fn servers(config: &Config) -> Result<HashMap<NodeName, LocalNode>, LocalError> {
@@ -47,7 +51,8 @@ pub async fn server(node: &NodeConfig, local: &Local) -> Result<LocalServer, Loc
     Ok(LocalServer { node: name, address, data_dir, binaries, run_as })
 }
 
-/// The `primary_conninfo` of a standby on this host: our first listener. It stays the same whoever is primary.
+/// The `primary_conninfo` of a standby on this host: our first listener, and behind it those of the other instances, in
+/// whose relays it finds the same. It stays the same whoever is primary.
 pub fn upstream(config: &Config, passfile: Option<&Path>) -> Conninfo {
     let (host, port) = match config.listen.first().map(|listen| &listen.on) {
         Some(ListenOn::Tcp(address)) if address.ip().is_unspecified() => {
@@ -57,7 +62,15 @@ pub fn upstream(config: &Config, passfile: Option<&Path>) -> Conninfo {
         Some(ListenOn::Unix { directory, port, .. }) => (directory.to_string_lossy().into_owned(), *port),
         None => ("127.0.0.1".to_owned(), 6432),
     };
-    let login = Conninfo::new().with("host", host).with("port", port.to_string());
+    let (mut hosts, mut ports) = (vec![host], vec![port.to_string()]);
+    for peer in config.peers.iter().filter(|_| !plans::is_alone(config)) {
+        hosts.push(peer.address.host.clone());
+        ports.push(peer.address.port.to_string());
+    }
+    let several = hosts.len() > 1;
+    let login = Conninfo::new().with("host", hosts.join(",")).with("port", ports.join(","));
+    // Else a host that is gone holds up the next one for as long as TCP tries.
+    let login = if several { login.with("connect_timeout", CONNECT_TIMEOUT) } else { login };
     let login = login.with("user", &config.server_login.user);
     let login = match (passfile, &config.server_login.password) {
         (Some(passfile), _) => login.with("passfile", passfile.to_string_lossy()),

@@ -13,12 +13,15 @@ mod front;
 mod import;
 mod instance;
 pub mod local;
+mod members;
 mod plans;
 mod reload;
 pub mod run;
 pub mod shutdown;
+mod sight;
 mod takeover;
 pub mod telemetry;
+pub(crate) mod together;
 mod users;
 
 pub use cli::main;

@@ -6,15 +6,17 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::config::{self, Config};
-use crate::failover::decide::Mode;
+use crate::admin::console;
+use crate::failover::decide::{Budget, Mode};
 use crate::failover::health::Detect;
-use crate::failover::{self, FailoverConfig, Tuning};
+use crate::failover::{self, EtcdLogin, FailoverConfig, Tuning};
 use crate::net::{Credentials, Target, TlsForServers};
-use crate::proxy::peers::Peers;
+use crate::pg::SlotName;
+use crate::proxy::peers::{Peer, Peers};
 use crate::proxy::route::{Balance, Consistency, Policy};
 use crate::proxy::{self, ProxyConfig, ResolveCommits};
 use crate::relay::{RelayConfig, RelayInputs, RelayTuning};
-use crate::topology::{CommitsInDoubt, Directive, Node};
+use crate::topology::{Address, Agreed, CommitsInDoubt, Directive, Node};
 
 pub(super) fn nodes(config: &Config) -> Vec<Node> {
     config.nodes.iter().map(|node| node.node.clone()).collect()
@@ -33,6 +35,18 @@ pub(super) fn target(config: &Config, tls: &TlsForServers, node: &Node) -> Targe
         address: node.address.clone(),
         user: config.server_login.user.as_str().into(),
         database: config.server_login.database.as_str().into(),
+        credentials: credentials(config),
+        tls: tls.clone(),
+        parameters: vec![("application_name".to_owned(), format!("bellwether_{}", config.instance))],
+    }
+}
+
+/// Another instance's console.
+pub(super) fn peer_target(config: &Config, tls: &TlsForServers, peer: &Peer) -> Target {
+    Target {
+        address: peer.address.clone(),
+        user: config.server_login.user.as_str().into(),
+        database: console::DATABASES[0].into(),
         credentials: credentials(config),
         tls: tls.clone(),
         parameters: vec![("application_name".to_owned(), format!("bellwether_{}", config.instance))],
@@ -77,12 +91,15 @@ pub(super) fn relay_inputs(
     tuning: watch::Receiver<RelayTuning>,
     directive: watch::Receiver<Arc<Directive>>,
     in_doubt: watch::Receiver<Arc<CommitsInDoubt>>,
+    agreed: watch::Receiver<Agreed>,
 ) -> RelayInputs {
     RelayInputs {
         tuning,
         directive,
         in_doubt,
+        agreed,
         nodes: nodes(config),
+        peers: other_relays(config),
         relays: config.wal.upstreams.clone(),
         user: config.server_login.user.as_str().into(),
         credentials: credentials(config),
@@ -97,9 +114,9 @@ pub(super) fn failover(
 ) -> FailoverConfig {
     FailoverConfig {
         instance: config.instance.clone(),
-        relay_slot: format!("bellwether_{}", config.instance)
-            .parse()
-            .expect("an instance's name is short and of a slot's letters"),
+        members: members(config),
+        acks: config.acks.map(count),
+        relay_slots: relay_slots(config),
         nodes: nodes(config),
         login: failover::ServerLogin {
             user: config.server_login.user.as_str().into(),
@@ -110,7 +127,49 @@ pub(super) fn failover(
         durability: config.durability,
         tuning,
         state: config.state_file.clone(),
+        etcd: etcd(config),
     }
+}
+
+pub(super) fn etcd(config: &Config) -> Option<failover::EtcdConfig> {
+    let config::Etcd { endpoints, lease, login, tls } = config.etcd.clone()?;
+    let login = login.map(|(user, password)| EtcdLogin { user, password: password.reveal().clone() });
+    let (cluster, instance) = (config.cluster.clone(), config.instance.clone());
+    Some(failover::EtcdConfig { endpoints, cluster, instance, lease, login, tls })
+}
+
+/// They serve replication where they serve everything.
+fn other_relays(config: &Config) -> Vec<(String, Address)> {
+    let peers = config.peers.iter().filter(|_| !is_alone(config));
+    peers.map(|peer| (peer.instance.clone(), peer.address.clone())).collect()
+}
+
+/// Whether there is no other instance to agree with.
+pub(super) fn is_alone(config: &Config) -> bool {
+    etcd(config).is_none()
+}
+
+/// All instances, in order; none while this one is alone.
+pub(super) fn members(config: &Config) -> Vec<String> {
+    if etcd(config).is_none() {
+        return Vec::new();
+    }
+    let others = config.peers.iter().map(|peer| peer.instance.clone());
+    let mut members: Vec<String> = others.chain([config.instance.clone()]).collect();
+    members.sort_unstable();
+    members
+}
+
+/// Every relay's, wherever it is.
+pub(super) fn relay_slots(config: &Config) -> Vec<SlotName> {
+    let own = [config.instance.clone()];
+    let members = members(config);
+    let instances = if members.is_empty() { &own[..] } else { &members };
+    let slot = |instance: &String| {
+        let name = format!("bellwether_{instance}").parse();
+        name.expect("an instance's name is short and of a slot's letters")
+    };
+    instances.iter().map(slot).collect()
 }
 
 pub(super) fn failover_tuning(config: &Config) -> Tuning {
@@ -120,6 +179,10 @@ pub(super) fn failover_tuning(config: &Config) -> Tuning {
             config::FailoverMode::Automatic => Mode::Automatic,
             config::FailoverMode::Manual => Mode::Manual,
         },
+        budget: limits.budget.map(|config::Budget { failovers, within }| Budget {
+            failovers: count(failovers),
+            window: within,
+        }),
         max_lost_bytes: limits.max_lost_bytes,
         drain: limits.drain,
         detect: Detect {

@@ -119,6 +119,7 @@ mod tests {
                 name: name.parse().expect("a name"),
                 address: address(),
                 priority: 0,
+                zone: None,
                 no_failover: false,
             })
             .into();
@@ -130,6 +131,7 @@ mod tests {
             timeline: None,
             system: None,
             position: Lsn::INVALID,
+            server_version: None,
             seen_at: None,
         };
         let directive = |primary: Option<&str>| Directive {
@@ -141,7 +143,7 @@ mod tests {
             (None, vec!["pg3"], ["pg3", "pg1", "pg2"]),
             (Some("pg2"), vec!["pg3"], ["pg2", "pg3", "pg1"]),
         ] {
-            let health = Health { nodes: healthy.into_iter().map(up).collect() };
+            let health = Health { nodes: healthy.into_iter().map(up).collect(), diagnosis: None };
             let found: Vec<&str> =
                 order(&nodes, &directive(primary), &health).iter().map(|node| node.name.as_str()).collect();
             assert_eq!(found, expected);

@@ -2,7 +2,7 @@
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::decide::Stragglers;
+use super::decide::{Handover, Stragglers};
 use super::error::CommandError;
 use crate::topology::NodeName;
 
@@ -20,6 +20,41 @@ pub enum Command {
     /// No automatic failover until resumed; survives restarts.
     Pause,
     Resume,
+    /// An operator works on a node, until it is said to be over; survives restarts.
+    Maintenance {
+        node: NodeName,
+        upkeep: Upkeep,
+    },
+    /// One server after the other.
+    Restart {
+        servers: Servers,
+        stragglers: Stragglers,
+    },
+    /// No further server is restarted.
+    CancelRestart,
+    /// Nothing: it is told in which order, and what stands in the way.
+    ForeseeRestart {
+        servers: Servers,
+    },
+    /// Nothing: it is told what an order would come to now.
+    Foresee {
+        handover: Handover,
+        to: Option<NodeName>,
+    },
+}
+
+/// Of a node's maintenance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Upkeep {
+    Begin,
+    End,
+}
+
+/// Which are to be restarted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Servers {
+    One(NodeName),
+    All,
 }
 
 /// A command and where its answer goes: a sentence, or why not.

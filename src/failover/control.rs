@@ -12,19 +12,24 @@ use tokio::task::{self, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::command::{Asked, Questions};
-use super::core::{Core, Effect};
+use super::core::{Core, Effect, Standing};
 use super::decide::{Action, Finding, Now, RuleId, State};
-use super::error::{ActionError, FailoverError};
+use super::error::{ActionError, CommandError, FailoverError};
 use super::execute::Executor;
 use super::health::Watch;
+use super::journal::{Journal, News, Written};
 use super::metrics::Metrics;
-use super::probe::{Probe, Probed};
-use super::state::FileJournal;
+use super::probe::{Probe, Probed, Sign};
+use super::state::{EtcdConfig, EtcdMetrics, FileJournal};
 use super::{FailoverConfig, Outputs, Plan, Tuning};
 use crate::net::Target;
-use crate::topology::{Directive, Election, Node, NodeName, Term, Upstream};
+use crate::topology::{
+    Ailment, Diagnosis, Directive, Durability, Election, Members, Node, NodeName, Term, Upstream,
+};
 
 const TICK: Duration = Duration::from_millis(100);
+/// Whoever was given the lead and did not take it is not asked again for so long: meanwhile nobody leads.
+const YIELD_AGAIN: Duration = Duration::from_secs(600);
 /// Probe results waiting to be looked at; a probe waits for its turn beyond that.
 const PROBE_QUEUE: usize = 64;
 
@@ -32,12 +37,22 @@ const PROBE_QUEUE: usize = 64;
 pub(super) struct Control {
     core: Core,
     tuning: watch::Receiver<Tuning>,
-    journal: Arc<FileJournal>,
+    /// Of an instance that is one of several, once it runs: it takes part in nothing before.
+    journal: Journal,
+    instance: String,
+    shared: Option<((EtcdConfig, EtcdMetrics), Arc<FileJournal>)>,
+    durability: Durability,
+    /// The last state that is in the journal.
+    settled: State,
+    /// When another instance was last given the chance to lead.
+    yielded_at: Option<Instant>,
+    clock: Clock,
     executor: Arc<Executor>,
     inputs: (
         watch::Receiver<Arc<crate::topology::WalStatus>>,
         watch::Receiver<Arc<crate::topology::ProxyStatus>>,
     ),
+    members: watch::Receiver<Arc<Members>>,
     outputs: Outputs,
     metrics: Metrics,
     commands: Questions,
@@ -58,30 +73,43 @@ type Finished = (Action, Result<Finding, ActionError>);
 
 impl Control {
     pub(super) fn new(plan: Plan, commands: Questions) -> Result<Control, FailoverError> {
-        let Plan { config, inputs, outputs, metrics } = plan;
+        let Plan { config, etcd, inputs, outputs, metrics } = plan;
         let policy = config.policy();
-        let journal = FileJournal::new(config.state.clone());
-        let history = journal.history()?;
-        let now_ms = clock().unix_ms;
-        let state = match journal.load()? {
-            Some(state) => state.resumed(config.durability, now_ms),
+        let file = Arc::new(FileJournal::new(config.state.clone()));
+        let history = file.history()?;
+        let clock = Clock::read();
+        let now_ms = clock.0.unix_ms;
+        let state = match file.load()? {
+            Some(state) if config.etcd.is_none() => state.resumed(config.durability, now_ms),
+            Some(state) => state,
             None => State::bootstrapping(config.durability, now_ms),
         };
         let probes: Vec<Probe> = config.nodes.iter().map(|node| probe(node, &config)).collect();
         let executor = Executor {
             targets: config.nodes.iter().map(|node| (node.name.clone(), target(node, &config))).collect(),
-            relay_slot: config.relay_slot.clone(),
+            relay_slots: config.relay_slots.clone(),
             promote_limit: policy.promote_timeout,
             local: inputs.local,
         };
         let watch = Watch::new(&config.nodes, config.tuning.borrow().detect);
         let local = executor.local.keys().cloned().collect();
+        let mut core = Core::new(config.nodes, local, policy, watch, state.clone(), history);
+        if config.etcd.is_some() {
+            core.follow(state.clone());
+        }
         let control = Control {
-            core: Core::new(config.nodes, local, policy, watch, state, history),
+            core,
             tuning: config.tuning,
-            journal: Arc::new(journal),
+            shared: etcd.map(|etcd| (etcd, file.clone())),
+            journal: Journal::file(file),
+            instance: config.instance,
+            durability: config.durability,
+            settled: state,
+            yielded_at: None,
+            clock,
             executor: Arc::new(executor),
             inputs: (inputs.wal, inputs.proxy),
+            members: inputs.members,
             outputs,
             metrics,
             commands,
@@ -105,15 +133,23 @@ impl Control {
         let mut actions = Running::default();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        if let Some((etcd, copy)) = self.shared.take() {
+            self.journal = Journal::shared(etcd, copy, self.settled.term);
+        }
         let state = self.core.state();
         tracing::info!(term = %state.term, phase = ?state.phase, "control plane started");
         loop {
             let (wal, proxy) = &mut self.inputs;
             let tuning = &mut self.tuning;
+            let members = &mut self.members;
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 _ = tick.tick() => self.core.tick(Instant::now()),
-                Some(Probed { at, node, result }) = probes.recv() => self.core.probed(at, &node, result),
+                Some(Probed { at, node, what }) = probes.recv() => match what {
+                    Sign::Answer(result) => self.core.probed(at, &node, result),
+                    Sign::Knock(knock) => self.core.knocked(at, &node, knock),
+                    Sign::DiskFull => self.core.disk_was_full(at, &node),
+                },
                 Some(ended) = actions.next() => match ended? {
                     Ended::Finished(finished) => self.finished(finished),
                     Ended::GivenUp(action) => self.core.acted(&action, None, Instant::now()),
@@ -123,30 +159,103 @@ impl Control {
                     continue;
                 }
                 Ok(()) = tuning.changed() => self.core.tune(*self.tuning.borrow_and_update()),
+                () = self.journal.changed() => {}
+                Ok(()) = members.changed() => {
+                    let members = members.borrow_and_update().clone();
+                    self.core.heard(members, Instant::now());
+                }
                 Ok(()) = wal.changed() => if self.nothing_new_of_wal() { continue },
                 Ok(()) = proxy.changed() => if self.core.is_steady() { continue },
             }
             self.turn(&mut actions).await?;
+            self.yield_if_better().await;
         }
         actions.tasks.shutdown().await;
         tasks.shutdown().await;
+        self.journal.close().await;
         Ok(self.commands)
     }
 
-    async fn turn(&mut self, actions: &mut Running) -> Result<(), FailoverError> {
+    async fn turn(&mut self, actions: &mut Running) -> Result<Written, FailoverError> {
+        if self.core.is_steady() {
+            self.clock = Clock::read();
+        }
+        if let Some(news) = self.journal.news(Instant::now()).await? {
+            self.take_up(news);
+        }
         let (wal, proxy) = (self.inputs.0.borrow().clone(), self.inputs.1.borrow().clone());
-        for effect in self.core.turn(clock(), &wal, &proxy) {
+        let mut written = Written::Yes;
+        for effect in self.core.turn(self.clock.now(), &wal, &proxy) {
+            if let Effect::Journal(state) = effect {
+                written = self.make_durable(state).await?;
+                if written == Written::No {
+                    // Nobody hears of what was decided.
+                    self.core.retract();
+                    if matches!(self.journal, Journal::Shared(_)) {
+                        self.core.follow(self.settled.clone());
+                    }
+                    break;
+                }
+                self.settled = self.core.state().clone();
+                continue;
+            }
             self.perform(effect, actions).await?;
         }
         self.publish();
-        Ok(())
+        Ok(written)
+    }
+
+    async fn yield_if_better(&mut self) {
+        let now = Instant::now();
+        if self.journal.another_leader().is_some() {
+            self.yielded_at = None;
+        }
+        let lately = self.yielded_at.is_some_and(|at| now.saturating_duration_since(at) < YIELD_AGAIN);
+        if !lately && self.core.had_better_yield(now) {
+            tracing::info!("another instance is to lead: this one is on the primary's host");
+            self.yielded_at = Some(now);
+            self.journal.give_way().await;
+        }
+    }
+
+    fn take_up(&mut self, news: News) {
+        let leads = self.core.standing() == Standing::Leads;
+        match news {
+            News::Lead(state, history) => {
+                let now_ms = self.clock.now().unix_ms;
+                let state = match state {
+                    Some(state) => state.taken_over(self.durability, now_ms),
+                    // etcd is new: what this instance has seen is more than nothing.
+                    None => self.settled.clone().resumed(self.durability, now_ms),
+                };
+                tracing::info!(term = %state.term, phase = ?state.phase, "this instance leads");
+                self.settled = state.clone();
+                self.core.lead(state);
+                if let Some(history) = history {
+                    self.core.remember(history);
+                }
+            }
+            News::Follow(state, history) => {
+                if leads {
+                    tracing::info!("this instance leads no more");
+                }
+                self.settled = state.unwrap_or_else(|| self.settled.clone());
+                self.core.follow(self.settled.clone());
+                if let Some(history) = history {
+                    self.core.remember(history);
+                }
+            }
+        }
     }
 
     async fn perform(&mut self, effect: Effect, actions: &mut Running) -> Result<(), FailoverError> {
         match effect {
-            Effect::Fired { term, rule } => fired(term, rule),
+            Effect::Fired { term, rule, ailment } => fired(term, rule, ailment),
+            Effect::Diagnosed(found) => log_diagnosed(found.as_ref()),
+            Effect::Warn { term, why } => tracing::warn!(%term, "{why}"),
             Effect::Alarm { term, why } => tracing::error!(%term, why, "a person is needed"),
-            Effect::Journal(state) => self.make_durable(state).await?,
+            // Done before anything else.
+            Effect::Journal(_) => {}
             Effect::GiveUpBefore(term) => actions.give_up_before(term),
             Effect::Concluded(election) => {
                 self.metrics.concluded(&election);
@@ -157,10 +266,7 @@ impl Control {
             }
             Effect::Direct(directive) => self.direct(directive),
             Effect::Probe(node) => self.kick(&node),
-            Effect::Remember(history) => {
-                let journal = self.journal.clone();
-                task::spawn_blocking(move || journal.put_history(&history)).await??;
-            }
+            Effect::Remember(history) => self.journal.put_history(history).await?,
             Effect::Start(action) => {
                 let (term, node, name) = (action.term, &action.node, action.what.name());
                 tracing::debug!(%term, %node, action = name, "action started");
@@ -171,12 +277,11 @@ impl Control {
         Ok(())
     }
 
-    async fn make_durable(&self, state: State) -> Result<(), FailoverError> {
+    async fn make_durable(&mut self, state: State) -> Result<Written, FailoverError> {
         let started = Instant::now();
-        let journal = self.journal.clone();
-        task::spawn_blocking(move || journal.put(&state)).await??;
+        let written = self.journal.put(state).await?;
         self.metrics.journal_seconds.observe(started.elapsed().as_secs_f64());
-        Ok(())
+        Ok(written)
     }
 
     fn direct(&self, directive: Directive) {
@@ -200,9 +305,22 @@ impl Control {
     fn publish(&self) {
         let health = self.core.health(Instant::now());
         let directive = self.core.directive();
-        self.metrics.observe(&health, &self.inputs.0.borrow(), directive.term, directive.primary.as_ref());
+        let failovers = self.core.failovers(self.clock.now());
+        self.metrics.observe(&health, &self.inputs.0.borrow(), directive);
+        self.metrics.failovers_are(failovers);
+        replace(&self.outputs.failovers, failovers);
         replace(&self.outputs.health, health);
         replace(&self.outputs.history, self.core.history());
+        replace(&self.outputs.leader, self.leader());
+        replace(&self.outputs.restarts, self.core.restarts());
+        replace(&self.outputs.deeds, self.core.deeds().to_vec());
+    }
+
+    fn leader(&self) -> Option<String> {
+        match self.core.standing() {
+            Standing::Leads => Some(self.instance.clone()),
+            Standing::Follows => self.journal.another_leader(),
+        }
     }
 
     fn finished(&mut self, (action, result): Finished) {
@@ -225,8 +343,17 @@ impl Control {
     /// Answered when what was accepted is durable.
     async fn asked(&mut self, asked: Asked, actions: &mut Running) -> Result<(), FailoverError> {
         let (wal, proxy) = (self.inputs.0.borrow().clone(), self.inputs.1.borrow().clone());
-        let answer = self.core.command(&asked.command, clock(), &wal, &proxy);
-        self.turn(actions).await?;
+        let answer = match self.core.standing() {
+            Standing::Leads => self.core.command(&asked.command, self.clock.now(), &wal, &proxy),
+            Standing::Follows => Err(CommandError::Elsewhere { leader: self.journal.another_leader() }),
+        };
+        let answer = match self.turn(actions).await? {
+            Written::Yes => answer,
+            Written::No => {
+                self.core.withdraw();
+                answer.and(Err(CommandError::NotNow("it could not be made durable".to_owned())))
+            }
+        };
         // Who asked may have gone.
         let _ = asked.answer.send(answer);
         Ok(())
@@ -272,9 +399,24 @@ fn replace<T: PartialEq>(output: &watch::Sender<Arc<T>>, value: T) {
     });
 }
 
-fn fired(term: Term, rule: RuleId) {
+fn fired(term: Term, rule: RuleId, ailment: Option<Ailment>) {
     let words = rule.rule().map_or("", |rule| rule.name);
-    tracing::info!(%term, rule = rule.as_str(), "{words}");
+    let ailment = ailment.map(Ailment::as_str);
+    tracing::info!(%term, rule = rule.as_str(), ailment, "{words}");
+}
+
+/// Load comes and goes with every late answer.
+fn log_diagnosed(found: Option<&Diagnosis>) {
+    let Some(Diagnosis { ailment, evidence, outlook }) = found else {
+        return tracing::debug!("nothing ails the primary");
+    };
+    let evidence = evidence.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    let outlook = outlook.as_deref();
+    if *ailment == Ailment::Overloaded {
+        tracing::debug!(%ailment, evidence, outlook, "what ails the primary");
+    } else {
+        tracing::info!(%ailment, evidence, outlook, "what ails the primary");
+    }
 }
 
 fn log_concluded(election: &Election) {
@@ -282,6 +424,7 @@ fn log_concluded(election: &Election) {
         term = %election.term,
         rule = election.rule,
         to = election.to.as_ref().map(tracing::field::display),
+        ailment = election.ailment.map(tracing::field::display),
         outcome = ?election.outcome,
         lost_bytes = election.lost_bytes,
         evidence = ?election.evidence,
@@ -342,7 +485,7 @@ fn probe(node: &Node, config: &FailoverConfig) -> Probe {
         node: node.name.clone(),
         target: target(node, config),
         tuning: config.tuning.clone(),
-        relay_slot: config.relay_slot.clone(),
+        relay_slots: config.relay_slots.clone(),
         kick: Arc::new(Notify::new()),
     }
 }
@@ -358,9 +501,23 @@ fn target(node: &Node, config: &FailoverConfig) -> Target {
     }
 }
 
-fn clock() -> Now {
-    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Now { instant: Instant::now(), unix_ms: u64::try_from(unix.as_millis()).unwrap_or(u64::MAX) }
+/// The calendar as it was read once, and monotonic time from there on: while something is waited for, a calendar that is
+/// set back or forth makes no difference.
+#[derive(Clone, Copy, Debug)]
+struct Clock(Now);
+
+impl Clock {
+    fn read() -> Clock {
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let unix_ms = u64::try_from(unix.as_millis()).unwrap_or(u64::MAX);
+        Clock(Now { instant: Instant::now(), unix_ms })
+    }
+
+    fn now(self) -> Now {
+        let instant = Instant::now();
+        let passed = instant.saturating_duration_since(self.0.instant).as_millis();
+        Now { instant, unix_ms: self.0.unix_ms.saturating_add(u64::try_from(passed).unwrap_or(u64::MAX)) }
+    }
 }
 
 #[cfg(test)]

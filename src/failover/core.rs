@@ -9,28 +9,33 @@
 //! and nothing after one that failed: then the process ends, and what it knew with it. The simulation's shell is
 //! held to that from outside, and may die after any of them.
 //!
-//! Not here: rules ([`super::decide`]), clocks, files, channels, tasks.
+//! What operators order is in [`orders`]. Not here: rules ([`super::decide`]), clocks, files, channels, tasks.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Tuning;
-use super::command::Command;
 use super::decide::{
-    self, Action, Agent, Automatic, Finding, Ledger, NodeView, Now, Phase, Policy, Process, Request, RuleId,
-    State, View,
+    self, Action, Agent, Agreement, Finding, Ledger, NodeView, Now, Phase, Policy, Process, Request, RuleId,
+    State, View, What,
 };
-use super::error::CommandError;
-use super::health::{ProbeResult, Watch};
+use super::health::{Knock, ProbeResult, Told, Watch, diagnose};
 use super::state::MAX_HISTORY;
 use crate::topology::{
-    Directive, Draining, Election, Health, LeftBehind, Node, NodeName, Outcome, ProxyStatus, Term, WalStatus,
+    Ailment, Deed, Diagnosis, Directive, Done, Election, Failovers, Health, LeftBehind, Members, Node,
+    NodeName, Outcome, ProxyStatus, SavedTail, Term, Waited, WalStatus,
 };
 
 /// Rules that may fire in one turn: more than any chain of them is long. At the bound a person is told, and the next
 /// turn goes on.
 pub(crate) const MAX_CHAIN: usize = 16;
+
+/// A name that stands for so long is told to people. Until all have heard and said what there is, it may change.
+const NAMED_AFTER: Duration = Duration::from_secs(1);
+
+/// Of an agent that others are told of: whoever leads hears of each within a second.
+const MAX_DEEDS: usize = 16;
 
 #[derive(Debug)]
 pub(crate) struct Core {
@@ -38,7 +43,10 @@ pub(crate) struct Core {
     /// Nodes whose servers we start and stop.
     local: BTreeSet<NodeName>,
     policy: Policy,
+    standing: Standing,
     state: State,
+    /// All instances; alone, this one.
+    members: Arc<Members>,
     /// What the shell was last asked to journal; `state` differs from it within a turn, and after a command.
     journaled: State,
     /// The last directive that went out.
@@ -50,8 +58,38 @@ pub(crate) struct Core {
     history: Vec<Election>,
     /// Of `history`.
     remembered: Remembered,
+    /// What the agent of this instance has done, oldest first; at most [`MAX_DEEDS`].
+    deeds: Vec<Deed>,
+    /// What ails the primary, as of the last turn.
+    diagnosis: Option<Diagnosis>,
+    /// Since when it has had that name; before any, `None`.
+    named_at: Option<Instant>,
+    /// The last that people were told.
+    told_of: Option<Ailment>,
     /// What was last said to need a person.
     obstacle: Option<String>,
+    /// What a restart of servers waits for, by the last turn.
+    waits_for: Option<String>,
+    /// As it was before the last turn that journals.
+    before: Option<Before>,
+}
+
+#[derive(Debug)]
+struct Before {
+    state: State,
+    history: Vec<Election>,
+    request: Option<Request>,
+    directive: Directive,
+    /// What the turn wanted begun, behind the journal.
+    begun: Vec<Action>,
+}
+
+/// Whether this instance decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    Leads,
+    /// It obeys what another one decides, and has its servers do what they are to do.
+    Follows,
 }
 
 /// What a turn wants done.
@@ -61,9 +99,18 @@ pub(crate) enum Effect {
     Fired {
         term: Term,
         rule: RuleId,
+        /// What ailed the primary.
+        ailment: Option<Ailment>,
     },
+    /// Something else ails the primary than before, or nothing any more. For people only.
+    Diagnosed(Option<Diagnosis>),
     /// The rules cannot go on by themselves. Once, not at every turn.
     Alarm {
+        term: Term,
+        why: String,
+    },
+    /// Something is left undone, and goes on by itself; people should know what they can do.
+    Warn {
         term: Term,
         why: String,
     },
@@ -90,10 +137,16 @@ impl Core {
         local: BTreeSet<NodeName>,
         policy: Policy,
         watch: Watch,
-        state: State,
+        mut state: State,
         history: Vec<Election>,
     ) -> Core {
+        if policy.members.is_empty() {
+            // Of a time when it was not alone.
+            (state.floor, state.quorums) = (None, Vec::new());
+        }
         Core {
+            standing: Standing::Leads,
+            members: Arc::new(Members::alone()),
             directive: state.directive(),
             journaled: state.clone(),
             nodes,
@@ -105,7 +158,13 @@ impl Core {
             request: None,
             history,
             remembered: Remembered::All,
+            deeds: Vec::new(),
+            diagnosis: None,
+            named_at: None,
+            told_of: None,
             obstacle: None,
+            waits_for: None,
+            before: None,
         }
     }
 
@@ -126,7 +185,13 @@ impl Core {
     pub(crate) fn health(&self, now: Instant) -> Health {
         let mut health = self.watch.health(now);
         decide::quarantine(&mut health, &self.state);
+        health.diagnosis.clone_from(&self.diagnosis);
         health
+    }
+
+    /// Whether a dead primary is replaced without a person.
+    pub(crate) fn failovers(&self, now: Now) -> Failovers {
+        decide::failovers(&self.state, &self.policy, now.unix_ms)
     }
 
     /// Oldest first; a running election is the last.
@@ -138,7 +203,92 @@ impl Core {
         history
     }
 
+    // Who decides.
+
+    /// From now on this instance decides, by what the journal holds.
+    pub(crate) fn lead(&mut self, state: State) {
+        self.adopt(state);
+        self.standing = Standing::Leads;
+    }
+
+    /// Another one decides, and has journaled this; or has had it journaled when it was last heard.
+    pub(crate) fn follow(&mut self, state: State) {
+        self.adopt(state);
+        self.standing = Standing::Follows;
+        (self.request, self.obstacle, self.waits_for, self.remembered) = (None, None, None, Remembered::All);
+    }
+
+    /// Who has ordered something is told that it was not done.
+    pub(crate) fn withdraw(&mut self) {
+        self.request = None;
+    }
+
+    /// What the last turn has decided could not be made durable: it is as if it had not been. It may be decided again.
+    pub(crate) fn retract(&mut self) {
+        if let Some(Before { state, history, request, directive, begun }) = self.before.take() {
+            begun.iter().for_each(|action| self.ledger.never_began(action));
+            self.adopt(state);
+            (self.history, self.request, self.directive) = (history, request, directive);
+        }
+    }
+
+    fn adopt(&mut self, state: State) {
+        self.ledger.forget_before(state.term);
+        self.journaled = state.clone();
+        self.state = state;
+    }
+
+    /// Whether another instance had better lead: this one would be gone together with the primary's host, and until its
+    /// lease is over nobody would do anything about it.
+    pub(crate) fn had_better_yield(&self, now: Instant) -> bool {
+        let Some(primary) = &self.state.primary else { return false };
+        self.standing == Standing::Leads
+            && self.is_steady()
+            && self.request.is_none()
+            && self.local.contains(&primary.node)
+            && self.members.has_one_apart_from(now, &primary.node)
+    }
+
+    pub(crate) fn standing(&self) -> Standing {
+        self.standing
+    }
+
+    /// As the journal has it.
+    pub(crate) fn remember(&mut self, history: Vec<Election>) {
+        self.history = history;
+    }
+
     // What happened since the last turn.
+
+    pub(crate) fn heard(&mut self, members: Arc<Members>, now: Instant) {
+        if self.standing == Standing::Leads {
+            members.deeds().for_each(|deed| self.learn(deed, now));
+        }
+        self.members = members;
+    }
+
+    /// Another instance's agent did it, as was wanted here.
+    fn learn(&mut self, deed: &Deed, now: Instant) {
+        match &deed.what {
+            Done::ShutDown { checkpoint } if deed.term == self.state.term => {
+                let action = Action { term: deed.term, node: deed.node.clone(), what: What::ShutDown };
+                self.ledger.learned(&action, Finding::ShutDown { checkpoint: *checkpoint }, now);
+            }
+            Done::ShutDown { .. } => {}
+            Done::Saved(tail) => self.save(tail),
+        }
+    }
+
+    fn save(&mut self, tail: &SavedTail) {
+        if !self.history.iter().any(|election| election.saved.contains(tail)) {
+            self.note(|election| election.saved.push(tail.clone()));
+        }
+    }
+
+    /// For whoever leads.
+    pub(crate) fn deeds(&self) -> &[Deed] {
+        &self.deeds
+    }
 
     pub(crate) fn tick(&mut self, now: Instant) {
         self.watch.tick(now);
@@ -149,17 +299,38 @@ impl Core {
     }
 
     pub(crate) fn tune(&mut self, tuning: Tuning) {
-        let Tuning { mode, max_lost_bytes, drain, detect } = tuning;
+        let Tuning { mode, budget, max_lost_bytes, drain, detect } = tuning;
         self.policy.mode = mode;
+        self.policy.budget = budget;
         self.policy.drain = drain;
         self.policy.max_lost_bytes = max_lost_bytes;
         self.watch.set_detect(detect);
     }
 
+    /// What a bare connection to a silent node came to.
+    pub(crate) fn knocked(&mut self, at: Instant, node: &NodeName, knock: Knock) {
+        self.watch.knocked(at, node, knock);
+    }
+
+    /// A heartbeat has failed there for want of space.
+    pub(crate) fn disk_was_full(&mut self, at: Instant, node: &NodeName) {
+        self.watch.disk_was_full(at, node);
+    }
+
     /// An action ended; `None`: it failed, or was given up.
     pub(crate) fn acted(&mut self, action: &Action, result: Option<Finding>, now: Instant) {
-        if let Some(Finding::Back { saved: Some(tail) }) = &result {
-            self.note(|election| election.saved.push(tail.clone()));
+        let done = match &result {
+            Some(Finding::Back { saved: Some(tail) }) => {
+                self.save(tail);
+                Some(Done::Saved(tail.clone()))
+            }
+            Some(Finding::ShutDown { checkpoint }) => Some(Done::ShutDown { checkpoint: *checkpoint }),
+            _ => None,
+        };
+        if let Some(what) = done {
+            self.deeds.push(Deed { term: action.term, node: action.node.clone(), what });
+            let excess = self.deeds.len().saturating_sub(MAX_DEEDS);
+            self.deeds.drain(..excess);
         }
         match result {
             Some(finding) => self.ledger.succeeded(action, finding, now),
@@ -176,112 +347,78 @@ impl Core {
         }
     }
 
-    /// What is accepted holds when the next turn's effects are done.
-    pub(crate) fn command(
-        &mut self,
-        command: &Command,
-        now: Now,
-        wal: &Arc<WalStatus>,
-        proxy: &ProxyStatus,
-    ) -> Result<String, CommandError> {
-        match command {
-            Command::Failover { to } => {
-                if !self.is_steady() {
-                    return Err(CommandError::NotNow("an election or the start is under way".to_owned()));
-                }
-                if let Some(to) = to {
-                    self.check_candidate(to)?;
-                }
-                self.request = Some(Request::Failover { to: to.clone() });
-                Ok("failover has begun".to_owned())
-            }
-            Command::Switchover { to, stragglers } => {
-                let to = to.as_ref();
-                let (primary, successor) = self.check_switchover(to, now, wal, proxy)?;
-                self.request =
-                    Some(Request::Switchover { to: Some(successor.clone()), stragglers: *stragglers });
-                let has_agent = self.local.contains(&primary);
-                Ok(if has_agent {
-                    format!("switchover from {primary} to {successor} has begun")
-                } else {
-                    format!(
-                        "switchover from {primary} to {successor} has begun; {primary} has no agent here that could \
-                         shut it down, so it goes on running, cut off, and must be made a standby by hand afterwards"
-                    )
-                })
-            }
-            Command::Pause => {
-                self.state.automatic = Automatic::Paused;
-                Ok("automatic failover is paused".to_owned())
-            }
-            Command::Resume => {
-                self.state.automatic = Automatic::On;
-                Ok("automatic failover is on".to_owned())
-            }
-        }
-    }
-
-    /// From whom to whom, if that is possible now.
-    fn check_switchover(
-        &self,
-        to: Option<&NodeName>,
-        now: Now,
-        wal: &Arc<WalStatus>,
-        proxy: &ProxyStatus,
-    ) -> Result<(NodeName, NodeName), CommandError> {
-        let not_now = |why: &str| Err(CommandError::NotNow(why.to_owned()));
-        if let Some(to) = to {
-            self.check_candidate(to)?;
-        }
-        if !self.is_steady() || self.request.is_some() {
-            return not_now("an election, a switchover or the start is under way");
-        }
-        if self.state.automatic == Automatic::Paused {
-            return not_now("automatic failover is paused; resume first");
-        }
-        if proxy.draining != Draining::default() {
-            return not_now("connections are still served by the process before this one");
-        }
-        let health = self.watch.health(now.instant);
-        let view = self.view(&health, now, wal, proxy);
-        let successor = decide::successor(&view, &self.state, to).map_err(CommandError::NotNow)?;
-        let primary = self.state.primary.as_ref().map(|primary| primary.node.clone());
-        primary
-            .map(|primary| (primary, successor))
-            .ok_or_else(|| CommandError::NotNow("no primary".to_owned()))
-    }
-
-    fn check_candidate(&self, to: &NodeName) -> Result<(), CommandError> {
-        let node = self.nodes.iter().find(|n| n.name == *to);
-        let node = node.ok_or_else(|| CommandError::UnknownNode(to.clone()))?;
-        let unfit = |why: &str| Err(CommandError::Unfit(to.clone(), why.to_owned()));
-        if self.state.primary.as_ref().is_some_and(|p| p.node == *to) {
-            return unfit("it is the primary");
-        }
-        if node.no_failover { unfit("it is configured with no_failover") } else { Ok(()) }
-    }
-
     /// Decides until nothing more follows.
     pub(crate) fn turn(&mut self, now: Now, wal: &Arc<WalStatus>, proxy: &ProxyStatus) -> Vec<Effect> {
+        match self.standing {
+            Standing::Leads => self.turn_of_leader(now, wal, proxy),
+            Standing::Follows => self.turn_of_follower(now, wal, proxy),
+        }
+    }
+
+    /// What another has decided, and what the servers of this host are to do under it.
+    fn turn_of_follower(&mut self, now: Now, wal: &Arc<WalStatus>, proxy: &ProxyStatus) -> Vec<Effect> {
+        let mut effects = vec![Effect::GiveUpBefore(self.state.term)];
+        self.direct(&mut effects);
+        self.watch.expect_primary(self.state.primary.as_ref().map(|primary| &primary.node));
+        let health = self.watch.health(now.instant);
+        let view = self.view(&health, now, wal, proxy);
+        let mut wanted = decide::wanted(&view, &self.state, &self.policy, now);
+        let diagnosis = view.diagnosis;
+        effects.extend(self.diagnosed(diagnosis, now.instant));
+        wanted.retain(|action| action.what.touches_server() && self.is_believed(now, wal));
+        self.start(wanted, now, &mut effects);
+        effects
+    }
+
+    /// Whether what was journaled last, as far as it is known here, still holds. Else a server of this host might be the
+    /// primary of a later term, and by what is known it would have to be stopped. Before there was any primary there is
+    /// nothing to be known.
+    fn is_believed(&self, now: Now, wal: &WalStatus) -> bool {
+        let directive = self.state.directive();
+        directive.quorums.is_empty() || self.members.vouched_until(now.instant, wal, &directive).is_some()
+    }
+
+    /// What is due of it, and this instance's to do: who is beside a server has a hand on it, and nobody else.
+    fn start(&mut self, wanted: impl IntoIterator<Item = Action>, now: Now, effects: &mut Vec<Effect>) {
+        for action in wanted {
+            let elsewhere = action.what.touches_server() && !self.local.contains(&action.node);
+            if !elsewhere && self.ledger.is_due(&action, now.instant) {
+                self.ledger.started(&action);
+                effects.push(Effect::Start(action));
+            }
+        }
+    }
+
+    fn turn_of_leader(&mut self, now: Now, wal: &Arc<WalStatus>, proxy: &ProxyStatus) -> Vec<Effect> {
         let mut effects = Vec::new();
         let mut decided = Decided::default();
+        let request = self.request.clone();
         self.decide(MAX_CHAIN, now, wal, proxy, &mut decided, &mut effects);
-        if self.state != self.journaled {
-            self.journaled = self.state.clone();
+        let journals = self.state != self.journaled;
+        if journals {
+            let state = std::mem::replace(&mut self.journaled, self.state.clone());
+            let (history, directive) = (self.history.clone(), self.directive.clone());
+            self.before = Some(Before { state, history, request, directive, begun: Vec::new() });
             effects.push(Effect::Journal(self.state.clone()));
             effects.push(Effect::GiveUpBefore(self.state.term));
             self.conclude(decided.concluded, decided.left_behind, &mut effects);
-            self.direct(&mut effects);
+        }
+        // Also what was journaled before this instance led.
+        self.direct(&mut effects);
+        if journals {
             effects.extend(self.state.primary.as_ref().map(|primary| Effect::Probe(primary.node.clone())));
         }
         if std::mem::replace(&mut self.remembered, Remembered::All) == Remembered::Behind {
             effects.push(Effect::Remember(self.history.clone()));
         }
-        for action in decided.wanted {
-            if self.ledger.is_due(&action, now.instant) {
-                self.ledger.started(&action);
-                effects.push(Effect::Start(action));
-            }
+        let rest = effects.len();
+        self.start(decided.wanted, now, &mut effects);
+        if let Some(before) = self.before.as_mut().filter(|_| journals) {
+            let begun = |effect: &Effect| match effect {
+                Effect::Start(action) => Some(action.clone()),
+                _ => None,
+            };
+            before.begun = effects[rest..].iter().filter_map(begun).collect();
         }
         effects
     }
@@ -300,15 +437,22 @@ impl Core {
             let health = self.watch.health(now.instant);
             let view = self.view(&health, now, wal, proxy);
             let decision = decide::decide(&view, &self.state, &self.policy, now);
+            let outlook = decide::outlook(&view, &self.state, &self.policy, now);
+            let diagnosis = view.diagnosis.clone().map(|found| Diagnosis { outlook, ..found });
             decided.wanted = decision.actions;
             decided.concluded.extend(decision.concluded);
             decided.left_behind.extend(decision.left_behind);
             let Some(rule) = decision.rule else {
                 let obstacle = decide::obstacle(&view, &self.state, &self.policy, now);
+                let waits_for = decide::waits_for(&view, &self.state, &self.policy, now);
+                self.waits_for = waits_for;
+                effects.extend(self.diagnosed(diagnosis, now.instant));
                 effects.extend(self.alarm(obstacle));
                 return;
             };
-            effects.push(Effect::Fired { term: decision.next.term, rule });
+            effects.extend(self.diagnosed(diagnosis, now.instant));
+            let ailment = self.diagnosis.as_ref().map(|found| found.ailment);
+            effects.push(Effect::Fired { term: decision.next.term, rule, ailment });
             if decision.next.term > self.state.term {
                 self.ledger.forget_before(decision.next.term);
                 self.request = None;
@@ -318,6 +462,13 @@ impl Core {
                 self.ledger.forget_results(&primary.node);
                 self.request = None;
             }
+            if rule == RuleId::R1 {
+                self.request = None;
+            }
+            if let (RuleId::R2, Some(node)) = (rule, decision.next.restarting()) {
+                // Of a restart earlier in this term.
+                self.ledger.forget_results(node);
+            }
             if let (RuleId::E3, Phase::Election(election)) = (rule, &decision.next.phase) {
                 election.step.candidate().into_iter().for_each(|node| self.ledger.forget_results(node));
             }
@@ -326,6 +477,10 @@ impl Core {
                 back.for_each(|node| self.ledger.forget_results(node));
             }
             self.state = decision.next;
+            if rule == RuleId::F7 {
+                let why = self.failovers(now).to_string();
+                effects.push(Effect::Warn { term: self.state.term, why });
+            }
         }
         effects
             .extend(self.alarm(Some(format!("the rules go round in a circle: {chain} have fired at once"))));
@@ -342,23 +497,91 @@ impl Core {
             node,
             health,
             facts: self.watch.facts(&node.name),
+            replay: self.watch.replay_speed(&node.name),
             process: if self.watch.is_refused(&node.name) {
                 Process::Absent
             } else {
                 Process::PresentOrUnknown
             },
-            agent: if self.local.contains(&node.name) { Agent::Local } else { Agent::None },
+            agent: self.agent(&node.name, now),
+            beside: self.beside(&node.name),
         });
+        let diagnosis =
+            self.watch.symptoms(now.instant, wal, proxy, self.told(now.instant)).as_ref().and_then(diagnose);
+        let (members, quorums, term) = (&*self.members, &self.state.quorums, self.state.term);
+        let (promised, log) = (members.promised_by_any(wal), members.recovery(wal, quorums, term));
+        let directive = self.state.directive();
+        let agreed = members.durable(wal, &directive);
+        let waited = match self.state.phase {
+            Phase::Election(_) if !members.is_alone() => {
+                members.waited_for(now.instant, (proxy, &**wal), quorums, term, directive.candidate.as_ref())
+            }
+            _ => Waited::default(),
+        };
+        // Alone, what it sees itself is all there is.
+        let all = (!members.is_alone()).then(|| {
+            let wal_of_all = Arc::new(members.wal(now.instant, wal, &directive));
+            (wal_of_all, members.proxies(now.instant, (proxy, &**wal), quorums, term))
+        });
+        let (wal, proxy) = all.as_ref().map_or((wal, proxy), |(wal, proxy)| (wal, proxy));
+        let is_agreed = members.are_agreed(now.instant);
         View {
             nodes: nodes.collect(),
             verdict: self.watch.verdict(now.instant, wal, proxy),
+            diagnosis,
             wal: wal.clone(),
+            promised,
+            unheard: members.others.values().filter(|heard| heard.is_none()).count(),
+            agreed_on_instances: if is_agreed { Agreement::Yes } else { Agreement::No },
+            waited,
+            log,
+            agreed,
             confirmed: proxy.confirmed,
             cleared: proxy.cleared.clone(),
             drained: proxy.drained.clone(),
+            draining: proxy.draining,
             ledger: &self.ledger,
             request: self.request.clone(),
         }
+    }
+
+    /// What the other instances say of the primary.
+    fn told(&self, now: Instant) -> Told {
+        let Some(primary) = &self.state.primary else { return Told::default() };
+        let (heard, hearing) = self.members.who_hears(now, &primary.node);
+        let owned = |names: Vec<&String>| names.into_iter().cloned().collect();
+        let beside = self.members.beside(&primary.node).cloned().collect();
+        Told { heard: owned(heard), hearing: owned(hearing), beside }
+    }
+
+    /// A new name that stands is news.
+    fn diagnosed(&mut self, diagnosis: Option<Diagnosis>, now: Instant) -> Option<Effect> {
+        let name = |diagnosis: &Option<Diagnosis>| diagnosis.as_ref().map(|found| found.ailment);
+        if name(&self.diagnosis) != name(&diagnosis) {
+            self.named_at = Some(now);
+        }
+        self.diagnosis.clone_from(&diagnosis);
+        let stands = self.named_at.is_some_and(|at| now.saturating_duration_since(at) >= NAMED_AFTER);
+        if !stands || self.told_of == name(&diagnosis) {
+            return None;
+        }
+        self.told_of = name(&diagnosis);
+        Some(Effect::Diagnosed(diagnosis))
+    }
+
+    fn agent(&self, node: &NodeName, now: Now) -> Agent {
+        if self.local.contains(node) || self.members.has_agent(now.instant, node) {
+            Agent::Local
+        } else if self.members.beside(node).next().is_some() {
+            Agent::Away
+        } else {
+            Agent::None
+        }
+    }
+
+    fn beside(&self, node: &NodeName) -> Vec<String> {
+        let own = self.local.contains(node).then_some(&self.policy.instance);
+        self.members.beside(node).chain(own).cloned().collect()
     }
 
     /// The numbers in it may change without being news.
@@ -413,5 +636,7 @@ struct Decided {
     left_behind: Vec<LeftBehind>,
 }
 
+mod orders;
+mod restart;
 #[cfg(test)]
 mod tests;

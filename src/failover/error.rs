@@ -28,6 +28,14 @@ pub enum JournalError {
     /// Not overwritten: it may be the only trace of who the primary is.
     #[error("{path} is damaged: {what}")]
     Damaged { path: PathBuf, what: String },
+    #[error("{path} stays as it was: {action} {new}")]
+    Unwritten {
+        path: PathBuf,
+        action: &'static str,
+        new: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("write {path} as JSON")]
     Encode {
         path: PathBuf,
@@ -66,8 +74,15 @@ pub enum CommandError {
     UnknownNode(NodeName),
     #[error("{0} cannot be promoted: {1}")]
     Unfit(NodeName, String),
+    #[error("{0} is the primary: switch over first, then it can be in maintenance")]
+    Primary(NodeName),
+    #[error("{0} cannot be restarted: {1}")]
+    NotRestarted(NodeName, String),
     #[error("not now: {0}")]
     NotNow(String),
+    /// Who leads, if that is known.
+    #[error("this instance does not lead{}", leader.as_ref().map_or_else(String::new, |name| format!("; ask {name}")))]
+    Elsewhere { leader: Option<String> },
     #[error("the control plane has stopped")]
     Stopped,
 }

@@ -7,9 +7,10 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::agent::{AgentError, Discarded, LocalServer, Rejoined, StopMode};
+use super::conflicts::{self, Conflicts, Measure};
 use super::decide::{Action, Finding, Patient, Promoted, StartAs, SyncNames, What};
 use super::error::ActionError;
-use super::sql::{row, rows};
+use super::sql::{row, rows, sql_names};
 use crate::net::Target;
 use crate::net::sql::{self, SqlConnection};
 use crate::pg::wal::History;
@@ -28,7 +29,7 @@ pub struct LocalNode {
 pub(super) struct Executor {
     pub(super) targets: HashMap<NodeName, Target>,
     pub(super) local: HashMap<NodeName, LocalNode>,
-    pub(super) relay_slot: SlotName,
+    pub(super) relay_slots: Vec<SlotName>,
     pub(super) promote_limit: Duration,
 }
 
@@ -67,6 +68,11 @@ impl Executor {
                     self.local(node)?.server.stop(StopMode::Fast).await.map_err(agent_error)?;
                     Ok(Finding::Done)
                 }
+                What::StopStandby => {
+                    self.local(node)?.server.stop_standby().await.map_err(agent_error)?;
+                    tracing::info!(%node, "standby stopped, to be started again");
+                    Ok(Finding::Done)
+                }
                 What::ShutDown => self.shut_down(node).await,
                 What::LastWord => self.last_word(node).await,
                 What::Rejoin { source } => self.rejoin(node, source).await,
@@ -91,7 +97,7 @@ impl Executor {
             What::Promote { .. } => self.promote_limit,
             What::Marker => MARKER_LIMIT,
             What::Checkpoint | What::Locate => CHECKPOINT_LIMIT,
-            What::Start { .. } | What::Stop | What::ShutDown => SERVER_LIMIT,
+            What::Start { .. } | What::Stop | What::StopStandby | What::ShutDown => SERVER_LIMIT,
             What::Rejoin { .. } | What::Rebuild { .. } => COPY_LIMIT,
         }
     }
@@ -99,16 +105,16 @@ impl Executor {
     /// The slot first: WAL is kept from here on, before anything else happens.
     async fn prepare(&self, node: &NodeName, names: &SyncNames) -> Result<Finding, ActionError> {
         let sql = self.connect(node).await?;
-        let slot = &self.relay_slot;
+        let slots = sql_names(&self.relay_slots);
         // On a standby a slot of ours can only be left from when it was primary: it keeps WAL, or has lost it.
         let stale = format!(
             "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots \
-             WHERE slot_name = '{slot}' AND NOT active AND (pg_is_in_recovery() OR restart_lsn IS NULL)"
+             WHERE slot_name IN ({slots}) AND NOT active AND (pg_is_in_recovery() OR restart_lsn IS NULL)"
         );
         rows(&sql, &stale).await?;
         let create = format!(
-            "SELECT pg_create_physical_replication_slot('{slot}', true) \
-             WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = '{slot}')"
+            "SELECT pg_create_physical_replication_slot(name, true) FROM unnest(ARRAY[{slots}]) AS name \
+             WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = name)"
         );
         rows(&sql, &create).await?;
         if let Err(error) = rows(&sql, &self.name_standby_slots()).await {
@@ -120,7 +126,9 @@ impl Executor {
             rows(&sql, "SELECT pg_reload_conf()").await?;
             self.await_setting(&sql, node, names).await?;
         }
-        Ok(Finding::Done)
+        // Of a candidate, which is a standby, nobody needs it.
+        let end = "SELECT CASE WHEN pg_is_in_recovery() THEN '0/0' ELSE pg_current_wal_flush_lsn() END";
+        Ok(Finding::Prepared { end: lsn(&sql, node, end).await? })
     }
 
     /// A standby of 17 or later synchronises logical slots only from a primary that has a slot of its
@@ -162,13 +170,18 @@ impl Executor {
     /// Does not wait in `pg_promote` itself, which looks only every 100 ms (`pg_promote` in xlogfuncs.c).
     async fn promote(&self, node: &NodeName, from: TimelineId) -> Result<Finding, ActionError> {
         let sql = self.connect(node).await?;
-        let mut asked = false;
+        let (mut asked, mut waited, mut conflicts) = (false, Duration::ZERO, Conflicts::default());
         while text(node, row(&sql, node, "SELECT pg_is_in_recovery()").await?.try_get(0)?)? == "t" {
             if !asked {
                 rows(&sql, "SELECT pg_promote(false)").await?;
                 asked = true;
+            } else if !rows(&sql, conflicts::IS_HELD_UP).await?.is_empty()
+                && let Some(measure) = conflicts.measure(waited)
+            {
+                clear_away(&sql, node, measure).await;
             }
             tokio::time::sleep(POLL).await;
+            waited += POLL;
         }
         self.inspect(&sql, node, from).await
     }
@@ -251,10 +264,10 @@ impl Executor {
     }
 
     async fn drop_slot(&self, sql: &SqlConnection) -> Result<Finding, ActionError> {
-        let slot = &self.relay_slot;
+        let slots = sql_names(&self.relay_slots);
         let drop = format!(
             "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots \
-             WHERE slot_name = '{slot}' AND NOT active AND pg_is_in_recovery()"
+             WHERE slot_name IN ({slots}) AND NOT active AND pg_is_in_recovery()"
         );
         rows(sql, &drop).await?;
         Ok(Finding::Done)
@@ -262,8 +275,7 @@ impl Executor {
 
     async fn start(&self, node: &NodeName, role: StartAs) -> Result<Finding, ActionError> {
         let server = &self.local(node)?.server;
-        // Nothing there (yet): somebody has to make it first.
-        let Some(on_disk) = server.role_on_disk() else { return Ok(Finding::Done) };
+        let Some(on_disk) = server.role_on_disk() else { return Ok(Finding::NothingThere) };
         let role = match role {
             StartAs::Standby => Role::Standby,
             StartAs::ItIs => on_disk,
@@ -333,10 +345,27 @@ impl Executor {
     }
 }
 
+/// What holds up the replay of a candidate. Without the right to (`pg_signal_backend`) it is waited for.
+async fn clear_away(sql: &SqlConnection, node: &NodeName, measure: Measure) {
+    match rows(sql, &measure.statement()).await {
+        Ok(sessions) => {
+            tracing::info!(%node, ?measure, sessions = sessions.len(), "sessions held up the promotion");
+        }
+        Err(error) => {
+            let error = &error as &dyn std::error::Error;
+            tracing::info!(%node, ?measure, error, "sessions hold up the promotion, and cannot be ended");
+        }
+    }
+}
+
 async fn flushed(sql: &SqlConnection, node: &NodeName) -> Result<Finding, ActionError> {
-    let row = row(sql, node, "SELECT pg_current_wal_flush_lsn()").await?;
+    Ok(Finding::Committed { lsn: lsn(sql, node, "SELECT pg_current_wal_flush_lsn()").await? })
+}
+
+async fn lsn(sql: &SqlConnection, node: &NodeName, question: &str) -> Result<Lsn, ActionError> {
+    let row = row(sql, node, question).await?;
     let lsn = text(node, row.try_get(0)?)?.parse();
-    lsn.map(|lsn| Finding::Committed { lsn }).map_err(|error: crate::pg::ParseLsnError| ActionError::Answer {
+    lsn.map_err(|error: crate::pg::ParseLsnError| ActionError::Answer {
         node: node.clone(),
         what: error.to_string(),
     })

@@ -6,7 +6,8 @@
 //! * **gone**: the probe is refused *and* the WAL stream has ended. Both are first-hand and neither is a matter
 //!   of time, so this acts at once. Refused without a stream that could have ended counts after `timeout`.
 //! * **in recovery**: the node says that it is a standby. Acts at the second answer.
-//! * **restarting**: it answers 57P03 (starting up, shutting down, crash recovery) for `restart_timeout`.
+//! * **restarting**: it answers 57P03 (starting up, shutting down, crash recovery) for `restart_timeout`; or once more, when
+//!   it has crashed again and again ([`Restarts`]).
 //! * **silent**: no answer to the probe, no byte of WAL and no answer to a client, each for `timeout`, or longer where
 //!   that node has been slow to answer of late ([`Patience`]), while another node does answer. A stream or a client
 //!   that still hears the primary vouches for it.
@@ -15,17 +16,29 @@
 //! Blind is not dead: when every node is silent at once, or when this process itself did not run for a while,
 //! nothing is concluded. A server that refuses our password or has no connection left is alive.
 //!
+//! Why it is so, by name and with the evidence, is [`diagnose`]'s to say; no name decides anything.
+//!
 //! Not here: whom to promote (`decide`), and anything about replication lag (the relay knows it).
 
+mod diagnosis;
 mod patience;
+mod replay;
+mod restarts;
+mod stream;
+
+pub use diagnosis::{Knock, Symptoms, Told, diagnose};
+pub use replay::{ReplaySpeed, SpeedKind};
 
 use std::time::{Duration, Instant};
 
+use self::diagnosis::Asked;
 use self::patience::Patience;
+use self::replay::Replay;
+use self::restarts::Restarts;
+use self::stream::{Stream, seconds};
 use crate::pg::{Lsn, SqlState, SystemIdentifier, TimelineId};
 use crate::topology::{
-    ClientEvidence, Health, Node, NodeHealth, NodeName, NodeState, ProxyStatus, Role, StreamEnd, Upstream,
-    WalStatus,
+    ClientEvidence, Health, Node, NodeHealth, NodeName, NodeState, ProxyStatus, Role, WalStatus,
 };
 
 /// When silence becomes evidence.
@@ -81,8 +94,10 @@ pub struct Facts {
     pub position: Lsn,
     /// On a standby: what its walreceiver has flushed since the server started, replayed or not. 0/0: nothing.
     pub received: Lsn,
-    /// `pg_postmaster_start_time()` as text: only ever compared.
+    /// When its processes were started, be it after a crash, as text: only ever compared.
     pub started_at: String,
+    /// What runs, as `15.14`: without what a packager has added.
+    pub server_version: String,
     pub synchronous_standby_names: String,
     /// The timeline of the last checkpoint in the control file: what pg_rewind goes by.
     pub checkpoint_timeline: TimelineId,
@@ -109,7 +124,6 @@ pub enum PrimaryVerdict {
     },
     Dead {
         cause: Cause,
-        evidence: Vec<String>,
     },
     /// No primary is expected, or we see nothing at all.
     Unknown,
@@ -143,9 +157,18 @@ struct Track {
     facts: Option<Facts>,
     answered_at: Option<Instant>,
     patience: Patience,
+    replay: Replay,
+    restarts: Restarts,
     failure: Option<Failing>,
     /// Consecutive answers as a standby.
     standby_answers: u32,
+    /// How long after the one before the last answer came, if that was long.
+    late: Option<Duration>,
+    /// While it is silent: what a bare connection came to. Who took one is not said to be away when it takes no more: the
+    /// queue of a server that stands still fills up.
+    knock: Option<(Knock, Instant)>,
+    /// When a heartbeat last failed for want of space.
+    disk_full_at: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -154,11 +177,15 @@ struct Failing {
     result: ProbeResult,
     /// Since when the failure has been of the present kind.
     kind_since: Instant,
+    /// When it last said anything, and were it an error.
+    spoke_at: Option<Instant>,
 }
 
 impl Watch {
     /// A tick gap that shows that this process did not run.
     const STANDSTILL: Duration = Duration::from_secs(1);
+    /// A disk that was full so long ago is not taken for full; of a server that is lost, so long before that.
+    const DISK_FULL: Duration = Duration::from_secs(10);
 
     pub fn new(nodes: &[Node], detect: Detect) -> Watch {
         let track = |node: &Node| Track {
@@ -166,8 +193,13 @@ impl Watch {
             facts: None,
             answered_at: None,
             patience: Patience::default(),
+            replay: Replay::default(),
+            restarts: Restarts::default(),
             failure: None,
             standby_answers: 0,
+            late: None,
+            knock: None,
+            disk_full_at: None,
         };
         Watch {
             detect,
@@ -205,40 +237,41 @@ impl Watch {
     }
 
     pub fn observe(&mut self, now: Instant, name: &NodeName, result: ProbeResult) {
-        let (timeout, watching_since) = (self.detect.timeout, self.watching_since);
+        let (detect, watching_since) = (self.detect, self.watching_since);
         let Some(track) = self.tracks.iter_mut().find(|t| t.node.name == *name) else { return };
         match result {
-            ProbeResult::Answered(facts) => {
-                // Who was started meanwhile was not slow to answer, but away.
-                let lived = track.facts.as_ref().is_some_and(|before| before.started_at == facts.started_at);
-                let heard = track.answered_at.filter(|at| lived && Some(*at) >= watching_since);
-                if let Some(before) = heard {
-                    track.patience.answered(now, now.saturating_duration_since(before), timeout);
-                }
-                track.standby_answers = match facts.role {
-                    Role::Standby => track.standby_answers.saturating_add(1),
-                    Role::Primary => 0,
-                };
-                track.facts = Some(facts);
-                track.answered_at = Some(now);
-                track.failure = None;
-            }
-            failed => {
-                let (since, kind_since) = match &track.failure {
-                    None => (now, now),
-                    Some(f) if std::mem::discriminant(&f.result) == std::mem::discriminant(&failed) => {
-                        (f.since, f.kind_since)
-                    }
-                    Some(f) => (f.since, now),
-                };
-                track.failure = Some(Failing { since, result: failed, kind_since });
-            }
+            ProbeResult::Answered(facts) => track.answered(now, facts, detect, watching_since),
+            failed => track.failed(now, failed),
+        }
+        if !track.is_silent() {
+            track.knock = None;
+        }
+    }
+
+    /// Beside the probe, while that has no answer.
+    pub fn knocked(&mut self, now: Instant, name: &NodeName, knock: Knock) {
+        let Some(track) = self.tracks.iter_mut().find(|t| t.node.name == *name) else { return };
+        let took = matches!(track.knock, Some((Knock::Accepted, _)));
+        if track.is_silent() && !(took && knock == Knock::NoAnswer) {
+            track.knock = Some((knock, now));
+        }
+    }
+
+    /// A heartbeat has failed there for want of space.
+    pub fn disk_was_full(&mut self, now: Instant, name: &NodeName) {
+        if let Some(track) = self.tracks.iter_mut().find(|t| t.node.name == *name) {
+            track.disk_full_at = Some(now);
         }
     }
 
     /// The last answer of a node; kept while it is down.
     pub fn facts(&self, name: &NodeName) -> Option<&Facts> {
         self.track(name)?.facts.as_ref()
+    }
+
+    /// How fast a standby replays, as far as that was seen.
+    pub fn replay_speed(&self, name: &NodeName) -> Option<ReplaySpeed> {
+        self.track(name)?.replay.speed()
     }
 
     /// True while the last probe was refused: no process listens there.
@@ -256,9 +289,68 @@ impl Watch {
             timeline: track.facts.as_ref().map(|f| f.timeline),
             system: track.facts.as_ref().map(|f| f.system),
             position: track.facts.as_ref().map_or(Lsn::INVALID, |f| f.position),
+            server_version: track.facts.as_ref().map(|f| f.server_version.clone()),
             seen_at: track.answered_at,
         };
-        Health { nodes: self.tracks.iter().map(node).collect() }
+        Health { nodes: self.tracks.iter().map(node).collect(), diagnosis: None }
+    }
+
+    /// Of the primary, as seen here: `wal` and `proxy` are this instance's own. `None`: none is expected, or it has not
+    /// been seen yet.
+    pub fn symptoms(
+        &self,
+        now: Instant,
+        wal: &WalStatus,
+        proxy: &ProxyStatus,
+        told: Told,
+    ) -> Option<Symptoms> {
+        let track = self.primary.as_ref().and_then(|name| self.track(name))?;
+        let name = &track.node.name;
+        let patience = self.patience(track, now);
+        let ago = |at: Instant| now.saturating_duration_since(at);
+        let clients = proxy.evidence.iter().find(|e| e.node == *name).and_then(|e| e.answered_at);
+        // Of what came later nobody knows yet.
+        let lost_at = track.failure.as_ref().map_or(now, |failing| failing.since);
+        let disk_full_at =
+            track.disk_full_at.filter(|at| lost_at.saturating_duration_since(*at) < Self::DISK_FULL);
+        let others = self.tracks.iter().filter(|t| t.node.name != *name && self.hears(t, now));
+        Some(Symptoms {
+            node: name.to_string(),
+            probe: self.asked(track, now)?,
+            knock: track.knock.map(|(knock, at)| (knock, ago(at))),
+            stream: Stream::of(&wal.upstream, name, now, patience),
+            clients: clients.map(ago).filter(|ago| *ago < patience),
+            disk_full: disk_full_at.map(ago),
+            nodes: others.map(|t| t.node.name.to_string()).collect(),
+            told,
+        })
+    }
+
+    fn asked(&self, track: &Track, now: Instant) -> Option<Asked> {
+        let Some(failing) = &track.failure else {
+            let facts = track.facts.as_ref()?;
+            let hangs = facts.stalled_since.map(|since| now.saturating_duration_since(since));
+            // Every commit takes its time.
+            let hangs = hangs.filter(|lasting| *lasting >= self.detect.interval);
+            return Some(match (facts.role, hangs, track.late) {
+                (Role::Standby, ..) => Asked::InRecovery,
+                (Role::Primary, Some(lasting), _) => Asked::CommitHangs(lasting),
+                (Role::Primary, None, Some(late)) => Asked::AnswersLate(late),
+                (Role::Primary, None, None) => Asked::Answers,
+            });
+        };
+        let lasting = now.saturating_duration_since(failing.kind_since);
+        Some(match &failing.result {
+            ProbeResult::Answered(_) => Asked::Answers,
+            ProbeResult::Refused => Asked::Refused(lasting),
+            ProbeResult::Rejected { code, message } => {
+                Asked::Rejected { code: *code, message: message.clone(), lasting }
+            }
+            ProbeResult::Timeout | ProbeResult::Broken { .. } => {
+                let silence = self.muteness(track, now);
+                if silence < self.patience(track, now) { Asked::Hesitates } else { Asked::Silent(silence) }
+            }
+        })
     }
 
     pub fn verdict(&self, now: Instant, wal: &WalStatus, proxy: &ProxyStatus) -> PrimaryVerdict {
@@ -273,8 +365,8 @@ impl Watch {
             Some(failing) => match &failing.result {
                 ProbeResult::Answered(_) => PrimaryVerdict::Alive,
                 ProbeResult::Refused => self.verdict_of_refusal(failing, &stream, now),
-                ProbeResult::Rejected { code, message } if *code == SqlState::CANNOT_CONNECT_NOW => {
-                    self.verdict_of_restart(failing, message, now)
+                ProbeResult::Rejected { message, .. } if failing.result.is_not_now() => {
+                    self.verdict_of_restart(track, message, now)
                 }
                 ProbeResult::Rejected { code, message } => {
                     PrimaryVerdict::Suspect { why: format!("the probe was rejected: {message} ({code})") }
@@ -290,8 +382,7 @@ impl Watch {
         let Some(facts) = &track.facts else { return PrimaryVerdict::Unknown };
         if facts.role == Role::Standby {
             return if track.standby_answers >= 2 {
-                let evidence = vec![format!("{} answers that it is in recovery", track.node.name)];
-                PrimaryVerdict::Dead { cause: Cause::Demoted, evidence }
+                PrimaryVerdict::Dead { cause: Cause::Demoted }
             } else {
                 PrimaryVerdict::Suspect { why: "it answers as a standby".to_owned() }
             };
@@ -307,41 +398,30 @@ impl Watch {
                 why: format!("a local commit has been hanging for {}", seconds(stalled)),
             };
         }
-        let evidence = vec![format!(
-            "{} answers queries, but a commit on its own disk has been hanging for {}",
-            track.node.name,
-            seconds(stalled)
-        )];
-        PrimaryVerdict::Dead { cause: Cause::Stalled, evidence }
+        PrimaryVerdict::Dead { cause: Cause::Stalled }
     }
 
     fn verdict_of_refusal(&self, failing: &Failing, stream: &Stream, now: Instant) -> PrimaryVerdict {
         let refused_for = now.saturating_duration_since(failing.kind_since);
         let refused = format!("the probe's connection was refused (for {})", seconds(refused_for));
         match stream {
-            Stream::Ended(how) => PrimaryVerdict::Dead {
-                cause: Cause::Gone,
-                evidence: vec![refused, format!("the WAL stream ended: {how}")],
-            },
+            Stream::Ended(_) => PrimaryVerdict::Dead { cause: Cause::Gone },
             // A walsender that still talks has a postmaster: somebody took our address away, not the server.
             Stream::Talking => {
                 PrimaryVerdict::Suspect { why: format!("{refused}, yet its WAL stream is alive") }
             }
-            Stream::Silent(_) | Stream::None if refused_for >= self.detect.timeout => PrimaryVerdict::Dead {
-                cause: Cause::Gone,
-                evidence: vec![refused, "no WAL comes from it".to_owned()],
-            },
+            Stream::Silent(_) | Stream::None if refused_for >= self.detect.timeout => {
+                PrimaryVerdict::Dead { cause: Cause::Gone }
+            }
             Stream::Silent(_) | Stream::None => PrimaryVerdict::Suspect { why: refused },
         }
     }
 
-    fn verdict_of_restart(&self, failing: &Failing, message: &str, now: Instant) -> PrimaryVerdict {
-        let lasting = now.saturating_duration_since(failing.kind_since);
-        if lasting < self.detect.restart_timeout {
+    fn verdict_of_restart(&self, track: &Track, message: &str, now: Instant) -> PrimaryVerdict {
+        if track.restarts.has_a_chance(now, self.detect.restart_timeout) {
             return PrimaryVerdict::Suspect { why: format!("it does not accept connections now: {message}") };
         }
-        let evidence = vec![format!("it has not accepted connections for {}: {message}", seconds(lasting))];
-        PrimaryVerdict::Dead { cause: Cause::Restarting, evidence }
+        PrimaryVerdict::Dead { cause: Cause::Restarting }
     }
 
     fn verdict_of_silence(
@@ -354,7 +434,7 @@ impl Watch {
         if self.is_blind(now) {
             return PrimaryVerdict::Unknown;
         }
-        let silent_for = self.silence(track, now);
+        let silent_for = self.muteness(track, now);
         let probe = format!("no answer to the probe for {}", seconds(silent_for));
         let client_heard = clients.and_then(|c| c.answered_at).map(|at| now.saturating_duration_since(at));
         let patience = self.patience(track, now);
@@ -364,19 +444,13 @@ impl Watch {
         if client_heard.is_some_and(|ago| ago < patience) {
             return PrimaryVerdict::Suspect { why: format!("{probe}, yet it answers clients") };
         }
-        let wal = match stream {
+        match stream {
             Stream::Talking => {
-                return PrimaryVerdict::Suspect { why: format!("{probe}, yet its WAL stream is alive") };
+                PrimaryVerdict::Suspect { why: format!("{probe}, yet its WAL stream is alive") }
             }
-            Stream::Silent(lasting) => format!("no byte of WAL for {}", seconds(*lasting)),
-            Stream::Ended(how) => format!("the WAL stream ended: {how}"),
-            Stream::None => "no WAL comes from it".to_owned(),
-        };
-        let others = self.tracks.iter().filter(|t| t.node.name != track.node.name && self.hears(t, now));
-        let others = others.map(|t| t.node.name.as_str()).collect::<Vec<_>>().join(", ");
-        PrimaryVerdict::Dead {
-            cause: Cause::Silent,
-            evidence: vec![probe, wal, format!("meanwhile {others} answered")],
+            Stream::Silent(_) | Stream::Ended(_) | Stream::None => {
+                PrimaryVerdict::Dead { cause: Cause::Silent }
+            }
         }
     }
 
@@ -389,9 +463,7 @@ impl Watch {
                 match &failing.result {
                     ProbeResult::Answered(_) => NodeState::Up,
                     ProbeResult::Refused => down("connection refused"),
-                    ProbeResult::Rejected { code, message } if *code == SqlState::CANNOT_CONNECT_NOW => {
-                        down(message)
-                    }
+                    ProbeResult::Rejected { message, .. } if failing.result.is_not_now() => down(message),
                     // Full, or it does not know us: it lives, and clients may well be served.
                     ProbeResult::Rejected { .. } if track.facts.is_some() => NodeState::Up,
                     ProbeResult::Rejected { message, .. } => down(message),
@@ -417,6 +489,13 @@ impl Watch {
         heard.map_or(Duration::ZERO, |at| now.saturating_duration_since(at))
     }
 
+    /// The same, where an error is an answer, too: a server that recovers from a crash says so, and is slow.
+    fn muteness(&self, track: &Track, now: Instant) -> Duration {
+        let spoke_at = track.failure.as_ref().and_then(|f| f.spoke_at);
+        let mute = spoke_at.map(|at| now.saturating_duration_since(at));
+        self.silence(track, now).min(mute.unwrap_or(Duration::MAX))
+    }
+
     /// How long it may be silent.
     fn patience(&self, track: &Track, now: Instant) -> Duration {
         track.patience.with(self.detect.timeout, now)
@@ -439,47 +518,63 @@ impl Watch {
     }
 }
 
+impl ProbeResult {
+    /// Starting up, shutting down, recovering from a crash.
+    fn is_not_now(&self) -> bool {
+        matches!(self, ProbeResult::Rejected { code, .. } if *code == SqlState::CANNOT_CONNECT_NOW)
+    }
+
+    fn is_like(&self, other: &ProbeResult) -> bool {
+        let kind = |result: &ProbeResult| (std::mem::discriminant(result), result.is_not_now());
+        kind(self) == kind(other)
+    }
+}
+
 impl Track {
+    fn answered(&mut self, now: Instant, facts: Facts, detect: Detect, watching_since: Option<Instant>) {
+        // Who was started meanwhile was not slow to answer, but away.
+        let lived = self.facts.as_ref().is_some_and(|before| before.started_at == facts.started_at);
+        let heard = self.answered_at.filter(|at| lived && Some(*at) >= watching_since);
+        let silence = heard.map(|before| now.saturating_duration_since(before));
+        if let Some(silence) = silence {
+            self.patience.answered(now, silence, detect.timeout);
+        }
+        self.late = silence.filter(|silence| *silence > detect.interval * 2);
+        self.restarts.answered(now, lived || self.facts.is_none(), detect.restart_timeout);
+        if !lived || facts.role == Role::Primary {
+            self.replay.interrupted();
+        }
+        match facts.role {
+            Role::Standby => {
+                self.replay.told(now, facts.position, facts.received);
+                self.standby_answers = self.standby_answers.saturating_add(1);
+            }
+            Role::Primary => self.standby_answers = 0,
+        }
+        self.facts = Some(facts);
+        self.answered_at = Some(now);
+        self.failure = None;
+    }
+
+    fn failed(&mut self, now: Instant, result: ProbeResult) {
+        let (since, kind_since) = match &self.failure {
+            None => (now, now),
+            Some(f) if f.result.is_like(&result) => (f.since, f.kind_since),
+            Some(f) => (f.since, now),
+        };
+        let spoke = matches!(result, ProbeResult::Rejected { .. }).then_some(now);
+        let spoke_at = spoke.or(self.failure.as_ref().and_then(|f| f.spoke_at));
+        match result {
+            ProbeResult::Refused => self.restarts.gone(),
+            _ if result.is_not_now() => self.restarts.begun(now),
+            _ => {}
+        }
+        self.failure = Some(Failing { since, result, kind_since, spoke_at });
+    }
+
     fn is_silent(&self) -> bool {
         matches!(&self.failure, Some(f) if matches!(f.result, ProbeResult::Timeout | ProbeResult::Broken { .. }))
     }
-}
-
-/// The relay's stream from one node, as evidence.
-enum Stream {
-    Talking,
-    Silent(Duration),
-    Ended(String),
-    /// The relay was not told to stream from it, or has only begun to try.
-    None,
-}
-
-impl Stream {
-    fn of(upstream: &Upstream, name: &NodeName, now: Instant, timeout: Duration) -> Stream {
-        match upstream {
-            Upstream::Streaming { node, last_message, .. } if node == name => {
-                let silent = now.saturating_duration_since(*last_message);
-                if silent < timeout { Stream::Talking } else { Stream::Silent(silent) }
-            }
-            Upstream::Ended { node, how, .. } if node == name => Stream::Ended(describe(how)),
-            Upstream::Connecting { node, last_error: Some(error), .. } if node == name => {
-                Stream::Ended(error.clone())
-            }
-            _ => Stream::None,
-        }
-    }
-}
-
-fn describe(how: &StreamEnd) -> String {
-    match how {
-        StreamEnd::TimelineEnd { next, switchpoint } => format!("timeline {next} begins at {switchpoint}"),
-        StreamEnd::Shutdown => "the server shut down".to_owned(),
-        StreamEnd::Lost { why } | StreamEnd::Refused { why, .. } => why.clone(),
-    }
-}
-
-fn seconds(duration: Duration) -> String {
-    format!("{:.1} s", duration.as_secs_f64())
 }
 
 #[cfg(test)]

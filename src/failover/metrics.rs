@@ -4,16 +4,19 @@ use prometheus::{
     GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
-use crate::topology::{Election, Health, NodeName, Outcome, Term, WalStatus};
+use crate::topology::{Ailment, Directive, Election, Failovers, Health, Outcome, WalStatus};
 
 #[derive(Clone, Debug)]
 pub struct Metrics {
     node_up: IntGaugeVec,
     node_primary: IntGaugeVec,
+    node_maintenance: IntGaugeVec,
     node_lag_bytes: IntGaugeVec,
     node_lag_seconds: GaugeVec,
+    primary_ailing: IntGaugeVec,
     term: IntGauge,
     failovers: IntCounterVec,
+    automatic: IntGaugeVec,
     phase_seconds: HistogramVec,
     /// How long a decision took to become durable.
     pub(super) journal_seconds: Histogram,
@@ -27,6 +30,7 @@ impl Metrics {
         let metrics = Metrics {
             node_up: gauges("bellwether_node_up", "1 while the node answers and may be used")?,
             node_primary: gauges("bellwether_node_primary", "1 for the primary of the current term")?,
+            node_maintenance: gauges("bellwether_node_maintenance", "1 while an operator works on the node")?,
             node_lag_bytes: gauges("bellwether_node_lag_bytes", "WAL the standby has not replayed")?,
             node_lag_seconds: GaugeVec::new(
                 Opts::new(
@@ -35,6 +39,10 @@ impl Metrics {
                 ),
                 &["node"],
             )?,
+            primary_ailing: IntGaugeVec::new(
+                Opts::new("bellwether_primary_ailing", "1 while something ails the primary, by its name"),
+                &["reason"],
+            )?,
             term: IntGauge::new("bellwether_term", "The current term")?,
             failovers: IntCounterVec::new(
                 Opts::new(
@@ -42,6 +50,14 @@ impl Metrics {
                     "Elections, by the rule that began them and their outcome",
                 ),
                 &["rule", "outcome"],
+            )?,
+            automatic: IntGaugeVec::new(
+                Opts::new(
+                    "bellwether_failover_mode",
+                    "1 for what holds: a dead primary is replaced (automatic), or is not: by the configuration \
+                     (manual), an operator's order (paused), or because failover.budget is spent (spent)",
+                ),
+                &["mode"],
             )?,
             phase_seconds: HistogramVec::new(
                 histogram("bellwether_failover_phase_seconds", "Time spent in each phase of an election"),
@@ -54,20 +70,29 @@ impl Metrics {
         };
         registry.register(Box::new(metrics.node_up.clone()))?;
         registry.register(Box::new(metrics.node_primary.clone()))?;
+        registry.register(Box::new(metrics.node_maintenance.clone()))?;
         registry.register(Box::new(metrics.node_lag_bytes.clone()))?;
         registry.register(Box::new(metrics.node_lag_seconds.clone()))?;
+        registry.register(Box::new(metrics.primary_ailing.clone()))?;
         registry.register(Box::new(metrics.term.clone()))?;
         registry.register(Box::new(metrics.failovers.clone()))?;
+        registry.register(Box::new(metrics.automatic.clone()))?;
         registry.register(Box::new(metrics.phase_seconds.clone()))?;
         registry.register(Box::new(metrics.journal_seconds.clone()))?;
         Ok(metrics)
     }
 
-    pub fn observe(&self, health: &Health, wal: &WalStatus, term: Term, primary: Option<&NodeName>) {
-        self.term.set(i64::try_from(term.0).unwrap_or(i64::MAX));
+    pub fn observe(&self, health: &Health, wal: &WalStatus, directive: &Directive) {
+        self.term.set(i64::try_from(directive.term.0).unwrap_or(i64::MAX));
+        let ailment = health.diagnosis.as_ref().map(|found| found.ailment);
+        for name in Ailment::ALL {
+            self.primary_ailing.with_label_values(&[name.as_str()]).set(i64::from(ailment == Some(name)));
+        }
         for node in &health.nodes {
             let label = &[node.name.as_str()];
-            let is_primary = primary == Some(&node.name);
+            let is_primary = directive.primary.as_ref() == Some(&node.name);
+            let maintenance = directive.is_in_maintenance(&node.name);
+            self.node_maintenance.with_label_values(label).set(i64::from(maintenance));
             self.node_up.with_label_values(label).set(i64::from(node.state.is_up()));
             self.node_primary.with_label_values(label).set(i64::from(is_primary));
             match wal.follower(&node.name).map(|f| f.lag) {
@@ -79,6 +104,12 @@ impl Metrics {
                     self.node_lag_seconds.remove_label_values(label).ok();
                 }
             }
+        }
+    }
+
+    pub fn failovers_are(&self, failovers: Failovers) {
+        for mode in ["automatic", "manual", "paused", "spent"] {
+            self.automatic.with_label_values(&[mode]).set(i64::from(mode == failovers.word()));
         }
     }
 

@@ -12,27 +12,34 @@
 //! decide until nothing more follows, make the state durable, publish the directive, start the actions. [`core`]
 //! has that order as a pure function; `control` does what it says.
 //!
-//! Not here: fencing of connections that bypass us, and several instances sharing a state.
+//! Of several instances one leads: its core decides, and the others obey the state that it has journaled ([`journal`]).
+//!
+//! Not here: fencing of connections that bypass us.
 
 pub mod agent;
 mod command;
+mod conflicts;
 mod control;
 pub(crate) mod core;
 pub mod decide;
 mod error;
 mod execute;
 pub mod health;
+mod journal;
 mod metrics;
 mod probe;
 mod sql;
 mod state;
 
-pub use command::{Command, Commands};
-pub use decide::Stragglers;
+pub use command::{Command, Commands, Servers, Upkeep};
+pub use decide::{Handover, Stragglers};
 pub use error::{ActionError, CommandError, FailoverError, JournalError};
 pub use execute::LocalNode;
 pub use metrics::Metrics;
-pub use state::{FileJournal, MAX_HISTORY};
+pub use state::{
+    ClientError, EtcdConfig, EtcdError, EtcdJournal, EtcdLogin, EtcdMetrics, EtcdTls, Fence, FileJournal,
+    Kept, Leader, Link, Look, MAX_HISTORY, RequestError, Revision, Seen, Versioned, look,
+};
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -45,31 +52,41 @@ use tokio_util::sync::CancellationToken;
 
 use self::command::Questions;
 use self::control::Control;
-use self::decide::{Mode, Policy};
+use self::decide::{Budget, Mode, Policy};
 use self::health::Detect;
 use crate::net::{Credentials, TlsForServers};
 use crate::pg::SlotName;
-use crate::topology::{Directive, Durability, Election, Health, Node, NodeName, ProxyStatus, WalStatus};
+use crate::topology::{
+    Deed, Directive, Durability, Election, Failovers, Health, Members, Node, NodeName, ProxyStatus, Restart,
+    WalStatus,
+};
 
 #[derive(Clone, Debug)]
 pub struct FailoverConfig {
     /// Names the relay in `synchronous_standby_names`.
     pub instance: String,
-    /// The relay's replication slot at its upstream.
-    pub relay_slot: SlotName,
+    /// All instances, this one included; empty while it is alone.
+    pub members: Vec<String>,
+    /// How many relays have to acknowledge a commit; `None`: a majority.
+    pub acks: Option<usize>,
+    /// The relays' replication slots at their upstream.
+    pub relay_slots: Vec<SlotName>,
     pub nodes: Vec<Node>,
     pub login: ServerLogin,
     pub durability: Durability,
     /// Beforehand, and whenever it changes.
     pub tuning: watch::Receiver<Tuning>,
-    /// The state file; its history lies beside it.
+    /// The state file; its history lies beside it. Where the journal is in etcd, it holds a copy.
     pub state: PathBuf,
+    pub etcd: Option<EtcdConfig>,
 }
 
 /// What may change while the plane runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tuning {
     pub mode: Mode,
+    /// `None`: automatic failovers are not counted.
+    pub budget: Option<Budget>,
     pub max_lost_bytes: u64,
     /// How long a switchover waits for open transactions.
     pub drain: Duration,
@@ -91,6 +108,7 @@ pub struct ServerLogin {
 pub struct Inputs {
     pub wal: watch::Receiver<Arc<WalStatus>>,
     pub proxy: watch::Receiver<Arc<ProxyStatus>>,
+    pub members: watch::Receiver<Arc<Members>>,
     pub local: HashMap<NodeName, LocalNode>,
 }
 
@@ -101,6 +119,14 @@ pub struct Outputs {
     pub health: watch::Sender<Arc<Health>>,
     /// Oldest first; a running election is the last.
     pub history: watch::Sender<Arc<Vec<Election>>>,
+    /// The instance that decides, as far as it is known; `None`: nobody does.
+    pub leader: watch::Sender<Arc<Option<String>>>,
+    /// Whether a dead primary is replaced without a person.
+    pub failovers: watch::Sender<Arc<Failovers>>,
+    /// Of servers, by an operator's order; oldest first, the one that is under way last.
+    pub restarts: watch::Sender<Arc<Vec<Restart>>>,
+    /// What the agent here has done of late.
+    pub deeds: watch::Sender<Arc<Vec<Deed>>>,
 }
 
 /// The control plane, ready to run.
@@ -114,6 +140,8 @@ pub struct Failover {
 #[derive(Clone, Debug)]
 struct Plan {
     config: FailoverConfig,
+    /// Of `config`, with what counts its answers.
+    etcd: Option<(EtcdConfig, EtcdMetrics)>,
     inputs: Inputs,
     outputs: Outputs,
     metrics: Metrics,
@@ -135,7 +163,12 @@ impl Failover {
         registry: &Registry,
     ) -> Result<(Failover, Commands), FailoverError> {
         let (commands, asked) = Commands::channel();
-        let plan = Plan { config, inputs, outputs, metrics: Metrics::new(registry)? };
+        let metrics = Metrics::new(registry)?;
+        let etcd = match config.etcd.clone() {
+            Some(etcd) => Some((etcd, EtcdMetrics::registered(registry)?)),
+            None => None,
+        };
+        let plan = Plan { config, etcd, inputs, outputs, metrics };
         let failover = Closed { plan, asked }.reopen()?;
         Ok((failover, commands))
     }
@@ -158,7 +191,14 @@ impl Closed {
 
 impl FailoverConfig {
     fn policy(&self) -> Policy {
-        let Tuning { mode, max_lost_bytes, drain, detect: _ } = *self.tuning.borrow();
-        Policy { max_lost_bytes, drain, ..Policy::new(&self.instance, mode, self.durability) }
+        let Tuning { mode, budget, max_lost_bytes, drain, detect: _ } = *self.tuning.borrow();
+        Policy {
+            members: self.members.clone(),
+            acks: self.acks,
+            budget,
+            max_lost_bytes,
+            drain,
+            ..Policy::new(&self.instance, mode, self.durability)
+        }
     }
 }

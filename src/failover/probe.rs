@@ -6,6 +6,9 @@
 //! for the relay). Where clients write, their WAL is the heartbeat. It runs on a second connection and at most
 //! once at a time, so that a hanging disk hangs one backend and not the probe.
 //!
+//! Who does not answer is asked beside that for a bare connection, which its host's kernel takes or refuses: the next
+//! probe does not wait for it.
+//!
 //! Nothing is concluded here; `health` does that.
 
 use std::sync::Arc;
@@ -17,22 +20,32 @@ use tokio_postgres::SimpleQueryRow;
 use tokio_util::sync::CancellationToken;
 
 use super::Tuning;
-use super::health::{Facts, ProbeResult, SlotState};
-use super::sql::rows;
+use super::health::{Facts, Knock, ProbeResult, SlotState};
+use super::sql::{rows, sql_names};
 use crate::net::sql::{self, SqlConnection};
-use crate::net::{DialError, Target};
+use crate::net::{self, DialError, Target};
 use crate::pg::{Lsn, SlotName, SqlState, SystemIdentifier, TimelineId};
 use crate::topology::{NodeName, Role};
 
 /// An answer may always take this long.
 const LEAST_LIMIT: Duration = Duration::from_millis(250);
 
-/// One answer, or the lack of one.
+/// What was seen of a node.
 #[derive(Debug)]
 pub(super) struct Probed {
     pub(super) node: NodeName,
     pub(super) at: Instant,
-    pub(super) result: ProbeResult,
+    pub(super) what: Sign,
+}
+
+#[derive(Debug)]
+pub(super) enum Sign {
+    /// One answer, or the lack of one.
+    Answer(ProbeResult),
+    /// Beside the lack of one.
+    Knock(Knock),
+    /// The heartbeat's commit failed for want of space.
+    DiskFull,
 }
 
 #[derive(Debug)]
@@ -40,7 +53,7 @@ pub(super) struct Probe {
     pub(super) node: NodeName,
     pub(super) target: Target,
     pub(super) tuning: watch::Receiver<Tuning>,
-    pub(super) relay_slot: SlotName,
+    pub(super) relay_slots: Vec<SlotName>,
     /// Probe now, do not wait for the interval.
     pub(super) kick: Arc<Notify>,
 }
@@ -48,19 +61,33 @@ pub(super) struct Probe {
 impl Probe {
     pub(super) async fn run(self, results: mpsc::Sender<Probed>, stop: CancellationToken) {
         let mut connection = None;
+        let tell = |what| results.send(Probed { node: self.node.clone(), at: Instant::now(), what });
         let mut heartbeat = Heartbeat::new();
         loop {
             let mut result = self.ask(&mut connection).await;
+            match heartbeat.ended() {
+                Some(Beat::Committed(sql)) => heartbeat.connection = Some(sql),
+                Some(Beat::NoSpace) if tell(Sign::DiskFull).await.is_err() => return,
+                Some(Beat::NoSpace | Beat::Failed) | None => {}
+            }
             if let ProbeResult::Answered(facts) = &mut result {
                 facts.stalled_since = heartbeat.beat(facts, &self.target);
             }
-            let probed = Probed { node: self.node.clone(), at: Instant::now(), result };
-            if results.send(probed).await.is_err() {
+            let is_silent = matches!(result, ProbeResult::Timeout | ProbeResult::Broken { .. });
+            if tell(Sign::Answer(result)).await.is_err() {
                 return;
             }
             let interval = self.tuning.borrow().detect.interval;
+            let knock = async {
+                if is_silent {
+                    // Whoever is not there to hear it has ended this task as well.
+                    let _ = tell(Sign::Knock(self.knock(interval).await)).await;
+                }
+                std::future::pending::<()>().await;
+            };
             tokio::select! {
                 () = tokio::time::sleep(interval) => {}
+                () = knock => {}
                 () = self.kick.notified() => {}
                 () = closed(connection.as_ref()) => {}
                 () = stop.cancelled() => return,
@@ -71,6 +98,15 @@ impl Probe {
     /// For connecting, and for the query: three attempts fit into the time after which silence counts.
     fn limit(&self) -> Duration {
         (self.tuning.borrow().detect.timeout / 3).max(LEAST_LIMIT)
+    }
+
+    /// Within the time that there is up to the next probe.
+    async fn knock(&self, interval: Duration) -> Knock {
+        match net::knock(&self.target.address, interval * 9 / 10).await {
+            Ok(()) => Knock::Accepted,
+            Err(DialError::Refused { .. }) => Knock::Refused,
+            Err(_) => Knock::NoAnswer,
+        }
     }
 
     async fn ask(&self, connection: &mut Option<SqlConnection>) -> ProbeResult {
@@ -99,7 +135,7 @@ impl Probe {
 
     /// Keeps the connection when it answered.
     async fn query(&self, sql: SqlConnection, connection: &mut Option<SqlConnection>) -> ProbeResult {
-        let rows = tokio::time::timeout(self.limit(), rows(&sql, &question(&self.relay_slot))).await;
+        let rows = tokio::time::timeout(self.limit(), rows(&sql, &question(&self.relay_slots))).await;
         let row = match rows {
             Err(_) => return ProbeResult::Timeout,
             Ok(Ok(rows)) => rows.into_iter().next(),
@@ -130,17 +166,23 @@ fn of_error(error: &tokio_postgres::Error) -> ProbeResult {
     ProbeResult::Rejected { code, message: db.message().to_owned() }
 }
 
-/// One row of text. A standby's timeline is what its walreceiver is on; the control file's may be older.
-fn question(slot: &SlotName) -> String {
+/// One row of text. Of the relays' slots a primary has all or they are to be made; a standby, none. A standby's timeline is
+/// what its walreceiver is on; the control file's may be older. It was started when its checkpointer was: the crash of one
+/// process restarts all (`HandleChildCrash` in postmaster.c), and leaves the postmaster's own time as it is.
+fn question(slots: &[SlotName]) -> String {
+    let (slots, count) = (sql_names(slots), slots.len());
     format!(
         "SELECT r, (SELECT system_identifier FROM pg_control_system()), \
          CASE WHEN r THEN coalesce((SELECT received_tli FROM pg_stat_wal_receiver), \
          (SELECT nullif(min_recovery_end_timeline, 0) FROM pg_control_recovery()), c.timeline_id)::text \
          ELSE substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END, \
          CASE WHEN r THEN coalesce(pg_last_wal_replay_lsn(), '0/0') ELSE pg_current_wal_flush_lsn() END, \
-         pg_postmaster_start_time(), current_setting('synchronous_standby_names'), c.timeline_id, \
-         (SELECT active FROM pg_replication_slots WHERE slot_name = '{slot}'), \
-         coalesce(pg_last_wal_receive_lsn(), '0/0') \
+         coalesce((SELECT max(backend_start) FROM pg_stat_get_activity(NULL) WHERE backend_type = 'checkpointer'), \
+         pg_postmaster_start_time()), current_setting('synchronous_standby_names'), c.timeline_id, \
+         (SELECT CASE WHEN r THEN bool_and(active) WHEN count(*) = {count} THEN bool_or(active) END \
+         FROM pg_replication_slots WHERE slot_name IN ({slots})), \
+         coalesce(pg_last_wal_receive_lsn(), '0/0'), \
+         split_part(current_setting('server_version'), ' ', 1) \
          FROM pg_is_in_recovery() r, pg_control_checkpoint() c"
     )
 }
@@ -170,6 +212,7 @@ fn facts(row: &SimpleQueryRow) -> Option<Facts> {
             Some(_) => SlotState::Inactive,
         },
         received: row.try_get(8).ok()??.parse().ok()?,
+        server_version: row.try_get(9).ok()??.to_owned(),
         stalled_since: None,
     })
 }
@@ -179,7 +222,7 @@ struct Running {
     since: Instant,
     task: JoinHandle<()>,
     /// Brings the connection back.
-    done: oneshot::Receiver<Option<SqlConnection>>,
+    done: oneshot::Receiver<Beat>,
 }
 
 /// The write path of a primary, exercised when nobody else does.
@@ -189,6 +232,15 @@ struct Heartbeat {
     connection: Option<SqlConnection>,
     position: Lsn,
     moved_at: Instant,
+}
+
+/// What became of a heartbeat.
+#[derive(Debug)]
+enum Beat {
+    Committed(SqlConnection),
+    NoSpace,
+    /// Whatever the reason; the probe itself will see it.
+    Failed,
 }
 
 impl Heartbeat {
@@ -208,15 +260,8 @@ impl Heartbeat {
             self.position = facts.position;
             self.moved_at = now;
         }
-        if let Some(mut running) = self.running.take() {
-            match running.done.try_recv() {
-                Err(oneshot::error::TryRecvError::Empty) => {
-                    let since = running.since;
-                    self.running = Some(running);
-                    return Some(since);
-                }
-                finished => self.connection = finished.ok().flatten(),
-            }
+        if let Some(running) = &self.running {
+            return Some(running.since);
         }
         if now.saturating_duration_since(self.moved_at) >= Self::IDLE {
             let (sender, done) = oneshot::channel();
@@ -229,6 +274,16 @@ impl Heartbeat {
         }
         None
     }
+
+    /// The one that has ended since, if one has: also of a server that does not answer any more.
+    fn ended(&mut self) -> Option<Beat> {
+        let beat = match self.running.as_mut()?.done.try_recv() {
+            Err(oneshot::error::TryRecvError::Empty) => return None,
+            ended => ended.unwrap_or(Beat::Failed),
+        };
+        self.running = None;
+        Some(beat)
+    }
 }
 
 impl Drop for Heartbeat {
@@ -239,14 +294,19 @@ impl Drop for Heartbeat {
     }
 }
 
-/// `None`: it failed, whatever the reason; the probe itself will see it.
-async fn commit_one_message(connection: Option<SqlConnection>, target: Target) -> Option<SqlConnection> {
+async fn commit_one_message(connection: Option<SqlConnection>, target: Target) -> Beat {
     let sql = match connection.filter(|sql| !sql.is_closed()) {
-        Some(sql) => sql,
-        None => sql::connect(&target, Heartbeat::CONNECT_LIMIT).await.ok()?,
+        Some(sql) => Ok(sql),
+        None => sql::connect(&target, Heartbeat::CONNECT_LIMIT).await,
     };
+    let Ok(sql) = sql else { return Beat::Failed };
     let message = "BEGIN READ WRITE; SET LOCAL synchronous_commit = local; \
                    SELECT pg_logical_emit_message(true, 'bellwether', 'heartbeat'); COMMIT";
-    rows(&sql, message).await.ok()?;
-    Some(sql)
+    match rows(&sql, message).await {
+        Ok(_) => Beat::Committed(sql),
+        // Also as the server's last word: without room for WAL it panics (`XLogFileInitInternal` in xlog.c, called in a
+        // critical section).
+        Err(error) if error.code().is_some_and(|code| code.code() == "53100") => Beat::NoSpace,
+        Err(_) => Beat::Failed,
+    }
 }

@@ -4,6 +4,7 @@ use tokio_postgres::{Error, SimpleQueryMessage, SimpleQueryRow};
 
 use super::error::ActionError;
 use crate::net::sql::SqlConnection;
+use crate::pg::SlotName;
 use crate::topology::NodeName;
 
 /// The rows of a text query, of all its statements.
@@ -13,6 +14,12 @@ pub(super) async fn rows(sql: &SqlConnection, query: &str) -> Result<Vec<SimpleQ
         _ => None,
     };
     Ok(sql.simple_query(query).await?.into_iter().filter_map(row).collect())
+}
+
+/// As SQL literals, separated by commas.
+pub(super) fn sql_names(slots: &[SlotName]) -> String {
+    let quoted: Vec<String> = slots.iter().map(|slot| format!("'{slot}'")).collect();
+    quoted.join(", ")
 }
 
 /// The one row that a query must give.

@@ -70,6 +70,21 @@ impl Conversation {
         Ok(())
     }
 
+    /// Runs a command that has no rows. What the server says beside it, a notice each.
+    pub async fn notices(&mut self, query: &str) -> Result<Vec<String>, ConversationError> {
+        self.send_query(query).await?;
+        let mut said = Vec::new();
+        loop {
+            let message = self.receive().await?;
+            match message.tag {
+                b'N' => said.push(decode_error(&message.body).message),
+                b'E' => return Err(ConversationError::Server(decode_error(&message.body))),
+                b'Z' => return Ok(said),
+                _ => {}
+            }
+        }
+    }
+
     /// The next message that is not a notice or a changed parameter; an ErrorResponse is the error.
     pub async fn next(&mut self) -> Result<Message, ConversationError> {
         loop {

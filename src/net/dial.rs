@@ -52,6 +52,12 @@ pub async fn cancel(
     .await
 }
 
+/// Whether `address` takes a connection at all, within `limit`. Nothing is said on it: a kernel takes it for a server that
+/// stands still.
+pub async fn knock(address: &Address, limit: Duration) -> Result<(), DialError> {
+    within(limit, address, async { open(address).await.map(drop) }).await
+}
+
 /// A [`DialError`] that does not know yet where it happened.
 #[derive(Debug)]
 pub(super) enum DialFailure {

@@ -30,7 +30,7 @@ pub use accept::{Acceptor, ClientTls, Hello, Proxies, Reception, hello};
 pub use authenticate::Authenticator;
 pub use base_backup::{BackupEvent, BaseBackup, BaseBackupError};
 pub use conversation::{Conversation, ConversationError, Message};
-pub use dial::{cancel, dial};
+pub use dial::{cancel, dial, knock};
 pub use durable::{SyncError, make_parents, make_private_directory, sync, sync_data_directory};
 pub use listen::{ListenAddress, Listener, SocketMode};
 pub use log_in::log_in;

@@ -1,5 +1,5 @@
 //! The plane's own tasks, on a thread of their own: they obey the directive's terms, publish what the plane has
-//! seen, sample the primary's WAL, and look after idle connections.
+//! seen, sample the primary's WAL, ask it which commits it shows, and look after idle connections.
 #![expect(clippy::disallowed_methods, reason = "shell: starts a thread and reads the clock")]
 
 use std::io;
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::quorum::{self, Progress, Quorum};
 use super::timeouts::{Doing, Due, TICK, Timeout};
 use super::{Proxy, Shared, listen};
 use crate::pg::error::{ErrorFields, SqlState};
@@ -32,11 +33,15 @@ pub(super) fn start(proxy: &Proxy, stop: &CancellationToken, end: DropGuard) -> 
             let directive = shared.inputs.directive.clone();
             let sampling =
                 shared.sampler.clone().run(shared.login.clone(), shared.inputs.nodes.clone(), directive);
+            let directive = shared.inputs.directive.clone();
+            let asking = shared.shown.run(shared.login.clone(), shared.inputs.nodes.clone(), directive);
             tokio::select! {
                 () = sampling => {}
+                () = asking => {}
                 () = obey(&shared) => {}
                 () = listen::run(&shared) => {}
                 () = watch_time(&shared) => {}
+                () = watch_quorum(&shared) => {}
                 () = see_off(&shared, &stop) => {}
             }
         });
@@ -58,9 +63,11 @@ async fn obey(shared: &Arc<Shared>) {
         primary: None,
         former: None,
         confirmed: Term(0),
+        letting_go: LettingGo::No,
         candidate: None,
         cleared: Cleared::No,
         drained: None,
+        resting: None,
     };
     let mut directive = shared.inputs.directive.clone();
     let mut rounds = 0u32;
@@ -109,6 +116,31 @@ async fn watch_time(shared: &Arc<Shared>) {
     }
 }
 
+/// Holds what writes while commits do not come through, and gives up those that wait for too long. Never ends.
+async fn watch_quorum(shared: &Shared) {
+    let mut watch = quorum::Watch::default();
+    loop {
+        tokio::time::sleep(TICK).await;
+        let progress = Progress::of(&shared.inputs.directive.borrow(), &shared.inputs.wal.borrow());
+        let committing = match progress {
+            Progress::All => Vec::new(),
+            Progress::UpTo(..) => shared.slots.committing(),
+        };
+        let activities = committing.iter().map(|(slot, activity)| (slot.key.pid, *activity));
+        let limit = shared.config().hold_clients;
+        for (pid, activity) in watch.look(Instant::now(), progress, activities, limit) {
+            if let Some((slot, _)) = committing.iter().find(|(slot, _)| slot.key.pid == pid) {
+                slot.give_up(activity);
+            }
+        }
+        let quorum = watch.quorum();
+        if shared.quorum.send_if_modified(|last| std::mem::replace(last, quorum) != quorum) {
+            tracing::info!(?quorum, ?progress, commits = committing.len(), "do commits come through?");
+            shared.metrics.quorum_lost.set(i64::from(quorum == Quorum::Lost));
+        }
+    }
+}
+
 /// PostgreSQL's, where it has them (`ProcessInterrupts` in postgres.c).
 fn last_words(timeout: Timeout) -> ErrorFields {
     let (code, message) = match timeout {
@@ -137,10 +169,20 @@ struct Fence {
     former: Option<NodeName>,
     /// confirmed <= term.
     confirmed: Term,
+    /// Of `former`, whose term has not ended, but in which it must not be used: nobody says that it still holds.
+    letting_go: LettingGo,
     candidate: Option<Candidate>,
     /// Of `candidate`.
     cleared: Cleared,
     drained: Option<Drained>,
+    /// The directive's.
+    resting: Option<NodeName>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LettingGo {
+    No,
+    Yes,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,18 +209,31 @@ impl Fence {
         if let Some(before) = before.filter(|before| directive.primary.as_ref() != Some(before)) {
             shared.renew(&before);
             self.former = Some(before);
+            // An instance that is alone looks whether its primary is well, after a takeover for example; nobody else can
+            // have put another in its place without a later term.
+            if !directive.quorums.is_empty() {
+                self.letting_go = LettingGo::Yes;
+            }
         }
         let cut = || shared.slots.cut(self.term, self.primary.as_ref(), self.former.as_ref());
-        if self.confirmed < self.term && cut() == 0 {
+        if self.is_letting_go() && cut() == 0 {
             self.confirmed = self.term;
+            self.letting_go = LettingGo::No;
         }
         self.clear(shared, directive.candidate.as_ref());
         // In this order: a session that checks out after this sees it; one that did so before is in its slot.
         shared.drains.store(directive.drains, Ordering::SeqCst);
-        self.drained = directive.drain.as_ref().map(|drain| {
-            let nodes = directive.primary.iter().chain([&drain.successor]);
-            shared.slots.drained(directive.drains, &nodes.collect::<Vec<_>>())
-        });
+        self.rest(shared, directive.resting.as_ref());
+        let nodes = directive.coming_to_rest();
+        self.drained = (!nodes.is_empty()).then(|| shared.slots.drained(directive.drains, &nodes));
+    }
+
+    /// What is idle at a standby goes before it is restarted, and what was left there does not come back behind it.
+    fn rest(&mut self, shared: &Shared, resting: Option<&NodeName>) {
+        if self.resting.as_ref() != resting {
+            self.resting.iter().chain(resting).for_each(|node| shared.renew(node));
+            self.resting = resting.cloned();
+        }
     }
 
     /// In this order: a session that checks out after the bar sees it; one that did so before is in its slot.
@@ -194,10 +249,14 @@ impl Fence {
         }
     }
 
+    fn is_letting_go(&self) -> bool {
+        self.confirmed < self.term || self.letting_go == LettingGo::Yes
+    }
+
     /// Sessions were told to let go, or are waited for, and have not all done so.
     fn is_cutting(&self) -> bool {
         let drains = self.drained.as_ref().is_some_and(|drained| drained.busy > 0);
-        drains || self.confirmed < self.term || (self.candidate.is_some() && self.cleared == Cleared::No)
+        drains || self.is_letting_go() || (self.candidate.is_some() && self.cleared == Cleared::No)
     }
 }
 
@@ -220,7 +279,7 @@ impl Shared {
         });
     }
 
-    /// Closes what is idle at `node`: it belongs to a primary that is none any more.
+    /// Closes what is idle at `node`, and what is in use when it comes back.
     fn renew(&self, node: &NodeName) {
         for pool in self.pools.of(node) {
             pool.renew();

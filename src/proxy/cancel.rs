@@ -56,12 +56,12 @@ struct Limited {
     watch: Option<Watch>,
 }
 
-/// Why a session is to end.
+/// Why a session, or the commit that it waits for, is to end.
 #[derive(Debug)]
 struct End {
     /// Only if it still does this.
     doing: Option<Activity>,
-    last_words: ErrorFields,
+    why: Poke,
 }
 
 /// What the next client of a server connection could meet.
@@ -78,6 +78,8 @@ pub(crate) enum Poke {
     /// Its server is no longer the primary.
     Cut,
     Shutdown,
+    /// Its commit waits for a quorum that is lost, and has waited long enough.
+    Unacknowledged,
     /// The client is told this and disconnected.
     End(ErrorFields),
 }
@@ -158,7 +160,7 @@ impl Slot {
             && let Some(end) = self.state.lock().end.take()
             && end.doing.is_none_or(|doing| doing == self.activity())
         {
-            return Some(Poke::End(end.last_words));
+            return Some(end.why);
         }
         match poked & (POKED_CUT | POKED_SHUTDOWN) {
             0 => None,
@@ -204,8 +206,21 @@ impl Slot {
 
     /// The session ends with `last_words`; with `doing`, only if it still does that.
     pub(crate) fn end(&self, doing: Option<Activity>, last_words: ErrorFields) {
+        self.poke_to_end(End { doing, why: Poke::End(last_words) });
+    }
+
+    /// The session gives up the commit that it waits for, if it still does.
+    pub(crate) fn give_up(&self, doing: Activity) {
+        self.poke_to_end(End { doing: Some(doing), why: Poke::Unacknowledged });
+    }
+
+    fn poke_to_end(&self, end: End) {
         let mut state = self.state.lock();
-        state.end = Some(Box::new(End { doing, last_words }));
+        // Who is to end altogether need not hear of less.
+        if end.why == Poke::Unacknowledged && state.end.is_some() {
+            return;
+        }
+        state.end = Some(Box::new(end));
         self.poke(&state, POKED_END);
     }
 
@@ -292,6 +307,12 @@ impl Slots {
         self.slots.lock().values().cloned().collect()
     }
 
+    pub(crate) fn committing(&self) -> Vec<(Arc<Slot>, Activity)> {
+        let slots = self.slots.lock();
+        let all = slots.values().map(|slot| (slot.clone(), slot.activity()));
+        all.filter(|(_, activity)| activity.doing == Doing::Committing).collect()
+    }
+
     pub(crate) fn count(&self, doing: Doing) -> usize {
         self.slots.lock().values().filter(|slot| slot.activity().doing == doing).count()
     }
@@ -363,8 +384,8 @@ impl Slots {
                 Doing::Waiting | Doing::Query | Doing::Committing | Doing::IdleInTransaction => {
                     drained.busy += 1;
                 }
-                Doing::Idle => *drained.pinned.entry(pinned.unwrap_or("session")).or_default() += 1,
-                Doing::Replicating => *drained.pinned.entry("logical_replication").or_default() += 1,
+                Doing::Idle => drained.add_pinned(pinned.unwrap_or("session")),
+                Doing::Replicating => drained.add_pinned("logical_replication"),
             }
         }
         drained
@@ -557,7 +578,8 @@ mod tests {
         at("pg2", Doing::Replicating, None);
         at("pg3", Doing::Query, None);
         let [pg1, pg2] = ["pg1", "pg2"].map(|name| name.parse().expect("a name"));
-        let pinned = [("logical_replication", 1), ("session", 1), ("temp_table", 1)].into();
+        let pinned =
+            ["logical_replication", "session", "temp_table"].map(|reason| (reason.to_owned(), 1)).into();
         assert_eq!(slots.drained(7, &[&pg1, &pg2]), Drained { round: 7, busy: 4, pinned });
         for slot in open {
             slot.vacate();

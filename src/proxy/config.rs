@@ -7,8 +7,8 @@ use super::limits::Plan;
 use super::peers::Peers;
 use super::route::{Consistency, Policy, Route};
 use super::session::commit::ResolveCommits;
-use crate::net::{Credentials, TlsForServers};
-use crate::topology::RemoteApply;
+use crate::net::{Credentials, Target, TlsForServers};
+use crate::topology::{Directive, Node, NodeName, RemoteApply};
 
 /// May change while the plane runs ([`Proxy::reconfigure`](super::Proxy::reconfigure)).
 #[derive(Clone, Debug)]
@@ -53,6 +53,28 @@ pub struct ServerLogin {
     pub credentials: Credentials,
     /// How all servers are reached, also on clients' behalf.
     pub tls: TlsForServers,
+}
+
+impl ServerLogin {
+    /// Where writes go under `order`; `None`: nowhere now.
+    pub(super) fn at_primary<'a>(
+        &self,
+        nodes: &[Node],
+        order: &'a Directive,
+        application_name: &str,
+    ) -> Option<(&'a NodeName, Target)> {
+        let primary = order.writable()?;
+        let node = nodes.iter().find(|node| node.name == *primary)?;
+        let target = Target {
+            address: node.address.clone(),
+            user: self.user.clone(),
+            database: self.database.clone(),
+            credentials: self.credentials.clone(),
+            tls: self.tls.clone(),
+            parameters: vec![("application_name".to_owned(), application_name.to_owned())],
+        };
+        Some((primary, target))
+    }
 }
 
 /// What a listener asks for on behalf of its clients.

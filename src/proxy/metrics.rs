@@ -22,6 +22,7 @@ pub(crate) struct Metrics {
     pub(crate) notifications: IntCounter,
     pub(crate) listeners_ended: IntCounterVec,
     pub(crate) cancels_passed_on: IntCounterVec,
+    pub(crate) quorum_lost: IntGauge,
 }
 
 /// 100 µs to 100 s.
@@ -82,6 +83,10 @@ impl Metrics {
                 ),
                 &["instance", "outcome"],
             )?,
+            quorum_lost: IntGauge::new(
+                "bellwether_quorum_lost",
+                "Whether writes are held because too few relays acknowledge commits",
+            )?,
             timeouts: IntCounterVec::new(
                 Opts::new(
                     "bellwether_timeouts_total",
@@ -124,6 +129,7 @@ impl Metrics {
         registry.register(Box::new(metrics.notifications.clone()))?;
         registry.register(Box::new(metrics.listeners_ended.clone()))?;
         registry.register(Box::new(metrics.cancels_passed_on.clone()))?;
+        registry.register(Box::new(metrics.quorum_lost.clone()))?;
         Ok(metrics)
     }
 }

@@ -18,10 +18,12 @@ pub mod operate;
 pub mod peers;
 mod pool;
 mod prepared;
+mod quorum;
 pub mod report;
 pub mod route;
 mod sampler;
 mod session;
+mod shown;
 pub mod stats;
 mod timeouts;
 mod worker;
@@ -61,7 +63,9 @@ use self::metrics::Metrics;
 use self::peers::Peer;
 use self::pool::{Blueprint, Key, Pool, Pools};
 use self::prepared::Statements;
+use self::quorum::Quorum;
 use self::sampler::Sampler;
+use self::shown::Shown;
 use self::stats::Stats;
 use crate::net::{self, Client};
 use crate::pg::protocol::startup::CancelKey;
@@ -115,7 +119,9 @@ struct Shared {
     greetings: Mutex<HashMap<Account, Parameters>>,
     evidence: Vec<Arc<NodeEvidence>>,
     sampler: Arc<Sampler>,
+    shown: Shown,
     status: watch::Sender<Arc<ProxyStatus>>,
+    quorum: watch::Sender<Quorum>,
     /// The status should be published now.
     pressing: Notify,
     /// The term that sessions must not check out a primary of an earlier one in.
@@ -165,7 +171,9 @@ impl Proxy {
             greetings: Mutex::default(),
             evidence,
             sampler: Arc::default(),
+            shown: Shown::default(),
             status,
+            quorum: watch::Sender::default(),
             pressing: Notify::new(),
             term: AtomicU64::new(0),
             candidate: AtomicUsize::new(0),
@@ -180,7 +188,8 @@ impl Proxy {
     }
 
     fn worker(&self, index: usize) -> Worker {
-        Worker::new(index, &self.shared.inputs, self.shared.config.subscribe(), &self.shared.metrics)
+        let Shared { inputs, quorum, config, metrics, .. } = &*self.shared;
+        Worker::new(index, inputs, quorum.subscribe(), config.subscribe(), metrics)
     }
 
     /// Serves an authenticated client until it leaves. To be called on the thread of `worker`.

@@ -18,7 +18,7 @@ use tokio::sync::{Notify, watch};
 
 use super::config::ServerLogin;
 use super::session::message;
-use crate::net::{self, Backend, Target};
+use crate::net::{self, Backend};
 use crate::pg::Lsn;
 use crate::pg::protocol::frame::Header;
 use crate::topology::{Directive, Node, Term};
@@ -95,16 +95,7 @@ impl Sampler {
 }
 
 async fn dial(login: &ServerLogin, nodes: &[Node], directive: &Directive) -> Option<Backend> {
-    let primary = directive.writable()?;
-    let node = nodes.iter().find(|node| node.name == *primary)?;
-    let target = Target {
-        address: node.address.clone(),
-        user: login.user.clone(),
-        database: login.database.clone(),
-        credentials: login.credentials.clone(),
-        tls: login.tls.clone(),
-        parameters: vec![("application_name".to_owned(), "bellwether_sampler".to_owned())],
-    };
+    let (primary, target) = login.at_primary(nodes, directive, "bellwether_sampler")?;
     let dialled = net::dial(&target, LIMIT).await;
     dialled.inspect_err(|error| tracing::info!(%error, node = %primary, "sampler: no connection")).ok()
 }

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use super::guc::Settings;
 use super::metrics::{Counters, Metrics};
+use super::quorum::Quorum;
 use super::route::{Classifier, View};
 use super::session::lane::{BUFFER_LEN, Lane};
 use super::stats::{Counts, Stats};
@@ -43,6 +44,7 @@ struct Watched {
     directive: watch::Receiver<Arc<Directive>>,
     health: watch::Receiver<Arc<Health>>,
     wal: watch::Receiver<Arc<WalStatus>>,
+    quorum: watch::Receiver<Quorum>,
     config: watch::Receiver<Arc<ProxyConfig>>,
     view: View,
     order: Order,
@@ -59,6 +61,7 @@ impl Worker {
     pub(crate) fn new(
         index: usize,
         inputs: &Inputs,
+        mut quorum: watch::Receiver<Quorum>,
         mut config: watch::Receiver<Arc<ProxyConfig>>,
         metrics: &Metrics,
     ) -> Worker {
@@ -68,13 +71,14 @@ impl Worker {
         let order = directive.borrow_and_update().clone();
         let policy = config.borrow_and_update().policy;
         let view =
-            View::new(now, None, &order, &health.borrow_and_update(), &wal.borrow_and_update(), policy);
+            View::new(now, None, &order, &health.borrow_and_update(), &wal.borrow_and_update(), policy)
+                .with_quorum(*quorum.borrow_and_update());
         let order = Order { term: order.term, drains: order.drains };
         Worker {
             index,
             classifier: RefCell::default(),
             counters: RefCell::new(Counters::new(metrics)),
-            view: RefCell::new(Watched { directive, health, wal, config, view, order }),
+            view: RefCell::new(Watched { directive, health, wal, quorum, config, view, order }),
             startups: RefCell::default(),
             spare: RefCell::default(),
             spare_outputs: RefCell::default(),
@@ -91,12 +95,15 @@ impl Worker {
         let changed = watched.directive.has_changed().unwrap_or(false)
             || watched.health.has_changed().unwrap_or(false)
             || watched.wal.has_changed().unwrap_or(false)
+            || watched.quorum.has_changed().unwrap_or(false)
             || watched.config.has_changed().unwrap_or(false);
         if changed {
             let order = watched.directive.borrow_and_update().clone();
             let (health, wal) = (watched.health.borrow_and_update(), watched.wal.borrow_and_update());
             let policy = watched.config.borrow_and_update().policy;
-            watched.view = View::new(now, Some(&watched.view), &order, &health, &wal, policy);
+            let quorum = *watched.quorum.borrow_and_update();
+            let view = View::new(now, Some(&watched.view), &order, &health, &wal, policy);
+            watched.view = view.with_quorum(quorum);
             watched.order = Order { term: order.term, drains: order.drains };
         }
         look(&watched.view, watched.order)

@@ -1,6 +1,6 @@
 //! What became of commits whose server was lost before it answered: looked up in the WAL that is stored.
 //!
-//! Only durable WAL is looked at, and of a timeline only what the newest one has of it: what a lost primary wrote behind
+//! Only WAL that followers may have is looked at (durable here, and at enough relays where there are several), and of a timeline only what the newest one has of it: what a lost primary wrote behind
 //! the fork is not in it. So an answer does not wait for anybody to be elected, but for the record, or for what proves
 //! that there never will be one: an abort, a shutdown checkpoint, the end of the timeline.
 //!
@@ -24,11 +24,11 @@ const MAX_WINDOW: u64 = 256 << 20;
 /// Answers what is asked for, as long as it runs.
 pub(super) async fn answer(
     store: Store,
+    mut tail: watch::Receiver<Tail>,
     mut asked: watch::Receiver<Arc<CommitsInDoubt>>,
     answers: watch::Sender<Arc<CommitOutcomes>>,
 ) {
     let answers = Open::new(answers);
-    let mut tail = store.tail();
     let mut searches: BTreeMap<TimelineId, Search> = BTreeMap::new();
     loop {
         let questions = asked.borrow_and_update().clone();
@@ -153,9 +153,17 @@ impl Search {
             // The store follows it a little later than the servers do.
             return (Some(self), Found::SoFar);
         }
-        let limit = self.ends.begun.advanced(MAX_WINDOW);
+        // Of a timeline that has ended, what the next one has of it: once that may be had by followers.
+        let (end, whole) = match switchpoint.filter(|_| timeline < tail.timeline) {
+            Some(switchpoint) => (switchpoint, Found::Everything),
+            None if timeline == tail.timeline => (tail.durable, Found::SoFar),
+            None => return (Some(self), Found::SoFar),
+        };
+        let limit = self.ends.begun.advanced(MAX_WINDOW).min(end);
         while self.records.position() < limit {
-            match self.reader.read(self.records.position(), READ).await {
+            let wanted = limit.bytes_since(self.records.position());
+            let wanted = usize::try_from(wanted).map_or(READ, |wanted| wanted.min(READ));
+            match self.reader.read(self.records.position(), wanted).await {
                 Ok(bytes) if bytes.is_empty() => break,
                 Ok(bytes) => {
                     let ends = &mut self.ends;
@@ -164,8 +172,8 @@ impl Search {
                 Err(error) => return (None, unreadable(timeline, &error)),
             }
         }
-        let is_over = switchpoint.is_some_and(|end| end <= self.records.position());
-        (Some(self), if is_over { Found::Everything } else { Found::SoFar })
+        let is_over = end <= self.records.position();
+        (Some(self), if is_over { whole } else { Found::SoFar })
     }
 }
 
@@ -180,21 +188,24 @@ struct Ends {
     begun: Lsn,
     /// By xid, which may be given again behind a shutdown checkpoint; in the order of the log.
     ends: HashMap<u32, Vec<(Lsn, TransactionEnd)>>,
-    shutdowns: Vec<Lsn>,
+    /// What may be about any of them.
+    others: Vec<(Lsn, TransactionEnd)>,
 }
 
 impl Ends {
     fn from(begun: Lsn) -> Ends {
-        Ends { begun, ends: HashMap::new(), shutdowns: Vec::new() }
+        Ends { begun, ends: HashMap::new(), others: Vec::new() }
     }
 
     fn note(&mut self, lsn: Lsn, end: TransactionEnd) {
         let xid = match end {
             _ if lsn < self.begun => return,
-            TransactionEnd::All => return self.shutdowns.push(lsn),
+            TransactionEnd::All | TransactionEnd::OfPrepared => return self.others.push((lsn, end)),
             TransactionEnd::Committed { xid }
             | TransactionEnd::Aborted { xid }
-            | TransactionEnd::Prepared { xid } => xid,
+            | TransactionEnd::Prepared { xid }
+            | TransactionEnd::CommittedPrepared { xid }
+            | TransactionEnd::AbortedPrepared { xid } => xid,
         };
         self.ends.entry(xid).or_default().push((lsn, end));
     }
@@ -207,24 +218,53 @@ impl Ends {
             reason = "records carry the lower half (FullTransactionId)"
         )]
         let xid = commit.xid as u32;
-        let own = self.ends.get(&xid).into_iter().flatten().copied();
-        let all = self.shutdowns.iter().map(|lsn| (*lsn, TransactionEnd::All));
-        let (_, end) = own.chain(all).filter(|(lsn, _)| *lsn >= commit.from).min_by_key(|(lsn, _)| *lsn)?;
-        Some(match (end, commit.what) {
-            (TransactionEnd::Committed { .. }, Ending::Commit)
-            | (TransactionEnd::Prepared { .. }, Ending::Prepare) => CommitOutcome::Committed,
-            (TransactionEnd::Aborted { .. } | TransactionEnd::All, _) => CommitOutcome::NotCommitted,
-            // Not what was asked for.
-            (TransactionEnd::Committed { .. }, Ending::Prepare)
-            | (TransactionEnd::Prepared { .. }, Ending::Commit) => CommitOutcome::Unknown,
-        })
+        let own = self.ends.get(&xid).into_iter().flatten().chain(&self.others);
+        let in_window = own.filter(|(lsn, _)| *lsn >= commit.from);
+        let told = in_window.filter_map(|(lsn, end)| Some((*lsn, told_by(*end, commit.what)?)));
+        told.min_by_key(|(lsn, _)| *lsn).map(|(_, outcome)| outcome)
+    }
+}
+
+/// What a record about a transaction says of how it was to end; `None`: nothing.
+fn told_by(end: TransactionEnd, what: Ending) -> Option<CommitOutcome> {
+    use TransactionEnd as Told;
+    match (what, end) {
+        (Ending::Commit, Told::Committed { .. })
+        | (Ending::Prepare, Told::Prepared { .. })
+        | (Ending::CommitPrepared, Told::CommittedPrepared { .. })
+        | (Ending::RollbackPrepared, Told::AbortedPrepared { .. }) => Some(CommitOutcome::Committed),
+        // Prepared ones outlive it; whoever was about to end them does not.
+        (_, Told::All) => Some(CommitOutcome::NotCommitted),
+        (Ending::Commit | Ending::Prepare, Told::Aborted { .. })
+        | (Ending::CommitPrepared, Told::AbortedPrepared { .. })
+        | (Ending::RollbackPrepared, Told::CommittedPrepared { .. }) => Some(CommitOutcome::NotCommitted),
+        // Not what was asked for.
+        (
+            Ending::Commit,
+            Told::Prepared { .. } | Told::CommittedPrepared { .. } | Told::AbortedPrepared { .. },
+        )
+        | (
+            Ending::Prepare,
+            Told::Committed { .. } | Told::CommittedPrepared { .. } | Told::AbortedPrepared { .. },
+        )
+        | (Ending::CommitPrepared | Ending::RollbackPrepared, Told::OfPrepared) => {
+            Some(CommitOutcome::Unknown)
+        }
+        // About another one; or from before it was to be ended.
+        (Ending::Commit | Ending::Prepare, Told::OfPrepared)
+        | (
+            Ending::CommitPrepared | Ending::RollbackPrepared,
+            Told::Committed { .. } | Told::Aborted { .. } | Told::Prepared { .. },
+        ) => None,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::Ends;
-    use crate::pg::wal::TransactionEnd::{self, Aborted, All, Committed, Prepared};
+    use crate::pg::wal::TransactionEnd::{
+        self, Aborted, AbortedPrepared, All, Committed, CommittedPrepared, OfPrepared, Prepared,
+    };
     use crate::pg::{Lsn, TimelineId};
     use crate::topology::{CommitInDoubt, CommitOutcome, Ending};
 
@@ -277,5 +317,42 @@ mod tests {
         check_commit(prepare, &[(120, All)], Some(CommitOutcome::NotCommitted));
         check_commit(prepare, &[(120, committed)], Some(CommitOutcome::Unknown));
         check_commit(commit, &[(120, prepared)], Some(CommitOutcome::Unknown));
+        check_commit(
+            prepare,
+            &[(120, prepared), (130, CommittedPrepared { xid: 742 })],
+            Some(CommitOutcome::Committed),
+        );
+    }
+
+    #[test]
+    fn a_second_phase_is_found_by_what_it_ends() {
+        use CommitOutcome::{Committed as Yes, NotCommitted as No, Unknown};
+        use Ending::{CommitPrepared, RollbackPrepared};
+        let (committed, aborted) = (CommittedPrepared { xid: 742 }, AbortedPrepared { xid: 742 });
+        let other = CommittedPrepared { xid: 741 };
+        for (log, of_commit, of_rollback) in [
+            (vec![], None, None),
+            (vec![(120, other)], None, None),
+            (vec![(120, committed)], Some(Yes), Some(No)),
+            (vec![(120, aborted)], Some(No), Some(Yes)),
+            // How it came to be prepared, behind the window's begin; an xid of one's own.
+            (vec![(110, Prepared { xid: 742 })], None, None),
+            (vec![(110, Prepared { xid: 742 }), (120, committed)], Some(Yes), Some(No)),
+            (vec![(110, Committed { xid: 742 }), (120, aborted)], Some(No), Some(Yes)),
+            // It is still prepared behind a restart, and whoever ends it then is another one.
+            (vec![(120, All)], Some(No), Some(No)),
+            (vec![(120, All), (130, committed)], Some(No), Some(No)),
+            (vec![(120, committed), (130, All)], Some(Yes), Some(No)),
+            (vec![(60, committed)], None, None),
+            // It may have been this one.
+            (vec![(120, OfPrepared)], Some(Unknown), Some(Unknown)),
+            (vec![(120, committed), (130, OfPrepared)], Some(Yes), Some(No)),
+        ] {
+            for (what, expected) in [(CommitPrepared, of_commit), (RollbackPrepared, of_rollback)] {
+                let commit = CommitInDoubt { timeline: TimelineId(1), from: Lsn(100), xid: 742, what };
+                check_commit(commit, &log, expected);
+            }
+        }
+        check(&[(120, OfPrepared), (130, Committed { xid: 742 })], Some(Yes));
     }
 }

@@ -9,7 +9,9 @@ use tokio::sync::watch;
 use super::archive::ArchiveConfig;
 use super::retention::Retain;
 use crate::net::{Credentials, TlsForServers};
-use crate::topology::{Address, CommitOutcomes, CommitsInDoubt, Directive, Node, RemoteApply, WalStatus};
+use crate::topology::{
+    Address, Agreed, CommitOutcomes, CommitsInDoubt, Directive, Node, RemoteApply, WalStatus, relay_of,
+};
 
 #[derive(Clone, Debug)]
 pub struct RelayConfig {
@@ -76,12 +78,25 @@ pub struct RelayInputs {
     /// Whose outcome sessions wait for.
     pub in_doubt: watch::Receiver<Arc<CommitsInDoubt>>,
     pub nodes: Vec<Node>,
+    /// What followers may get. [`Agreed::Alone`] from the start stays.
+    pub agreed: watch::Receiver<Agreed>,
+    /// The other instances, by name; none while this one is alone.
+    pub peers: Vec<(String, Address)>,
     /// Other relays' endpoints, asked for what no node can give.
     pub relays: Vec<Address>,
     /// `server_login`: needs REPLICATION.
     pub user: Arc<str>,
     pub credentials: Credentials,
     pub tls: TlsForServers,
+}
+
+impl RelayInputs {
+    /// Whether a follower of that name is another instance's relay.
+    pub(super) fn is_peer(&self, application_name: &str) -> bool {
+        let is_node = self.nodes.iter().any(|node| node.name.as_str() == application_name);
+        let named = relay_of(application_name).filter(|_| !is_node);
+        named.is_some_and(|instance| self.peers.iter().any(|(peer, _)| peer == instance))
+    }
 }
 
 /// What it tells the others.

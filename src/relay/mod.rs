@@ -7,9 +7,12 @@
 //!                               └──> archive
 //! ```
 //!
+//! Among several instances, followers and the archive get what enough relays have durably ([`agreed`]).
+//!
 //! The plane has a thread with its own runtime, and the store has one more for writing. Whatever must not be
 //! limped on after (a failed sync, a panic) ends the plane: [`Relay::failed`].
 
+mod agreed;
 mod alarms;
 pub mod archive;
 mod backups;
@@ -38,7 +41,7 @@ pub use retention::{Retain, WalAvailability};
 /// The parts that the simulation drives with a shell of its own.
 #[cfg(test)]
 pub(crate) mod parts {
-    pub(crate) use super::followers::Followers;
+    pub(crate) use super::followers::{Followers, Kind as FollowerKind};
     pub(crate) use super::metrics::Metrics;
     pub(crate) use super::now::Now;
     pub(crate) use super::receiver::core as receiver;
@@ -46,7 +49,8 @@ pub(crate) mod parts {
     pub(crate) use super::sender::core as sender;
     pub(crate) use super::slots::{Available, RestartPoint, Slots};
     pub(crate) use super::store::{
-        Change, CheckedReader, Disk, DiskFile, Files, Platter, Stepped, Store, StoreConfig, StreamId, Tail,
+        Change, CheckedReader, Disk, DiskFile, Files, Platter, Rewind, Standing, Stepped, Store, StoreConfig,
+        StreamId, Tail,
     };
 }
 
@@ -289,6 +293,8 @@ struct Plane {
     files: Files,
     slot: SlotName,
     store: Store,
+    /// Among several instances.
+    gate: Option<agreed::Gate>,
     slots: Arc<Slots>,
     followers: Arc<Followers>,
     metrics: Metrics,
@@ -310,7 +316,8 @@ impl Plane {
         let followers = Arc::new(Followers::new());
         let backups = Arc::new(Backups::default());
         let (archive_status, archived) = watch::channel(None);
-        let unarchived = archive(plan, &store, archive_status, &shutdown)?;
+        let (shipped, gate) = agreed::shipped(&store, &inputs.agreed);
+        let unarchived = archive(plan, (&store, &shipped), archive_status, &shutdown)?;
         let keeper = Keeper {
             files: files.clone(),
             slots: slots.clone(),
@@ -322,6 +329,7 @@ impl Plane {
         store.set_pins(Box::new(move |kept| keeper.pinned(kept)));
         let senders = Arc::new(sender::Shared {
             store: store.clone(),
+            shipped,
             slots: slots.clone(),
             followers: followers.clone(),
             backups,
@@ -337,6 +345,7 @@ impl Plane {
             files,
             slot,
             store,
+            gate,
             slots,
             followers,
             metrics,
@@ -350,7 +359,7 @@ impl Plane {
 /// Starts the archive, if there is to be one; returns what it holds back.
 fn archive(
     plan: &Plan,
-    store: &Store,
+    (store, shipped): (&Store, &watch::Receiver<Tail>),
     status: watch::Sender<Option<ArchiveStatus>>,
     stop: &CancellationToken,
 ) -> Result<Option<archive::Hold>, Cause> {
@@ -360,7 +369,8 @@ fn archive(
     let hold = archive::Hold::everything();
     let servers = servers(&plan.config, &plan.inputs);
     let outputs = archive::Outputs { hold: hold.clone(), status, metrics: metrics.clone() };
-    archive::start(config.clone(), store.clone(), servers, outputs, stop.clone()).map_err(Cause::Thread)?;
+    let wal = archive::Wal { store: store.clone(), shipped: shipped.clone() };
+    archive::start(config.clone(), wal, servers, outputs, stop.clone()).map_err(Cause::Thread)?;
     Ok(Some(hold))
 }
 
@@ -454,8 +464,23 @@ fn spawn(
     outputs: RelayOutputs,
 ) {
     let (upstream, upstream_seen) = watch::channel(UpstreamStatus::idle());
-    let Plane { config, inputs, files, slot, store, slots, followers, metrics, senders, archived, shutdown } =
-        plane;
+    let Plane {
+        config,
+        inputs,
+        files,
+        slot,
+        store,
+        gate,
+        slots,
+        followers,
+        metrics,
+        senders,
+        archived,
+        shutdown,
+    } = plane;
+    if let Some(gate) = gate {
+        tasks.spawn(named("what is agreed", gate.run()));
+    }
     let (alarms, alarms_seen) = watch::channel(Arc::default());
     let keeper = AlarmKeeper {
         files,
@@ -481,7 +506,8 @@ fn spawn(
             metrics.clone(),
         ),
     ));
-    let answering = commits::answer(store.clone(), inputs.in_doubt.clone(), outputs.commits);
+    let shipped = senders.shipped.clone();
+    let answering = commits::answer(store.clone(), shipped, inputs.in_doubt.clone(), outputs.commits);
     tasks.spawn(named("commits in doubt", answering));
     tasks.spawn(named("node slots", ensure_node_slots(store.clone(), slots.clone(), inputs.nodes.clone())));
     tasks.spawn(named("followers", take_in(arriving, senders)));

@@ -1,7 +1,7 @@
 //! Whom to ask for WAL next. PURE.
 //!
 //! The directive's upstream comes first, always, and is tried again for as long as it is the directive's. Others are
-//! *substitutes*: any node of the cluster, then other relays (`wal.upstreams`). They are asked
+//! *substitutes*: any node of the cluster, then the other instances' relays, then `wal.upstreams`. They are asked
 //!
 //! * at once, when the upstream says that it does not keep the WAL that comes next: whoever has it;
 //! * after [`PATIENCE`], when the upstream cannot be streamed from for another reason. Most of these reasons pass, or
@@ -97,7 +97,7 @@ impl Jitter {
         Jitter(0.75 + random.clamp(0.0, 1.0) / 2.0)
     }
 
-    fn spread(self, duration: Duration) -> Duration {
+    pub(super) fn spread(self, duration: Duration) -> Duration {
         duration.mul_f64(self.0)
     }
 }

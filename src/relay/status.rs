@@ -80,6 +80,7 @@ pub(super) async fn publish(
         metrics.show(alarm.as_ref());
         let next = WalStatus {
             promised: stored.promised,
+            log_term: stored.log_term(),
             system: store.system(),
             timeline: stored.tail.timeline,
             received: stream.received.max(stored.tail.durable),

@@ -9,7 +9,8 @@
 //! * Every check is itself checked: [`planted`] has a bug for each, which some seed must find.
 //!
 //! Worlds of their own: [`pools`], the bookkeeping of one pool under sessions of several workers; [`power`], the store's
-//! files under power cuts at every operation; and [`relays`], every order of steps of an election among several relays.
+//! files under power cuts at every operation; [`relays`], every order of steps of an election among several relays; and
+//! [`several`], several instances, with etcd and hosts that do not reach each other, where WAL is a list of values.
 //!
 //! Not here: TLS, authentication, SQL, sockets, threads. Nor is a model server a proof of how PostgreSQL
 //! behaves: that is what the integration tests are for.
@@ -26,6 +27,7 @@ mod pools;
 mod postgres;
 mod power;
 mod relays;
+mod several;
 mod stage;
 mod world;
 
@@ -43,35 +45,43 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-/// The course of one seed, and what happened last in it.
-fn run(seed: u64, plant: Option<Plant>) -> (Result<Outcome, Broken>, String) {
-    let mut world = World::new(seed, plant);
-    let result = catch_unwind(AssertUnwindSafe(|| world.run())).unwrap_or_else(|panic| {
-        let how = panic.downcast_ref::<String>().cloned();
-        let how = how.or_else(|| panic.downcast_ref::<&str>().map(|how| (*how).to_owned()));
-        Err(Broken { promise: Promise::Panicked, how: how.unwrap_or_default() })
-    });
-    let trace = world.stage.trace();
-    (result, trace)
+/// What the environment asks for, or the first of them.
+fn seeds() -> Vec<u64> {
+    match number("BELLWETHER_SIM_SEED") {
+        Some(seed) => vec![seed],
+        None => (1..=number("BELLWETHER_SIM_SEEDS").unwrap_or(SEEDS)).collect(),
+    }
 }
 
-/// The first failure among the seeds, on as many threads as help.
-fn search(seeds: &[u64]) -> Vec<(u64, Outcome)> {
+/// What a course came to; a panic in it is told as text.
+fn caught<T>(course: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(course)).map_err(|panic| {
+        let how = panic.downcast_ref::<String>().cloned();
+        how.or_else(|| panic.downcast_ref::<&str>().map(|how| (*how).to_owned())).unwrap_or_default()
+    })
+}
+
+/// What the seeds came to, on as many threads as help. Panics with the first failure; `tests` names the world.
+fn search<O: Send>(
+    tests: &str,
+    seeds: &[u64],
+    run: impl Fn(u64) -> Result<O, String> + Sync,
+) -> Vec<(u64, O)> {
     const THREADS: usize = 2;
     let part = |thread: usize| {
         let own = seeds.iter().skip(thread).step_by(THREADS).copied();
-        own.map(|seed| match run(seed, None) {
-            (Ok(outcome), _) => (seed, outcome),
-            (Err(broken), trace) => panic!(
-                "seed {seed}: {:?}: {}\n{trace}again: BELLWETHER_SIM_SEED={seed} cargo test --lib sim::",
-                broken.promise, broken.how
-            ),
+        own.map(|seed| match run(seed) {
+            Ok(outcome) => (seed, outcome),
+            Err(how) => {
+                panic!("seed {seed}: {how}again: BELLWETHER_SIM_SEED={seed} cargo test --lib {tests}")
+            }
         })
         .collect::<Vec<_>>()
     };
     std::thread::scope(|scope| {
+        let part = &part;
         let threads: Vec<_> = (0..THREADS).map(|thread| scope.spawn(move || part(thread))).collect();
-        let join = |thread: std::thread::ScopedJoinHandle<'_, Vec<(u64, Outcome)>>| match thread.join() {
+        let join = |thread: std::thread::ScopedJoinHandle<'_, Vec<(u64, O)>>| match thread.join() {
             Ok(outcomes) => outcomes,
             Err(panic) => std::panic::resume_unwind(panic),
         };
@@ -79,13 +89,24 @@ fn search(seeds: &[u64]) -> Vec<(u64, Outcome)> {
     })
 }
 
+/// The course of one seed, and what happened last in it.
+fn run(seed: u64, plant: Option<Plant>) -> (Result<Outcome, Broken>, String) {
+    let mut world = World::new(seed, plant);
+    let result = caught(|| world.run()).unwrap_or_else(|how| Err(Broken { promise: Promise::Panicked, how }));
+    let trace = world.stage.trace();
+    (result, trace)
+}
+
+/// Without a planted bug; how it failed, as text.
+fn sound(seed: u64) -> Result<Outcome, String> {
+    let (result, trace) = run(seed, None);
+    result.map_err(|broken| format!("{:?}: {}\n{trace}", broken.promise, broken.how))
+}
+
 #[test]
 fn no_seed_breaks_a_promise() {
-    let seeds: Vec<u64> = match number("BELLWETHER_SIM_SEED") {
-        Some(seed) => vec![seed],
-        None => (1..=number("BELLWETHER_SIM_SEEDS").unwrap_or(SEEDS)).collect(),
-    };
-    let outcomes = search(&seeds);
+    let seeds = seeds();
+    let outcomes = search("sim::", &seeds, sound);
     let elections = outcomes.iter().filter(|(_, outcome)| outcome.terms > 1).count();
     let acknowledged: usize = outcomes.iter().map(|(_, outcome)| outcome.acknowledged).sum();
     let switchovers: usize = outcomes.iter().map(|(_, outcome)| outcome.switchovers).sum();

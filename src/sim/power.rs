@@ -1,12 +1,13 @@
 //! Power cuts: the store and the slots on a disk that loses, tears and reorders what is not synced, cut at every
 //! operation that changes a file or a name; also while the store opens after the last cut.
 //!
-//! One course: a relay takes up a cluster, receives timeline 1 beyond the place where timeline 2 forks from it, follows
-//! to timeline 2 and receives that; promises terms, keeps slots, makes segments new and of old ones. A cut ends the
-//! process; it starts again on what the disk has kept and goes on from there, until it is through.
+//! One course: a relay takes up a cluster, receives timeline 1, in some courses follows a branch of it (timeline 2) and
+//! goes back from there, receives timeline 1 beyond the place where timeline 3 forks from it, follows to timeline 3 and
+//! receives that; promises terms, keeps slots, makes segments new and of old ones. A cut ends the process; it starts again
+//! on what the disk has kept and goes on from there, until it is through.
 //!
 //! After each start what had been said is looked at on the disk: what was reported durable is there byte for byte, the
-//! store's end is a record's and not behind that, no promise is forgotten, and each slot is as it was saved or later.
+//! store's end is a record's and not behind that, no promise is forgotten, the log counts in no earlier term, and each slot is as it was saved or later.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -23,21 +24,23 @@ use crate::pg::wal::build::{SYSTEM, WalBuilder};
 use crate::pg::wal::{SegmentFile, WalSegmentSize};
 use crate::pg::{Lsn, TimelineId};
 use crate::relay::parts::{
-    Available, Change, Disk, DiskFile, Files, Metrics, Platter, RestartPoint, Slots, Stepped, StoreConfig,
-    StreamId,
+    Available, Change, Disk, DiskFile, Files, Metrics, Platter, RestartPoint, Rewind, Slots, Stepped,
+    StoreConfig, StreamId,
 };
-use crate::topology::Term;
+use crate::topology::{Floor, Term};
 
 const SEEDS: u64 = 100;
 /// Seeds within which a planted bug has to be found.
 const SEEDS_FOR_PLANTS: u64 = 60;
 /// More than a course has.
-const OPERATIONS: u64 = 400;
+const OPERATIONS: u64 = 800;
 /// Cuts in one course, at most.
 const MAX_CUTS: u64 = 4;
 const START: Lsn = Lsn(0x30_0000);
 const FIRST: TimelineId = TimelineId(1);
-const SECOND: TimelineId = TimelineId(2);
+/// Nobody goes on with it.
+const BRANCH: TimelineId = TimelineId(2);
+const SECOND: TimelineId = TimelineId(3);
 
 /// Bugs to order: what a store would do that makes one mistake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,14 +53,18 @@ enum Plant {
     AcknowledgeBeforeSync,
     /// The end of the log is where the zeros begin.
     EndByZeros,
+    /// A term's floor is recorded when its stream has begun.
+    FloorBehindStream,
 }
 
 /// The WAL that a cluster has written.
 struct Truth {
     size: WalSegmentSize,
-    /// Timeline 1 beyond the fork, timeline 2 from the start on.
+    /// Timeline 1 beyond the fork, the others from the start on.
     wal: BTreeMap<TimelineId, WalBuilder>,
     fork: Lsn,
+    /// Where the branch begins, and to where the log goes back: not before the fork.
+    branch: Option<(Lsn, Lsn)>,
 }
 
 impl Truth {
@@ -71,10 +78,19 @@ impl Truth {
         let fork = first.end();
         let mut second = first.clone();
         second.fork(SECOND);
-        write_until(&mut first, rng, 1_700_000);
         write_until(&mut second, rng, 4_000_000);
+        let back = first.clone();
+        write_until(&mut first, rng, 2_300_000);
+        let mut branch = first.clone();
+        let branch_begins = branch.end();
+        branch.fork(BRANCH);
+        write_until(&mut branch, rng, 2_900_000);
+        write_until(&mut first, rng, 2_400_000);
         let size = first.segment_size();
-        Truth { size, wal: BTreeMap::from([(FIRST, first), (SECOND, second)]), fork }
+        let to = if rng.percent(50) { branch_begins } else { back.end() };
+        let branched = rng.percent(60).then_some((branch_begins, to));
+        let wal = BTreeMap::from([(FIRST, first), (BRANCH, branch), (SECOND, second)]);
+        Truth { size, wal, fork, branch: branched }
     }
 
     fn end(&self, timeline: TimelineId) -> Lsn {
@@ -111,7 +127,13 @@ struct Told {
     durable: BTreeMap<TimelineId, Lsn>,
     timeline: TimelineId,
     promised: Term,
+    /// The last term whose floor the log had reached when something was told.
+    log_term: Term,
     history: bool,
+    /// The branch is to be left, or was.
+    leaves: bool,
+    /// The end of the log until something is received again.
+    left_at: Option<Lsn>,
     /// Name and restart point as last saved; `None`: dropped.
     slots: BTreeMap<String, Option<(TimelineId, Lsn)>>,
 }
@@ -125,6 +147,8 @@ struct Course {
     told: Told,
     starts: u64,
     terms: u64,
+    /// Of the last promised term, to be recorded before anything is received.
+    floor: Option<Floor>,
     names: u64,
 }
 
@@ -148,6 +172,7 @@ impl Course {
             told: Told::default(),
             starts: 0,
             terms: 0,
+            floor: None,
             names: 0,
         }
     }
@@ -187,7 +212,7 @@ impl Course {
         };
         let files = self.unless_off(Files::on(disk))?;
         // Little enough that segments are used again.
-        let config = StoreConfig { retain_bytes: 1 << 20, ring_bytes: 1 << 16 };
+        let config = StoreConfig { retain_bytes: 2 << 20, ring_bytes: 1 << 16 };
         let metrics = Metrics::new(&Registry::new()).expect("an empty registry");
         let store = self.unless_off(Stepped::open(files.clone(), &config, &metrics))?;
         let slots = self.unless_off(Slots::open(files))?;
@@ -196,22 +221,54 @@ impl Course {
     }
 
     fn receive(&mut self, process: &mut Process) -> Step {
+        self.record_floor(process)?;
         if process.store.store.system().is_none() {
             self.change(process, Change::Adopt { system: SYSTEM, segment_size: self.truth.size })?;
         }
         if !self.end_found(process).is_valid() {
             self.change(process, Change::Begin { timeline: FIRST, start: START })?;
         }
-        if process.store.unsynced().timeline == FIRST {
-            self.stream(process, FIRST)?;
-            let content = Bytes::from(format!("1\t{}\tno recovery target specified\n", self.truth.fork));
-            self.change(process, Change::KeepHistory { timeline: SECOND, content })?;
-            self.told.history = true;
-            let follow = Change::Follow { timeline: SECOND, switchpoint: self.truth.fork };
-            self.change(process, follow)?;
-            self.told.timeline = SECOND;
+        if let Some((begin, to)) = self.truth.branch {
+            if process.store.unsynced().timeline == FIRST && !self.told.leaves {
+                self.stream(process, FIRST, Some(begin))?;
+                self.follow(process, BRANCH, begin)?;
+            }
+            if process.store.unsynced().timeline == BRANCH {
+                self.stream(process, BRANCH, None)?;
+                self.leave(process, to)?;
+            }
         }
-        self.stream(process, SECOND)
+        if process.store.unsynced().timeline == FIRST {
+            self.stream(process, FIRST, None)?;
+            self.follow(process, SECOND, self.truth.fork)?;
+            self.told.history = true;
+        }
+        self.stream(process, SECOND, None)
+    }
+
+    fn follow(&mut self, process: &mut Process, timeline: TimelineId, switchpoint: Lsn) -> Step {
+        let content = Bytes::from(format!("1\t{switchpoint}\tno recovery target specified\n"));
+        self.change(process, Change::KeepHistory { timeline, content })?;
+        self.change(process, Change::Follow { timeline, switchpoint })?;
+        self.told.timeline = timeline;
+        Ok(())
+    }
+
+    fn leave(&mut self, process: &mut Process, to: Lsn) -> Step {
+        // From here on either may be found.
+        self.told.leaves = true;
+        self.told.left_at = Some(to);
+        self.told.timeline = FIRST;
+        self.told.log_term = Term(0);
+        self.told.durable.remove(&BRANCH);
+        self.told.durable.insert(FIRST, to);
+        self.told.slots.retain(|_, saved| saved.is_none_or(|(timeline, _)| timeline != BRANCH));
+        self.change(process, Change::Rewind(Rewind { timeline: FIRST, to }))?;
+        let Unsynced { timeline, from } = process.tail();
+        if (timeline, from) != (FIRST, to) || process.store.store.history_file(BRANCH).is_some() {
+            return Err(Stop::Broken(format!("the branch is left at {from} of timeline {timeline}")));
+        }
+        Ok(())
     }
 
     fn end_found(&self, process: &Process) -> Lsn {
@@ -223,8 +280,8 @@ impl Course {
     }
 
     /// As the walreceiver does: from the start of the segment of the end on, so that the overlap is compared.
-    fn stream(&mut self, process: &mut Process, timeline: TimelineId) -> Step {
-        let end = self.truth.end(timeline);
+    fn stream(&mut self, process: &mut Process, timeline: TimelineId, end: Option<Lsn>) -> Step {
+        let end = end.unwrap_or_else(|| self.truth.end(timeline));
         let mut at = self.truth.size.segment_start(process.tail().from).max(START);
         while at < end {
             let len = match self.rng.below(3) {
@@ -234,6 +291,7 @@ impl Course {
             let to = at.advanced(len).min(end);
             let bytes = Bytes::copy_from_slice(self.truth.bytes(timeline, at, to));
             self.provide_spare(process)?;
+            self.told.left_at = None;
             self.unless_off(process.store.append(StreamId(self.starts), at, bytes, None))?;
             let refused = process.store.store.report().borrow().refused.clone();
             if let Some((_, why)) = refused {
@@ -259,15 +317,36 @@ impl Course {
                 let term = Term(self.terms);
                 self.change(process, Change::Promise(term))?;
                 self.told.promised = term;
+                self.floor = Some(self.choose_floor(process));
+                if self.plant != Some(Plant::FloorBehindStream) {
+                    self.record_floor(process)?;
+                }
             }
             4 => {
                 let parameters = vec![("server_version".to_owned(), format!("15.{}", self.rng.below(100)))];
                 self.change(process, Change::Parameters(parameters))?;
             }
             5 | 6 => self.use_slots(process)?,
+            7 => self.record_floor(process)?,
             _ => {}
         }
         Ok(())
+    }
+
+    /// The end of a record at the log's end or behind it.
+    fn choose_floor(&mut self, process: &Process) -> Floor {
+        let Unsynced { timeline, from } = process.tail();
+        let end = self.truth.whole(timeline, from.advanced(self.rng.below(200_000)));
+        Floor { timeline, end, source: None }
+    }
+
+    fn record_floor(&mut self, process: &mut Process) -> Step {
+        let Some(floor) = self.floor.clone() else { return Ok(()) };
+        let term = self.told.promised;
+        if process.store.store.report().borrow().standing.has(term, &floor) {
+            return Ok(());
+        }
+        self.change(process, Change::Floor { term, floor })
     }
 
     fn use_slots(&mut self, process: &Process) -> Step {
@@ -319,6 +398,11 @@ impl Course {
         let told = self.told.durable.entry(timeline).or_default();
         *told = (*told).max(from);
         self.told.timeline = self.told.timeline.max(timeline);
+        let reached =
+            |floor: &Floor| timeline > floor.timeline || (timeline == floor.timeline && from >= floor.end);
+        if self.floor.as_ref().is_some_and(reached) {
+            self.told.log_term = self.told.promised;
+        }
     }
 
     // What must hold after a start.
@@ -330,11 +414,15 @@ impl Course {
         if report.promised < self.told.promised {
             return broken(format!("{} was promised, {} is known", self.told.promised, report.promised));
         }
+        if report.log_term() < self.told.log_term {
+            let found = report.log_term();
+            return broken(format!("the log was of term {}, it counts in {found}", self.told.log_term));
+        }
         if timeline < self.told.timeline {
             return broken(format!("on timeline {timeline} after {}", self.told.timeline));
         }
         if self.told.history && process.store.store.history_file(SECOND).is_none() {
-            return broken("the history of timeline 2 is lost".to_owned());
+            return broken("the history of timeline 3 is lost".to_owned());
         }
         for (timeline, told) in &self.told.durable {
             let told = if timeline.0 == 0 { Lsn::INVALID } else { *told };
@@ -346,6 +434,9 @@ impl Course {
             if stored_any && end < self.truth.whole(timeline, *told) {
                 return broken(format!("timeline {timeline} was durable up to {told}, its end is {end}"));
             }
+        }
+        if let Some(left_at) = self.told.left_at.filter(|to| timeline == FIRST && end != *to) {
+            return broken(format!("the log went back to {left_at}, its end is {end}"));
         }
         let reported = self.told.durable.get(&timeline) == Some(&end);
         let is_border = end == START || end == self.truth.fork || !end.is_valid();
@@ -561,9 +652,13 @@ fn every_operation_may_be_the_last() {
 
 #[test]
 fn planted_bugs_are_found() {
-    for plant in
-        [Plant::NoDirectorySync, Plant::RenameWithoutSync, Plant::AcknowledgeBeforeSync, Plant::EndByZeros]
-    {
+    for plant in [
+        Plant::NoDirectorySync,
+        Plant::RenameWithoutSync,
+        Plant::AcknowledgeBeforeSync,
+        Plant::EndByZeros,
+        Plant::FloorBehindStream,
+    ] {
         let found = (1..=SEEDS_FOR_PLANTS).find_map(|seed| run(seed, somewhere(seed), Some(plant)).err());
         println!("{plant:?}: {found:?}");
         assert!(found.is_some(), "{plant:?} is not found");

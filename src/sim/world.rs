@@ -432,6 +432,7 @@ impl World {
             What::Locate => server.locate(),
             What::LastWord => server.last_word(),
             What::ShutDown
+            | What::StopStandby
             | What::Advise { .. }
             | What::Marker
             | What::Rejoin { .. }
@@ -575,6 +576,7 @@ fn node(name: &str) -> Node {
         name: name.parse().expect("a node name"),
         address: "127.0.0.1:5432".parse().expect("an address"),
         priority: 100,
+        zone: None,
         no_failover: false,
     }
 }

@@ -12,7 +12,7 @@ pub struct CommitInDoubt {
     /// The commit's record, if there is one, begins here or behind; and the server's last start lies before. So within
     /// the window a number of 32 bits means one transaction, and a shutdown checkpoint its end.
     pub from: Lsn,
-    /// The whole of it (`xid8`).
+    /// The whole of it (`xid8`); of a prepared one its lower half, which is all that it is listed with.
     pub xid: u64,
     pub what: Ending,
 }
@@ -23,14 +23,30 @@ pub enum Ending {
     Commit,
     /// `PREPARE TRANSACTION`.
     Prepare,
+    /// The second phase, which may also be another session's.
+    CommitPrepared,
+    RollbackPrepared,
+}
+
+impl Ending {
+    /// CommandComplete's.
+    pub fn tag(self) -> &'static str {
+        match self {
+            Ending::Commit => "COMMIT",
+            Ending::Prepare => "PREPARE TRANSACTION",
+            Ending::CommitPrepared => "COMMIT PREPARED",
+            Ending::RollbackPrepared => "ROLLBACK PREPARED",
+        }
+    }
 }
 
 /// What became of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CommitOutcome {
-    /// Its record is durable here, and in the history of whoever is primary next.
+    /// Its record is durable here, and in the history of whoever is primary next. A primary that goes on may show it
+    /// later.
     Committed,
-    /// It never will be.
+    /// It never will be. A second phase: not by this one.
     NotCommitted,
     /// Nobody can tell: its WAL is not kept, or is damaged, or is too much to be looked through.
     Unknown,

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::NodeName;
-use crate::pg::TimelineId;
+use crate::pg::{Lsn, TimelineId};
 
 /// The number of an election, the fencing token. Terms only grow, are durable before they are acted on, and an
 /// old term is refused everywhere.
@@ -71,10 +71,16 @@ pub struct Directive {
     /// nothing new begins at either.
     #[serde(default)]
     pub drain: Option<Drain>,
+    /// A standby that is about to be restarted, until it is back: what runs there may end, and nothing new begins there.
+    #[serde(default)]
+    pub resting: Option<NodeName>,
     /// How many drains there were, this one included. A session that chose its server under fewer chooses again; so it
     /// stays when a drain is over, for whoever saw nothing of it.
     #[serde(default)]
     pub drains: u64,
+    /// Nodes that operators work on: nothing is read there, or asked of them, and nobody wonders where they are.
+    #[serde(default)]
+    pub maintenance: Vec<NodeName>,
     pub writes: Writes,
     /// Whom the relay streams from; `None`: from nobody (the relay closes the stream and then promises the
     /// term).
@@ -82,7 +88,30 @@ pub struct Directive {
     /// On which `upstream` is, as it was verified: WAL of another one is nobody's history yet.
     #[serde(default)]
     pub timeline: Option<TimelineId>,
+    /// What every relay must hold before its log counts in this term; `None` while that is not known.
+    #[serde(default)]
+    pub floor: Option<Floor>,
+    /// Whose relays may have acknowledged a commit; empty: this instance is alone. The last of them are those that the
+    /// primary's setting names. There are others while that changes: then promises are needed from each.
+    #[serde(default)]
+    pub quorums: Vec<Acknowledgers>,
     pub durability: Durability,
+}
+
+/// The end of what was, at the beginning of a term.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Floor {
+    pub timeline: TimelineId,
+    pub end: Lsn,
+    /// The instance whose relay has it all, where that is not the primary.
+    pub source: Option<String>,
+}
+
+/// Relays, by their instances' names, of which `acks` have to acknowledge a commit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Acknowledgers {
+    pub relays: Vec<String>,
+    pub acks: usize,
 }
 
 /// A standby whose turn it is.
@@ -109,11 +138,40 @@ impl Directive {
             primary: None,
             candidate: None,
             drain: None,
+            resting: None,
             drains: 0,
+            maintenance: Vec::new(),
             writes: Writes::Held { reason: "starting".to_owned() },
             upstream: None,
             timeline: None,
+            floor: None,
+            quorums: Vec::new(),
             durability,
+        }
+    }
+
+    /// As a proxy obeys it that cannot know whether there is a later one: nobody is primary for it.
+    #[must_use]
+    pub fn unvouched(&self) -> Directive {
+        let reason = "cut off: too few of the other instances say that this term still holds".to_owned();
+        Directive {
+            primary: None,
+            candidate: None,
+            drain: None,
+            writes: Writes::Held { reason },
+            ..self.clone()
+        }
+    }
+
+    pub fn is_in_maintenance(&self, node: &NodeName) -> bool {
+        self.maintenance.contains(node)
+    }
+
+    /// The nodes of which it is asked what still runs there ([`super::ProxyStatus::drained`]).
+    pub fn coming_to_rest(&self) -> Vec<&NodeName> {
+        match &self.drain {
+            Some(drain) => self.primary.iter().chain([&drain.successor]).collect(),
+            None => self.resting.iter().collect(),
         }
     }
 
@@ -130,4 +188,10 @@ impl Directive {
 /// counts for the `synchronous_standby_names` of a new one.
 pub fn relay_application_name(instance: &str, term: Term) -> String {
     format!("bellwether_{instance}_t{term}")
+}
+
+/// Whose relay has that `application_name`; `None`: nobody's.
+pub fn relay_of(application_name: &str) -> Option<&str> {
+    let (instance, term) = application_name.strip_prefix("bellwether_")?.rsplit_once("_t")?;
+    term.parse::<u64>().ok().map(|_| instance)
 }

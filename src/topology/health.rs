@@ -2,12 +2,14 @@
 
 use std::time::Instant;
 
-use super::{Address, NodeName, Role};
+use super::{Address, Diagnosis, NodeName, Role};
 use crate::pg::{Lsn, SystemIdentifier, TimelineId};
 
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Health {
     pub nodes: Vec<NodeHealth>,
+    /// What ails the primary, as this instance sees it.
+    pub diagnosis: Option<Diagnosis>,
 }
 
 impl Health {
@@ -27,6 +29,8 @@ pub struct NodeHealth {
     pub system: Option<SystemIdentifier>,
     /// The node's own position: `pg_current_wal_flush_lsn` of a primary, `pg_last_wal_replay_lsn` of a standby.
     pub position: Lsn,
+    /// `server_version` of what runs, without what a packager has added to it.
+    pub server_version: Option<String>,
     pub seen_at: Option<Instant>,
 }
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{NodeName, Term};
+use super::{Ailment, NodeName, Term};
 use crate::pg::{Lsn, TimelineId};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -14,6 +14,9 @@ pub struct Election {
     pub rule: String,
     /// What was seen, in sentences, first-hand evidence first.
     pub evidence: Vec<String>,
+    /// What ailed the old primary, as far as anything did.
+    #[serde(default)]
+    pub ailment: Option<Ailment>,
     pub from: Option<NodeName>,
     pub to: Option<NodeName>,
     pub timeline: Option<TimelineId>,
@@ -51,6 +54,23 @@ pub struct SavedTail {
     pub to: Lsn,
     /// On the node's host.
     pub directory: String,
+}
+
+/// What an agent has done to a server, of which who leads has to know, wherever that is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deed {
+    pub term: Term,
+    pub node: NodeName,
+    pub what: Done,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Done {
+    /// In order; the record of the checkpoint that ends its WAL begins there.
+    ShutDown { checkpoint: Lsn },
+    /// Before its files were replaced.
+    Saved(SavedTail),
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

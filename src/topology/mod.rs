@@ -9,29 +9,40 @@
 //! | [`ProxyStatus`] | proxy | failover: evidence, and the confirmation of a term |
 //! | [`CommitsInDoubt`] | proxy | relay looks for them in its WAL |
 //! | [`CommitOutcomes`] | relay | proxy tells its clients |
-//! | [`Election`] | failover | admin: the history |
+//! | [`Election`], [`Restart`] | failover | admin: the history |
+//! | [`Failovers`] | failover | admin shows it |
+//! | [`Members`] | app, of what the other instances say | failover, and what gates proxy and relay |
 
 mod alarm;
 mod commits;
+mod diagnosis;
 mod directive;
+mod failovers;
 mod health;
 mod history;
+pub(crate) mod members;
 mod node;
 mod proxy;
 mod quorum;
+mod restart;
 mod wal;
 
 pub use alarm::{Alarm, AlarmKind};
 pub use commits::{CommitInDoubt, CommitOutcome, CommitOutcomes, CommitsInDoubt, Ending, Searching};
+pub use diagnosis::{Ailment, Diagnosis, Evidence, Mark};
 pub use directive::{
-    Candidate, Directive, Drain, Durability, RemoteApply, Term, Writes, relay_application_name,
+    Acknowledgers, Candidate, Directive, Drain, Durability, Floor, RemoteApply, Term, Writes,
+    relay_application_name, relay_of,
 };
+pub use failovers::Failovers;
 pub use health::{Health, NodeHealth, NodeState};
-pub use history::{Election, LeftBehind, Outcome, Phase, SavedTail};
+pub use history::{Deed, Done, Election, LeftBehind, Outcome, Phase, SavedTail};
+pub use members::{Heard, Log, Member, Members, VOUCH, Waited};
 pub use node::{Address, InvalidNodeName, Node, NodeName, Role};
 pub use proxy::{ClientEvidence, Drained, Draining, ProxyStatus};
 pub use quorum::{Position, Quorum};
+pub use restart::{Restart, RestartedNode};
 pub use wal::{
-    ArchiveStatus, Follower, FollowerState, Lag, Refusal, StreamEnd, UnknownBackup, Upstream, WalAlarm,
-    WalStatus,
+    Agreed, ArchiveStatus, Follower, FollowerState, Lag, Refusal, StreamEnd, UnknownBackup, Upstream,
+    WalAlarm, WalStatus,
 };

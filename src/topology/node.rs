@@ -107,8 +107,11 @@ impl fmt::Display for Address {
 pub struct Node {
     pub name: NodeName,
     pub address: Address,
-    /// Among equally advanced candidates the highest wins.
+    /// Among candidates that have all that they need the highest wins.
     pub priority: u32,
+    /// Whatever its owner calls a place: among candidates of the same priority one of the lost primary's zone wins, since
+    /// its clients are near.
+    pub zone: Option<String>,
     /// Never promoted.
     pub no_failover: bool,
 }

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use serde::{Deserialize, Serialize};
+
 use super::{Candidate, NodeName, Term};
 
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -12,7 +14,7 @@ pub struct ProxyStatus {
     pub confirmed: Term,
     /// The directive's candidate, once no session has a server connection there.
     pub cleared: Option<Candidate>,
-    /// What the directive's drain has come to.
+    /// What the directive's drain has come to, or that of a standby before its restart.
     pub drained: Option<Drained>,
     /// Transactions that wait for writes to open.
     pub held: usize,
@@ -21,7 +23,8 @@ pub struct ProxyStatus {
     pub evidence: Vec<ClientEvidence>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Draining {
     Known(usize),
     /// That process may be there, and has not said how many.
@@ -34,15 +37,21 @@ impl Default for Draining {
     }
 }
 
-/// The sessions at the two nodes of a drain.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
+/// The sessions at the two nodes of a drain, or at the one that is to be restarted.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Drained {
     /// [`super::Directive::drains`], so that a word about one is not taken for a word about the next.
     pub round: u64,
     /// In a transaction, or on the way into one. At 0 none follows.
     pub busy: usize,
     /// In no transaction, with state that lives in its server: how many by the reason. They lose it.
-    pub pinned: BTreeMap<&'static str, usize>,
+    pub pinned: BTreeMap<String, usize>,
+}
+
+impl Drained {
+    pub fn add_pinned(&mut self, reason: &str) {
+        *self.pinned.entry(reason.to_owned()).or_default() += 1;
+    }
 }
 
 /// What client traffic saw of a node. First-hand.

@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use super::{Alarm, AlarmKind, NodeName, Term};
 use crate::pg::{Lsn, SlotName, SystemIdentifier, TimelineId};
 
@@ -13,6 +15,9 @@ pub struct WalStatus {
     /// The highest term the relay has durably promised: it no longer takes a byte from, nor acknowledges one
     /// to, the primary of an earlier term.
     pub promised: Term,
+    /// The last term whose floor ([`super::Floor`]) the log has reached: what it has at its end is newer than all that
+    /// a log of an earlier term has.
+    pub log_term: Term,
     /// `None` until the first upstream was seen.
     pub system: Option<SystemIdentifier>,
     /// The timeline the store is on, announced to followers.
@@ -38,7 +43,7 @@ pub struct WalStatus {
 }
 
 /// What of the WAL is in the archive.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ArchiveStatus {
     /// Up to here, the begun segment included.
     pub archived: Lsn,
@@ -48,7 +53,7 @@ pub struct ArchiveStatus {
 }
 
 /// A base backup of the archive that is not understood: all WAL from its begin on is kept for it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnknownBackup {
     pub name: String,
     pub why: String,
@@ -58,6 +63,7 @@ impl WalStatus {
     pub fn starting() -> WalStatus {
         WalStatus {
             promised: Term(0),
+            log_term: Term(0),
             system: None,
             timeline: TimelineId(0),
             received: Lsn::INVALID,
@@ -88,6 +94,15 @@ impl WalStatus {
     }
 }
 
+/// Up to where followers get WAL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Agreed {
+    /// All that is durable here: there is no other relay.
+    Alone,
+    /// What enough relays have; `None`: nothing is known to be there.
+    Quorum(Option<(TimelineId, Lsn)>),
+}
+
 /// The relay's own connection to the primary: first-hand evidence of the primary's life.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Upstream {
@@ -112,7 +127,8 @@ pub enum Upstream {
 }
 
 /// The ends of a stream, told apart.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum StreamEnd {
     /// CopyDone and a result set: the upstream's timeline ended there.
     TimelineEnd { next: TimelineId, switchpoint: Lsn },
@@ -125,7 +141,8 @@ pub enum StreamEnd {
 }
 
 /// What about a refusal others act on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Refusal {
     /// It does not keep the WAL that comes next any more.
     Removed,
@@ -134,11 +151,17 @@ pub enum Refusal {
         timeline: TimelineId,
         lsn: Lsn,
     },
+    /// Our log is not a part of its history, that of timeline `theirs`: it left that at `fork`.
+    Branched {
+        theirs: TimelineId,
+        fork: (TimelineId, Lsn),
+    },
     Other,
 }
 
 /// The relay does not go on by itself. It holds until the durable end moves again.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum WalAlarm {
     /// Nobody who answers has the WAL behind `end`.
     Gap { timeline: TimelineId, end: Lsn },
@@ -194,7 +217,8 @@ impl Follower {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum FollowerState {
     /// Connected, not streaming.
     Startup,
@@ -205,7 +229,7 @@ pub enum FollowerState {
 }
 
 /// How far behind the primary's last known end of WAL a standby's replay is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lag {
     pub bytes: u64,
     /// Age of the oldest WAL it has not replayed; zero when it has replayed everything.

@@ -1,11 +1,13 @@
 //! The tables about what PgBouncer does not know: nodes, WAL, elections. PURE.
 
+use std::time::Instant;
+
 use prometheus::proto::MetricFamily;
 
 use super::table::{Columns, Table, Type, value};
 use crate::admin::view::{ClusterView, WritesView};
 use crate::relay::{SlotView, WalAvailability};
-use crate::topology::{Election, Outcome};
+use crate::topology::{Election, Members, Outcome};
 
 use Type::{Float8, Int4, Int8, Text};
 
@@ -21,6 +23,7 @@ const NODES: Columns = &[
     ("lag_seconds", Float8),
     ("seen_seconds_ago", Float8),
     ("why", Text),
+    ("maintenance", Text),
 ];
 
 pub(super) fn nodes(view: &ClusterView) -> Table {
@@ -42,6 +45,7 @@ pub(super) fn nodes(view: &ClusterView) -> Table {
             node.lag_seconds.and_then(value),
             node.seen_seconds_ago.and_then(value),
             node.why.clone(),
+            value(if node.maintenance { "t" } else { "f" }),
         ]
     });
     Table::new(NODES, rows)
@@ -123,6 +127,41 @@ pub(super) fn wal(view: &ClusterView) -> Table {
     Table::new(WAL, [row])
 }
 
+const MEMBERS: Columns = &[
+    ("instance", Text),
+    ("heard_seconds_ago", Float8),
+    ("term", Int8),
+    ("promised_term", Int8),
+    ("log_term", Int8),
+    ("timeline", Int4),
+    ("durable_lsn", Text),
+    ("confirmed_term", Int8),
+    ("instances", Text),
+];
+
+/// The others; of who was never heard the name alone.
+pub(super) fn members(members: &Members, now: Instant) -> Table {
+    let rows = members.others.iter().map(|(instance, heard)| {
+        let Some(heard) = heard else {
+            let unknown = std::iter::repeat_n(None, MEMBERS.len() - 1);
+            return std::iter::once(value(instance)).chain(unknown).collect();
+        };
+        let member = &heard.member;
+        vec![
+            value(instance),
+            value(now.saturating_duration_since(heard.asked_at).as_secs_f64()),
+            value(member.directive.term),
+            value(member.wal.promised),
+            value(member.wal.log_term),
+            value(member.wal.timeline),
+            value(member.wal.durable),
+            value(member.proxy.confirmed),
+            value(member.instances.join(", ")),
+        ]
+    });
+    Table::new(MEMBERS, rows)
+}
+
 const HISTORY: Columns = &[
     ("term", Int8),
     ("rule", Text),
@@ -134,6 +173,7 @@ const HISTORY: Columns = &[
     ("millis", Int8),
     ("outcome", Text),
     ("evidence", Text),
+    ("ailment", Text),
 ];
 
 pub(super) fn history(elections: &[Election]) -> Table {
@@ -154,6 +194,7 @@ pub(super) fn history(elections: &[Election]) -> Table {
             value(election.phases.iter().map(|phase| phase.millis).sum::<u64>()),
             value(outcome),
             value(election.evidence.join(" ")),
+            election.ailment.and_then(value),
         ]
     });
     Table::new(HISTORY, rows)

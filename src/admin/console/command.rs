@@ -3,19 +3,25 @@
 //! Keywords in any case; names as PostgreSQL reads them: folded to lower case unless they are in quotes.
 
 use super::pooler;
+use crate::admin::MemberQuestion;
+use crate::admin::pass_on::Reach;
+use crate::failover::{self, Handover, Servers, Stragglers, Upkeep};
 use crate::pg::error::{ErrorFields, SqlState};
 use crate::topology::NodeName;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Command {
     Show(Show),
+    ShowMember(MemberQuestion),
+    Candidates,
     Pause(Option<String>),
     Resume(Option<String>),
     Reconnect(Option<String>),
     Kill(String),
     KillClient(u32),
     Reload,
-    Switchover(Option<NodeName>),
+    /// The control plane's. `PAUSE` and `RESUME` are the pools', as PgBouncer has them.
+    Order(failover::Command, Reach),
     /// What drivers send of their own accord: answered with this tag, and nothing happens.
     Courtesy(&'static str),
     Nothing,
@@ -58,13 +64,27 @@ shows! {
     Wal = "wal",
     History = "history",
     Routes = "routes",
+    Members = "members",
     Help = "help",
 }
 
 impl Command {
     /// Whether it only looks.
     pub(super) fn is_harmless(&self) -> bool {
-        matches!(self, Command::Show(_) | Command::Courtesy(_) | Command::Nothing)
+        match self {
+            Command::Show(_) | Command::Candidates | Command::Courtesy(_) | Command::Nothing => true,
+            Command::Order(
+                failover::Command::Foresee { .. } | failover::Command::ForeseeRestart { .. },
+                _,
+            ) => true,
+            // Who asks in an instance's name is taken for it.
+            Command::ShowMember(question) => question.asker.is_none(),
+            _ => false,
+        }
+    }
+
+    pub(super) fn has_rows(&self) -> bool {
+        matches!(self, Command::Show(_) | Command::ShowMember(_) | Command::Candidates)
     }
 
     pub(super) fn parse(text: &str) -> Result<Command, ErrorFields> {
@@ -79,6 +99,10 @@ impl Command {
                 let message = "SHOW FDS is not supported: sockets are not handed out here";
                 return Err(ErrorFields::error(SqlState::FEATURE_NOT_SUPPORTED, message));
             }
+            ["show", "member", ..] => {
+                Command::ShowMember(question(&tokens[2..]).ok_or_else(|| unknown(text))?)
+            }
+            ["show", "candidates"] => Command::Candidates,
             ["show", what] => {
                 let found = Show::ALL.iter().find(|(word, _)| word == what);
                 Command::Show(found.ok_or_else(|| unknown(text))?.1)
@@ -89,8 +113,9 @@ impl Command {
             ["kill", _] => Command::Kill(tokens[1].name()),
             ["kill_client", id] => Command::KillClient(client(id)?),
             ["reload"] => Command::Reload,
-            ["switchover"] => Command::Switchover(None),
-            ["switchover", "to", _] => Command::Switchover(Some(node(&tokens[2].name())?)),
+            ["switchover" | "failover" | "maintenance" | "restart", ..] => {
+                order(&tokens)?.ok_or_else(|| unknown(text))?
+            }
             ["set", assignment, ..] if pooler::is_config_key(name_in(assignment)) => {
                 let message = format!("\"{}\" cannot be set at the console", name_in(assignment));
                 return Err(ErrorFields::error(SqlState::FEATURE_NOT_SUPPORTED, message)
@@ -106,6 +131,86 @@ impl Command {
     }
 }
 
+/// `[AFTER serial] [FOR 'instance']`.
+fn question(tokens: &[Token]) -> Option<MemberQuestion> {
+    let mut question = MemberQuestion::default();
+    let mut rest = tokens;
+    if let [keyword, serial, behind @ ..] = rest
+        && keyword.keyword() == "after"
+    {
+        question.after = Some(serial.keyword().parse().ok()?);
+        rest = behind;
+    }
+    match rest {
+        [] => Some(question),
+        [keyword, asker] if keyword.keyword() == "for" => {
+            Some(MemberQuestion { asker: Some(asker.name()), ..question })
+        }
+        _ => None,
+    }
+}
+
+/// `SWITCHOVER [TO node] [FORCE | DRY_RUN] [HERE]`, `FAILOVER [[TO node] [DRY_RUN] | PAUSE | RESUME] [HERE]`,
+/// `MAINTENANCE node [END] [HERE]`.
+/// `RESTART {{NODE node | ALL} [FORCE | DRY_RUN] | CANCEL} [HERE]`.
+fn order(tokens: &[Token]) -> Result<Option<Command>, ErrorFields> {
+    let words: Vec<String> = tokens.iter().map(Token::keyword).collect();
+    let mut words: Vec<&str> = words.iter().map(String::as_str).collect();
+    // A node of that name stands behind TO or NODE.
+    let is_name = words.ends_with(&["to", "here"]) || words.ends_with(&["node", "here"]);
+    let handed = words.len() > 1 && words.ends_with(&["here"]) && !is_name;
+    let reach = if handed { Reach::Here } else { Reach::Cluster };
+    words.truncate(words.len() - usize::from(handed));
+    let to = match words.as_slice() {
+        [_, "to", _, ..] => Some(node(&tokens[2].name())?),
+        _ => None,
+    };
+    let order = match words.as_slice() {
+        ["switchover"] | ["switchover", "to", _] => {
+            failover::Command::Switchover { to, stragglers: Stragglers::Spared }
+        }
+        ["switchover", "force"] | ["switchover", "to", _, "force"] => {
+            failover::Command::Switchover { to, stragglers: Stragglers::Cut }
+        }
+        ["switchover", "dry_run"] | ["switchover", "to", _, "dry_run"] => {
+            failover::Command::Foresee { handover: Handover::Switchover, to }
+        }
+        ["failover", "dry_run"] | ["failover", "to", _, "dry_run"] => {
+            failover::Command::Foresee { handover: Handover::Failover, to }
+        }
+        ["failover"] | ["failover", "to", _] => failover::Command::Failover { to },
+        ["maintenance", _] => {
+            failover::Command::Maintenance { node: node(&tokens[1].name())?, upkeep: Upkeep::Begin }
+        }
+        ["maintenance", _, "end"] => {
+            failover::Command::Maintenance { node: node(&tokens[1].name())?, upkeep: Upkeep::End }
+        }
+        ["failover", "pause"] => failover::Command::Pause,
+        ["failover", "resume"] => failover::Command::Resume,
+        ["restart", which @ ..] => match restart(which, &tokens[1..])? {
+            Some(order) => order,
+            None => return Ok(None),
+        },
+        _ => return Ok(None),
+    };
+    Ok(Some(Command::Order(order, reach)))
+}
+
+fn restart(words: &[&str], tokens: &[Token]) -> Result<Option<failover::Command>, ErrorFields> {
+    let (servers, rest) = match words {
+        ["cancel"] => return Ok(Some(failover::Command::CancelRestart)),
+        ["all", rest @ ..] => (Servers::All, rest),
+        ["node", _, rest @ ..] => (Servers::One(node(&tokens[1].name())?), rest),
+        _ => return Ok(None),
+    };
+    Ok(match rest {
+        [] => Some(failover::Command::Restart { servers, stragglers: Stragglers::Spared }),
+        ["force"] => Some(failover::Command::Restart { servers, stragglers: Stragglers::Cut }),
+        ["dry_run"] => Some(failover::Command::ForeseeRestart { servers }),
+        _ => None,
+    })
+}
+
 /// Of `name=value`, or the beginning of `name = value`.
 fn name_in(assignment: &str) -> &str {
     assignment.split('=').next().unwrap_or_default()
@@ -115,7 +220,7 @@ fn name_in(assignment: &str) -> &str {
 pub(super) fn help() -> String {
     let shown: Vec<String> = Show::ALL.iter().map(|(word, _)| word.to_uppercase()).collect();
     format!(
-        "SHOW {}\nPAUSE [db], RESUME [db], RECONNECT [db], KILL db, KILL_CLIENT id, RELOAD, SWITCHOVER [TO node]",
+        "SHOW {}\nSHOW CANDIDATES\nSHOW MEMBER [AFTER serial] [FOR instance]\nPAUSE [db], RESUME [db], RECONNECT [db], KILL db, KILL_CLIENT id, RELOAD\nSWITCHOVER [TO node] [FORCE|DRY_RUN], FAILOVER [TO node] [DRY_RUN], FAILOVER PAUSE, FAILOVER RESUME\nMAINTENANCE node [END]\nRESTART {{NODE node|ALL}} [FORCE|DRY_RUN], RESTART CANCEL",
         shown.join("|")
     )
 }
@@ -205,12 +310,21 @@ fn quoted(text: &str, quote: char) -> Option<(String, &str)> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Command, Show};
+    use super::{Command, MemberQuestion, Reach, Show, Stragglers, Upkeep, failover};
     use crate::pg::error::SqlState;
 
     #[test]
     fn commands() {
         let name = |name: &str| Some(name.to_owned());
+        let switchover = |to: Option<&str>, stragglers, reach| {
+            let to = to.and_then(|to| to.parse().ok());
+            Command::Order(failover::Command::Switchover { to, stragglers }, reach)
+        };
+        let maintenance = |upkeep, reach| {
+            let node = "pg2".parse().expect("a name");
+            Command::Order(failover::Command::Maintenance { node, upkeep }, reach)
+        };
+        let question = |after, asker: Option<&str>| MemberQuestion { after, asker: asker.map(str::to_owned) };
         for (text, expected) in [
             ("SHOW POOLS;", Command::Show(Show::Pools)),
             ("  show\n stats_totals ", Command::Show(Show::StatsTotals)),
@@ -223,9 +337,36 @@ mod tests {
             ("KILL orders", Command::Kill("orders".to_owned())),
             ("KILL_CLIENT 0x1f", Command::KillClient(31)),
             ("KILL_CLIENT 31;", Command::KillClient(31)),
+            ("SHOW MEMBER", Command::ShowMember(question(None, None))),
+            ("show member after 7;", Command::ShowMember(question(Some(7), None))),
+            ("SHOW MEMBER FOR 'bw2'", Command::ShowMember(question(None, Some("bw2")))),
+            ("SHOW MEMBER AFTER 7 FOR bw2", Command::ShowMember(question(Some(7), Some("bw2")))),
             ("RELOAD", Command::Reload),
-            ("SWITCHOVER", Command::Switchover(None)),
-            ("switchover to PG2", Command::Switchover("pg2".parse().ok())),
+            ("SWITCHOVER", switchover(None, Stragglers::Spared, Reach::Cluster)),
+            ("switchover to PG2", switchover(Some("pg2"), Stragglers::Spared, Reach::Cluster)),
+            ("SWITCHOVER FORCE", switchover(None, Stragglers::Cut, Reach::Cluster)),
+            ("SWITCHOVER TO here", switchover(Some("here"), Stragglers::Spared, Reach::Cluster)),
+            ("SWITCHOVER TO force HERE", switchover(Some("force"), Stragglers::Spared, Reach::Here)),
+            ("FAILOVER", Command::Order(failover::Command::Failover { to: None }, Reach::Cluster)),
+            ("show candidates", Command::Candidates),
+            ("restart cancel", Command::Order(failover::Command::CancelRestart, Reach::Cluster)),
+            (
+                "RESTART NODE here",
+                Command::Order(
+                    failover::Command::Restart {
+                        servers: failover::Servers::One("here".parse().expect("a name")),
+                        stragglers: Stragglers::Spared,
+                    },
+                    Reach::Cluster,
+                ),
+            ),
+            ("FAILOVER PAUSE", Command::Order(failover::Command::Pause, Reach::Cluster)),
+            ("failover resume here;", Command::Order(failover::Command::Resume, Reach::Here)),
+            ("MAINTENANCE PG2", maintenance(Upkeep::Begin, Reach::Cluster)),
+            ("maintenance 'pg2' end;", maintenance(Upkeep::End, Reach::Cluster)),
+            ("MAINTENANCE pg2 END HERE", maintenance(Upkeep::End, Reach::Here)),
+            // A database may be called that.
+            ("PAUSE failover", Command::Pause(Some("failover".to_owned()))),
             ("SET extra_float_digits = 3", Command::Courtesy("SET")),
             ("BEGIN", Command::Courtesy("BEGIN")),
         ] {
@@ -235,6 +376,16 @@ mod tests {
 
     #[test]
     fn what_is_no_command_is_told_what_is() {
+        for text in
+            ["SHOW MEMBER AFTER", "SHOW MEMBER AFTER x", "SHOW MEMBER FOR bw2 AFTER 7", "SHOW MEMBER 7"]
+        {
+            assert_eq!(Command::parse(text).expect_err(text).code, SqlState::SYNTAX_ERROR, "{text}");
+        }
+        for text in
+            ["FAILOVER FORCE", "FAILOVER TO", "SWITCHOVER PAUSE", "SWITCHOVER HERE FORCE", "MAINTENANCE"]
+        {
+            assert_eq!(Command::parse(text).expect_err(text).code, SqlState::SYNTAX_ERROR, "{text}");
+        }
         for text in
             ["SELECT 1", "SHOW", "SHOW \"pools\"", "SHOW POOLS; SHOW LISTS", "KILL", "PAUSE a b", "PAUSE \"a"]
         {

@@ -212,7 +212,7 @@ impl Conversation<'_> {
             Ok((_, name)) => self.portals.get(name).cloned().ok_or_else(|| missing("portal")),
         };
         let portal = match portal {
-            Ok(portal) if matches!(portal.command, Command::Show(_)) => portal,
+            Ok(portal) if portal.command.has_rows() => portal,
             Ok(_) => {
                 backend::no_data(&mut self.wire.out);
                 return Ok(Ok(()));

@@ -16,13 +16,18 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use self::command::{Command, Show};
-use self::table::{Table, Type, value};
-use super::{ReloadError, Sources, view};
-use crate::failover::{self, CommandError};
+use self::table::{Columns, Table, Type, value};
+use super::pass_on::Reach;
+use super::{MemberError, MemberQuestion, MemberQuestions, ReloadError, Sources, view};
+use crate::failover::{self, Handover};
 use crate::net::Client;
 use crate::pg::error::{ErrorFields, SqlState};
 use crate::proxy::Proxy;
 use crate::relay::Relay;
+
+const MEMBER: Columns = &[("member", Type::Text)];
+
+const CANDIDATES: Columns = &[("forecast", Type::Text)];
 
 /// The databases' names.
 pub const DATABASES: [&str; 2] = ["bellwether", "pgbouncer"];
@@ -48,6 +53,7 @@ pub struct Console {
     pub sources: Sources,
     pub proxy: Proxy,
     pub relay: Relay,
+    pub member: MemberQuestions,
     /// As of now.
     pub access: watch::Receiver<Access>,
 }
@@ -90,12 +96,13 @@ impl Console {
             let message = "only users in admin.users may do this";
             return Err(ErrorFields::error(SqlState::INSUFFICIENT_PRIVILEGE, message));
         }
-        if !command.is_harmless() {
+        if !command.is_harmless() && !matches!(command, Command::ShowMember(_)) {
             tracing::info!(?command, "an operator's command");
         }
         let ordered = |tag| Ok(Done::Ordered(tag, vec![]));
         match command {
             Command::Show(show) => Ok(self.show(*show)),
+            Command::ShowMember(question) => self.show_member(question.clone()).await,
             Command::Pause(database) => {
                 self.proxy.pause(database.as_deref()).await?;
                 ordered("PAUSE")
@@ -117,10 +124,31 @@ impl Console {
                 ordered("KILL_CLIENT")
             }
             Command::Reload => self.ask_to_reload().await,
-            Command::Switchover(to) => self.switch_over(to.clone()).await,
+            Command::Candidates => {
+                let asked = failover::Command::Foresee { handover: Handover::Failover, to: None };
+                let said = self.sources.orders.give(asked, Reach::Cluster).await;
+                let said = said.map_err(|error| error.fields())?;
+                Ok(Done::Rows(Table::new(CANDIDATES, said.lines().map(|line| vec![value(line)]))))
+            }
+            Command::Order(order, reach) => {
+                let said = self.sources.orders.give(order.clone(), *reach).await;
+                said.map(|said| Done::Ordered(tag(order), vec![said])).map_err(|error| error.fields())
+            }
             Command::Courtesy(tag) => ordered(tag),
             Command::Nothing => Ok(Done::Nothing),
         }
+    }
+
+    async fn show_member(&self, question: MemberQuestion) -> Result<Done, ErrorFields> {
+        let answered = self.member.ask(question).await.map_err(|error| {
+            let code = match &error {
+                MemberError::UnknownAsker { .. } => SqlState::UNDEFINED_OBJECT,
+                MemberError::Closed => SqlState::CANNOT_CONNECT_NOW,
+                MemberError::Alone => SqlState::FEATURE_NOT_SUPPORTED,
+            };
+            ErrorFields::error(code, error.to_string())
+        });
+        Ok(Done::Rows(Table::new(MEMBER, [vec![value(answered?)]])))
     }
 
     async fn ask_to_reload(&self) -> Result<Done, ErrorFields> {
@@ -134,22 +162,6 @@ impl Console {
                     .with_detail(why)
             }
             ReloadError::Stopped => ErrorFields::error(SqlState::ADMIN_SHUTDOWN, error.to_string()),
-        })
-    }
-
-    async fn switch_over(&self, to: Option<crate::topology::NodeName>) -> Result<Done, ErrorFields> {
-        let command = failover::Command::Switchover { to, stragglers: failover::Stragglers::Spared };
-        let done = match &self.sources.commands {
-            Some(commands) => commands.send(command).await,
-            None => Err(CommandError::Stopped),
-        };
-        done.map(|said| Done::Ordered("SWITCHOVER", vec![said])).map_err(|error| {
-            let code = match &error {
-                CommandError::UnknownNode(_) => SqlState::UNDEFINED_OBJECT,
-                CommandError::Unfit(..) | CommandError::NotNow(_) => SqlState::OBJECT_IN_USE,
-                CommandError::Stopped => SqlState::ADMIN_SHUTDOWN,
-            };
-            ErrorFields::error(code, error.to_string())
         })
     }
 
@@ -182,6 +194,8 @@ impl Console {
             Show::History => cluster::history(&self.sources.history.borrow()),
             Show::Slots => cluster::slots(&self.relay.slots()),
             Show::Routes => cluster::routes(&self.sources.registry.gather()),
+            #[expect(clippy::disallowed_methods, reason = "shell: for the ages that are shown")]
+            Show::Members => cluster::members(&self.sources.members.borrow(), Instant::now()),
             Show::Help => {
                 let lines = command::help();
                 Table::new(&[("command", Type::Text)], lines.lines().map(|line| vec![value(line)]))
@@ -190,9 +204,39 @@ impl Console {
     }
 }
 
+fn tag(order: &failover::Command) -> &'static str {
+    match order {
+        failover::Command::Switchover { .. } => "SWITCHOVER",
+        failover::Command::Foresee { handover: Handover::Switchover, .. } => "SWITCHOVER",
+        failover::Command::Foresee { handover: Handover::Failover, .. } => "FAILOVER",
+        failover::Command::Maintenance { .. } => "MAINTENANCE",
+        failover::Command::Restart { .. }
+        | failover::Command::ForeseeRestart { .. }
+        | failover::Command::CancelRestart => "RESTART",
+        failover::Command::Failover { .. } | failover::Command::Pause | failover::Command::Resume => {
+            "FAILOVER"
+        }
+    }
+}
+
 /// What of the process is in memory (proc(5)); 0 where that is not told.
 fn resident_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let kilobytes = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
     kilobytes.and_then(|number| number.trim().parse::<u64>().ok()).unwrap_or(0) * 1024
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::Command;
+    use crate::admin::pass_on::Reach;
+    use crate::failover;
+
+    /// Which order a text is.
+    pub(in crate::admin) fn understood(text: &str) -> Option<(failover::Command, Reach)> {
+        match Command::parse(text) {
+            Ok(Command::Order(order, reach)) => Some((order, reach)),
+            _ => None,
+        }
+    }
 }

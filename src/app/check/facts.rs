@@ -40,6 +40,8 @@ pub(super) struct Facts {
     pub(super) settings: HashMap<String, String>,
     /// As the server sees this host; `None`: over a unix socket.
     pub(super) our_address: Option<IpAddr>,
+    /// Slots of relays that nobody uses.
+    pub(super) idle_relay_slots: Vec<String>,
     /// `None`: the login may not look.
     pub(super) hba: Option<Vec<Rule>>,
 }
@@ -61,10 +63,13 @@ const SETTINGS: &[&str] = &[
     "full_page_writes",
     "hot_standby",
     "cluster_name",
+    "max_connections",
     "max_replication_slots",
     "max_wal_senders",
     "primary_conninfo",
     "primary_slot_name",
+    "reserved_connections",
+    "superuser_reserved_connections",
     "synchronous_commit",
     "wal_level",
     "wal_log_hints",
@@ -129,6 +134,9 @@ async fn read(client: &Client) -> Result<Facts, tokio_postgres::Error> {
     for row in client.query("SELECT name, setting FROM pg_settings WHERE name = ANY($1)", &[&names]).await? {
         facts.settings.insert(row.get(0), row.get(1));
     }
+    let slots = "SELECT slot_name::text FROM pg_replication_slots
+                  WHERE slot_type = 'physical' AND NOT active AND starts_with(slot_name, 'bellwether_') ORDER BY 1";
+    facts.idle_relay_slots = client.query(slots, &[]).await?.iter().map(|row| row.get(0)).collect();
     facts.hba = hba(client).await?;
     Ok(facts)
 }

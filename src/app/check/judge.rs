@@ -1,9 +1,10 @@
 //! What the servers' answers mean, and what mends them. PURE.
 
-use super::Finding;
 use super::facts::{Facts, NoFacts};
 use super::hba::{self, Match, Purpose};
+use super::{Finding, connections};
 use crate::app::config::{AuthQuery, Config, ListenOn, NodeConfig};
+use crate::app::plans;
 use crate::net::LookupStatement;
 use crate::pg::settings::RECOVERY_TARGETS;
 use crate::topology::{Durability, RemoteApply};
@@ -21,6 +22,8 @@ pub(super) fn judge(config: &Config, answers: &[Result<Facts, NoFacts>]) -> Vec<
             Ok(facts) => {
                 findings.extend(grants(config, node, facts));
                 findings.extend(settings(config, node, facts));
+                findings.extend(connections::judge(config, &place(node), facts));
+                findings.extend(idle_slots(config, node, facts));
                 findings.extend(recovery_targets(node, facts));
                 findings.extend(upstream(config, node, facts));
                 findings.extend(admission(config, node, facts));
@@ -174,6 +177,17 @@ fn settings(config: &Config, node: &NodeConfig, facts: &Facts) -> Vec<Finding> {
     findings
 }
 
+/// Left by an instance that is none any more: it keeps WAL on the primary, for ever.
+fn idle_slots(config: &Config, node: &NodeConfig, facts: &Facts) -> Vec<Finding> {
+    let ours = plans::relay_slots(config);
+    let idle = facts.idle_relay_slots.iter().filter(|slot| ours.iter().all(|ours| ours.as_str() != *slot));
+    let finding = |slot: &String| {
+        let what = format!("the slot {slot} is of no instance in this file, and keeps WAL");
+        Finding::warn(place(node), what).mend(format!("SELECT pg_drop_replication_slot('{slot}');"))
+    };
+    idle.map(finding).collect()
+}
+
 /// Left by a restore or by hand. A primary's counts when it comes back as a standby.
 fn recovery_targets(node: &NodeConfig, facts: &Facts) -> Option<Finding> {
     let is_set = |name: &&str| facts.settings.get(*name).is_some_and(|value| !value.is_empty());
@@ -316,7 +330,8 @@ fn one_host(config: &Config) -> Option<Finding> {
         node.local.is_some() || loopback || host == "localhost" || host.starts_with('/')
     };
     let local: Vec<&str> = config.nodes.iter().filter(here).map(|node| node.node.name.as_str()).collect();
-    if config.durability == Durability::Async || local.is_empty() {
+    // Of several instances the one beside the primary does not acknowledge.
+    if config.durability == Durability::Async || local.is_empty() || !plans::is_alone(config) {
         return None;
     }
     if local.len() == config.nodes.len() {
@@ -371,7 +386,7 @@ fn identifier(name: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::HashMap;
     use std::path::Path;
 
@@ -380,8 +395,20 @@ mod tests {
     use super::{conninfo_pairs, identifier, judge};
     use crate::app::config::{Config, System, parse};
 
-    fn config(changes: &str) -> Config {
-        let yaml = format!(
+    pub(in crate::app::check) fn config(changes: &str) -> Config {
+        read(&yaml(changes))
+    }
+
+    /// Beside bw2 and bw3.
+    pub(in crate::app::check) fn one_of_three(changes: &str) -> Config {
+        let peers =
+            "peers: [{instance: bw2, address: '10.0.0.2:6432'}, {instance: bw3, address: '10.0.0.3:6432'}]";
+        let etcd = "state: {file: state, etcd: {endpoints: ['http://10.0.0.1:2379']}}";
+        read(&yaml(&format!("{peers}\n{changes}")).replace("state: {file: state}", etcd))
+    }
+
+    fn yaml(changes: &str) -> String {
+        format!(
             "
 cluster: orders
 instance: bw1
@@ -393,8 +420,11 @@ server_login: {{user: bw}}
 wal: {{dir: wal}}
 state: {{file: state}}
 {changes}"
-        );
-        let (config, findings) = parse(&yaml, Path::new("/"), &System { directory: "/".into() });
+        )
+    }
+
+    fn read(yaml: &str) -> Config {
+        let (config, findings) = parse(yaml, Path::new("/"), &System { directory: "/".into() });
         config.unwrap_or_else(|| panic!("{findings:?}"))
     }
 

@@ -1,11 +1,15 @@
 //! `bellwether check`: everything that stands in the way, at once, with what mends it.
 //!
-//! First the file; then, when the file is whole, every server, side by side, and the archive. `facts` asks the servers,
-//! `judge` and `hba` decide, without a server, what the answers mean.
+//! First the file; then, when the file is whole, every server, side by side, etcd, the other instances, and the archive.
+//! `facts` asks the servers, `judge`, `hba` and `connections` decide, without a server, what the answers mean; `etcd` and
+//! `peers` do both, each for its own.
 
+mod connections;
+mod etcd;
 mod facts;
 mod hba;
 mod judge;
+mod peers;
 
 use std::fmt;
 use std::path::Path;
@@ -14,6 +18,7 @@ use std::time::Duration;
 use super::certificates::Certificates;
 use super::cli;
 use super::config::{self, Config, LoadError, Problem};
+use crate::pg::SystemIdentifier;
 use crate::relay::archive::{ProbeError, probe, unknown_backups};
 
 /// For the archive to be written to, read from and cleaned up again.
@@ -89,12 +94,22 @@ pub async fn check(path: &Path) -> Vec<Finding> {
     }
 }
 
-/// Asks every server of `config` and judges the answers.
+/// Asks every server of `config`, etcd and the other instances, and judges the answers.
 pub async fn servers(config: &Config) -> Vec<Finding> {
-    match Certificates::load(config) {
-        Ok(certificates) => judge::judge(config, &facts::gather(config, &certificates.for_servers).await),
-        Err(error) => vec![Finding::error("tls", cli::chain(&error))],
-    }
+    let tls = match Certificates::load(config) {
+        Ok(certificates) => certificates.for_servers,
+        Err(error) => return vec![Finding::error("tls", cli::chain(&error))],
+    };
+    let (answers, looks, peers) =
+        tokio::join!(facts::gather(config, &tls), etcd::gather(config), peers::gather(config, &tls));
+    let system = config.nodes.iter().zip(&answers).find_map(|(node, answer)| {
+        let system = answer.as_ref().ok()?.system_identifier;
+        Some((node.node.name.as_str(), SystemIdentifier(system.cast_unsigned())))
+    });
+    let mut findings = judge::judge(config, &answers);
+    findings.extend(etcd::judge(config, &looks, system));
+    findings.extend(peers::judge(config, &peers));
+    findings
 }
 
 /// Uses the archive as the relay will.

@@ -7,6 +7,7 @@ pub(super) mod follower;
 mod inspect;
 mod passfile;
 mod progress;
+pub(super) mod restart;
 pub(super) mod switchover;
 pub(super) mod wal;
 

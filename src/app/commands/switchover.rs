@@ -27,6 +27,9 @@ pub(in crate::app) struct Wish {
     /// Cut off transactions that are still open after failover.drain, instead of giving up
     #[arg(long)]
     force: bool,
+    /// Tell what it would come to now, and who would be chosen; nothing is done
+    #[arg(long, conflicts_with = "force")]
+    dry_run: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -40,11 +43,16 @@ pub(in crate::app) enum SwitchoverError {
 }
 
 impl Wish {
-    fn path(&self) -> String {
+    pub(in crate::app) fn is_dry(&self) -> bool {
+        self.dry_run
+    }
+
+    pub(in crate::app) fn path(&self) -> String {
         let to = self.to.iter().map(|node| format!("to={node}"));
         let stragglers = if self.force { Stragglers::Cut } else { Stragglers::Spared };
         let force = (stragglers == Stragglers::Cut).then(|| "force".to_owned());
-        let options: Vec<String> = to.chain(force).collect();
+        let options: Vec<String> =
+            to.chain(force).chain(self.dry_run.then(|| "dry_run".to_owned())).collect();
         format!("/api/v1/switchover?{}", options.join("&"))
     }
 }

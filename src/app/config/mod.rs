@@ -4,6 +4,7 @@
 //! The planes do not see [`Config`]: `run` makes each plane's own configuration from it.
 
 mod auth;
+mod etcd;
 mod events;
 mod listen;
 mod parse;
@@ -21,6 +22,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use etcd::Etcd;
 pub use parse::parse;
 pub use reader::{Findings, Problem};
 pub use secret::{Secret, Sources, System};
@@ -56,11 +58,15 @@ pub struct Config {
     pub routing: Routing,
     pub wal: Wal,
     pub durability: Durability,
+    /// How many relays have to acknowledge a commit; `None`: a majority.
+    pub acks: Option<u32>,
     /// Whether the outcome of commits whose server is lost is found out.
     pub resolve_commits: bool,
     pub failover: Failover,
     /// Terms and elections, across restarts.
     pub state_file: PathBuf,
+    /// Where several instances share it; `None`: this one is alone.
+    pub etcd: Option<Etcd>,
     /// Threads of the query plane; `None`: one per four cores.
     pub workers: Option<u32>,
     pub tls: Tls,
@@ -235,8 +241,17 @@ pub struct Failover {
     pub hold_clients: Duration,
     /// A switchover waits so long for open transactions.
     pub drain: Duration,
+    /// How many automatic failovers there may be; `None`: any number.
+    pub budget: Option<Budget>,
     /// Nothing is promoted that is known to lack more WAL than this.
     pub max_lost_bytes: u64,
+}
+
+/// So many automatic failovers within a window that slides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    pub failovers: u32,
+    pub within: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,16 +7,17 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::auth::{against_tls, auth};
+use super::etcd::etcd;
 use super::events::events;
 use super::listen::listener;
-use super::reader::{Findings, Problem, Section};
+use super::reader::{Findings, Parsed, Problem, Section};
 use super::secret::{self, PASSWORD, Sources};
 use super::tls::for_servers;
 use super::units::{duration, duration_or_off, number, on_off, parsed, path, size, text, texts, word};
 use super::wal::wal;
 use super::{
-    Balance, Config, Consistency, Failover, FailoverMode, Local, Log, LogFormat, NodeConfig, Pool, Routing,
-    ServerLogin, Shutdown,
+    Balance, Budget, Config, Consistency, Failover, FailoverMode, Local, Log, LogFormat, NodeConfig, Pool,
+    Routing, ServerLogin, Shutdown,
 };
 use crate::admin::console::Access;
 use crate::proxy::PoolMode;
@@ -26,6 +27,8 @@ use crate::topology::{Durability, Node, NodeName};
 
 /// Client connections unless the file says otherwise.
 const MAX_CLIENTS: usize = 10_000;
+/// Of a budget: so many are remembered (`failover::decide::Budget::MAX`).
+const MAX_FAILOVERS: u32 = 100;
 
 /// The configuration in `yaml`, or `None` and the problems that prevent it. Relative paths start at
 /// `directory`.
@@ -76,12 +79,16 @@ impl Parser<'_> {
         let pool = root.section("pool", pool);
         let routing = root.section("routing", routing);
         let wal = root.section("wal", |section| wal(section, self.directory));
-        let (durability, resolve_commits) = root.section("durability", durability);
+        let (durability, acks, resolve_commits) =
+            root.section("durability", |section| durability(section, peers.len() + 1));
         let failover = root.section("failover", failover);
-        let state_file = root.section("state", |state| {
-            state.not_supported_yet(&["etcd"]);
-            state.required("file", path).map(|file| self.directory.join(file))
+        let (state_file, etcd) = root.section("state", |state| {
+            let file = state.required("file", path).map(|file| self.directory.join(file));
+            (file, state.section("etcd", |section| etcd(self, section, self.directory)))
         });
+        if etcd.is_some() && cluster.as_ref().is_some_and(|cluster| cluster.contains('/')) {
+            root.problem("cluster", "may not have a slash: it is part of the keys in etcd");
+        }
         let workers = root.optional("workers", number(1..=1024));
         let log = root.section("log", log);
         let events = root.section("events", events);
@@ -105,9 +112,11 @@ impl Parser<'_> {
             routing,
             wal: wal?,
             durability,
+            acks,
             resolve_commits,
             failover,
             state_file: state_file?,
+            etcd,
             workers,
             tls,
             log,
@@ -160,10 +169,12 @@ impl Parser<'_> {
         let name = item.required("name", parsed);
         let address = item.required("address", parsed);
         let priority = item.or("priority", 100, number(0..=1_000_000));
+        let zone = item.optional("zone", text);
         let no_failover = item.or("no_failover", false, on_off);
         let tls = item.section("tls", |tls| (!tls.is_absent()).then(|| for_servers(tls, self.directory)));
         let local = item.section("local", |local| self.local(local));
-        Some(NodeConfig { node: Node { name: name?, address: address?, priority, no_failover }, tls, local })
+        let node = Node { name: name?, address: address?, priority, zone, no_failover };
+        Some(NodeConfig { node, tls, local })
     }
 
     /// `None` also when there is no such section.
@@ -300,12 +311,14 @@ fn routing(routing: &mut Section<'_>) -> Routing {
     }
 }
 
-fn durability(durability: &mut Section<'_>) -> (Durability, bool) {
-    durability.not_supported_yet(&["acks"]);
+/// `instances`: how many relays there are.
+fn durability(durability: &mut Section<'_>, instances: usize) -> (Durability, Option<u32>, bool) {
     let modes = [("async", Durability::Async), ("quorum", Durability::Quorum)];
     let mode = durability.or("mode", Durability::Async, word(&modes));
+    let instances = u32::try_from(instances).unwrap_or(u32::MAX);
+    let acks = durability.optional("acks", number(1..=instances));
     // Without a quorum nobody waits for a commit to be safe, and the question would be paid for in vain.
-    (mode, durability.or("resolve_commits", mode == Durability::Quorum, on_off))
+    (mode, acks, durability.or("resolve_commits", mode == Durability::Quorum, on_off))
 }
 
 fn failover(failover: &mut Section<'_>) -> Failover {
@@ -319,7 +332,13 @@ fn failover(failover: &mut Section<'_>) -> Failover {
             detect.or("stall_timeout", seconds(10), duration),
         ]
     });
+    // Each of them costs clients a pause and the cluster a timeline; whoever is woken finds the sixth within ten minutes not
+    // done, rather than all standbys worn out. And a primary that is dead for good does not wait for a person.
+    let (failovers, within) = failover.section("budget", |budget| {
+        (budget.or("failovers", 5, failovers_or_off), budget.or("within", seconds(600), duration))
+    });
     Failover {
+        budget: (failovers > 0).then_some(Budget { failovers, within }),
         mode: failover.or("mode", FailoverMode::Automatic, word(&modes)),
         interval,
         timeout,
@@ -329,6 +348,12 @@ fn failover(failover: &mut Section<'_>) -> Failover {
         drain: failover.or("drain", seconds(5), duration),
         max_lost_bytes: failover.or("max_lost_bytes", 0, size_or_zero),
     }
+}
+
+/// `off` and 0 are the same.
+fn failovers_or_off(value: &serde_yaml::Value) -> Parsed<u32> {
+    let off = matches!(value, serde_yaml::Value::Bool(false)) || value.as_str() == Some("off");
+    if off { Ok(0) } else { number(0..=MAX_FAILOVERS)(value) }
 }
 
 /// As a limit, plain `0` needs no unit.

@@ -136,15 +136,6 @@ impl<'a> Section<'a> {
             .collect()
     }
 
-    /// Keys that mean something, but not in this version: refused rather than ignored.
-    pub(super) fn not_supported_yet(&mut self, keys: &[&'static str]) {
-        for key in keys {
-            if self.value(key).is_some() {
-                self.problem(key, "is not supported yet");
-            }
-        }
-    }
-
     /// Whether the section itself is not there.
     pub(super) fn is_absent(&self) -> bool {
         self.entries.is_none()

@@ -2,8 +2,9 @@
 
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
-use super::{AuthQuery, Config, Findings, ListenOn, Problem, Secret, Sources, Wal, parse};
+use super::{AuthQuery, Budget, Config, Findings, ListenOn, Problem, Secret, Sources, Wal, parse};
 use crate::net::SocketMode;
 use crate::topology::Durability;
 
@@ -42,18 +43,18 @@ wal: {dir: wal}
 state: {file: state}
 ";
 
-fn read(yaml: &str) -> (Option<Config>, Findings) {
+pub(super) fn read(yaml: &str) -> (Option<Config>, Findings) {
     parse(yaml, Path::new("/etc/bellwether"), &Known)
 }
 
-fn problems(yaml: &str) -> Vec<String> {
+pub(super) fn problems(yaml: &str) -> Vec<String> {
     let (config, findings) = read(yaml);
     assert_eq!(config.is_some(), findings.problems.is_empty());
     findings.problems.iter().map(Problem::to_string).collect()
 }
 
 /// The minimal document with the section of `key` replaced.
-fn with(key: &str, line: &str) -> String {
+pub(super) fn with(key: &str, line: &str) -> String {
     let kept = MINIMAL.lines().filter(|kept| !kept.starts_with(&format!("{key}:")));
     kept.chain([line]).collect::<Vec<_>>().join("\n")
 }
@@ -67,6 +68,8 @@ fn the_smallest_document_has_safe_defaults() {
     assert_eq!(config.server_login.password, Some(Secret::new("from the environment")));
     assert_eq!(config.durability, Durability::Async);
     assert_eq!(config.failover.max_lost_bytes, 0);
+    let budget = Budget { failovers: 5, within: Duration::from_secs(600) };
+    assert_eq!(config.failover.budget, Some(budget));
     assert_eq!(config.auth.query, AuthQuery::On);
     assert!(config.nodes[0].local.is_none());
 }
@@ -143,9 +146,9 @@ tls: {client: require}
             "wal.archive.url: file:///directory, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix is expected",
             "wal.archive.compression: must be one of zstd",
             "wal.archive.level: a whole number from 1 to 19 is expected",
-            "durability.acks: is not supported yet",
-            "state.etcd: is not supported yet",
+            "durability.acks: a whole number from 1 to 1 is expected",
             "state.file: is missing",
+            "state.etcd.endpoints: is missing",
             "tls.cert_file: is missing: TLS for clients needs a certificate",
         ]
     );
@@ -246,7 +249,7 @@ fn the_example_says_what_the_defaults_are() {
         })
         .collect();
     let uncommented = uncommented.replace("/etc/bellwether/report.verifier", "/secrets/known");
-    let uncommented = uncommented.replace("APP_PASSWORD", "KNOWN");
+    let uncommented = uncommented.replace("APP_PASSWORD", "KNOWN").replace("ETCD_PASSWORD", "KNOWN");
     let uncommented = uncommented.replace("/etc/bellwether/userlist.txt", "/secrets/userlist");
     let (with_all, findings) = read(&uncommented);
     let with_all = with_all.unwrap_or_else(|| panic!("{findings:?}\n{uncommented}"));
@@ -263,6 +266,7 @@ fn the_example_says_what_the_defaults_are() {
     let wal = Wal { archive: None, ..with_all.wal };
     assert_eq!((with_all.failover, wal, with_all.log), (as_is.failover, as_is.wal, as_is.log));
     assert_eq!(with_all.shutdown, as_is.shutdown);
+    assert_eq!(with_all.etcd.map(|etcd| etcd.lease), Some(Duration::from_secs(5)));
     assert_eq!((with_all.events.timeout, with_all.events.command.len()), (as_is.events.timeout, 3));
 }
 

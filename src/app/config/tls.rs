@@ -71,7 +71,7 @@ pub(super) fn for_servers(servers: &mut Section<'_>, directory: &Path) -> ForSer
 }
 
 /// `cert_file` and `key_file`, which go together.
-fn identity(section: &mut Section<'_>, directory: &Path) -> Option<(PathBuf, PathBuf)> {
+pub(super) fn identity(section: &mut Section<'_>, directory: &Path) -> Option<(PathBuf, PathBuf)> {
     let certificate = section.optional("cert_file", path);
     let key = section.optional("key_file", path);
     match (section.has("cert_file"), section.has("key_file")) {

@@ -183,6 +183,8 @@ fn config(dir: &Path, options: &Options, host: &Host, ports: &[u16]) -> String {
          auth:\n  method: scram-sha-256\n  users:\n    - {{name: {APP}, password_file: {}}}\n\
          wal: {{dir: {}}}\n\
          durability: {{mode: {durability}}}\n\
+         # A demo's servers are there to be killed, one after the other.\n\
+         failover: {{budget: {{failovers: off}}}}\n\
          state: {{file: {}}}\n",
         at("password"),
         at("app.password"),

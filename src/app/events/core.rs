@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::topology::{Alarm, Election, Health, NodeName, Outcome, Role};
+use crate::topology::{Alarm, Election, Failovers, Health, NodeName, Outcome, Restart, Role};
 
 /// One event, as commands and webhooks are told of it: with all that `history` and the alarms have of it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -16,10 +16,18 @@ pub(super) enum Event {
     ElectionBegun(Election),
     /// Completed or failed.
     ElectionEnded(Election),
+    RestartBegun(Restart),
+    /// Completed or given up.
+    RestartEnded(Restart),
     RoleChanged {
         node: NodeName,
         was: Role,
         role: Role,
+    },
+    /// Whether a dead primary is replaced by itself.
+    FailoversChanged {
+        was: Failovers,
+        now: Failovers,
     },
     AlarmBegun(Alarm),
     AlarmEnded(Alarm),
@@ -31,7 +39,10 @@ impl Event {
         match self {
             Event::ElectionBegun(_) => "election_begun",
             Event::ElectionEnded(_) => "election_ended",
+            Event::RestartBegun(_) => "restart_begun",
+            Event::RestartEnded(_) => "restart_ended",
             Event::RoleChanged { .. } => "role_changed",
+            Event::FailoversChanged { .. } => "failovers_changed",
             Event::AlarmBegun(_) => "alarm_begun",
             Event::AlarmEnded(_) => "alarm_ended",
         }
@@ -44,9 +55,12 @@ pub(super) struct Watcher {
     since_ms: u64,
     /// By their begins; there is one at a time.
     elections: BTreeMap<u64, State>,
+    /// The same of servers' restarts.
+    restarts: BTreeMap<u64, State>,
     /// By their begins, kinds and objects.
     alarms: BTreeMap<(u64, &'static str, String), State>,
     roles: BTreeMap<NodeName, Role>,
+    failovers: Option<Failovers>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,18 +69,31 @@ enum State {
     Over,
 }
 
+impl State {
+    fn of(outcome: &Outcome) -> State {
+        match outcome {
+            Outcome::Running => State::Lasts,
+            Outcome::Completed | Outcome::Failed { .. } => State::Over,
+        }
+    }
+}
+
 impl Watcher {
     /// Of a process that began at `since_ms` of the Unix epoch.
     pub(super) fn new(since_ms: u64) -> Watcher {
-        Watcher { since_ms, elections: BTreeMap::new(), alarms: BTreeMap::new(), roles: BTreeMap::new() }
+        Watcher {
+            since_ms,
+            elections: BTreeMap::new(),
+            restarts: BTreeMap::new(),
+            alarms: BTreeMap::new(),
+            roles: BTreeMap::new(),
+            failovers: None,
+        }
     }
 
     /// `history`: all that are remembered.
     pub(super) fn elections(&mut self, history: &[Election]) -> Vec<Event> {
-        let state = |election: &Election| match election.outcome {
-            Outcome::Running => State::Lasts,
-            Outcome::Completed | Outcome::Failed { .. } => State::Over,
-        };
+        let state = |election: &Election| State::of(&election.outcome);
         let now = history.iter().map(|election| (election.started_at_ms, state(election))).collect();
         let before = std::mem::replace(&mut self.elections, now);
         let news = history.iter().flat_map(|election| {
@@ -74,6 +101,20 @@ impl Watcher {
             let (begun, ended) = news(before.get(&at).copied(), state(election), at >= self.since_ms);
             let begun = begun.then(|| Event::ElectionBegun(election.clone()));
             begun.into_iter().chain(ended.then(|| Event::ElectionEnded(election.clone())))
+        });
+        news.collect()
+    }
+
+    /// `restarts`: all that are remembered.
+    pub(super) fn restarts(&mut self, restarts: &[Restart]) -> Vec<Event> {
+        let state = |restart: &Restart| State::of(&restart.outcome);
+        let now = restarts.iter().map(|restart| (restart.started_at_ms, state(restart))).collect();
+        let before = std::mem::replace(&mut self.restarts, now);
+        let news = restarts.iter().flat_map(|restart| {
+            let at = restart.started_at_ms;
+            let (begun, ended) = news(before.get(&at).copied(), state(restart), at >= self.since_ms);
+            let begun = begun.then(|| Event::RestartBegun(restart.clone()));
+            begun.into_iter().chain(ended.then(|| Event::RestartEnded(restart.clone())))
         });
         news.collect()
     }
@@ -105,6 +146,12 @@ impl Watcher {
         }
         changed
     }
+
+    /// What they are at the first look is no news.
+    pub(super) fn failovers(&mut self, now: Failovers) -> Option<Event> {
+        let was = self.failovers.replace(now)?;
+        (was.word() != now.word()).then_some(Event::FailoversChanged { was, now })
+    }
 }
 
 /// Whether it has begun, and whether it has ended, since it was looked at.
@@ -120,7 +167,9 @@ fn news(before: Option<State>, now: State, is_ours: bool) -> (bool, bool) {
 mod tests {
     use super::{Event, Watcher};
     use crate::pg::Lsn;
-    use crate::topology::{Alarm, AlarmKind, Election, Health, NodeHealth, NodeState, Outcome, Role, Term};
+    use crate::topology::{
+        Alarm, AlarmKind, Election, Failovers, Health, NodeHealth, NodeState, Outcome, Restart, Role, Term,
+    };
 
     fn election(started_at_ms: u64, outcome: Outcome) -> Election {
         Election {
@@ -128,6 +177,7 @@ mod tests {
             started_at_ms,
             rule: "F3".to_owned(),
             evidence: vec!["the stream ended".to_owned()],
+            ailment: None,
             from: "pg1".parse().ok(),
             to: "pg2".parse().ok(),
             timeline: None,
@@ -151,8 +201,12 @@ mod tests {
         let told = |event: &Event| {
             let of = match event {
                 Event::ElectionBegun(election) | Event::ElectionEnded(election) => election.term.to_string(),
+                Event::RestartBegun(restart) | Event::RestartEnded(restart) => {
+                    restart.started_at_ms.to_string()
+                }
                 Event::AlarmBegun(alarm) | Event::AlarmEnded(alarm) => alarm.object.clone(),
                 Event::RoleChanged { node, was, role } => format!("{node} {was:?} {role:?}"),
+                Event::FailoversChanged { was, now } => format!("{} {}", was.word(), now.word()),
             };
             format!("{} {of}", event.name())
         };
@@ -176,6 +230,27 @@ mod tests {
         check(&[(11, done.clone())], &["election_ended 11"]);
         check(&[(11, done.clone())], &[]);
         check(&[(11, done.clone()), (20, done)], &["election_begun 20", "election_ended 20"]);
+    }
+
+    #[test]
+    fn restarts_are_told_once_each() {
+        let mut watcher = Watcher::new(10);
+        let mut check = |restarts: &[(u64, Outcome)], expected: &[&str]| {
+            let restart = |(started_at_ms, outcome): &(u64, Outcome)| Restart {
+                started_at_ms: *started_at_ms,
+                ended_at_ms: None,
+                nodes: Vec::new(),
+                waits_for: None,
+                outcome: outcome.clone(),
+            };
+            let restarts: Vec<_> = restarts.iter().map(restart).collect();
+            assert_eq!(told(&watcher.restarts(&restarts)), expected, "{restarts:?}");
+        };
+        let (running, done) = (Outcome::Running, Outcome::Completed);
+        check(&[(7, done.clone())], &[]);
+        check(&[(7, done.clone()), (11, running)], &["restart_begun 11"]);
+        check(&[(11, Outcome::Failed { why: "paused".to_owned() })], &["restart_ended 11"]);
+        check(&[(12, done)], &["restart_begun 12", "restart_ended 12"]);
     }
 
     #[test]
@@ -204,9 +279,10 @@ mod tests {
                 timeline: None,
                 system: None,
                 position: Lsn(0),
+                server_version: None,
                 seen_at: None,
             };
-            let health = Health { nodes: roles.iter().map(node).collect() };
+            let health = Health { nodes: roles.iter().map(node).collect(), diagnosis: None };
             assert_eq!(told(&watcher.roles(&health)), expected, "{roles:?}");
         };
         let (primary, standby) = (Some(Role::Primary), Some(Role::Standby));
@@ -214,6 +290,24 @@ mod tests {
         check(&[("pg1", primary), ("pg2", standby)], &[]);
         check(&[("pg1", None), ("pg2", primary)], &["role_changed pg2 Standby Primary"]);
         check(&[("pg1", standby), ("pg2", primary)], &["role_changed pg1 Primary Standby"]);
+    }
+
+    #[test]
+    fn whether_failovers_are_automatic_is_news_when_it_changes() {
+        let mut watcher = Watcher::new(0);
+        let mut check = |now: Failovers, expected: &[&str]| {
+            let events: Vec<Event> = watcher.failovers(now).into_iter().collect();
+            assert_eq!(told(&events), expected, "{now:?}");
+        };
+        let spent =
+            |next_at_ms| Failovers::Spent { failovers: 5, within_seconds: 600, since_ms: 7, next_at_ms };
+        check(Failovers::Paused, &[]);
+        check(Failovers::Automatic, &["failovers_changed paused automatic"]);
+        check(spent(8), &["failovers_changed automatic spent"]);
+        check(spent(9), &[]);
+        let event = Event::FailoversChanged { was: Failovers::Automatic, now: spent(8) };
+        let json = serde_json::to_value(event).expect("JSON");
+        assert_eq!((&json["was"]["state"], &json["now"]["next_at_ms"]), (&"automatic".into(), &8.into()));
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Events for other programs: elections, roles and alarms, as they begin and end, by a command and a webhook.
+//! Events for other programs: elections, restarts, roles, alarms, and whether failovers are automatic, by a command and a
+//! webhook.
 //!
 //! [`core`] says what has happened, from what the planes publish for everybody; a queue of [`QUEUED`] lies between that
 //! and the deliveries, which come one event after the other. So whatever a command or a server does, nobody waits for it
@@ -24,7 +25,7 @@ use self::metrics::{Metrics, Sink};
 use super::cli::chain;
 use super::config::Events;
 use crate::admin::Identity;
-use crate::topology::{Election, Health, WalStatus};
+use crate::topology::{Election, Failovers, Health, Restart, WalStatus};
 
 /// Events that wait for those before them. When full, the newest is dropped, and that is counted.
 const QUEUED: usize = 64;
@@ -36,8 +37,10 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(super) struct Seen {
     pub(super) history: watch::Receiver<Arc<Vec<Election>>>,
+    pub(super) restarts: watch::Receiver<Arc<Vec<Restart>>>,
     pub(super) wal: watch::Receiver<Arc<WalStatus>>,
     pub(super) health: watch::Receiver<Arc<Health>>,
+    pub(super) failovers: watch::Receiver<Arc<Failovers>>,
 }
 
 /// As it is delivered.
@@ -104,8 +107,10 @@ impl Hooks {
         let mut watcher = Watcher::new(now_ms());
         loop {
             let mut events = watcher.elections(&seen.history.borrow_and_update());
+            events.extend(watcher.restarts(&seen.restarts.borrow_and_update()));
             events.extend(watcher.alarms(&seen.wal.borrow_and_update().alarms));
             events.extend(watcher.roles(&seen.health.borrow_and_update()));
+            events.extend(watcher.failovers(**seen.failovers.borrow_and_update()));
             for event in events {
                 if let Err(error) = queue.try_send(event) {
                     let event = error.into_inner();
@@ -117,8 +122,10 @@ impl Hooks {
             // Who publishes them lives as long as this does.
             let changed = tokio::select! {
                 changed = seen.history.changed() => changed,
+                changed = seen.restarts.changed() => changed,
                 changed = seen.wal.changed() => changed,
                 changed = seen.health.changed() => changed,
+                changed = seen.failovers.changed() => changed,
             };
             if changed.is_err() {
                 return std::future::pending().await;

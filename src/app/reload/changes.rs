@@ -38,9 +38,11 @@ pub(super) fn changes(running: &Config, next: &Config) -> Vec<(&'static str, Eff
         routing,
         wal,
         durability,
+        acks,
         resolve_commits,
         failover,
         state_file,
+        etcd,
         workers,
         tls,
         log,
@@ -51,7 +53,8 @@ pub(super) fn changes(running: &Config, next: &Config) -> Vec<(&'static str, Eff
         vec![
             ("cluster", *cluster == next.cluster, Restart),
             ("instance", *instance == next.instance, Restart),
-            ("peers", *peers == next.peers, AtOnce),
+            // Who is one of several is known by its peers.
+            ("peers", *peers == next.peers, if etcd.is_some() { Restart } else { AtOnce }),
             ("listen", *listen == next.listen, Restart),
             ("admin.address", *admin == next.admin, Restart),
             ("admin.users", console.users == next.console.users, NewConnections),
@@ -65,11 +68,12 @@ pub(super) fn changes(running: &Config, next: &Config) -> Vec<(&'static str, Eff
         compare_wal(wal, &next.wal),
         vec![
             ("durability.mode", *durability == next.durability, Restart),
+            ("durability.acks", *acks == next.acks, Restart),
             ("durability.resolve_commits", *resolve_commits == next.resolve_commits, NewConnections),
         ],
         compare_failover(failover, &next.failover),
         vec![
-            ("state", *state_file == next.state_file, Restart),
+            ("state", *state_file == next.state_file && *etcd == next.etcd, Restart),
             ("workers", *workers == next.workers, Restart),
         ],
         compare_tls(tls, &next.tls),
@@ -192,6 +196,7 @@ fn compare_failover(failover: &Failover, next: &Failover) -> Vec<Compared> {
         stall_timeout,
         hold_clients,
         drain,
+        budget,
         max_lost_bytes,
     } = failover;
     vec![
@@ -202,6 +207,7 @@ fn compare_failover(failover: &Failover, next: &Failover) -> Vec<Compared> {
         ("failover.detect.stall_timeout", *stall_timeout == next.stall_timeout, AtOnce),
         ("failover.hold_clients", *hold_clients == next.hold_clients, AtOnce),
         ("failover.drain", *drain == next.drain, AtOnce),
+        ("failover.budget", *budget == next.budget, AtOnce),
         ("failover.max_lost_bytes", *max_lost_bytes == next.max_lost_bytes, AtOnce),
     ]
 }
@@ -283,6 +289,13 @@ state: {file: state}
     fn each_key_by_what_it_holds_for() {
         check("cluster: others", "", &[("cluster", Restart)]);
         check("", "peers: [{instance: bw2, address: '10.0.0.2:6432'}]", &[("peers", AtOnce)]);
+        let etcd = |lease: &str| {
+            format!("state: {{file: state, etcd: {{endpoints: ['http://a:1'], lease: {lease}}}}}")
+        };
+        check("", &etcd("5s"), &[("state", Restart)]);
+        check(&etcd("4s"), &etcd("5s"), &[("state", Restart)]);
+        let several = format!("{}\npeers: [{{instance: bw2, address: '10.0.0.2:6432'}}]", etcd("5s"));
+        check(&etcd("5s"), &several, &[("peers", Restart)]);
         check("", "listen: [{address: '0.0.0.0:6433'}]", &[("listen", Restart)]);
         check(
             "",
@@ -332,12 +345,13 @@ state: {file: state}
         );
         check(
             "",
-            "failover: {mode: manual, hold_clients: 1s, drain: 1s, detect: {timeout: 1s}}",
+            "failover: {mode: manual, hold_clients: 1s, drain: 1s, budget: {failovers: off}, detect: {timeout: 1s}}",
             &[
                 ("failover.mode", AtOnce),
                 ("failover.detect.timeout", AtOnce),
                 ("failover.hold_clients", AtOnce),
                 ("failover.drain", AtOnce),
+                ("failover.budget", AtOnce),
             ],
         );
         check("", "tls: {servers: {mode: require}}", &[("tls.servers", NewConnections)]);

@@ -165,9 +165,11 @@ fn replace<T: PartialEq>(tap: &watch::Sender<T>, next: T) {
 /// `next`, but for what needs a restart.
 fn in_effect(running: &Config, next: Config) -> Config {
     let running = running.clone();
+    let peers = if running.etcd.is_some() { running.peers } else { next.peers.clone() };
     Config {
         cluster: running.cluster,
         instance: running.instance,
+        peers,
         listen: running.listen,
         admin: running.admin,
         nodes: running.nodes.into_iter().map(|node| reached_as_in(&next, node)).collect(),
@@ -175,6 +177,7 @@ fn in_effect(running: &Config, next: Config) -> Config {
         wal: Wal { dir: running.wal.dir, ..next.wal },
         durability: running.durability,
         state_file: running.state_file,
+        etcd: running.etcd,
         workers: running.workers,
         log: Log { format: running.log.format, ..next.log },
         ..next
@@ -255,6 +258,7 @@ mod tests {
             "durability: {mode: quorum}",
             "failover: {mode: manual}",
             "state: {file: other}",
+            "peers: [{instance: bw2, address: '10.0.0.2:6432'}]",
             "workers: 7",
             "tls: {servers: {mode: require}}",
             "log: {level: debug, format: json}",

@@ -137,6 +137,7 @@ impl Asked {
             .and_then(|()| Theirs::open(&path).map_err(|error| format!("open {}: {error}", path.display())));
         let input = draining.as_ref().map_or_else(|why| Input::Failed(why.clone()), |_| Input::Done);
         self.core.handle(opened_at, input);
+        let mut heard = Vec::new();
         let draining = loop {
             match self.core.step() {
                 Step::Over(Outcome::Ours) => break draining.map_err(TakeoverError::Failed)?,
@@ -144,7 +145,12 @@ impl Asked {
                 Step::Over(Outcome::Refused(refusal)) => return Err(TakeoverError::Refused(refusal.why)),
                 step => {
                     let input = converse(&mut self.link, step).await;
-                    self.core.handle(Instant::now(), input);
+                    let now = Instant::now();
+                    if let Input::Heard(FromIncumbent::Heard(sights)) = &input {
+                        // It was asked for by our being ready, which is behind `opened_at`.
+                        heard = sights.iter().cloned().map(|sight| sight.at(opened_at, now)).collect();
+                    }
+                    self.core.handle(now, input);
                 }
             }
         };
@@ -156,7 +162,7 @@ impl Asked {
             settled_ms = millis(opened_at, Instant::now()),
             "took over"
         );
-        let follow = Follow::new(self.link, draining, self.asked_at);
+        let follow = Follow::new(self.link, draining, self.asked_at, heard);
         Ok((self.place, follow))
     }
 }

@@ -14,7 +14,7 @@ use super::message::{FromIncumbent, FromSuccessor, Status};
 use super::metrics::Metrics;
 use super::sight::Sight;
 use crate::net::CancelKey;
-use crate::topology::{Directive, Health, ProxyStatus, WalStatus};
+use crate::topology::{Directive, Health, Heard, ProxyStatus, WalStatus};
 
 /// Positions and health are passed on at most so often; a directive is at once.
 const SIGHT_INTERVAL: Duration = Duration::from_millis(25);
@@ -35,6 +35,8 @@ pub(in crate::app) struct Follow {
     draining: Theirs,
     /// When the takeover began.
     began: Instant,
+    /// What the other instances had told the old process.
+    heard: Vec<(String, Heard)>,
 }
 
 /// What the rest of the instance has to do with the old process.
@@ -105,8 +107,13 @@ async fn overdue(waited_since: Option<Instant>) {
 }
 
 impl Follow {
-    pub(super) fn new(link: Link, draining: Theirs, began: Instant) -> Follow {
-        Follow { process: named(&link), link, draining, began }
+    pub(super) fn new(link: Link, draining: Theirs, began: Instant, heard: Vec<(String, Heard)>) -> Follow {
+        Follow { process: named(&link), link, draining, began, heard }
+    }
+
+    /// What the other instances had told the old process, as old as it is.
+    pub(in crate::app) fn heard(&mut self) -> Vec<(String, Heard)> {
+        std::mem::take(&mut self.heard)
     }
 
     /// Goes on when the old process has ended: somebody has to publish what this one confirms. Never ends.
@@ -172,7 +179,10 @@ impl Follow {
                         last.clone_from(&status);
                         old.publish(&Old::Heard(status));
                     }
-                    FromIncumbent::Refused(_) | FromIncumbent::Yielded { .. } | FromIncumbent::Yours => {
+                    FromIncumbent::Refused(_)
+                    | FromIncumbent::Yielded { .. }
+                    | FromIncumbent::Heard(_)
+                    | FromIncumbent::Yours => {
                         let nonsense = std::io::Error::from(std::io::ErrorKind::InvalidData);
                         return Err(LinkError::Io(nonsense));
                     }

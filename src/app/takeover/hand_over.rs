@@ -8,6 +8,7 @@ use super::incumbent::{Incumbent, Input, Outcome, Step};
 use super::link::{Link, LinkError, MAX_DESCRIPTORS};
 use super::lock::Lock;
 use super::message::{FromIncumbent, FromSuccessor, Socket};
+use super::sight::HeardSight;
 use super::{Place, Question, link_failed};
 use crate::app::cli::chain;
 use crate::app::instance::Instance;
@@ -88,7 +89,7 @@ impl Shell<'_> {
                 Step::Refuse(refusal) => ("refused", self.send(&FromIncumbent::Refused(refusal)).await),
                 Step::Close => ("closed", self.close().await),
                 Step::Pass => ("passed", self.pass().await),
-                Step::HandOver => ("handed_over", self.send(&FromIncumbent::Yours).await),
+                Step::HandOver => ("handed_over", self.give().await),
                 Step::Reopen => ("reopened", self.reopen().await),
             };
             self.times.push((name, began.elapsed().as_millis()));
@@ -139,6 +140,15 @@ impl Shell<'_> {
         let lock = std::iter::once(self.place.lock.as_fd());
         let descriptors: Vec<_> = lock.chain(sockets.iter().map(|(_, socket)| socket.as_fd())).collect();
         self.send_with(&FromIncumbent::Yielded { sockets: names }, &descriptors).await
+    }
+
+    /// What was heard of the others goes first, as long as there is a way back: the last word is a few bytes.
+    async fn give(&self) -> Input {
+        let heard = self.instance.heard();
+        let heard: Vec<_> =
+            heard.iter().map(|(name, heard)| HeardSight::of(Instant::now(), name, heard)).collect();
+        let told = if heard.is_empty() { Input::Done } else { self.send(&FromIncumbent::Heard(heard)).await };
+        if told == Input::Done { self.send(&FromIncumbent::Yours).await } else { told }
     }
 
     async fn reopen(&mut self) -> Input {

@@ -9,12 +9,12 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::drain::Count;
-use super::sight::Sight;
+use super::sight::{HeardSight, Sight};
 use crate::net::ListenAddress;
 use crate::topology::{Candidate, Durability, Term};
 
 /// Of these messages. Another one is refused: there is no half understanding of who may write.
-pub(super) const VERSION: u32 = 3;
+pub(super) const VERSION: u32 = 6;
 
 /// Of one message, in bytes; the largest carries a follower for each standby. A longer one breaks the link.
 const MAX_MESSAGE: usize = 1 << 20;
@@ -55,6 +55,8 @@ pub(super) enum FromIncumbent {
     Yielded {
         sockets: Vec<Socket>,
     },
+    /// One of several instances: what the others have told it, up to now. Always in front of [`FromIncumbent::Yours`].
+    Heard(Vec<HeardSight>),
     /// From now on it is all the new process's, whatever happens.
     Yours,
     Status(Status),

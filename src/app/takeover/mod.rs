@@ -10,6 +10,7 @@
 //!   <── Yielded + lock + sockets ─────
 //!   opens store and journal
 //!   ── Ready ────────────────────────>
+//!   <── Heard ────────────────────────  of several instances: what the others have told
 //!   <── Yours ────────────────────────  the point of no return
 //!   decides, streams, accepts           sees its sessions off
 //!   ── directive, health, positions ─>  obeys them

@@ -92,6 +92,9 @@ impl Successor {
             (Phase::Waiting { .. } | Phase::LastWord, Input::Heard(FromIncumbent::Yours)) => {
                 Phase::Over(Outcome::Ours)
             }
+            (again @ (Phase::Waiting { .. } | Phase::LastWord), Input::Heard(FromIncumbent::Heard(_))) => {
+                again.clone()
+            }
             (Phase::Waiting { .. }, Input::Overdue) => Phase::Deaf,
             (Phase::Deaf, Input::Done) => Phase::LastWord,
             (over @ Phase::Over(_), _) => over.clone(),
@@ -141,6 +144,7 @@ mod tests {
                     "late" => Input::Overdue,
                     "yielded" => heard(FromIncumbent::Yielded { sockets: vec![] }),
                     "yours" => heard(FromIncumbent::Yours),
+                    "heard" => heard(FromIncumbent::Heard(vec![])),
                     "later" => {
                         heard(FromIncumbent::Refused(Refusal { why: String::new(), again: Again::Later }))
                     }
@@ -170,6 +174,14 @@ mod tests {
     fn a_handover() {
         check("done yielded done done yours", "ask hear open ready hear ours");
         check("done later", "ask hear refused");
+    }
+
+    #[test]
+    fn what_others_have_told_comes_in_front_of_the_last_word() {
+        check("done yielded done done heard yours", "ask hear open ready hear hear ours");
+        check("done yielded done done late done heard yours", "ask hear open ready hear deaf rest rest ours");
+        check("done yielded done done heard gone", "ask hear open ready hear hear failed");
+        check("done heard yours", "ask hear failed failed");
     }
 
     #[test]

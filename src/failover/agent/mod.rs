@@ -180,6 +180,20 @@ impl LocalServer {
         }
     }
 
+    /// Stops a standby in order, if it runs. A server that is none by its files is not touched: it may have been promoted
+    /// since.
+    pub async fn stop_standby(&self) -> Result<(), AgentError> {
+        let _lock = self.lock()?;
+        if self.role_on_disk() != Some(Role::Standby) {
+            return Err(AgentError::NotAStandby { data_dir: self.data_dir.clone() });
+        }
+        if let ServerStatus::Running { pid } = self.status() {
+            process::shut_down(pid);
+            self.await_stopped().await?;
+        }
+        Ok(())
+    }
+
     /// Stops a primary in order, if it runs; where the record of its last checkpoint begins. Behind that record there
     /// is none: a checkpoint of a shutdown is written when nobody can write any more (`CreateCheckPoint` in xlog.c).
     pub async fn shut_down(&self) -> Result<Lsn, AgentError> {

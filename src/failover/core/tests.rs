@@ -1,5 +1,6 @@
 #![expect(clippy::disallowed_methods, reason = "an arbitrary instant to count from")]
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,8 +10,8 @@ use crate::failover::decide::{Action, Automatic, Finding, Mode, Now, Phase, Poli
 use crate::failover::health::{Detect, Facts, ProbeResult, SlotState, Watch};
 use crate::pg::{Lsn, SystemIdentifier, TimelineId};
 use crate::topology::{
-    Durability, Election, Node, NodeName, Outcome, ProxyStatus, Role, SavedTail, StreamEnd, Term, Upstream,
-    WalStatus,
+    Acknowledgers, Durability, Election, Heard, Member, Members, Node, NodeName, Outcome, ProxyStatus, Role,
+    SavedTail, StreamEnd, Term, Upstream, WalStatus,
 };
 
 const SYSTEM: SystemIdentifier = SystemIdentifier(7);
@@ -27,6 +28,7 @@ fn steady() -> (Core, Now, WalStatus) {
             name: name(node),
             address: "127.0.0.1:5432".parse().expect("an address"),
             priority: 100,
+            zone: None,
             no_failover: false,
         })
         .collect();
@@ -59,6 +61,7 @@ fn facts(role: Role) -> ProbeResult {
         position: Lsn(0x1000),
         received: Lsn::INVALID,
         started_at: "1".to_owned(),
+        server_version: "15.1".to_owned(),
         synchronous_standby_names: "\"bellwether_bw_t1\"".to_owned(),
         checkpoint_timeline: TimelineId(1),
         relay_slot: if role == Role::Primary { SlotState::Active } else { SlotState::Absent },
@@ -66,15 +69,17 @@ fn facts(role: Role) -> ProbeResult {
     })
 }
 
-/// The names of a turn's effects, in their order.
+/// The names of a turn's effects, in their order; what people are told of the primary's ailment left out.
 fn turn(core: &mut Core, now: Now, wal: &WalStatus, proxy: &ProxyStatus) -> Vec<String> {
     let effects = core.turn(now, &Arc::new(wal.clone()), proxy);
-    effects.iter().map(text).collect()
+    effects.iter().filter(|effect| !matches!(effect, Effect::Diagnosed(_))).map(text).collect()
 }
 
 fn text(effect: &Effect) -> String {
     match effect {
         Effect::Fired { rule, .. } => rule.as_str().to_owned(),
+        Effect::Warn { .. } => "warning".to_owned(),
+        Effect::Diagnosed(_) => "diagnosed".to_owned(),
         Effect::Alarm { .. } => "alarm".to_owned(),
         Effect::Journal(state) => format!("journal {}", state.term),
         Effect::GiveUpBefore(term) => format!("give up before {term}"),
@@ -160,6 +165,7 @@ fn ended(outcome: Outcome) -> Election {
         started_at_ms: 0,
         rule: "F1".to_owned(),
         evidence: Vec::new(),
+        ailment: None,
         from: None,
         to: None,
         timeline: None,
@@ -199,4 +205,148 @@ fn what_an_operator_ordered_is_journaled() {
     assert!(!effects.iter().any(|effect| matches!(effect, Effect::Direct(_))), "nothing new in it");
     let unknown = Command::Failover { to: Some(name("pg9")) };
     assert!(core.command(&unknown, now, &wal, &proxy).is_err());
+}
+
+#[test]
+fn what_could_not_be_made_durable_is_decided_again() {
+    let (mut core, now, wal) = steady();
+    let proxy = ProxyStatus::default();
+    core.probed(now.instant, &name("pg1"), facts(Role::Primary));
+    core.probed(now.instant, &name("pg2"), facts(Role::Standby));
+    assert_eq!(turn(&mut core, now, &wal, &proxy), [""; 0]);
+    core.command(&Command::Failover { to: None }, now, &Arc::new(wal.clone()), &proxy).expect("it is steady");
+    let fenced = ["F6", "journal 2", "give up before 2", "direct 2", "probe pg1"];
+    assert_eq!(turn(&mut core, now, &wal, &proxy), fenced);
+    core.retract();
+    assert_eq!((core.state().term, core.history().len()), (Term(1), 0));
+    assert_eq!(turn(&mut core, now, &wal, &proxy), fenced, "the order still stands");
+}
+
+#[test]
+fn what_was_to_begin_behind_the_journal_is_begun_with_the_next_attempt() {
+    let (mut core, now, wal) = steady();
+    let proxy = ProxyStatus::default();
+    core.probed(now.instant, &name("pg1"), facts(Role::Primary));
+    core.probed(now.instant, &name("pg2"), facts(Role::Standby));
+    assert_eq!(turn(&mut core, now, &wal, &proxy), [""; 0]);
+    let ProbeResult::Answered(restarted) = facts(Role::Primary) else { panic!("an answer") };
+    let restarted = Facts { started_at: "2".to_owned(), ..restarted };
+    core.probed(now.instant, &name("pg1"), ProbeResult::Answered(restarted));
+    let adopted = ["S2", "A1", "journal 2", "give up before 2", "direct 2", "probe pg1", "prepare pg1"];
+    for _ in 0..3 {
+        assert_eq!(turn(&mut core, now, &wal, &proxy), adopted);
+        core.retract();
+    }
+}
+
+#[test]
+fn who_leads_obeys_what_was_journaled_before() {
+    let (mut core, now, wal) = steady();
+    let proxy = ProxyStatus::default();
+    core.follow(core.state().clone());
+    // A write of its own that it has taken for lost, for instance.
+    let journaled = State { term: Term(2), ..core.state().clone() };
+    core.lead(journaled);
+    assert_eq!(turn(&mut core, now, &wal, &proxy), ["direct 2"]);
+    assert_eq!(turn(&mut core, now, &wal, &proxy), [""; 0]);
+}
+
+/// `bw`, which does not lead, and `bw2`, which has been heard or not.
+fn follows(heard: Option<WalStatus>) -> (Core, Now, WalStatus) {
+    let (mut core, now, mut wal) = steady();
+    wal.promised = Term(1);
+    let quorum = Acknowledgers { relays: ["bw", "bw2", "bw3"].map(str::to_owned).to_vec(), acks: 2 };
+    let primary = core.state().primary.clone().map(|primary| Primary { node: name("pg2"), ..primary });
+    let state = State { quorums: vec![quorum], primary, ..core.state().clone() };
+    core.follow(state);
+    let member = heard.map(|wal| Member {
+        instance: "bw2".to_owned(),
+        directive: Arc::new(core.state().directive()),
+        wal: Arc::new(wal),
+        proxy: Arc::default(),
+        local: Vec::new(),
+        deeds: Vec::new(),
+        last_words: BTreeMap::new(),
+        speaks_since: now.instant,
+        instances: Vec::new(),
+    });
+    let heard = member.map(|member| Heard { asked_at: now.instant, member: Arc::new(member) });
+    let others = [("bw2".to_owned(), heard), ("bw3".to_owned(), None)].into();
+    core.heard(Arc::new(Members { own: "bw".to_owned(), others, ..Members::default() }), now.instant);
+    (core, now, wal)
+}
+
+#[test]
+fn who_cannot_know_whether_its_term_holds_leaves_its_servers_alone() {
+    let promised = |term| WalStatus { promised: Term(term), ..WalStatus::starting() };
+    for (heard, starts) in [(Some(promised(1)), true), (Some(promised(2)), false), (None, false)] {
+        let (mut core, now, wal) = follows(heard.clone());
+        core.probed(now.instant, &name("pg1"), ProbeResult::Refused);
+        let effects = turn(&mut core, now, &wal, &ProxyStatus::default());
+        let started = effects.contains(&"start pg1".to_owned());
+        assert_eq!(started, starts, "{heard:?}: {effects:?}");
+    }
+}
+
+/// `bw` leads; `bw2` and `bw3` are heard, and have these lists of instances; `bw` and `bw2` acknowledge.
+fn leads_among(lists: [&str; 2]) -> (Core, Now, WalStatus) {
+    let (mut core, now, mut wal) = steady();
+    (wal.promised, wal.log_term) = (Term(1), Term(1));
+    let all = ["bw", "bw2", "bw3"].map(str::to_owned).to_vec();
+    core.policy.members.clone_from(&all);
+    let quorum = Acknowledgers { relays: all[..2].to_vec(), acks: 2 };
+    core.lead(State { quorums: vec![quorum], ..core.state().clone() });
+    let heard = |(instance, list): (&str, &str)| {
+        let member = Member {
+            instance: instance.to_owned(),
+            directive: Arc::new(core.state().directive()),
+            wal: Arc::new(wal.clone()),
+            proxy: Arc::new(ProxyStatus { confirmed: Term(1), ..ProxyStatus::default() }),
+            local: Vec::new(),
+            deeds: Vec::new(),
+            last_words: BTreeMap::new(),
+            speaks_since: now.instant,
+            instances: list.split(' ').map(str::to_owned).collect(),
+        };
+        (instance.to_owned(), Some(Heard { asked_at: now.instant, member: Arc::new(member) }))
+    };
+    let others = ["bw2", "bw3"].into_iter().zip(lists).map(heard).collect();
+    core.heard(Arc::new(Members { own: "bw".to_owned(), others, ..Members::default() }), now.instant);
+    (core, now, wal)
+}
+
+#[test]
+fn an_instance_more_acknowledges_once_all_lists_have_it() {
+    for (lists, changes) in [
+        (["bw bw2 bw3", "bw bw2 bw3"], true),
+        (["bw bw2", "bw bw2 bw3"], false),
+        (["bw bw2 bw3", "bw bw2 bw3 bw4"], false),
+    ] {
+        let (mut core, now, wal) = leads_among(lists);
+        core.probed(now.instant, &name("pg1"), facts(Role::Primary));
+        core.probed(now.instant, &name("pg2"), facts(Role::Standby));
+        let proxy = ProxyStatus { confirmed: Term(1), ..ProxyStatus::default() };
+        let effects = core.turn(now, &Arc::new(wal.clone()), &proxy);
+        let texts: Vec<String> = effects.iter().map(text).collect();
+        assert_eq!(texts.contains(&"S7".to_owned()), changes, "{lists:?}: {texts:?}");
+        if !changes {
+            continue;
+        }
+        // The primary stays in use; enough of those before are still needed; and the floor is not known yet.
+        let directive = core.directive().clone();
+        assert_eq!((directive.term, directive.primary), (Term(2), Some(name("pg1"))));
+        let relays: Vec<String> = directive.quorums.iter().map(|quorum| quorum.relays.join(" ")).collect();
+        assert_eq!(relays, ["bw bw2", "bw2 bw3"], "pg1 is beside bw");
+        assert_eq!((directive.upstream, directive.floor), (None, None));
+        let prepare = effects.iter().find_map(|effect| match effect {
+            Effect::Start(action) => Some(action.clone()),
+            _ => None,
+        });
+        let prepare = prepare.expect("the primary's setting is changed");
+        core.acted(&prepare, Some(Finding::Prepared { end: Lsn(0x2000) }), now.instant);
+        let effects = turn(&mut core, now, &wal, &ProxyStatus::default());
+        assert!(effects.contains(&"P1".to_owned()), "{effects:?}");
+        let floor = core.directive().floor.clone().expect("it is known");
+        assert_eq!(floor.end, Lsn(0x2000), "where the setting of before was no more");
+    }
 }

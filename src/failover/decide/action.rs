@@ -34,6 +34,8 @@ pub enum What {
     Start { role: StartAs },
     /// The agent stops a server that runs as a primary and is none.
     Stop,
+    /// The agent stops a standby in order, that is to be started again.
+    StopStandby,
     /// The agent shuts the primary down in order, and says where its WAL ends.
     ShutDown,
     /// A transaction, behind everything that clients have written; durable on the node's own disk.
@@ -69,36 +71,51 @@ pub enum StartAs {
 pub enum SyncNames {
     /// Quorum: exactly this relay, quoted, with its term.
     Relay(String),
+    /// Quorum: so many of these relays.
+    Any { acks: usize, relays: Vec<String> },
     /// Async: anything but a name of ours; somebody else's value stays.
-    NotOurs { prefix: String },
+    NotOurs { prefixes: Vec<String> },
 }
 
 impl SyncNames {
     /// Whether `setting` needs no change.
     pub fn fits(&self, setting: &str) -> bool {
         match self {
-            SyncNames::Relay(name) => setting == self.quoted(name),
-            SyncNames::NotOurs { prefix } => !setting.contains(prefix.as_str()),
+            SyncNames::Relay(_) | SyncNames::Any { .. } => setting == self.setting(),
+            SyncNames::NotOurs { prefixes } => {
+                !prefixes.iter().any(|prefix| setting.contains(prefix.as_str()))
+            }
         }
     }
 
     /// The value to set.
     pub fn setting(&self) -> String {
         match self {
-            SyncNames::Relay(name) => self.quoted(name),
+            SyncNames::Relay(name) => quoted(name),
+            SyncNames::Any { acks, relays } => {
+                let names: Vec<String> = relays.iter().map(|name| quoted(name)).collect();
+                format!("ANY {acks} ({})", names.join(", "))
+            }
             SyncNames::NotOurs { .. } => String::new(),
         }
     }
+}
 
-    fn quoted(&self, name: &str) -> String {
-        format!("\"{name}\"")
-    }
+fn quoted(name: &str) -> String {
+    format!("\"{name}\"")
 }
 
 /// What a finished action found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Finding {
     Done,
+    /// Of `Prepare`: up to where the server's WAL is flushed behind it. By its setting of before nothing is acknowledged
+    /// beyond that any more.
+    Prepared {
+        end: Lsn,
+    },
+    /// Of `Start`: there is no server in the directory.
+    NothingThere,
     /// Of `Rejoin` and `Rebuild`.
     Back {
         saved: Option<SavedTail>,
@@ -205,6 +222,19 @@ impl Ledger {
         }
     }
 
+    /// What somebody else has done.
+    pub fn learned(&mut self, action: &Action, finding: Finding, at: Instant) {
+        if self.finding(action).is_none() {
+            self.started(action);
+            self.succeeded(action, finding, at);
+        }
+    }
+
+    /// It was to begin, and what it follows from was taken back. How the run before went is forgotten with it.
+    pub fn never_began(&mut self, action: &Action) {
+        self.entries.retain(|e| e.action != *action);
+    }
+
     pub fn succeeded(&mut self, action: &Action, finding: Finding, at: Instant) {
         if let Some(entry) = self.entries.iter_mut().find(|e| e.action == *action) {
             entry.failures = 0;
@@ -278,6 +308,7 @@ impl What {
             What::DropSlot => "drop_slot",
             What::Start { .. } => "start",
             What::Stop => "stop",
+            What::StopStandby => "stop_standby",
             What::ShutDown => "shut_down",
             What::LastWord => "last_word",
             What::Rejoin { .. } => "rejoin",
@@ -295,9 +326,12 @@ impl What {
     /// Done by the agent to the server's process and files.
     pub fn touches_server(&self) -> bool {
         match self {
-            What::Start { .. } | What::Stop | What::ShutDown | What::Rejoin { .. } | What::Rebuild { .. } => {
-                true
-            }
+            What::Start { .. }
+            | What::Stop
+            | What::StopStandby
+            | What::ShutDown
+            | What::Rejoin { .. }
+            | What::Rebuild { .. } => true,
             What::Prepare { .. }
             | What::Promote { .. }
             | What::Inspect { .. }

@@ -1,5 +1,6 @@
 //! The election: fence, elect, catch up, prepare, promote, verify, follow, marker. Writes are held throughout.
 
+use std::cmp::Reverse;
 use std::time::Duration;
 
 use super::{
@@ -8,7 +9,7 @@ use super::{
     marker_is_durable, steady,
 };
 use crate::pg::{Lsn, TimelineId};
-use crate::topology::{Durability, Election as Record, Follower, NodeName, Outcome, Role};
+use crate::topology::{Durability, Election as Record, Floor, Follower, NodeName, Outcome, Role};
 
 /// A running election, looked at once.
 #[derive(Clone, Copy)]
@@ -23,9 +24,9 @@ pub(super) struct Case<'a> {
 
 impl Case<'_> {
     pub(super) fn advance(&self) -> Option<Fired> {
-        if self.view.wal.promised > self.state.term {
+        if self.view.promised > self.state.term {
             // A state file from a backup: the relay obeys nothing below what it has promised.
-            return self.fence_again(format!("the relay has promised term {}", self.view.wal.promised));
+            return self.fence_again(format!("the relay has promised term {}", self.view.promised));
         }
         match &self.election.step {
             Step::Checkpoint | Step::Drain | Step::ShutDown | Step::Settle => self.advance_in_peace(),
@@ -42,22 +43,31 @@ impl Case<'_> {
 
     /// E1. By acknowledgement, not by time.
     fn fenced(&self) -> Option<Fired> {
-        if self.view.wal.promised < self.state.term || self.view.confirmed < self.state.term {
-            return None;
+        let mut log = self.view.log.clone().filter(|_| self.view.confirmed >= self.state.term)?;
+        // Without a quorum a relay may be asked alone that never heard of the last primary's timeline. What it has behind
+        // that one's fork was given up then, and clients may have been told so.
+        if let Some(fork) = self.state.primary.as_ref().and_then(|primary| primary.fork_of(log.timeline)) {
+            (log.durable, log.verified) = (log.durable.min(fork), log.verified.min(fork));
+        }
+        let mut next = self.state.clone();
+        if !next.quorums.is_empty() {
+            let source = log.source.clone().unwrap_or_else(|| self.policy.instance.clone());
+            next.floor = Some(Floor { timeline: log.timeline, end: log.verified, source: Some(source) });
         }
         let fenced = Fenced {
-            timeline: self.view.wal.timeline,
-            durable: self.view.wal.durable,
-            verified: self.view.wal.verified,
+            timeline: log.timeline,
+            durable: log.durable,
+            verified: log.verified,
             upstream_end: self.view.wal.upstream_end,
+            source: log.source,
         };
         let election = Election { fenced: Some(fenced), ..self.election.clone() };
-        Fired::new(RuleId::E1, at(self.state, election, Step::Elect, self.now))
+        Fired::new(RuleId::E1, at(&next, election, Step::Elect, self.now))
     }
 
     /// E3; E2 when there is nobody new and the old primary is back; without either, E3 for who has failed before.
     fn elect(&self) -> Option<Fired> {
-        let fenced = self.election.fenced?;
+        let fenced = self.fenced_at()?;
         if self.planned().is_some() && !self.has_waited(self.policy.restore_timeout) {
             return self.elect_successor(fenced);
         }
@@ -75,7 +85,7 @@ impl Case<'_> {
 
     /// E3, W5 or E2: in a planned switchover nobody but the one that was prepared takes over, unless the old primary
     /// does not come back either. Once that is wanted back it writes WAL of its own, so there is no way back.
-    fn elect_successor(&self, fenced: Fenced) -> Option<Fired> {
+    fn elect_successor(&self, fenced: &Fenced) -> Option<Fired> {
         let Some(successor) = self.planned()?.successor.as_ref() else { return self.restore(fenced) };
         let node = self.view.node(successor);
         let bearable = self.known_loss(fenced) <= self.policy.max_lost_bytes;
@@ -108,17 +118,12 @@ impl Case<'_> {
         Fired::new(RuleId::E3, at(self.state, election, step, self.now))
     }
 
-    /// The most advanced first: it is ready soonest. Then the operator's priority, then the name, so that two
-    /// observers of the same world choose the same.
     fn candidate(&self, waited: bool) -> Option<&NodeName> {
-        let wished = |name: &NodeName| self.election.preferred.as_ref() == Some(name);
-        let any = self.election.preferred.is_none() || waited;
-        let eligible = |n: &&NodeView<'_>| self.is_fresh(n) && (any || wished(&n.node.name));
-        let rank = |n: &&NodeView<'_>| {
-            let flush = self.follower(n).map_or(Lsn::INVALID, |f| f.flush);
-            (wished(&n.node.name), flush, n.node.priority, std::cmp::Reverse(n.node.name.clone()))
-        };
-        self.view.nodes.iter().filter(eligible).max_by_key(rank).map(|n| &n.node.name)
+        let wished = self.election.preferred.as_ref();
+        let any = wished.is_none() || waited;
+        let needed = self.fenced_at().map_or(Lsn::INVALID, |fenced| fenced.verified);
+        let eligible = |n: &&NodeView<'_>| self.is_fresh(n) && (any || wished == Some(&n.node.name));
+        best(self.view, self.state, needed, wished, self.view.nodes.iter().filter(eligible))
     }
 
     fn is_eligible(&self, name: &NodeName) -> bool {
@@ -134,23 +139,15 @@ impl Case<'_> {
         self.election.excluded.contains(name)
     }
 
-    /// The node as the relay sees it, when it may be promoted: a live standby of this cluster that streams from the
-    /// relay on the relay's timeline. One on another timeline either has not followed yet or never can; one that is
-    /// refused, because what it needs next is kept no more, has nothing to catch up with.
     pub(super) fn follower(&self, node: &NodeView<'_>) -> Option<&Follower> {
-        let system = self.state.primary.as_ref().map(|p| p.system);
-        let fits = !node.node.no_failover
-            && node.is_up_as(Role::Standby)
-            && node.facts.is_some_and(|f| system.is_none_or(|system| f.system == system));
-        let follower = self.view.wal.follower(&node.node.name)?;
-        let follows = follower.streams() && follower.timeline == self.view.wal.timeline;
-        (fits && follows && follower.flush.is_valid()).then_some(follower)
+        follower(self.view, self.state, node).ok()
     }
 
     /// E2. Nobody was promoted, so the old primary still has the newest history; it gets the new term.
-    fn restore(&self, fenced: Fenced) -> Option<Fired> {
+    fn restore(&self, fenced: &Fenced) -> Option<Fired> {
         let primary = self.state.primary.as_ref()?;
-        let facts = self.view.node(&primary.node).filter(|n| n.is_up_as(Role::Primary))?.facts?;
+        let node = self.view.node(&primary.node).filter(|n| n.is_up_as(Role::Primary))?;
+        let facts = node.facts?;
         let unchanged = facts.system == primary.system && facts.timeline == primary.timeline;
         // A server that came back with less than it had sent has lost its disk's word.
         if !unchanged || facts.position < fenced.verified {
@@ -163,6 +160,7 @@ impl Case<'_> {
             started_at: Some(facts.started_at.clone()),
             ..primary.clone()
         });
+        next.acknowledged_by(self.policy.acknowledgers(node));
         let why = match self.planned() {
             Some(_) => format!("given up before anybody was promoted; {} is primary again", primary.node),
             None => "no standby could be promoted; the old primary is back".to_owned(),
@@ -177,22 +175,35 @@ impl Case<'_> {
 
     /// E4.
     fn catch_up(&self, candidate: &NodeName) -> Option<Fired> {
-        let fenced = self.election.fenced?;
+        let fenced = self.fenced_at()?;
         let Some(follower) = self.view.node(candidate).and_then(|n| self.follower(n)) else {
             return self.next_candidate(candidate);
         };
         // Half a record behind the last whole one is shipped to nobody.
-        if fenced.verified <= follower.flush {
+        if fenced.verified <= follower.flush && self.is_agreed(fenced) {
+            let acknowledgers = self.view.node(candidate).and_then(|node| self.policy.acknowledgers(node));
+            let election = Election { acknowledgers, ..self.election.clone() };
             let step = Step::Prepare { candidate: candidate.clone() };
-            return self.enter(RuleId::E4, step);
+            return Fired::new(RuleId::E4, at(self.state, election, step, self.now));
         }
         let too_slow = self.has_waited(self.policy.catch_up_timeout);
         if too_slow { self.next_candidate(candidate) } else { None }
     }
 
+    /// The log that the election goes on with is where every later one finds it, under this term: before that, what is at
+    /// its end may yet be superseded (figure 8 of Raft's paper).
+    fn is_agreed(&self, fenced: &Fenced) -> bool {
+        self.state.quorums.is_empty()
+            || self.view.agreed.is_some_and(|agreed| (fenced.timeline, fenced.verified) <= agreed)
+    }
+
+    fn fenced_at(&self) -> Option<&Fenced> {
+        self.election.fenced.as_ref()
+    }
+
     /// E5.
     fn prepare(&self, candidate: &NodeName) -> Option<Fired> {
-        let action = self.policy.prepare(self.state.term, candidate);
+        let action = self.policy.prepare(self.state, candidate);
         let is_standby = self.view.node(candidate).is_some_and(|n| n.is_up_as(Role::Standby));
         if !is_standby || self.view.ledger.failures(&action) >= self.policy.attempts {
             return self.next_candidate(candidate);
@@ -204,6 +215,7 @@ impl Case<'_> {
         let mut next = self.state.clone();
         // From now on it may be a primary, and if it is lost now it must not come back as one.
         next.depose(candidate);
+        next.acknowledged_by(self.election.acknowledgers.clone());
         let step = Step::Promote { candidate: candidate.clone() };
         Fired::new(RuleId::E5, at(&next, self.election.clone(), step, self.now))
     }
@@ -234,13 +246,13 @@ impl Case<'_> {
         if !waited && !self.has_failed(candidate) {
             return None;
         }
-        self.restore(self.election.fenced?).or_else(|| others.next().filter(|_| waited).and_then(|_| next()))
+        self.restore(self.fenced_at()?).or_else(|| others.next().filter(|_| waited).and_then(|_| next()))
     }
 
     /// E6, or E11: a candidate that was asked to promote may have done so unseen, with a timeline of its own. Only a
     /// higher term, which its relay connection can never have, makes it safe to choose another.
     fn promote(&self, candidate: &NodeName) -> Option<Fired> {
-        let from = self.election.fenced?.timeline;
+        let from = self.fenced_at()?.timeline;
         if let Some(Finding::Promoted(found)) =
             self.view.ledger.finding(&self.promote_action(candidate, from))
         {
@@ -258,7 +270,7 @@ impl Case<'_> {
 
     /// E7. What does not fit stays here, with writes held: a primary that lacks acknowledged WAL is never opened.
     fn verify(&self, candidate: &NodeName, found: Promoted) -> Option<Fired> {
-        let fenced = self.election.fenced?;
+        let fenced = self.fenced_at()?;
         if self.mismatch(found).is_some() {
             let lost = self.view.node(candidate).is_none_or(|n| n.is_lost(self.policy, self.now));
             let why = format!("{candidate} was promoted, did not fit, and is gone");
@@ -292,7 +304,7 @@ impl Case<'_> {
 
     /// Why a promoted candidate is not what was expected.
     fn mismatch(&self, found: Promoted) -> Option<String> {
-        let fenced = self.election.fenced?;
+        let fenced = self.fenced_at()?;
         let expected = self.state.primary.as_ref().map(|p| p.system);
         if expected.is_some_and(|system| system != found.system) {
             return Some(format!("its system identifier is {}", found.system));
@@ -335,7 +347,7 @@ impl Case<'_> {
         }
         Some(Fired {
             rule: RuleId::E9,
-            next: State { phase: Phase::Steady, ..self.state.clone() },
+            next: self.state.clone().opened(),
             concluded: Some(concluded(self.election, Outcome::Completed, self.now)),
             left_behind: None,
         })
@@ -369,7 +381,7 @@ impl Case<'_> {
             Step::Elect => self.nobody().or_else(|| self.all_have_failed()),
             Step::CatchUp { .. } => self.all_have_failed(),
             Step::Prepare { candidate } => {
-                let prepared = self.view.ledger.finding(&self.policy.prepare(self.state.term, candidate));
+                let prepared = self.view.ledger.finding(&self.policy.prepare(self.state, candidate));
                 let waits = !self.is_cleared(candidate) && prepared.is_some();
                 let waits = waits && self.has_waited(self.policy.clear_timeout);
                 if waits { Some(self.in_use(candidate.as_str())) } else { self.all_have_failed() }
@@ -389,10 +401,11 @@ impl Case<'_> {
     }
 
     fn in_use(&self, candidates: &str) -> String {
+        let proxy = self.of_whom(("proxy", "proxies"), &self.view.waited.clearances);
         format!(
-            "nobody is promoted: the proxy of {} does not say that no session uses {candidates} any more; a \
-             restart of that instance ends its sessions",
-            self.policy.instance
+            "nobody is promoted: {proxy} {} not say that no session uses {candidates} any more; a restart of that \
+             instance ends its sessions",
+            if self.view.waited.clearances.len() > 1 { "do" } else { "does" }
         )
     }
 
@@ -413,9 +426,11 @@ impl Case<'_> {
     }
 
     fn not_confirmed(&self) -> Option<String> {
-        let (term, instance) = (self.state.term, &self.policy.instance);
-        let relay = (self.view.wal.promised < term).then(|| format!("the relay of {instance}"));
-        let proxy = (self.view.confirmed < term).then(|| format!("the proxy of {instance}"));
+        let term = self.state.term;
+        let waited = &self.view.waited;
+        let relay = self.view.log.is_none().then(|| self.of_whom(("relay", "relays"), &waited.promises));
+        let proxy =
+            (self.view.confirmed < term).then(|| self.of_whom(("proxy", "proxies"), &waited.confirmations));
         let missing: Vec<String> = relay.into_iter().chain(proxy).collect();
         let waits = !missing.is_empty() && self.has_waited(self.policy.clear_timeout);
         waits.then(|| {
@@ -424,8 +439,17 @@ impl Case<'_> {
         })
     }
 
+    /// `parts`: one, and several. Who is alone waits for itself.
+    fn of_whom(&self, (one, several): (&str, &str), instances: &[String]) -> String {
+        match instances {
+            [] => format!("the {one} of {}", self.policy.instance),
+            [only] => format!("the {one} of {only}"),
+            [first @ .., last] => format!("the {several} of {} and {last}", first.join(", ")),
+        }
+    }
+
     fn nobody(&self) -> Option<String> {
-        let fenced = self.election.fenced?;
+        let fenced = self.fenced_at()?;
         if !self.has_waited(self.policy.candidate_wait * 3) {
             return None;
         }
@@ -451,10 +475,10 @@ impl Case<'_> {
             Step::Prepare { candidate } => {
                 let due = self.has_failed(candidate) || self.has_waited(self.policy.clear_timeout);
                 let old = self.old_primary_start().filter(|_| due);
-                [self.policy.prepare(self.state.term, candidate)].into_iter().chain(old).collect()
+                [self.policy.prepare(self.state, candidate)].into_iter().chain(old).collect()
             }
             Step::Promote { candidate } => {
-                let from = self.election.fenced.map(|f| f.timeline);
+                let from = self.fenced_at().map(|f| f.timeline);
                 from.map(|from| self.promote_action(candidate, from)).into_iter().collect()
             }
             Step::Marker => self.state.primary.iter().map(|p| marker(self.state.term, &p.node)).collect(),
@@ -473,12 +497,8 @@ impl Case<'_> {
         })
     }
 
-    /// Quorum: what the relay does not hold was never acknowledged.
-    fn known_loss(&self, fenced: Fenced) -> u64 {
-        match self.state.durability {
-            Durability::Quorum => 0,
-            Durability::Async => fenced.upstream_end.bytes_since(fenced.durable),
-        }
+    fn known_loss(&self, fenced: &Fenced) -> u64 {
+        loss(self.state.durability, fenced.upstream_end, fenced.durable)
     }
 
     fn enter(&self, rule: RuleId, step: Step) -> Option<Fired> {
@@ -498,6 +518,101 @@ impl Case<'_> {
     fn promote_action(&self, candidate: &NodeName, from: TimelineId) -> Action {
         Action { term: self.state.term, node: candidate.clone(), what: What::Promote { from } }
     }
+}
+
+/// Quorum: what relays do not hold was never acknowledged.
+pub(super) fn loss(durability: Durability, upstream_end: Lsn, held: Lsn) -> u64 {
+    match durability {
+        Durability::Quorum => 0,
+        Durability::Async => upstream_end.bytes_since(held),
+    }
+}
+
+/// Why a node cannot take over.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Unfit {
+    #[error("it is configured with no_failover")]
+    NoFailover,
+    #[error("it is in maintenance")]
+    Maintenance,
+    #[error("it is not up")]
+    NotUp,
+    #[error("it runs as a primary, and is none")]
+    NoStandby,
+    #[error("it belongs to another cluster")]
+    Stranger,
+    #[error("it does not stream from a relay")]
+    DoesNotStream,
+    #[error("it is on timeline {0}, not {1}")]
+    Elsewhere(TimelineId, TimelineId),
+    #[error("it holds WAL that was given up at {0}")]
+    Stranded(Lsn),
+}
+
+/// The node as the relay sees it, when it may be promoted: a live standby of this cluster that streams from the relay on
+/// the relay's timeline. One on another timeline either has not followed yet or never can; one that is refused, because
+/// what it needs next is kept no more, has nothing to catch up with.
+pub(super) fn follower<'a>(
+    view: &'a View<'_>,
+    state: &State,
+    node: &NodeView<'_>,
+) -> Result<&'a Follower, Unfit> {
+    if node.node.no_failover {
+        return Err(Unfit::NoFailover);
+    }
+    if state.is_in_maintenance(&node.node.name) {
+        return Err(Unfit::Maintenance);
+    }
+    let facts = node.facts.filter(|_| node.health.state.is_up()).ok_or(Unfit::NotUp)?;
+    if facts.role != Role::Standby {
+        return Err(Unfit::NoStandby);
+    }
+    if state.primary.as_ref().is_some_and(|primary| primary.system != facts.system) {
+        return Err(Unfit::Stranger);
+    }
+    let follower = view.wal.follower(&node.node.name).filter(|f| f.streams() && f.flush.is_valid());
+    let follower = follower.ok_or(Unfit::DoesNotStream)?;
+    if follower.timeline != view.wal.timeline {
+        return Err(Unfit::Elsewhere(follower.timeline, view.wal.timeline));
+    }
+    let fork = state.primary.as_ref().and_then(|primary| primary.fork_of(follower.timeline));
+    match fork.filter(|fork| *fork < follower.flush) {
+        Some(fork) => Err(Unfit::Stranded(fork)),
+        None => Ok(follower),
+    }
+}
+
+/// Of those that are fit: whoever has all that is `needed`, or most of it; then by the operator's priority, the zone that
+/// the primary was in, and how soon it has replayed what there is, in tenths of a second, where of all of them it is known
+/// how fast they replay; then how little that is. The name is for two observers of the same world to choose the same.
+pub(super) fn best<'a>(
+    view: &View<'_>,
+    state: &State,
+    needed: Lsn,
+    wished: Option<&NodeName>,
+    fit: impl Iterator<Item = &'a NodeView<'a>> + Clone,
+) -> Option<&'a NodeName> {
+    let of = state.primary.as_ref().and_then(|primary| view.node(&primary.node));
+    let zone = of.and_then(|n| n.node.zone.as_ref());
+    let is_timed = fit.clone().all(|n| n.replay.is_some());
+    let rank = |n: &&NodeView<'_>| {
+        let follower = follower(view, state, n);
+        let (flush, replay) = follower.map_or_else(|_| Default::default(), |f| (f.flush, f.replay));
+        let near = zone.is_some() && n.node.zone.as_ref() == zone;
+        let backlog = needed.bytes_since(replay.min(needed));
+        let time = n.replay.filter(|_| is_timed).map_or(0, |speed| speed.time(backlog).as_millis() / 100);
+        let name = Reverse(n.node.name.clone());
+        (
+            wished == Some(&n.node.name),
+            flush.min(needed),
+            n.node.priority,
+            near,
+            Reverse(time),
+            Reverse(backlog),
+            name,
+        )
+    };
+    fit.max_by_key(rank).map(|n| &n.node.name)
 }
 
 pub(super) fn at(state: &State, election: Election, step: Step, now: Now) -> State {

@@ -2,11 +2,11 @@
 //! process, after a primary came back. Writes are held until a marker transaction has committed.
 
 use super::{
-    Action, Agent, EstablishStep, Finding, Fired, Fork, Now, Phase, Policy, Primary, Process, RuleId,
-    StartAs, State, View, What, Why, marker, marker_is_durable, steady,
+    Action, Agent, EstablishStep, Finding, Fired, Fork, NodeView, Now, Phase, Policy, Primary, Process,
+    RuleId, StartAs, State, View, What, Why, budget, marker, marker_is_durable, steady,
 };
 use crate::failover::health::Facts;
-use crate::topology::{Durability, NodeName, Role, Upstream};
+use crate::topology::{Durability, Floor, NodeName, Role, Upstream};
 
 /// B1. Nobody is chosen here: there must be one primary already, and no doubt about it.
 pub(super) fn bootstrap(
@@ -22,6 +22,9 @@ pub(super) fn bootstrap(
     if accounted < view.nodes.len() && !(waited && accounted * 2 > view.nodes.len()) {
         return None;
     }
+    if view.unheard > 0 && !waited {
+        return None;
+    }
     let mut primaries = up.iter().filter(|n| n.is_up_as(Role::Primary));
     let (Some(only), None) = (primaries.next(), primaries.next()) else { return None };
     let facts = only.facts?;
@@ -31,9 +34,9 @@ pub(super) fn bootstrap(
     if !one_cluster || !relay_agrees {
         return None;
     }
-    let mut next = state.clone();
-    next.term = view.next_term(state);
+    let mut next = state.clone().in_term(view.next_term(state));
     next.primary = Some(verified(&only.node.name, facts, &next, Vec::new()));
+    next.acknowledged_by(policy.acknowledgers(only));
     Fired::new(RuleId::B1, establishing(next, Why::Bootstrap, EstablishStep::Prepare, now))
 }
 
@@ -47,37 +50,49 @@ pub(super) fn advance(
     let primary = state.primary.as_ref()?;
     if step == EstablishStep::Confirm {
         if let Some(successor) = successor(view, state, primary) {
-            return adopt_successor(view, state, primary, successor, now);
+            return adopt_successor(view, state, policy, primary, successor, now);
         }
-        if let Some(facts) = confirmed(view, primary) {
-            let mut next = State { term: view.term_to_adopt(state), ..state.clone() };
+        if let Some((node, facts)) = confirmed(view, primary) {
+            let mut next = state.clone().in_term(view.term_to_adopt(state));
             next.primary = Some(verified(&primary.node, facts, &next, primary.forks.clone()));
+            next.acknowledged_by(policy.acknowledgers(node));
             return Fired::new(RuleId::A1, establishing(next, why, EstablishStep::Prepare, now));
         }
     }
-    if step != EstablishStep::Confirm && view.wal.promised > state.term {
-        let next = State { term: view.term_to_adopt(state), ..state.clone() };
+    if step != EstablishStep::Confirm && view.promised > state.term {
+        let next = state.clone().in_term(view.term_to_adopt(state));
         return Fired::new(RuleId::A1, establishing(next, why, EstablishStep::Confirm, now));
     }
-    if let Some(fired) = steady::primary_dead(view, state, policy, now) {
-        return Some(fired);
+    let dead = steady::primary_dead(view, state, policy, now);
+    let dead = dead.or_else(|| budget::watch(view, state, policy, now));
+    if dead.is_some() {
+        return dead;
     }
     match step {
         EstablishStep::Confirm => None,
         EstablishStep::Prepare => {
-            view.ledger.finding(&policy.prepare(state.term, &primary.node))?;
+            let Finding::Prepared { end } = view.ledger.finding(&policy.prepare(state, &primary.node))?
+            else {
+                return None;
+            };
+            let mut next = state.clone();
+            // Who acknowledges from here on must have what was acknowledged before. What a relay that has not heard of the
+            // term acknowledges is told by the setting of the term before, which is no more.
+            if next.floor.is_none() && !next.quorums.is_empty() {
+                next.floor = Some(Floor { timeline: primary.timeline, end: *end, source: None });
+            }
             let step = match state.durability {
                 Durability::Quorum => EstablishStep::Follow,
                 // The primary's own disk is the promise; the relay connects meanwhile.
                 Durability::Async => EstablishStep::Marker,
             };
-            Fired::new(RuleId::P1, establishing(state.clone(), why, step, now))
+            Fired::new(RuleId::P1, establishing(next, why, step, now))
         }
         EstablishStep::Follow => relay_follows(view, primary)
             .then(|| establishing(state.clone(), why, EstablishStep::Marker, now))
             .and_then(|next| Fired::new(RuleId::P2, next)),
         EstablishStep::Marker => marker_is_durable(view, state, &primary.node)
-            .then(|| State { phase: Phase::Steady, ..state.clone() })
+            .then(|| state.clone().opened())
             .and_then(|next| Fired::new(RuleId::P3, next)),
     }
 }
@@ -93,10 +108,10 @@ pub(super) fn establishing(state: State, why: Why, step: EstablishStep, now: Now
 }
 
 /// The recorded primary's answer, when it is still what was recorded.
-fn confirmed<'a>(view: &'a View<'_>, primary: &Primary) -> Option<&'a Facts> {
+fn confirmed<'a>(view: &'a View<'a>, primary: &Primary) -> Option<(&'a NodeView<'a>, &'a Facts)> {
     let node = view.node(&primary.node).filter(|n| n.is_up_as(Role::Primary))?;
     let facts = node.facts.filter(|f| f.system == primary.system && f.timeline == primary.timeline);
-    facts.filter(|f| !lacks_wal(view, primary, f))
+    facts.filter(|f| !lacks_wal(view, primary, f)).map(|facts| (node, facts))
 }
 
 /// It came back with less than it had sent: its disk did not keep what it promised, and what it writes now
@@ -117,6 +132,7 @@ fn successor<'a>(view: &'a View<'_>, state: &State, primary: &Primary) -> Option
 fn adopt_successor(
     view: &View<'_>,
     state: &State,
+    policy: &Policy,
     primary: &Primary,
     successor: &NodeName,
     now: Now,
@@ -129,7 +145,8 @@ fn adopt_successor(
     let Some(Finding::Promoted(found)) = view.ledger.finding(&inspect(state, primary, successor)) else {
         return None;
     };
-    let facts = view.node(successor)?.facts?;
+    let node = view.node(successor)?;
+    let facts = node.facts?;
     let descends = found.system == primary.system
         && found.timeline > primary.timeline
         && found.timeline == facts.timeline
@@ -137,11 +154,12 @@ fn adopt_successor(
     if !descends {
         return None;
     }
-    let mut next = state.clone();
-    next.term = view.next_term(state);
+    let mut next = state.clone().in_term(view.next_term(state));
     next.depose(&primary.node);
+    next.maintenance.retain(|node| node != successor);
     let forks = primary.forks_of_successor(found.switchpoint);
     next.primary = Some(verified(successor, facts, &next, forks));
+    next.acknowledged_by(policy.acknowledgers(node));
     Fired::new(RuleId::A2, establishing(next, Why::Adopt, EstablishStep::Prepare, now))
 }
 
@@ -245,6 +263,7 @@ pub(super) fn obstacle_to_confirm(
 pub(super) fn wanted_to_bootstrap(view: &View<'_>, state: &State) -> Vec<Action> {
     let absent = view.nodes.iter().filter(|n| n.agent == Agent::Local && n.process == Process::Absent);
     absent
+        .filter(|n| !state.is_in_maintenance(&n.node.name))
         .map(|n| Action {
             term: state.term,
             node: n.node.name.clone(),
@@ -255,7 +274,7 @@ pub(super) fn wanted_to_bootstrap(view: &View<'_>, state: &State) -> Vec<Action>
 
 pub(super) fn wanted(view: &View<'_>, state: &State, policy: &Policy, step: EstablishStep) -> Vec<Action> {
     let Some(primary) = &state.primary else { return Vec::new() };
-    match step {
+    let duties = match step {
         EstablishStep::Confirm => match successor(view, state, primary) {
             Some(successor) => vec![inspect(state, primary, successor)],
             // A deposed node is not started here: it would come up as a primary.
@@ -263,8 +282,10 @@ pub(super) fn wanted(view: &View<'_>, state: &State, policy: &Policy, step: Esta
                 wanted_to_bootstrap(view, state).into_iter().filter(|a| !state.is_deposed(&a.node)).collect()
             }
         },
-        EstablishStep::Prepare => vec![policy.prepare(state.term, &primary.node)],
+        EstablishStep::Prepare => vec![policy.prepare(state, &primary.node)],
         EstablishStep::Follow => Vec::new(),
         EstablishStep::Marker => vec![marker(state.term, &primary.node)],
-    }
+    };
+    let start = budget::wanted(view, state).filter(|_| step != EstablishStep::Confirm);
+    duties.into_iter().chain(start).collect()
 }

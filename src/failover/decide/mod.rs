@@ -12,8 +12,9 @@
 //! | phase | rules | file |
 //! |---|---|---|
 //! | bootstrapping | B1 | `establish` |
-//! | establishing: confirm, prepare, follow, marker | A1 A2 P1 P2 P3, F1..F5 | `establish` |
-//! | steady | F1..F6, S1 S2 S3 S4 S5 | `steady` |
+//! | establishing: confirm, prepare, follow, marker | A1 A2 P1 P2 P3, F1..F5, F7 | `establish` |
+//! | steady | F1..F7, S1 S2 S3 S4 S5 S6 S7 | `steady`; F7 and S6: `budget` |
+//! | steady, while servers are restarted | R1..R9 | `rolling` |
 //! | switchover, in the old term: checkpoint, drain, shut_down or settle | W1..W5 | `switchover` |
 //! | election: fence, elect, catch_up, prepare, promote, verify, follow, marker | E1..E12 | `election` |
 //!
@@ -24,8 +25,11 @@
 //! hears it. What they do not cover, connections that bypass the proxy, is not ours to fence.
 
 mod action;
+mod budget;
 mod election;
 mod establish;
+mod forecast;
+mod rolling;
 mod rules;
 mod state;
 mod steady;
@@ -34,6 +38,10 @@ mod switchover;
 mod tests;
 
 pub use action::{Action, Finding, Ledger, Patient, StartAs, SyncNames, What};
+pub use budget::{Budget, Spent, failovers};
+pub use forecast::{Forecast, Handover, forecast};
+pub use rolling::{Restarts, Rolling, Turn};
+pub(super) use rolling::{obstacle as obstacle_to_restart, waits_for, why_not_by_agent};
 pub use rules::{RULES, Rule, RuleId};
 pub use state::{
     Automatic, Election, EstablishStep, Fenced, Fork, Phase, Planned, Primary, Promoted, Rest, State, Step,
@@ -45,17 +53,24 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::election::Case;
-use super::health::{Cause, Facts, PrimaryVerdict};
+use super::health::{Cause, Facts, PrimaryVerdict, ReplaySpeed};
+use crate::pg::{Lsn, TimelineId};
 use crate::topology::{
-    Candidate, Drained, Durability, Health, Node, NodeHealth, NodeName, NodeState, Role, Term, WalStatus,
-    relay_application_name,
+    Acknowledgers, Ailment, Candidate, Diagnosis, Drained, Draining, Durability, Failovers, Health, Log,
+    Node, NodeHealth, NodeName, NodeState, Role, Term, Waited, WalStatus, relay_application_name,
 };
 
 /// What is configured; the same for every call.
 #[derive(Clone, Debug)]
 pub struct Policy {
     pub instance: String,
+    /// All instances, this one included; empty while it is alone.
+    pub members: Vec<String>,
+    /// How many relays have to acknowledge a commit; `None`: a majority.
+    pub acks: Option<usize>,
     pub mode: Mode,
+    /// `None`: automatic failovers are not counted.
+    pub budget: Option<Budget>,
     pub durability: Durability,
     /// Async: more WAL than this is known to exist beyond what the relay holds: nobody is promoted. Quorum: such
     /// WAL was never acknowledged, so it does not count.
@@ -89,6 +104,8 @@ pub struct Policy {
     pub hand_over_timeout: Duration,
     /// Switchover: how long the old primary may take to come back after it was given up.
     pub restore_timeout: Duration,
+    /// Restart: how long a server may take to be back, its replay included, and something else may stand in its way.
+    pub restart_timeout: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,22 +128,55 @@ pub struct View<'a> {
     pub nodes: Vec<NodeView<'a>>,
     /// Of the state's primary.
     pub verdict: PrimaryVerdict,
+    /// What ails it, by name. No rule looks at it but to tell of it.
+    pub diagnosis: Option<Diagnosis>,
+    /// Of all relays together ([`wal`](crate::topology::Members::wal)).
     pub wal: Arc<WalStatus>,
-    /// `ProxyStatus::confirmed`.
+    /// The highest term that any relay has promised.
+    pub promised: Term,
+    /// Other instances that were never heard: whose host they share is not known.
+    pub unheard: usize,
+    /// Whether all instances are heard and have the same list of instances.
+    pub agreed_on_instances: Agreement,
+    /// By name, while an election waits for them.
+    pub waited: Waited,
+    /// With whose log an election goes on; `None` until enough relays have promised the state's term.
+    pub log: Option<Log>,
+    /// How far enough relays are ([`durable`](crate::topology::Members::durable)); `None` while this instance is alone.
+    pub agreed: Option<(TimelineId, Lsn)>,
+    /// `ProxyStatus::confirmed`, of all proxies.
     pub confirmed: Term,
     /// `ProxyStatus::cleared`.
     pub cleared: Option<Candidate>,
     /// `ProxyStatus::drained`.
     pub drained: Option<Drained>,
+    /// Connections that the process before this one still serves.
+    pub draining: Draining,
     pub ledger: &'a Ledger,
     /// An operator's wish not yet taken up.
     pub request: Option<Request>,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Agreement {
+    No,
+    Yes,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
-    Failover { to: Option<NodeName> },
-    Switchover { to: Option<NodeName>, stragglers: Stragglers },
+    Failover {
+        to: Option<NodeName>,
+    },
+    Switchover {
+        to: Option<NodeName>,
+        stragglers: Stragglers,
+    },
+    /// In this order.
+    Restart {
+        nodes: Vec<NodeName>,
+        stragglers: Stragglers,
+    },
 }
 
 #[derive(Debug)]
@@ -135,8 +185,12 @@ pub struct NodeView<'a> {
     pub health: &'a NodeHealth,
     /// Its last answer.
     pub facts: Option<&'a Facts>,
+    /// How fast it replays, as far as that was seen.
+    pub replay: Option<ReplaySpeed>,
     pub process: Process,
     pub agent: Agent,
+    /// Instances on the same host.
+    pub beside: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,8 +202,10 @@ pub enum Process {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Agent {
-    /// We start, stop and rebuild this server.
+    /// This instance, or another one, starts, stops and rebuilds this server.
     Local,
+    /// The instance that does is not heard now.
+    Away,
     None,
 }
 
@@ -188,17 +244,23 @@ pub fn decide(view: &View<'_>, state: &State, policy: &Policy, now: Now) -> Deci
         Phase::Steady => steady::watch(view, state, policy, now),
         Phase::Election(election) => Case { view, state, policy, election, now }.advance(),
     };
+    let fired = fired.map(|fired| rolling::after(state, fired, now));
     let (rule, next, concluded, left_behind) = match fired {
         Some(fired) => (Some(fired.rule), fired.next, fired.concluded, fired.left_behind),
         None => (None, state.clone(), None, None),
     };
-    let actions = match &next.phase {
-        Phase::Bootstrapping { .. } => establish::wanted_to_bootstrap(view, &next),
-        Phase::Establishing { step, .. } => establish::wanted(view, &next, policy, *step),
-        Phase::Steady => steady::wanted(view, &next, policy),
-        Phase::Election(election) => Case { view, state: &next, policy, election, now }.wanted(),
-    };
+    let actions = wanted(view, &next, policy, now);
     Decision { rule, next, actions, concluded, left_behind }
+}
+
+/// What `state` wants done, in this order of importance.
+pub fn wanted(view: &View<'_>, state: &State, policy: &Policy, now: Now) -> Vec<Action> {
+    match &state.phase {
+        Phase::Bootstrapping { .. } => establish::wanted_to_bootstrap(view, state),
+        Phase::Establishing { step, .. } => establish::wanted(view, state, policy, *step),
+        Phase::Steady => steady::wanted(view, state, policy),
+        Phase::Election(election) => Case { view, state, policy, election, now }.wanted(),
+    }
 }
 
 /// What a person has to help with; `None` while the rules can go on by themselves.
@@ -211,20 +273,47 @@ pub fn obstacle(view: &View<'_>, state: &State, policy: &Policy, now: Now) -> Op
         Phase::Establishing { step, since_ms, .. } => {
             let waited = u128::from(now.unix_ms.saturating_sub(*since_ms));
             let waits = waited >= policy.open_timeout.as_millis();
-            dead(view)
+            dead(view, state, policy)
                 .or_else(|| relay_stays(view))
                 .or_else(|| establish::obstacle_to_open(view, state, *step).filter(|_| waits))
         }
-        Phase::Steady => {
-            dead(view).or_else(|| relay_stays(view)).or_else(|| steady::obstacle_to_follow(view, policy))
-        }
+        Phase::Steady => dead(view, state, policy)
+            .or_else(|| relay_stays(view))
+            .or_else(|| steady::obstacle_to_follow(view, state, policy)),
         Phase::Election(election) => Case { view, state, policy, election, now }.obstacle(),
     }
 }
 
-fn dead(view: &View<'_>) -> Option<String> {
-    let PrimaryVerdict::Dead { evidence, .. } = &view.verdict else { return None };
-    Some(format!("the primary is dead and failover is not automatic: {}", evidence.join("; ")))
+/// Where the budget is spent it is told by F7, and waits for time.
+fn dead(view: &View<'_>, state: &State, policy: &Policy) -> Option<String> {
+    let PrimaryVerdict::Dead { .. } = &view.verdict else { return None };
+    if budget::is_automatic(state, policy) {
+        return None;
+    }
+    Some(format!("the primary is dead and failover is not automatic: {}", view.evidence().join("; ")))
+}
+
+/// Why nobody is promoted although something ails the primary; `None`: nothing does, or an election decides.
+pub fn outlook(view: &View<'_>, state: &State, policy: &Policy, now: Now) -> Option<String> {
+    let ailment = view.diagnosis.as_ref()?.ailment;
+    if matches!(state.phase, Phase::Election(_)) {
+        return None;
+    }
+    let why = match &view.verdict {
+        PrimaryVerdict::Dead { .. } => match failovers(state, policy, now.unix_ms) {
+            Failovers::Automatic => return None,
+            Failovers::Manual => "failover.mode is manual: a person decides".to_owned(),
+            Failovers::Paused => "automatic failover is paused".to_owned(),
+            Failovers::Spent { .. } => "there were too many automatic failovers of late".to_owned(),
+        },
+        PrimaryVerdict::Suspect { why } => format!("this is not enough to act on: {why}"),
+        PrimaryVerdict::Unknown => "not to see a server is no evidence that it is dead".to_owned(),
+        PrimaryVerdict::Alive if ailment == Ailment::DiskFull => {
+            "it answers, and its standbys have as much to store: free space on its disk".to_owned()
+        }
+        PrimaryVerdict::Alive => "it answers".to_owned(),
+    };
+    Some(why)
 }
 
 /// It neither skips WAL nor takes another branch's.
@@ -251,7 +340,10 @@ impl Policy {
     pub fn new(instance: &str, mode: Mode, durability: Durability) -> Policy {
         Policy {
             instance: instance.to_owned(),
+            members: Vec::new(),
+            acks: None,
             mode,
+            budget: None,
             durability,
             max_lost_bytes: 0,
             bootstrap_timeout: Duration::from_secs(15),
@@ -268,18 +360,43 @@ impl Policy {
             checkpoint_timeout: Duration::from_secs(300),
             hand_over_timeout: Duration::from_secs(15),
             restore_timeout: Duration::from_secs(30),
+            restart_timeout: Duration::from_secs(600),
         }
     }
 
-    fn names(&self, term: Term) -> SyncNames {
-        match self.durability {
-            Durability::Quorum => SyncNames::Relay(relay_application_name(&self.instance, term)),
-            Durability::Async => SyncNames::NotOurs { prefix: format!("bellwether_{}_t", self.instance) },
+    /// What `synchronous_standby_names` has to be under `state`.
+    fn names(&self, state: &State) -> SyncNames {
+        let own = [self.instance.clone()];
+        let all = if self.members.is_empty() { &own } else { &self.members[..] };
+        let name = |instance: &String| relay_application_name(instance, state.term);
+        match (self.durability, state.named()) {
+            (Durability::Async, _) => SyncNames::NotOurs {
+                prefixes: all.iter().map(|name| format!("bellwether_{name}_t")).collect(),
+            },
+            (Durability::Quorum, None) => SyncNames::Relay(name(&self.instance)),
+            (Durability::Quorum, Some(quorum)) => SyncNames::Any {
+                acks: quorum.quorum().acks(),
+                relays: quorum.relays.iter().map(name).collect(),
+            },
         }
     }
 
-    fn prepare(&self, term: Term, node: &NodeName) -> Action {
-        Action { term, node: node.clone(), what: What::Prepare { names: self.names(term) } }
+    fn prepare(&self, state: &State, node: &NodeName) -> Action {
+        Action { term: state.term, node: node.clone(), what: What::Prepare { names: self.names(state) } }
+    }
+
+    /// Whose relays are to acknowledge what `node` commits. One on its own host is not asked: what befalls the node befalls
+    /// it. The node's own disk stands for it then, so that of as many hosts a majority has every commit.
+    fn acknowledgers(&self, node: &NodeView<'_>) -> Option<Acknowledgers> {
+        let apart = |name: &&String| !node.beside.contains(name);
+        let mut relays: Vec<String> = self.members.iter().filter(apart).cloned().collect();
+        if relays.is_empty() {
+            relays.clone_from(&self.members);
+        }
+        let majority = self.members.len() / 2 + 1;
+        let beside = self.members.len() - relays.len();
+        let acks = self.acks.unwrap_or(majority.saturating_sub(beside)).clamp(1, relays.len().max(1));
+        (!self.members.is_empty()).then_some(Acknowledgers { relays, acks })
     }
 }
 
@@ -287,12 +404,18 @@ impl View<'_> {
     /// Above every term that anybody has heard of: a state file that was lost, or came from a backup, must not
     /// take a term back.
     fn next_term(&self, state: &State) -> Term {
-        state.term.max(self.wal.promised).max(self.confirmed).next()
+        state.term.max(self.promised).max(self.confirmed).next()
     }
 
     /// The journal's own term, unless the relay has promised a later one: that one may have had another primary.
     fn term_to_adopt(&self, state: &State) -> Term {
-        if self.wal.promised > state.term { self.next_term(state) } else { state.term }
+        if self.promised > state.term { self.next_term(state) } else { state.term }
+    }
+
+    /// What is known of what ails the primary, in sentences.
+    fn evidence(&self) -> Vec<String> {
+        let evidence = self.diagnosis.iter().flat_map(|found| &found.evidence);
+        evidence.map(ToString::to_string).collect()
     }
 
     fn node(&self, name: &NodeName) -> Option<&NodeView<'_>> {

@@ -15,6 +15,7 @@ pub enum RuleId {
     F4,
     F5,
     F6,
+    F7,
     E1,
     E2,
     E3,
@@ -32,11 +33,22 @@ pub enum RuleId {
     S3,
     S4,
     S5,
+    S6,
+    S7,
     W1,
     W2,
     W3,
     W4,
     W5,
+    R1,
+    R2,
+    R3,
+    R4,
+    R5,
+    R6,
+    R7,
+    R8,
+    R9,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -51,7 +63,7 @@ pub const RULES: &[Rule] = &[
     rule(
         RuleId::B1,
         "bootstrap",
-        "no state; exactly one primary, one system identifier, every node accounted for (or a majority, after the bootstrap timeout)",
+        "no state; exactly one primary, one system identifier, every node accounted for and every instance heard (or a majority of the nodes, after the bootstrap timeout)",
     ),
     rule(
         RuleId::A1,
@@ -77,9 +89,18 @@ pub const RULES: &[Rule] = &[
         "probe, WAL stream and clients hear nothing for detect.timeout while other nodes answer",
     ),
     rule(RuleId::F3, "primary stalled", "a commit on its own disk hangs for the stall timeout"),
-    rule(RuleId::F4, "primary restarting", "it answers 57P03 for the restart timeout"),
+    rule(
+        RuleId::F4,
+        "primary restarting",
+        "it answers 57P03 for the restart timeout, or has crashed once more too often",
+    ),
     rule(RuleId::F5, "primary demoted", "it answers that it is in recovery"),
     rule(RuleId::F6, "asked", "an operator asked for a failover"),
+    rule(
+        RuleId::F7,
+        "budget spent",
+        "the primary is dead, and as many automatic failovers (F1 to F5) as failover.budget allows have begun within its window: nobody is promoted until the oldest of them is past it, or a person orders a failover or resumes; the same primary may come back",
+    ),
     rule(RuleId::E1, "fenced", "the relay has promised and the proxy has confirmed the term"),
     rule(
         RuleId::E2,
@@ -128,7 +149,7 @@ pub const RULES: &[Rule] = &[
     rule(
         RuleId::S2,
         "primary restarted",
-        "its postmaster's start time changed: quorum holds writes until the relay has what its recovery brought back",
+        "its processes were started anew, be it after a crash: quorum holds writes until the relay has what its recovery brought back",
     ),
     rule(
         RuleId::S3,
@@ -144,6 +165,12 @@ pub const RULES: &[Rule] = &[
         RuleId::S5,
         "starved",
         "a standby does not stream, its slot has been lost for a while, and the relay keeps nothing as old as what it needs next (no archive either): it is rebuilt",
+    ),
+    rule(RuleId::S6, "alive again", "the primary that the budget would not have replaced is alive"),
+    rule(
+        RuleId::S7,
+        "other instances",
+        "all instances are heard and have the same list of instances, and by it other relays have to acknowledge than do: in the next term these do, under the same primary",
     ),
     rule(RuleId::W1, "switchover asked", "an operator asked for a switchover, and a standby is fit for it"),
     rule(
@@ -166,6 +193,43 @@ pub const RULES: &[Rule] = &[
         "given up",
         "the primary restarts or is lost, the successor is unfit, or a step takes too long: the old primary goes on, started again if it must",
     ),
+    rule(RuleId::R1, "restart asked", "an operator asked for a restart of one server, or of all of them"),
+    rule(
+        RuleId::R2,
+        "restart of a standby",
+        "it is its turn, it follows, another standby could take over meanwhile (if there is another), and nothing else is wrong or under way",
+    ),
+    rule(
+        RuleId::R3,
+        "restartpoint written",
+        "or it cannot be had: no new transaction begins at the standby from here on",
+    ),
+    rule(
+        RuleId::R4,
+        "standby at rest",
+        "no transaction is open there (or the drain limit has passed, and the operator wants what is left cut), and R2 still holds: its agent stops it, and starts it",
+    ),
+    rule(
+        RuleId::R5,
+        "back",
+        "its postmaster's start time changed, it streams on the primary's timeline, and has little to replay",
+    ),
+    rule(
+        RuleId::R6,
+        "restart of the primary",
+        "it is its turn, and a standby (one that was restarted, where any was) is fit to take over: a switchover follows",
+    ),
+    rule(
+        RuleId::R7,
+        "restart handed over",
+        "that standby is the primary: the former one comes back as a standby (R5)",
+    ),
+    rule(
+        RuleId::R8,
+        "restart given up",
+        "an operator cancelled it or paused failover, a server did not come back in time, or a transaction did not end; any rule that begins a failover, or ends its switchover badly, ends it as well",
+    ),
+    rule(RuleId::R9, "restart over", "all that were to be restarted are back"),
 ];
 
 const fn rule(id: RuleId, name: &'static str, condition: &'static str) -> Rule {
@@ -187,6 +251,7 @@ impl RuleId {
             RuleId::F4 => "F4",
             RuleId::F5 => "F5",
             RuleId::F6 => "F6",
+            RuleId::F7 => "F7",
             RuleId::E1 => "E1",
             RuleId::E2 => "E2",
             RuleId::E3 => "E3",
@@ -204,11 +269,22 @@ impl RuleId {
             RuleId::S3 => "S3",
             RuleId::S4 => "S4",
             RuleId::S5 => "S5",
+            RuleId::S6 => "S6",
+            RuleId::S7 => "S7",
             RuleId::W1 => "W1",
             RuleId::W2 => "W2",
             RuleId::W3 => "W3",
             RuleId::W4 => "W4",
             RuleId::W5 => "W5",
+            RuleId::R1 => "R1",
+            RuleId::R2 => "R2",
+            RuleId::R3 => "R3",
+            RuleId::R4 => "R4",
+            RuleId::R5 => "R5",
+            RuleId::R6 => "R6",
+            RuleId::R7 => "R7",
+            RuleId::R8 => "R8",
+            RuleId::R9 => "R9",
         }
     }
 

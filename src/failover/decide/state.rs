@@ -2,9 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::budget::Spent;
+use super::rolling::Restarts;
 use crate::pg::{Lsn, SystemIdentifier, TimelineId};
 use crate::topology::{
-    Candidate, Directive, Drain, Durability, Election as Record, NodeName, Phase as Timing, Term, Writes,
+    Acknowledgers, Candidate, Directive, Drain, Durability, Election as Record, Floor, NodeName,
+    Phase as Timing, Term, Writes,
 };
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -23,6 +26,22 @@ pub struct State {
     /// See [`Directive::drains`].
     #[serde(default)]
     pub drains: u64,
+    /// Of servers, by an operator's order.
+    #[serde(default)]
+    pub restarts: Restarts,
+    /// See [`Directive::floor`]. Of this term; `None` while this instance is alone.
+    #[serde(default)]
+    pub floor: Option<Floor>,
+    /// Whose relays may have acknowledged a commit, or may now: those that the primary's setting names, and before them,
+    /// until the marker has committed, those that it may have named before. Empty while this instance is alone.
+    #[serde(default)]
+    pub quorums: Vec<Acknowledgers>,
+    /// Nodes that operators work on, until they say that it is over. Never the primary.
+    #[serde(default)]
+    pub maintenance: Vec<NodeName>,
+    /// Automatic failovers of late.
+    #[serde(default)]
+    pub budget: Spent,
     pub phase: Phase,
 }
 
@@ -105,6 +124,8 @@ pub enum Why {
     Restore,
     /// The primary restarted by itself.
     Restarted,
+    /// Other relays are to acknowledge. The primary is in no doubt, and stays in use.
+    Instances,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -139,6 +160,9 @@ pub struct Election {
     pub not_cleared: Vec<NodeName>,
     /// The operator's choice.
     pub preferred: Option<NodeName>,
+    /// Who is to acknowledge what the candidate commits; `None`: nobody is prepared yet.
+    #[serde(default)]
+    pub acknowledgers: Option<Acknowledgers>,
     /// When this process took it up, Unix milliseconds; 0: it began it. It has seen nothing from before.
     #[serde(default)]
     pub resumed_ms: u64,
@@ -176,8 +200,8 @@ pub enum Rest {
     LeftRunning,
 }
 
-/// The relay's word that not a byte of an older term comes after this.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The relays' word that not a byte of an older term comes after this.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fenced {
     pub timeline: TimelineId,
     /// Everything acknowledged is at or before this: the candidate must have it.
@@ -186,6 +210,9 @@ pub struct Fenced {
     pub verified: Lsn,
     /// The last end of WAL that the old primary told of.
     pub upstream_end: Lsn,
+    /// The instance whose relay has it; `None`: the only one.
+    #[serde(default)]
+    pub source: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -276,7 +303,7 @@ impl Step {
 
 impl Election {
     /// A planned switchover whose process has gone, before its primary was told anything that cannot be taken back.
-    fn is_abandoned(&self) -> bool {
+    pub(super) fn is_abandoned(&self) -> bool {
         let given_up = self.planned.as_ref().is_some_and(|planned| planned.successor.is_none());
         given_up && self.step.is_before_the_term()
     }
@@ -324,6 +351,11 @@ impl State {
             deposed: Vec::new(),
             stranded: Vec::new(),
             drains: 0,
+            restarts: Restarts::default(),
+            floor: None,
+            quorums: Vec::new(),
+            maintenance: Vec::new(),
+            budget: Spent::default(),
             phase: Phase::Bootstrapping { since_ms: now_ms },
         }
     }
@@ -331,16 +363,29 @@ impl State {
     /// The state after a restart of this process: what was steady has to be looked at again; an election goes
     /// on where it was, for every one of its steps may be repeated.
     #[must_use]
-    pub fn resumed(mut self, durability: Durability, now_ms: u64) -> State {
-        self.durability = durability;
-        self.phase = match self.phase {
-            Phase::Bootstrapping { .. } => Phase::Bootstrapping { since_ms: now_ms },
+    pub fn resumed(self, durability: Durability, now_ms: u64) -> State {
+        let mut next = self.taken_over(durability, now_ms);
+        next.phase = match next.phase {
             Phase::Steady => {
                 Phase::Establishing { why: Why::Adopt, step: EstablishStep::Confirm, since_ms: now_ms }
             }
             Phase::Establishing { why, .. } => {
                 Phase::Establishing { why, step: EstablishStep::Confirm, since_ms: now_ms }
             }
+            phase @ (Phase::Bootstrapping { .. } | Phase::Election(_)) => phase,
+        };
+        next
+    }
+
+    /// The state of which another instance is in charge from now on. What is steady stays so: clients go on.
+    #[must_use]
+    pub fn taken_over(mut self, durability: Durability, now_ms: u64) -> State {
+        self.durability = durability;
+        self.restarts.taken_over(now_ms);
+        self.phase = match self.phase {
+            Phase::Steady => Phase::Steady,
+            Phase::Bootstrapping { .. } => Phase::Bootstrapping { since_ms: now_ms },
+            Phase::Establishing { why, step, .. } => Phase::Establishing { why, step, since_ms: now_ms },
             Phase::Election(mut election) => {
                 election.since_ms = now_ms;
                 election.resumed_ms = now_ms;
@@ -354,8 +399,53 @@ impl State {
         self
     }
 
+    /// Another term: what its floor is, is not known yet.
+    #[must_use]
+    pub fn in_term(mut self, term: Term) -> State {
+        if term != self.term {
+            self.floor = None;
+        }
+        self.term = term;
+        self
+    }
+
+    /// Whom the primary's setting is to name, or the candidate's.
+    pub fn named(&self) -> Option<&Acknowledgers> {
+        let candidates = match &self.phase {
+            Phase::Election(election) => election.acknowledgers.as_ref(),
+            _ => None,
+        };
+        candidates.or(self.quorums.last())
+    }
+
+    /// These are to acknowledge from now on. Those before them may still do.
+    pub fn acknowledged_by(&mut self, relays: Option<Acknowledgers>) {
+        let Some(relays) = relays else { return };
+        self.quorums.retain(|before| *before != relays);
+        self.quorums.push(relays);
+    }
+
+    /// Writes are open. A commit has come through by the primary's setting as it is: nobody else can acknowledge one any
+    /// more.
+    #[must_use]
+    pub fn opened(mut self) -> State {
+        let before = self.quorums.len().saturating_sub(1);
+        self.quorums.drain(..before);
+        self.budget = self.budget.went_on();
+        State { phase: Phase::Steady, ..self }
+    }
+
+    /// Whose turn it is.
+    pub fn restarting(&self) -> Option<&NodeName> {
+        self.restarts.now.as_ref()?.turn()
+    }
+
     pub fn is_deposed(&self, node: &NodeName) -> bool {
         self.deposed.contains(node)
+    }
+
+    pub fn is_in_maintenance(&self, node: &NodeName) -> bool {
+        self.maintenance.contains(node)
     }
 
     /// Who is to follow and was not seen to.
@@ -388,11 +478,23 @@ impl State {
         Some(Candidate { node: node.clone(), round: election.round })
     }
 
-    /// Which nodes have to come to rest, from the drain on until another candidate might be tried.
+    /// Which nodes have to come to rest, from the drain on until the successor is the candidate, whom nobody uses either:
+    /// what began there in between would be cut off.
     fn drain(&self) -> Option<Drain> {
         let Phase::Election(election) = &self.phase else { return None };
-        if !matches!(election.step, Step::Drain | Step::ShutDown | Step::Settle) {
-            return None;
+        match &election.step {
+            Step::Drain
+            | Step::ShutDown
+            | Step::Settle
+            | Step::Fence
+            | Step::Elect
+            | Step::CatchUp { .. } => {}
+            Step::Checkpoint
+            | Step::Prepare { .. }
+            | Step::Promote { .. }
+            | Step::Verify { .. }
+            | Step::Follow
+            | Step::Marker => return None,
         }
         let successor = election.planned.as_ref()?.successor.clone()?;
         Some(Drain { successor })
@@ -404,6 +506,9 @@ impl State {
         let held = |reason: &str| Writes::Held { reason: reason.to_owned() };
         let (primary, writes, follow) = match &self.phase {
             Phase::Bootstrapping { .. } => (None, held("starting: no primary is known yet"), Follow::Nobody),
+            Phase::Establishing { why: Why::Instances, step: EstablishStep::Prepare, .. } => {
+                (primary, held("other instances are to acknowledge"), Follow::Nobody)
+            }
             Phase::Establishing { step: EstablishStep::Confirm | EstablishStep::Prepare, .. } => {
                 (None, held("the primary is being verified"), Follow::Nobody)
             }
@@ -428,9 +533,24 @@ impl State {
             Follow::Nobody => None,
         };
         let (candidate, drain, drains) = (self.candidate(), self.drain(), self.drains);
+        let resting = self.restarts.resting().cloned();
         let timeline = self.primary.as_ref().filter(|_| upstream.is_some()).map(|primary| primary.timeline);
         let (term, durability) = (self.term, self.durability);
-        Directive { term, primary, candidate, drain, drains, writes, upstream, timeline, durability }
+        Directive {
+            term,
+            primary,
+            candidate,
+            drain,
+            resting,
+            drains,
+            maintenance: self.maintenance.clone(),
+            writes,
+            upstream,
+            timeline,
+            floor: self.floor.clone(),
+            quorums: self.quorums.clone(),
+            durability,
+        }
     }
 }
 

@@ -1,25 +1,34 @@
 //! While a primary is open for writes: noticing its end, and the duties that keep the cluster whole.
 
 use super::{
-    Action, Agent, Automatic, Election, EstablishStep, Finding, Fired, Ledger, Mode, NodeView, Now, Patient,
-    Phase, Policy, Primary, Process, Request, RuleId, StartAs, State, Step, View, What, Why, establish,
-    rule_of, switchover,
+    Action, Agent, Agreement, Election, EstablishStep, Finding, Fired, Ledger, NodeView, Now, Patient, Phase,
+    Policy, Primary, Process, Request, RuleId, Spent, StartAs, State, Step, View, What, Why, budget,
+    establish, rolling, rule_of, switchover,
 };
 use crate::failover::health::{Facts, PrimaryVerdict, SlotState};
 use crate::pg::{Lsn, TimelineId};
 use crate::topology::{Durability, Election as Record, Follower, LeftBehind, NodeName, Outcome, Role, Term};
 
 pub(super) fn watch(view: &View<'_>, state: &State, policy: &Policy, now: Now) -> Option<Fired> {
-    if let Some(fired) = primary_dead(view, state, policy, now) {
-        return Some(fired);
+    let dead = primary_dead(view, state, policy, now).or_else(|| budget::watch(view, state, policy, now));
+    if dead.is_some() {
+        return dead;
     }
     match &view.request {
         Some(Request::Failover { to }) => {
             let evidence = vec!["an operator asked for it".to_owned()];
-            return fence(view, state, RuleId::F6, evidence, to.clone(), now);
+            let mut fired = fence(view, state, RuleId::F6, evidence, to.clone(), now)?;
+            fired.next.budget = Spent::refreshed();
+            return Some(fired);
         }
         Some(Request::Switchover { to, stragglers }) => {
-            if let Some(fired) = switchover::begin(view, state, to.as_ref(), *stragglers, now) {
+            let why = "an operator asked for it".to_owned();
+            if let Some(fired) = switchover::begin(view, state, to.as_ref(), *stragglers, why, now) {
+                return Some(fired);
+            }
+        }
+        Some(Request::Restart { nodes, stragglers }) => {
+            if let Some(fired) = rolling::begin(state, nodes, *stragglers, now) {
                 return Some(fired);
             }
         }
@@ -29,15 +38,18 @@ pub(super) fn watch(view: &View<'_>, state: &State, policy: &Policy, now: Now) -
         .or_else(|| follows_again(view, state))
         .or_else(|| stranded(view, state))
         .or_else(|| starved(view, state, policy, now))
+        .or_else(|| rolling::advance(view, state, policy, now))
+        .or_else(|| other_instances(view, state, policy, now))
 }
 
 /// F1..F5: the primary is dead and we are to do something about it.
 pub(super) fn primary_dead(view: &View<'_>, state: &State, policy: &Policy, now: Now) -> Option<Fired> {
-    let PrimaryVerdict::Dead { cause, evidence } = &view.verdict else { return None };
-    if policy.mode == Mode::Manual || state.automatic == Automatic::Paused {
+    let PrimaryVerdict::Dead { cause } = &view.verdict else { return None };
+    if !budget::is_automatic(state, policy) {
         return None;
     }
-    fence(view, state, rule_of(*cause), evidence.clone(), None, now)
+    let begin = || fence(view, state, rule_of(*cause), view.evidence(), None, now);
+    budget::spend(state, policy, now, begin)
 }
 
 /// Begins an election: the next term, and nobody is primary in it yet.
@@ -50,12 +62,12 @@ pub(super) fn fence(
     now: Now,
 ) -> Option<Fired> {
     let from = state.primary.as_ref().map(|p| p.node.clone());
-    let mut next = state.clone();
-    next.term = view.next_term(state);
+    let mut next = state.clone().in_term(view.next_term(state));
     if let Some(from) = &from {
         next.depose(from);
     }
-    let record = record(next.term, rule, evidence, from, now);
+    let ailment = view.diagnosis.as_ref().map(|found| found.ailment);
+    let record = Record { ailment, ..record(next.term, rule, evidence, from, now) };
     next.phase = Phase::Election(Box::new(election(record, Step::Fence, preferred, now)));
     Fired::new(rule, next)
 }
@@ -72,6 +84,7 @@ pub(super) fn record(
         started_at_ms: now.unix_ms,
         rule: rule.as_str().to_owned(),
         evidence,
+        ailment: None,
         from,
         to: None,
         timeline: None,
@@ -92,6 +105,7 @@ pub(super) fn election(record: Record, step: Step, preferred: Option<NodeName>, 
         step,
         since_ms: now.unix_ms,
         fenced: None,
+        acknowledgers: None,
         round: 0,
         excluded: Vec::new(),
         not_cleared: Vec::new(),
@@ -115,7 +129,7 @@ fn restarted(view: &View<'_>, state: &State, now: Now) -> Option<Fired> {
         return Fired::new(RuleId::S1, next);
     }
     if state.durability == Durability::Quorum {
-        next.term = view.next_term(state);
+        next = next.in_term(view.next_term(state));
         next = establish::establishing(next, Why::Restarted, EstablishStep::Confirm, now);
     }
     Fired::new(RuleId::S2, next)
@@ -142,7 +156,10 @@ fn stranded(view: &View<'_>, state: &State) -> Option<Fired> {
     let primary = state.primary.as_ref()?;
     let found = |node: &NodeView<'_>| {
         let name = &node.node.name;
-        if state.stranded.contains(name) || !seems_stranded(view, node, primary) {
+        if state.stranded.contains(name)
+            || state.is_in_maintenance(name)
+            || !seems_stranded(view, node, primary)
+        {
             return None;
         }
         match view.ledger.finding(&locate(state, name))? {
@@ -187,6 +204,7 @@ fn starved(view: &View<'_>, state: &State, policy: &Policy, now: Now) -> Option<
         let name = &node.node.name;
         *name != primary.node
             && !state.stranded.contains(name)
+            && !state.is_in_maintenance(name)
             && node.is_up_as(Role::Standby)
             && lost_for(name).is_some_and(|millis| millis >= policy.lost_slot_wait.as_millis())
             && !view.wal.follower(name).is_some_and(Follower::streams)
@@ -198,17 +216,35 @@ fn starved(view: &View<'_>, state: &State, policy: &Policy, now: Now) -> Option<
     Fired::new(RuleId::S5, next)
 }
 
+/// S7. One instance more, or one less, is in all lists. The term is what makes the change safe: relays promise it, so no
+/// stream acknowledges by the setting of before once the next one is in force. Until a commit has come through by that, an
+/// election needs enough of those before and of these. The primary is the same; but an instance of which the relays have
+/// promised the term before it has heard of it is not vouched for, and its transactions end.
+fn other_instances(view: &View<'_>, state: &State, policy: &Policy, now: Now) -> Option<Fired> {
+    let primary = state.primary.as_ref().filter(|_| view.agreed_on_instances == Agreement::Yes)?;
+    let node = view.node(&primary.node).filter(|node| node.is_up_as(Role::Primary))?;
+    let wanted = policy.acknowledgers(node)?;
+    if state.quorums.last().is_some_and(|named| named.relays == wanted.relays) {
+        return None;
+    }
+    let mut next = state.clone().in_term(view.next_term(state));
+    next.primary = Some(Primary { term: next.term, ..primary.clone() });
+    next.acknowledged_by(Some(wanted));
+    Fired::new(RuleId::S7, establish::establishing(next, Why::Instances, EstablishStep::Prepare, now))
+}
+
 fn locate(state: &State, node: &NodeName) -> Action {
     Action { term: state.term, node: node.clone(), what: What::Locate }
 }
 
 pub(super) fn wanted(view: &View<'_>, state: &State, policy: &Policy) -> Vec<Action> {
     let Some(primary) = &state.primary else { return Vec::new() };
-    let mut actions = Vec::new();
+    let mut actions = rolling::wanted(view, state);
+    actions.extend(budget::wanted(view, state));
     let want = |node: &NodeName, what| Action { term: state.term, node: node.clone(), what };
     let source = view.node(&primary.node).filter(|n| n.is_up_as(Role::Primary)).and_then(|n| n.facts);
     if let Some(facts) = source {
-        let names = policy.names(state.term);
+        let names = policy.names(state);
         if !names.fits(&facts.synchronous_standby_names) || facts.relay_slot == SlotState::Absent {
             actions.push(want(&primary.node, What::Prepare { names }));
         }
@@ -216,7 +252,9 @@ pub(super) fn wanted(view: &View<'_>, state: &State, policy: &Policy) -> Vec<Act
             actions.push(want(&primary.node, What::Checkpoint));
         }
     }
+    // What an operator works on is the operator's.
     let others = view.nodes.iter().filter(|n| n.node.name != primary.node);
+    let others = others.filter(|n| !state.is_in_maintenance(&n.node.name));
     for node in others.filter(|n| !view.ledger.is_server_busy(&n.node.name)) {
         if seems_stranded(view, node, primary) && !state.stranded.contains(&node.node.name) {
             actions.push(locate(state, &node.node.name));
@@ -224,11 +262,14 @@ pub(super) fn wanted(view: &View<'_>, state: &State, policy: &Policy) -> Vec<Act
         }
         let Some(what) = duty(node, state, primary, source) else { continue };
         let action = want(&node.node.name, what);
-        // A server that does not start as the standby it was is looked at more closely.
-        let fails =
-            matches!(action.what, What::Start { .. }) && view.ledger.failures(&action) >= policy.attempts;
+        // A server that does not start as the standby it was is looked at more closely, and one that was never made, or
+        // whose disk is new, is made.
+        let starts = matches!(action.what, What::Start { .. });
+        let fails = view.ledger.failures(&action) >= policy.attempts;
+        let is_missing = view.ledger.finding(&action) == Some(&Finding::NothingThere);
         let rejoin = What::Rejoin { source: primary.node.clone() };
-        actions.push(if fails { Action { what: rejoin, ..action } } else { action });
+        let closer = starts && (is_missing || fails) && source.is_some();
+        actions.push(if closer { Action { what: rejoin, ..action } } else { action });
     }
     actions
 }
@@ -243,7 +284,7 @@ fn duty(node: &NodeView<'_>, state: &State, primary: &Primary, source: Option<&F
     if state.stranded.contains(name) && !runs_as_primary {
         return match (node.agent, source) {
             (Agent::Local, Some(_)) => Some(What::Rebuild { source: primary.node.clone() }),
-            (Agent::Local, None) => None,
+            (Agent::Local, None) | (Agent::Away, _) => None,
             (Agent::None, _) => advise(Patient::Stranded),
         };
     }
@@ -254,6 +295,7 @@ fn duty(node: &NodeView<'_>, state: &State, primary: &Primary, source: Option<&F
         return match node.agent {
             Agent::Local if source_is_ready => Some(What::Rejoin { source: primary.node.clone() }),
             Agent::Local => runs_as_primary.then_some(What::Stop),
+            Agent::Away => None,
             Agent::None => advise(Patient::FormerPrimary),
         };
     }
@@ -266,11 +308,11 @@ fn duty(node: &NodeView<'_>, state: &State, primary: &Primary, source: Option<&F
 }
 
 /// A server whose files were replaced again and again, and that never followed.
-pub(super) fn obstacle_to_follow(view: &View<'_>, policy: &Policy) -> Option<String> {
+pub(super) fn obstacle_to_follow(view: &View<'_>, state: &State, policy: &Policy) -> Option<String> {
     let copies = |node: &NodeView<'_>| view.ledger.copies(&node.node.name);
     let in_vain = |node: &&NodeView<'_>| {
         let follows = view.wal.follower(&node.node.name).is_some_and(Follower::streams);
-        copies(node) >= Ledger::COPIES_IN_PEACE && !follows
+        copies(node) >= Ledger::COPIES_IN_PEACE && !follows && !state.is_in_maintenance(&node.node.name)
     };
     let node = view.nodes.iter().find(in_vain)?;
     Some(format!(

@@ -26,16 +26,16 @@ pub(super) fn begin(
     state: &State,
     to: Option<&NodeName>,
     stragglers: Stragglers,
+    why: String,
     now: Now,
 ) -> Option<Fired> {
     let primary = state.primary.as_ref()?;
     let successor = successor(view, state, to).ok()?;
     let rest = match view.node(&primary.node)?.agent {
         Agent::Local => Rest::ShutDown,
-        Agent::None => Rest::LeftRunning,
+        Agent::Away | Agent::None => Rest::LeftRunning,
     };
-    let evidence = vec!["an operator asked for it".to_owned()];
-    let record = steady::record(state.term, RuleId::W1, evidence, Some(primary.node.clone()), now);
+    let record = steady::record(state.term, RuleId::W1, vec![why], Some(primary.node.clone()), now);
     let mut election = steady::election(record, Step::Checkpoint, Some(successor.clone()), now);
     election.planned = Some(Planned { successor: Some(successor), stragglers, rest });
     Fired::new(RuleId::W1, State { phase: Phase::Election(Box::new(election)), ..state.clone() })
@@ -43,6 +43,11 @@ pub(super) fn begin(
 
 /// Who would take over now: the operator's choice, or the best by priority and position; or why nobody can.
 pub fn successor(view: &View<'_>, state: &State, to: Option<&NodeName>) -> Result<NodeName, String> {
+    successor_among(view, state, |node| to.is_none_or(|to| node == to))
+}
+
+/// The primary, when nothing is wrong with it.
+pub(super) fn at_peace<'a>(view: &View<'_>, state: &'a State) -> Result<&'a Primary, String> {
     let Some(primary) = &state.primary else { return Err("no primary is known".to_owned()) };
     let node = &primary.node;
     match &view.verdict {
@@ -54,9 +59,23 @@ pub fn successor(view: &View<'_>, state: &State, to: Option<&NodeName>) -> Resul
     if !establish::relay_follows(view, primary) {
         return Err(format!("the relay does not stream from {node}"));
     }
+    Ok(primary)
+}
+
+/// [`successor`], of those that `may` be.
+pub(super) fn successor_among(
+    view: &View<'_>,
+    state: &State,
+    may: impl Fn(&NodeName) -> bool,
+) -> Result<NodeName, String> {
+    let primary = at_peace(view, state)?;
+    let node = &primary.node;
+    if view.node(node).is_some_and(|n| n.agent == Agent::Away) {
+        return Err(format!("the instance beside {node}, which has to shut it down, is not heard"));
+    }
     let mut unfit = Vec::new();
     let mut fit = Vec::new();
-    let asked = |n: &&NodeView<'_>| n.node.name != *node && to.is_none_or(|to| n.node.name == *to);
+    let asked = |n: &&NodeView<'_>| n.node.name != *node && may(&n.node.name);
     for candidate in view.nodes.iter().filter(asked) {
         match why_unfit(view, state, primary, candidate) {
             Some(why) => unfit.push(format!("{}: {why}", candidate.node.name)),
@@ -74,9 +93,28 @@ pub fn successor(view: &View<'_>, state: &State, to: Option<&NodeName>) -> Resul
     }
 }
 
-fn why_unfit(view: &View<'_>, state: &State, primary: &Primary, node: &NodeView<'_>) -> Option<String> {
+/// Why a node cannot take over; `None`: it can.
+pub(super) fn why_unfit(
+    view: &View<'_>,
+    state: &State,
+    primary: &Primary,
+    node: &NodeView<'_>,
+) -> Option<String> {
     if node.node.no_failover {
         return Some("it is configured with no_failover".to_owned());
+    }
+    why_unusable(view, state, primary, node)
+}
+
+/// Why a node is no standby that follows closely.
+pub(super) fn why_unusable(
+    view: &View<'_>,
+    state: &State,
+    primary: &Primary,
+    node: &NodeView<'_>,
+) -> Option<String> {
+    if state.is_in_maintenance(&node.node.name) {
+        return Some("it is in maintenance".to_owned());
     }
     match &node.health.state {
         NodeState::Up => {}
@@ -221,8 +259,7 @@ impl Case<'_> {
 
     /// The election goes on in the next term, with the same record.
     fn next_term(&self, mut election: super::Election) -> State {
-        let mut next = self.state.clone();
-        next.term = self.view.next_term(self.state);
+        let mut next = self.state.clone().in_term(self.view.next_term(self.state));
         if let Some(primary) = &self.state.primary {
             next.depose(&primary.node);
         }
@@ -237,8 +274,9 @@ impl Case<'_> {
             fired.concluded = Some(election::concluded(self.election, Outcome::Failed { why }, self.now));
             return Some(fired);
         }
-        if let PrimaryVerdict::Dead { evidence, .. } = &self.view.verdict {
-            return self.give_up(format!("{} was lost: {}", primary.node, evidence.join("; ")));
+        if let PrimaryVerdict::Dead { .. } = &self.view.verdict {
+            let evidence = self.view.evidence().join("; ");
+            return self.give_up(format!("{} was lost: {evidence}", primary.node));
         }
         let facts = self.view.node(&primary.node).and_then(|n| n.facts);
         let restarted =

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Cause, Detect, Facts, PrimaryVerdict, ProbeResult, SlotState, Watch};
+use super::{Cause, Detect, Facts, Knock, PrimaryVerdict, ProbeResult, SlotState, Told, Watch, diagnose};
 use crate::pg::{Lsn, SqlState, SystemIdentifier, TimelineId};
 use crate::topology::{ClientEvidence, Node, NodeName, ProxyStatus, Role, StreamEnd, Upstream, WalStatus};
 
@@ -61,15 +61,19 @@ fn check(seen: &Seen, expected: &str) {
     let clients = ClientEvidence { node: pg1.clone(), answered_at, refused_at: None, broken_at: None };
     let wal = WalStatus { upstream, ..WalStatus::starting() };
     let proxy = ProxyStatus { evidence: vec![clients], ..ProxyStatus::default() };
-    let verdict = match watch.verdict(now, &wal, &proxy) {
+    let verdict = watch.verdict(now, &wal, &proxy);
+    let found = watch.symptoms(now, &wal, &proxy, Told::default()).as_ref().and_then(diagnose);
+    let is_dead = matches!(verdict, PrimaryVerdict::Dead { .. });
+    assert!(!is_dead || found.is_some_and(|found| !found.evidence.is_empty()), "{:?} has no name", seen.pg1);
+    let verdict = match verdict {
         PrimaryVerdict::Alive => "alive",
         PrimaryVerdict::Suspect { .. } => "suspect",
         PrimaryVerdict::Unknown => "unknown",
-        PrimaryVerdict::Dead { cause: Cause::Gone, .. } => "gone",
-        PrimaryVerdict::Dead { cause: Cause::Silent, .. } => "silent",
-        PrimaryVerdict::Dead { cause: Cause::Stalled, .. } => "stalled",
-        PrimaryVerdict::Dead { cause: Cause::Restarting, .. } => "restarting",
-        PrimaryVerdict::Dead { cause: Cause::Demoted, .. } => "demoted",
+        PrimaryVerdict::Dead { cause: Cause::Gone } => "gone",
+        PrimaryVerdict::Dead { cause: Cause::Silent } => "silent",
+        PrimaryVerdict::Dead { cause: Cause::Stalled } => "stalled",
+        PrimaryVerdict::Dead { cause: Cause::Restarting } => "restarting",
+        PrimaryVerdict::Dead { cause: Cause::Demoted } => "demoted",
     };
     assert_eq!(verdict, expected, "{:?} for {} s", seen.pg1, seen.seconds);
 }
@@ -121,7 +125,7 @@ fn a_hanging_commit_is_a_stall_only_after_its_timeout() {
     assert!(matches!(verdict(0), PrimaryVerdict::Alive), "it has just begun");
     assert!(matches!(verdict(1), PrimaryVerdict::Suspect { .. }));
     assert!(matches!(verdict(9), PrimaryVerdict::Suspect { .. }));
-    assert!(matches!(verdict(10), PrimaryVerdict::Dead { cause: Cause::Stalled, .. }));
+    assert!(matches!(verdict(10), PrimaryVerdict::Dead { cause: Cause::Stalled }));
 }
 
 /// Load is not death: the longest silence that came to nothing, three times. One that ended with a restart is no habit.
@@ -155,7 +159,7 @@ fn silent_from_then_on(then: fn(ProbeResult) -> ProbeResult, dead_at: u64) {
         };
         watch.observe(at(tenths), &nodes[0].name, pg1);
         let verdict = watch.verdict(at(tenths), &WalStatus::starting(), &ProxyStatus::default());
-        let dead = matches!(verdict, PrimaryVerdict::Dead { cause: Cause::Silent, .. });
+        let dead = matches!(verdict, PrimaryVerdict::Dead { cause: Cause::Silent });
         assert_eq!(dead, tenths >= dead_at, "{tenths}: {verdict:?}");
     }
 }
@@ -177,6 +181,122 @@ fn our_own_standstill_is_no_silence() {
     assert!(matches!(verdict, PrimaryVerdict::Suspect { .. }), "{verdict:?}");
 }
 
+/// What pg1 says every half second from its first answer on, as pg2 answers and nobody hears pg1's WAL; the last verdict.
+fn check_restart(said: &[(&ProbeResult, usize)], expected: &str) {
+    let start = Instant::now();
+    let (mut watch, pg1, pg2) = two_nodes(start);
+    let said = said.iter().flat_map(|(result, times)| std::iter::repeat_n(*result, *times));
+    let mut now = start;
+    let mut verdict = PrimaryVerdict::Alive;
+    for result in said {
+        now += Duration::from_millis(500);
+        watch.tick(now);
+        watch.observe(now, &pg2, answer(Role::Standby));
+        watch.observe(now, &pg1, result.clone());
+        verdict = watch.verdict(now, &WalStatus::starting(), &ProxyStatus::default());
+    }
+    let verdict = match verdict {
+        PrimaryVerdict::Alive => "alive",
+        PrimaryVerdict::Suspect { .. } => "has a chance",
+        PrimaryVerdict::Dead { cause: Cause::Restarting } => "restarting",
+        PrimaryVerdict::Dead { cause: Cause::Silent } => "silent",
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(verdict, expected);
+}
+
+/// A crash-restarting server has its chance: neither what was before it, nor a probe that comes to nothing in between, cuts
+/// it short or makes it longer.
+#[test]
+fn a_restart_has_a_chance_that_ends() {
+    let (well, not_now) = (&answer(Role::Primary), &rejected(SqlState::CANNOT_CONNECT_NOW));
+    let (full, mute) = (&rejected(SqlState::TOO_MANY_CONNECTIONS), &ProbeResult::Timeout);
+    check_restart(&[(not_now, 20)], "has a chance");
+    check_restart(&[(not_now, 21)], "restarting");
+    check_restart(&[(full, 60), (not_now, 1)], "has a chance");
+    check_restart(&[(not_now, 10), (mute, 1)], "has a chance");
+    check_restart(&[(not_now, 10), (mute, 2), (not_now, 9)], "restarting");
+    check_restart(&[(not_now, 10), (mute, 5)], "silent");
+    // One crash after the other.
+    check_restart(&[(not_now, 4), (well, 4), (not_now, 4), (well, 4)], "alive");
+    check_restart(&[(not_now, 4), (well, 4), (not_now, 4), (well, 4), (not_now, 1)], "restarting");
+    check_restart(&[(not_now, 4), (well, 4), (not_now, 4), (well, 22), (not_now, 1)], "has a chance");
+}
+
+/// The name of what ails pg1 `millis` after the start, as pg2 answers all the time.
+fn named(watch: &Watch, start: Instant, millis: u64) -> &'static str {
+    let now = start + Duration::from_millis(millis);
+    let (wal, proxy) = (WalStatus::starting(), ProxyStatus::default());
+    let seen = watch.symptoms(now, &wal, &proxy, Told::default());
+    seen.as_ref().and_then(diagnose).map_or("nothing", |found| found.ailment.as_str())
+}
+
+/// Probes of pg1 and pg2 at the start.
+fn two_nodes(start: Instant) -> (Watch, NodeName, NodeName) {
+    let nodes = [node("pg1"), node("pg2")];
+    let [pg1, pg2] = nodes.clone().map(|node| node.name);
+    let mut watch = Watch::new(&nodes, Detect::default());
+    watch.expect_primary(Some(&pg1));
+    watch.tick(start);
+    watch.observe(start, &pg1, answer(Role::Primary));
+    watch.observe(start, &pg2, answer(Role::Standby));
+    (watch, pg1, pg2)
+}
+
+/// The queue of a server that stands still fills up; what was seen of its host before counts until it is heard again.
+#[test]
+fn who_took_a_connection_is_not_away() {
+    let start = Instant::now();
+    let at = |millis| start + Duration::from_millis(millis);
+    let (mut watch, pg1, pg2) = two_nodes(start);
+    watch.knocked(at(100), &pg1, Knock::NoAnswer);
+    watch.observe(at(600), &pg1, ProbeResult::Timeout);
+    watch.knocked(at(700), &pg1, Knock::Accepted);
+    watch.observe(at(1900), &pg2, answer(Role::Standby));
+    assert_eq!(named(&watch, start, 1900), "nothing", "it may only hesitate");
+    watch.observe(at(2000), &pg1, ProbeResult::Timeout);
+    assert_eq!(named(&watch, start, 2000), "server_frozen");
+    watch.knocked(at(2100), &pg1, Knock::NoAnswer);
+    assert_eq!(named(&watch, start, 2100), "server_frozen");
+    watch.knocked(at(2200), &pg1, Knock::Refused);
+    assert_eq!(named(&watch, start, 2200), "process_dead");
+    // It is heard, and the next silence begins anew.
+    watch.observe(at(2300), &pg1, ProbeResult::Refused);
+    watch.observe(at(2400), &pg1, ProbeResult::Timeout);
+    watch.knocked(at(2500), &pg1, Knock::NoAnswer);
+    assert_eq!(named(&watch, start, 2600), "host_gone");
+}
+
+#[test]
+fn a_late_answer_is_load() {
+    let start = Instant::now();
+    let at = |millis| start + Duration::from_millis(millis);
+    let (mut watch, pg1, _) = two_nodes(start);
+    watch.observe(at(1000), &pg1, answer(Role::Primary));
+    assert_eq!(named(&watch, start, 1000), "nothing");
+    watch.observe(at(2001), &pg1, answer(Role::Primary));
+    assert_eq!(named(&watch, start, 2001), "overloaded");
+    watch.observe(at(2500), &pg1, answer(Role::Primary));
+    assert_eq!(named(&watch, start, 2500), "nothing");
+}
+
+/// A server that has died is called by its last words; one that has found space again is well.
+#[test]
+fn a_disk_that_was_full() {
+    let start = Instant::now();
+    let at = |millis| start + Duration::from_millis(millis);
+    let (mut watch, pg1, _) = two_nodes(start);
+    watch.disk_was_full(at(500), &pg1);
+    assert_eq!(named(&watch, start, 1000), "disk_full");
+    assert_eq!(named(&watch, start, 11_000), "nothing");
+    watch.observe(at(11_000), &pg1, ProbeResult::Refused);
+    assert_eq!(named(&watch, start, 11_000), "process_dead", "that was long ago");
+    watch.observe(at(11_500), &pg1, answer(Role::Primary));
+    watch.disk_was_full(at(12_000), &pg1);
+    watch.observe(at(12_100), &pg1, ProbeResult::Refused);
+    assert_eq!(named(&watch, start, 60_000), "disk_full", "as long as it is dead");
+}
+
 fn answer(role: Role) -> ProbeResult {
     ProbeResult::Answered(Facts {
         role,
@@ -185,6 +305,7 @@ fn answer(role: Role) -> ProbeResult {
         position: Lsn(1),
         received: Lsn::INVALID,
         started_at: "today".to_owned(),
+        server_version: "15.1".to_owned(),
         synchronous_standby_names: String::new(),
         checkpoint_timeline: TimelineId(1),
         relay_slot: SlotState::Absent,
@@ -198,5 +319,5 @@ fn rejected(code: SqlState) -> ProbeResult {
 
 fn node(name: &str) -> Node {
     let name: NodeName = name.parse().unwrap();
-    Node { name, address: "127.0.0.1:5432".parse().unwrap(), priority: 100, no_failover: false }
+    Node { name, address: "127.0.0.1:5432".parse().unwrap(), priority: 100, zone: None, no_failover: false }
 }

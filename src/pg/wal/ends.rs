@@ -2,13 +2,14 @@
 //!
 //! A transaction's own end is told by record headers alone: they carry its xid and what became of it (xact.h; the format
 //! is the same in PostgreSQL 14 to 18). What lies in the records is not looked at, nor is anything checked a second
-//! time. The second phase of a prepared transaction is not told: its record belongs to no transaction, and says whose it
-//! is only behind lists of any length.
+//! time; but for the second phase of a prepared transaction, whose record says only inside whose it is.
 
 use super::page::{
     FIRST_IS_CONTRECORD, FIRST_IS_OVERWRITE_CONTRECORD, LONG_HEADER_LEN, PAGE_SIZE, PageHeader,
+    major_of_magic,
 };
 use super::record::{ALIGNMENT, RECORD_HEADER_LEN, RecordHeader, RecordKind};
+use super::second_phase::prepared_xid;
 use super::segment::WalSegmentSize;
 use crate::pg::Lsn;
 
@@ -19,6 +20,11 @@ const XACT_OPERATION: u8 = 0x70;
 const XLOG_XACT_COMMIT: u8 = 0x00;
 const XLOG_XACT_PREPARE: u8 = 0x10;
 const XLOG_XACT_ABORT: u8 = 0x20;
+const XLOG_XACT_COMMIT_PREPARED: u8 = 0x30;
+const XLOG_XACT_ABORT_PREPARED: u8 = 0x40;
+
+/// Of a second phase so many bytes are read; that is a quarter of a million savepoints.
+const MAX_SECOND_PHASE: usize = 1 << 20;
 
 /// The end of one transaction, or of all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,20 +40,43 @@ pub enum TransactionEnd {
     Prepared {
         xid: u32,
     },
+    /// The second phase of `xid`, which was prepared.
+    CommittedPrepared {
+        xid: u32,
+    },
+    AbortedPrepared {
+        xid: u32,
+    },
+    /// The second phase of one that cannot be told.
+    OfPrepared,
     /// A shutdown checkpoint: nothing was running. Crash recovery ends with one, too (`PerformRecoveryXLogAction` in
     /// xlog.c), and xids that only WAL behind it has had are given again.
     All,
 }
 
-impl TransactionEnd {
-    fn of(header: &RecordHeader) -> Option<TransactionEnd> {
+/// What of a record is to be told, once it is whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum News {
+    Nothing,
+    End(TransactionEnd),
+    /// Of a second phase; whose is found inside.
+    SecondPhase {
+        operation: u8,
+    },
+}
+
+impl News {
+    fn of(header: &RecordHeader) -> News {
         let xid = header.xid;
         match (header.rmid, header.info & XACT_OPERATION) {
-            (RM_XACT, XLOG_XACT_COMMIT) => Some(TransactionEnd::Committed { xid }),
-            (RM_XACT, XLOG_XACT_ABORT) => Some(TransactionEnd::Aborted { xid }),
-            (RM_XACT, XLOG_XACT_PREPARE) => Some(TransactionEnd::Prepared { xid }),
-            _ if header.kind() == RecordKind::ShutdownCheckpoint => Some(TransactionEnd::All),
-            _ => None,
+            (RM_XACT, XLOG_XACT_COMMIT) => News::End(TransactionEnd::Committed { xid }),
+            (RM_XACT, XLOG_XACT_ABORT) => News::End(TransactionEnd::Aborted { xid }),
+            (RM_XACT, XLOG_XACT_PREPARE) => News::End(TransactionEnd::Prepared { xid }),
+            (RM_XACT, operation @ (XLOG_XACT_COMMIT_PREPARED | XLOG_XACT_ABORT_PREPARED)) => {
+                News::SecondPhase { operation }
+            }
+            _ if header.kind() == RecordKind::ShutdownCheckpoint => News::End(TransactionEnd::All),
+            _ => News::Nothing,
         }
     }
 }
@@ -59,6 +88,10 @@ pub struct TransactionEnds {
     /// Where the next byte fed belongs.
     position: Lsn,
     page_header: [u8; LONG_HEADER_LEN],
+    /// Of the server that wrote the last page.
+    major: Option<u32>,
+    /// Of the second phase that is being read, what lies behind its header; at most [`MAX_SECOND_PHASE`] and one byte more.
+    second_phase: Vec<u8>,
     state: State,
 }
 
@@ -71,11 +104,11 @@ enum State {
         bytes: [u8; RECORD_HEADER_LEN],
         have: usize,
     },
-    /// The rest of a record; what is told when it is whole.
+    /// The rest of a record.
     Body {
         left: u64,
         start: Lsn,
-        end: Option<TransactionEnd>,
+        news: News,
         then: Then,
     },
 }
@@ -91,8 +124,14 @@ enum Then {
 impl TransactionEnds {
     /// Begins at `start`, the first byte of a page that is no filler.
     pub fn new(start: Lsn, segment_size: WalSegmentSize) -> TransactionEnds {
-        let page_header = [0; LONG_HEADER_LEN];
-        TransactionEnds { segment_size, position: start, page_header, state: State::Start }
+        TransactionEnds {
+            segment_size,
+            position: start,
+            page_header: [0; LONG_HEADER_LEN],
+            major: None,
+            second_phase: Vec::new(),
+            state: State::Start,
+        }
     }
 
     /// Where the next byte fed belongs.
@@ -150,10 +189,11 @@ impl TransactionEnds {
     /// A page header is complete.
     fn page(&mut self, header_len: usize) {
         let Some(header) = PageHeader::parse(&self.page_header[..header_len]) else { return };
+        self.major = major_of_magic(header.magic);
         match &mut self.state {
             State::Start => {
                 let left = if header.has(FIRST_IS_CONTRECORD) { u64::from(header.rem_len) } else { 0 };
-                self.state = self.rest(left, self.position, None, Then::Record);
+                self.state = self.rest(left, self.position, News::Nothing, Then::Record);
             }
             // The server crashed with that record half written and went on behind it.
             _ if header.has(FIRST_IS_OVERWRITE_CONTRECORD) => self.state = self.at_boundary(),
@@ -163,11 +203,11 @@ impl TransactionEnds {
     }
 
     /// `left` bytes of a record, and the padding behind it, which is not cut by a page.
-    fn rest(&self, left: u64, start: Lsn, end: Option<TransactionEnd>, then: Then) -> State {
-        if left == 0 && then == Then::Record && end.is_none() {
+    fn rest(&self, left: u64, start: Lsn, news: News, then: Then) -> State {
+        if left == 0 && then == Then::Record && news == News::Nothing {
             return self.at_boundary();
         }
-        State::Body { left, start, end, then }
+        State::Body { left, start, news, then }
     }
 
     /// Bytes of the rest of a page, behind its header.
@@ -194,9 +234,13 @@ impl TransactionEnds {
                 }
                 taken
             }
-            State::Body { left, .. } => {
+            State::Body { left, news, .. } => {
                 let taken = bytes.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
                 *left -= taken as u64;
+                if matches!(news, News::SecondPhase { .. }) {
+                    let room = (MAX_SECOND_PHASE + 1).saturating_sub(self.second_phase.len());
+                    self.second_phase.extend_from_slice(&bytes[..taken.min(room)]);
+                }
                 self.advance(taken as u64);
                 self.conclude(told);
                 taken
@@ -207,22 +251,35 @@ impl TransactionEnds {
     fn begin(&mut self, start: Lsn, header: &RecordHeader, told: &mut impl FnMut(Lsn, TransactionEnd)) {
         let left = u64::from(header.total_len).saturating_sub(RECORD_HEADER_LEN as u64);
         let then = if header.kind() == RecordKind::Switch { Then::Segment } else { Then::Record };
-        self.state = State::Body { left, start, end: TransactionEnd::of(header), then };
+        self.second_phase.clear();
+        self.state = State::Body { left, start, news: News::of(header), then };
         self.conclude(told);
     }
 
     /// Tells of a record that is whole.
     fn conclude(&mut self, told: &mut impl FnMut(Lsn, TransactionEnd)) {
-        let State::Body { left: 0, start, end, then } = self.state else { return };
-        if let Some(end) = end {
-            told(start, end);
+        let State::Body { left: 0, start, news, then } = self.state else { return };
+        match news {
+            News::Nothing => {}
+            News::End(end) => told(start, end),
+            News::SecondPhase { operation } => told(start, self.second_phase_of(operation)),
         }
         self.state = match then {
             Then::Record => self.at_boundary(),
             // A record that ends with its segment has no filler behind it.
             Then::Segment if self.segment_size.offset(self.position) == 0 => self.at_boundary(),
-            Then::Segment => State::Body { left: 0, start, end: None, then },
+            Then::Segment => State::Body { left: 0, start, news: News::Nothing, then },
         };
+    }
+
+    fn second_phase_of(&self, operation: u8) -> TransactionEnd {
+        let whole = Some(&self.second_phase).filter(|body| body.len() <= MAX_SECOND_PHASE);
+        let xid = whole.zip(self.major).and_then(|(body, major)| prepared_xid(body, major));
+        match (xid, operation) {
+            (None, _) => TransactionEnd::OfPrepared,
+            (Some(xid), XLOG_XACT_COMMIT_PREPARED) => TransactionEnd::CommittedPrepared { xid },
+            (Some(xid), _) => TransactionEnd::AbortedPrepared { xid },
+        }
     }
 }
 
@@ -261,7 +318,7 @@ mod tests {
 
     #[test]
     fn a_servers_own_wal() {
-        use TransactionEnd::{Aborted, All, Committed, Prepared};
+        use TransactionEnd::{Aborted, AbortedPrepared, All, Committed, CommittedPrepared, Prepared};
         for chunk in [1, 7, 8192] {
             assert_eq!(
                 ends(REAL, Lsn(0x0300_0000), WalSegmentSize::default(), chunk),
@@ -272,6 +329,8 @@ mod tests {
                     (0x0300_01E8, Aborted { xid: 739 }),
                     (0x0300_0250, Prepared { xid: 740 }),
                     (0x0300_0388, Prepared { xid: 741 }),
+                    (0x0300_0480, CommittedPrepared { xid: 740 }),
+                    (0x0300_04B0, AbortedPrepared { xid: 741 }),
                     (0x0300_04E0, All),
                     (0x0300_0598, Committed { xid: 742 }),
                 ]

@@ -84,12 +84,17 @@ impl History {
     /// Where this history leaves `other`: what it holds behind that is not in `other`. `None`: it is a part of it, or
     /// they have nothing in common.
     pub fn leaves(&self, other: &History) -> Option<Lsn> {
+        self.branches_off(other).map(|(_, lsn)| lsn)
+    }
+
+    /// The same, and on which timeline.
+    pub fn branches_off(&self, other: &History) -> Option<(TimelineId, Lsn)> {
         let mut left_at = None;
-        for (ours, theirs) in self.ends().zip(other.ends()) {
-            match (ours, theirs) {
-                (ours, theirs) if ours.0 != theirs.0 => return left_at,
-                ((_, Some(ours)), (_, Some(theirs))) if ours == theirs => left_at = Some(ours),
-                ((_, ours), (_, theirs)) => return [ours, theirs].into_iter().flatten().min(),
+        for ((timeline, ours), (theirs, end)) in self.ends().zip(other.ends()) {
+            match (ours, end) {
+                _ if timeline != theirs => return left_at,
+                (Some(ours), Some(end)) if ours == end => left_at = Some((timeline, ours)),
+                _ => return ours.into_iter().chain(end).min().map(|lsn| (timeline, lsn)),
             }
         }
         left_at

@@ -7,6 +7,7 @@ mod ends;
 mod history;
 mod page;
 mod record;
+mod second_phase;
 mod segment;
 mod verify;
 

@@ -295,7 +295,7 @@ impl<'a> Replication<'a> {
         match self.slot.poked() {
             Some(Poke::End(last_words)) => return Poll::Ready(End::Tell(last_words)),
             Some(Poke::Shutdown) => return Poll::Ready(End::Tell(shutting_down())),
-            Some(Poke::Cut) | None => {}
+            Some(Poke::Cut | Poke::Unacknowledged) | None => {}
         }
         while self.up.unread().len() < MAX_EARLY {
             match read_lane(&mut self.client.stream, &mut self.up, cx) {
@@ -313,7 +313,7 @@ impl<'a> Replication<'a> {
             Some(Poke::Cut) => return Poll::Ready(End::Cut),
             Some(Poke::End(last_words)) => return Poll::Ready(End::Tell(last_words)),
             Some(Poke::Shutdown) => return Poll::Ready(End::Tell(shutting_down())),
-            None => {}
+            Some(Poke::Unacknowledged) | None => {}
         }
         match self.carry_up(cx, &mut server.stream).and_then(|()| self.carry_down(cx, &mut server.stream)) {
             Ok(()) => Poll::Pending,

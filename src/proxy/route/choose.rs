@@ -3,7 +3,7 @@
 //! [`View`] is made once per change of directive, health or WAL status; [`View::choose`] runs per routed
 //! statement, allocates nothing and asks no clock.
 //!
-//! A standby is fresh when the last probe found it up as a standby and not quarantined, when it streams from
+//! A standby in maintenance gets nothing. Any other one is fresh when the last probe found it up as a standby and not quarantined, when it streams from
 //! the relay on the store's timeline, has reported within [`Policy::report_limit`], and lags within the bound in
 //! bytes and in time. The lag is measured from the last position the relay heard from the primary; so while
 //! writes are open, the time since then counts, too, when that stream is broken or silent (the relay asks an idle
@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use super::knob::{Consistency, MaxLag, Route};
 use super::verdict::{Access, WriteReason};
 use crate::pg::Lsn;
+use crate::proxy::quorum::Quorum;
 use crate::topology::{
     Directive, Durability, Follower, FollowerState, Health, Lag, NodeHealth, NodeName, NodeState, Role,
     Upstream, WalStatus,
@@ -62,7 +63,7 @@ pub enum OwnWrite {
 pub enum Choice {
     /// `reason` with `role` is the label of `bellwether_statements_total{route,reason}`.
     Node { node: NodeName, role: Role, reason: &'static str },
-    /// It is the primary's, and writes are held: wait for the directive to change, up to `hold_clients`.
+    /// It is the primary's, and writes are held: wait for that to change, up to `hold_clients`.
     Wait { reason: &'static str },
     /// 57P03: a standby was asked for and none is fresh enough.
     Unavailable { reason: &'static str },
@@ -105,6 +106,8 @@ pub enum Balance {
 pub struct View {
     /// Where writes may go; `Err` is the reason to wait.
     primary: Result<NodeName, &'static str>,
+    /// Without it the primary is there for reads only.
+    quorum: Quorum,
     policy: Policy,
     /// In the order of the configuration, without the primary and whoever is being made one.
     standbys: Vec<Standby>,
@@ -142,10 +145,12 @@ struct Position {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Stale {
     NoStandby,
+    Maintenance,
     Unknown,
     Down,
     Quarantined,
     NotAStandby,
+    Restarting,
     NotStreaming,
     OtherTimeline,
     Silent,
@@ -160,10 +165,12 @@ impl Stale {
     fn as_str(self) -> &'static str {
         match self {
             Stale::NoStandby => "no_standby",
+            Stale::Maintenance => "standby_in_maintenance",
             Stale::Unknown => "standby_unknown",
             Stale::Down => "standby_down",
             Stale::Quarantined => "standby_quarantined",
             Stale::NotAStandby => "not_a_standby",
+            Stale::Restarting => "standby_restarting",
             Stale::NotStreaming => "standby_not_streaming",
             Stale::OtherTimeline => "other_timeline",
             Stale::Silent => "standby_silent",
@@ -186,7 +193,16 @@ impl View {
         wal: &WalStatus,
         policy: Policy,
     ) -> View {
-        let standby = |node: &NodeHealth| Standby { name: node.name.clone(), state: position(node, wal) };
+        let state = |node: &NodeHealth| {
+            if directive.is_in_maintenance(&node.name) {
+                Err(Stale::Maintenance)
+            } else if directive.resting.as_ref() == Some(&node.name) {
+                Err(Stale::Restarting)
+            } else {
+                position(node, wal)
+            }
+        };
+        let standby = |node: &NodeHealth| Standby { name: node.name.clone(), state: state(node) };
         let taken = [
             directive.primary.as_ref(),
             directive.candidate.as_ref().map(|candidate| &candidate.node),
@@ -198,11 +214,17 @@ impl View {
                 Some(_) => "held",
                 None => "no_primary",
             }),
+            quorum: Quorum::Acknowledges,
             policy,
             standbys: health.nodes.iter().filter(not_primary).map(standby).collect(),
             sight: sight(now, previous.map(|previous| previous.sight), directive, wal),
             global: (directive.durability == Durability::Quorum).then_some(wal.durable),
         }
+    }
+
+    #[must_use]
+    pub(in crate::proxy) fn with_quorum(self, quorum: Quorum) -> View {
+        View { quorum, ..self }
     }
 
     /// A node for `request`. `outstanding` gives the statements in flight at a node; `rotation` is any number
@@ -216,8 +238,9 @@ impl View {
     ) -> Choice {
         let standby = || self.standby(request, now, rotation, outstanding);
         match (request.route, must_write(request)) {
-            (Route::Primary, _) => self.primary("asked"),
-            (Route::Auto, Some(reason)) => self.primary(reason.as_str()),
+            (Route::Primary, None) => self.primary("asked"),
+            (Route::Primary, Some(_)) => self.written_primary("asked"),
+            (Route::Auto, Some(reason)) => self.written_primary(reason.as_str()),
             (Route::Auto, None) => match standby() {
                 Ok(node) => Choice::Node { node: node.clone(), role: Role::Standby, reason: "read" },
                 Err(stale) => self.primary(stale.as_str()),
@@ -229,6 +252,13 @@ impl View {
                 Ok(node) => Choice::Node { node: node.clone(), role: Role::Standby, reason: "asked" },
                 Err(stale) => Choice::Unavailable { reason: stale.as_str() },
             },
+        }
+    }
+
+    fn written_primary(&self, reason: &'static str) -> Choice {
+        match (&self.primary, self.quorum) {
+            (Ok(_), Quorum::Lost) => Choice::Wait { reason: "quorum_lost" },
+            (_, Quorum::Acknowledges) | (Err(_), Quorum::Lost) => self.primary(reason),
         }
     }
 

@@ -187,7 +187,10 @@ impl Session<'_> {
         let route = if hinted == Route::Auto && to_primary { Route::Primary } else { hinted };
         let request = Request {
             access: &verdict.access,
-            transaction: transaction(verdict),
+            transaction: match route {
+                Route::Primary if stays => Transaction::ReadWrite,
+                _ => transaction(verdict),
+            },
             route,
             consistency: knobs.consistency(),
             own_write: knobs.write,
@@ -293,7 +296,7 @@ impl Session<'_> {
         match self.slot.poked() {
             Some(Poke::End(last_words)) => return Poll::Ready(Refusal::Session(last_words)),
             Some(Poke::Shutdown) => return Poll::Ready(Refusal::Session(shutting_down())),
-            Some(Poke::Cut) | None => {}
+            Some(Poke::Cut | Poke::Unacknowledged) | None => {}
         }
         if self.write_client(cx).is_err() {
             return Poll::Ready(Refusal::Gone);

@@ -8,8 +8,11 @@
 //! A number of 32 bits in the WAL means this transaction only within one life of the server. So it is asked once per
 //! connection, which lives no longer, where the WAL is.
 //!
+//! In front of the second phase of a prepared transaction the server is asked in the same way for the xid that belongs to the
+//! GID; by a query, since no function that a FunctionCall can call tells it.
+//!
 //! Not asked, and told 08007: what commits without a COMMIT of its own (a statement outside of a block, a COMMIT among
-//! others in a text or a pipeline), COMMIT AND CHAIN, the second phase of a prepared transaction.
+//! others in a text or a pipeline), COMMIT AND CHAIN.
 
 use super::core::{Core, ServerState};
 use super::lane::Lane;
@@ -26,6 +29,9 @@ const XACT_ID_IF_ASSIGNED: u32 = 5060;
 /// `pg_current_wal_insert_lsn()`; an error while in recovery.
 const WAL_INSERT_LSN: u32 = 2852;
 
+/// `GIDSIZE` in xact.h, with the NUL.
+const GID_SIZE: usize = 200;
+
 /// Whether servers are asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ResolveCommits {
@@ -40,6 +46,8 @@ pub(crate) enum Question {
     /// Where its WAL is, for all commits on this connection.
     Position,
     Xid,
+    /// The xid of a prepared transaction.
+    Prepared,
 }
 
 /// What is known of the COMMIT that is under way.
@@ -76,24 +84,40 @@ impl Core {
     }
 
     /// Asks in front of a unit that begins with what `verdict` is about.
-    pub(super) fn ask_ahead(&mut self, verdict: &Verdict, server: &ServerState, up: &mut Lane) {
+    pub(super) fn ask_ahead(&mut self, verdict: &Verdict, server: &mut ServerState, up: &mut Lane) {
         if self.asks == ResolveCommits::No || verdict.statements != 1 {
             return;
         }
-        let what = match verdict.transaction {
-            TransactionEffect::Commit => Ending::Commit,
-            TransactionEffect::Prepare(_) => Ending::Prepare,
+        let (what, prepared) = match &verdict.transaction {
+            TransactionEffect::Commit => (Ending::Commit, None),
+            TransactionEffect::Prepare(_) => (Ending::Prepare, None),
+            TransactionEffect::CommitPrepared(gid) => (Ending::CommitPrepared, Some(gid)),
+            TransactionEffect::RollbackPrepared(gid) => (Ending::RollbackPrepared, Some(gid)),
             _ => return,
         };
-        let alone = self.ledger.is_empty() && !self.unit.open && !self.ledger.is_skipping();
-        if !alone || self.status != Status::Block || self.wrote == MayWrite::No {
+        let fits = match prepared {
+            None => self.status == Status::Block && self.wrote == MayWrite::Yes,
+            Some(gid) => self.status == Status::Idle && is_plain(gid),
+        };
+        let alone = self.ledger.awaits_only_settings() && !self.unit.open && !self.ledger.is_skipping();
+        if !alone || !fits {
             return;
         }
-        let questions = [(Question::Position, WAL_INSERT_LSN), (Question::Xid, XACT_ID_IF_ASSIGNED)];
-        let known = usize::from(server.alive_at.is_some());
-        for (question, function) in &questions[known..] {
-            message::put_call(up.out(), *function);
-            self.ledger.sent(Owed::Asked(*question));
+        if server.alive_at.is_none() {
+            message::put_call(up.out(), WAL_INSERT_LSN);
+            self.ledger.sent(Owed::Asked(Question::Position));
+        }
+        match prepared {
+            None => {
+                message::put_call(up.out(), XACT_ID_IF_ASSIGNED);
+                self.ledger.sent(Owed::Asked(Question::Xid));
+            }
+            Some(gid) => {
+                message::put_query(up.out(), &xid_of_prepared(gid));
+                self.ledger.sent(Owed::Asked(Question::Prepared));
+                // As behind every simple query.
+                server.statements.unnamed = 0;
+            }
         }
         self.commit = Some(Commit { what, origin: Origin::Due, xid: None, alive_at: None });
     }
@@ -110,12 +134,16 @@ impl Core {
         }
     }
 
-    /// FunctionCallResponse.
+    /// FunctionCallResponse, or DataRow.
     pub(super) fn hear_value(&mut self, question: Question, message: &[u8], server: &mut ServerState) {
-        let Some(value) = message::call_result(message) else { return };
+        let value = match question {
+            Question::Position | Question::Xid => message::call_result(message),
+            Question::Prepared => message::only_value(message).flatten().and_then(number),
+        };
+        let Some(value) = value else { return };
         match question {
             Question::Position => server.alive_at = Some(Lsn(value)),
-            Question::Xid => {
+            Question::Xid | Question::Prepared => {
                 if let Some(commit) = &mut self.commit {
                     (commit.xid, commit.alive_at) = (Some(value), server.alive_at);
                 }
@@ -135,13 +163,10 @@ impl Core {
         (self.may_be_committing() && alone && untouched).then_some(commit)
     }
 
-    /// It is committed: the client hears what its server would have said.
+    /// It has happened: the client hears what its server would have said.
     pub(crate) fn commit_found(&mut self, down: &mut Lane) {
         let mut gone = ServerState::default();
-        let tag = match self.commit.map(|commit| commit.what) {
-            Some(Ending::Prepare) => "PREPARE TRANSACTION",
-            Some(Ending::Commit) | None => "COMMIT",
-        };
+        let tag = self.commit.map_or(Ending::Commit, |commit| commit.what).tag();
         while let Some(owed) = self.ledger.head() {
             let is_last = matches!(owed, Owed::Query(_) | Owed::Sync);
             let answer = match owed {
@@ -169,13 +194,10 @@ impl Core {
         put_ready(down.out(), Status::Idle);
     }
 
-    /// It is not, and never will be.
+    /// It has not, and never will.
     pub(crate) fn commit_lost(&mut self, what: &str, down: &mut Lane) {
-        let error = ErrorFields::error(
-            SqlState::SERIALIZATION_FAILURE,
-            "the transaction was not committed: its server was lost before the commit was durable",
-        );
-        put_error(down.out(), &error.with_detail(what));
+        let ending = self.commit.map_or(Ending::Commit, |commit| commit.what);
+        put_error(down.out(), &lost_error(ending).with_detail(what));
         let prepared = &mut self.prepared;
         self.ledger.clear(|left_out| undo(prepared, None, left_out));
         self.unit.ended();
@@ -184,4 +206,36 @@ impl Core {
         self.knobs.transaction_ended();
         put_ready(down.out(), Status::Idle);
     }
+}
+
+fn lost_error(ending: Ending) -> ErrorFields {
+    let error = |message: &str| ErrorFields::error(SqlState::SERIALIZATION_FAILURE, message);
+    match ending {
+        Ending::Commit => {
+            error("the transaction was not committed: its server was lost before the commit was durable")
+        }
+        Ending::Prepare => {
+            error("the transaction was not prepared: its server was lost before that was durable")
+        }
+        Ending::CommitPrepared | Ending::RollbackPrepared => {
+            error("the prepared transaction was not ended: its server was lost before that was durable")
+                .with_hint("It is still prepared, unless another session has ended it: try again.")
+        }
+    }
+}
+
+/// What a server takes for it depends on no setting (`client_encoding`, `standard_conforming_strings`).
+fn is_plain(gid: &str) -> bool {
+    gid.len() < GID_SIZE && gid.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'\\')
+}
+
+fn xid_of_prepared(gid: &str) -> String {
+    let quoted = gid.replace('\'', "''");
+    format!(
+        "SELECT transaction FROM pg_catalog.pg_prepared_xacts WHERE gid OPERATOR(pg_catalog.=) '{quoted}'"
+    )
+}
+
+fn number(text: &[u8]) -> Option<u64> {
+    std::str::from_utf8(text).ok()?.parse().ok()
 }

@@ -16,7 +16,7 @@ use super::wire::{read_lane, write_lane};
 use crate::pg::error::{ErrorFields, SqlState};
 use crate::proxy::cancel::Hands;
 use crate::proxy::pool::Lease;
-use crate::topology::{NodeName, Role};
+use crate::topology::{CommitOutcome, NodeName, Role};
 
 /// For the DISCARD ALL behind a session that kept its server.
 const CLEAN_LIMIT: Duration = Duration::from_secs(5);
@@ -106,7 +106,12 @@ impl Session<'_> {
         if role == Role::Primary {
             if self.core.may_be_committing() {
                 self.written_at = Some(now);
-                ended = self.resolve_commit(what).await;
+                // What the quorum has not is not to be found.
+                if loss == Loss::Unacknowledged {
+                    self.count_in_doubt(CommitOutcome::Unknown);
+                } else {
+                    ended = self.resolve_commit(what).await;
+                }
             }
             loss = self.cause_of_loss(loss, &node).await;
         }
@@ -146,7 +151,7 @@ impl Session<'_> {
     /// A primary that breaks is on its way to be replaced more often than not, and then the client may safely
     /// try again (40001). The control plane knows a moment later than the socket does.
     async fn cause_of_loss(&self, loss: Loss, node: &NodeName) -> Loss {
-        if self.is_between() || self.core.runs_again(loss) {
+        if self.is_between() || self.core.runs_again(loss) || loss == Loss::Unacknowledged {
             return loss;
         }
         let mut directive = self.shared.inputs.directive.clone();

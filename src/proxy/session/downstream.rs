@@ -105,7 +105,7 @@ impl Core {
     /// The answers to statements of our own.
     fn swallow(&mut self, header: Header, bytes: &[u8], server: &mut ServerState) -> Deal {
         match header.tag {
-            b'V' | b'E' if matches!(self.ledger.head(), Some(Owed::Asked(_))) => {
+            b'V' | b'D' | b'E' if matches!(self.ledger.head(), Some(Owed::Asked(_))) => {
                 self.hear_asked(header, bytes, server)
             }
             b'C' | b'E' if header.total > MAX_ERROR => {
@@ -143,7 +143,7 @@ impl Core {
         if let Some(error) = message::read_error(whole).filter(|error| error.severity == Severity::Fatal) {
             return self.hear_farewell(error);
         }
-        if let (b'V', Some(Owed::Asked(question))) = (header.tag, self.ledger.head()) {
+        if let (b'V' | b'D', Some(Owed::Asked(question))) = (header.tag, self.ledger.head()) {
             self.hear_value(*question, whole, server);
         }
         Deal::Swallow

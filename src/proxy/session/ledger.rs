@@ -36,7 +36,7 @@ pub(crate) enum Owed {
     },
     /// Behind such statements, in front of a simple query; its ReadyForQuery is ours.
     OwnSync,
-    /// FunctionCall of our own in front of a COMMIT; its ReadyForQuery is ours, too.
+    /// FunctionCall or query of our own in front of a COMMIT; its ReadyForQuery is ours, too.
     Asked(Question),
     /// FunctionCall; ends with ReadyForQuery.
     Function,
@@ -221,6 +221,11 @@ impl Ledger {
     /// Statements of our own are still to be completed that nothing of the client's may run without.
     pub(crate) fn awaits_settings(&self) -> bool {
         self.owed.iter().any(|owed| matches!(owed, Owed::Ahead { .. }))
+    }
+
+    /// Nothing of the client's is with the server.
+    pub(crate) fn awaits_only_settings(&self) -> bool {
+        self.owed.iter().all(|owed| matches!(owed, Owed::Ahead { .. }))
     }
 
     pub(crate) fn ends_with_own_sync(&self) -> bool {

@@ -23,6 +23,8 @@ pub(crate) enum Loss {
     Unbegun,
     /// A newer term has another primary.
     Failover,
+    /// It is not gone, but its commit waits for a quorum that is.
+    Unacknowledged,
 }
 
 /// What is left to do after a loss.
@@ -172,12 +174,16 @@ impl Core {
 
 fn loss_error(loss: Loss, in_doubt: bool, what: &str) -> ErrorFields {
     let (code, message) = match (in_doubt, loss) {
+        (true, Loss::Unacknowledged) => (
+            SqlState::TRANSACTION_RESOLUTION_UNKNOWN,
+            "the transaction was not acknowledged by the quorum in time; it may still be committed",
+        ),
         (true, _) => (
             SqlState::TRANSACTION_RESOLUTION_UNKNOWN,
             "the server was lost while the transaction was being committed; it may or may not have been",
         ),
         (false, Loss::Failover) => (SqlState::SERIALIZATION_FAILURE, "transaction cut by a failover"),
-        (false, Loss::Connection | Loss::Unbegun) => {
+        (false, Loss::Connection | Loss::Unbegun | Loss::Unacknowledged) => {
             (SqlState::CONNECTION_FAILURE, "the connection to the server was lost")
         }
     };

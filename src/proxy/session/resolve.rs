@@ -39,7 +39,7 @@ impl Session<'_> {
             Some(commit) => self.outcome_of(commit).await,
             None => (CommitOutcome::Unknown, Ok(())),
         };
-        self.shared.metrics.commits_in_doubt.with_label_values(&[outcome.word()]).inc();
+        self.count_in_doubt(outcome);
         match outcome {
             CommitOutcome::Committed => self.core.commit_found(&mut self.down),
             CommitOutcome::NotCommitted => self.core.commit_lost(what, &mut self.down),
@@ -48,7 +48,11 @@ impl Session<'_> {
         ended
     }
 
-    /// Waits for it as long as for a primary.
+    pub(super) fn count_in_doubt(&self, outcome: CommitOutcome) {
+        self.shared.metrics.commits_in_doubt.with_label_values(&[outcome.word()]).inc();
+    }
+
+    /// Waits for it as long as for a primary; for a commit that has happened, until it is shown, too.
     async fn outcome_of(&mut self, commit: CommitInDoubt) -> (CommitOutcome, Result<(), Refusal>) {
         let commits = &self.shared.inputs.commits;
         let (limit, began) = (self.shared.config().hold_clients, Instant::now());
@@ -56,9 +60,17 @@ impl Session<'_> {
         let Some(_asked) = Asked::new(&commits.in_doubt, commit) else {
             return (CommitOutcome::Unknown, Ok(()));
         };
-        let known = outcomes.wait_for(|outcomes| outcomes.of(&commit).is_some());
+        let shown = &self.shared.shown;
+        let known = async {
+            let known = outcomes.wait_for(|outcomes| outcomes.of(&commit).is_some()).await;
+            let outcome = known.ok().and_then(|outcomes| outcomes.of(&commit));
+            if outcome == Some(CommitOutcome::Committed) {
+                shown.await_shown(commit).await;
+            }
+            outcome
+        };
         let (outcome, ended) = tokio::select! {
-            known = known => (known.ok().and_then(|outcomes| outcomes.of(&commit)), Ok(())),
+            outcome = known => (outcome, Ok(())),
             ended = poll_fn(|cx| self.poll_end(cx)) => (None, Err(ended)),
             () = tokio::time::sleep(limit) => (None, Ok(())),
         };

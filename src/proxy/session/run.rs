@@ -359,6 +359,12 @@ impl Session<'_> {
                     .to_owned(),
             }),
             Poke::Cut => None,
+            Poke::Unacknowledged => (self.attached.is_some() && self.core.may_be_committing()).then(|| {
+                Turn::ServerLost {
+                    loss: Loss::Unacknowledged,
+                    what: "too few relays acknowledge WAL, and the commit has waited for as long as it may".to_owned(),
+                }
+            }),
             Poke::Shutdown => {
                 self.ending = true;
                 (self.attached.is_none() || self.is_between()).then(|| Turn::Fatal(shutting_down()))

@@ -7,7 +7,8 @@
 //! it streams what follows.
 //!
 //! Out of the store's directory only what is proven durable is served, since a follower must never hold what the relay
-//! may lose: a segment is synced before the next one is begun. What the relay had received behind a fork is not served
+//! may lose: a segment is synced before the next one is begun. Of a relay among several the directory does not tell what
+//! enough of them have: of such a one only what it has archived is served. What the relay had received behind a fork is not served
 //! under the ancestor's name.
 //!
 //! "No such file" is said only when it is known, since it ends a recovery: whatever else keeps the store from being
@@ -94,6 +95,8 @@ pub enum FetchError {
         #[source]
         source: HistoryError,
     },
+    #[error("of several relays only the archive is served, and there is none: {} is one's", directory.display())]
+    OneOfSeveral { directory: PathBuf },
     #[error("{operation} {}", path.display())]
     File {
         operation: &'static str,
@@ -131,7 +134,8 @@ pub async fn fetch(sources: &Sources, name: &str, destination: &Path) -> Result<
 async fn attempt(sources: &Sources, name: &str, path: &Path) -> Result<Fetched, FetchError> {
     let destination = Destination::of(path);
     let archive = sources.archive.as_ref().map(Storage::open).transpose()?;
-    let shelf = Shelf { sources, archive };
+    let store = store(sources)?;
+    let shelf = Shelf { sources, store, archive };
     let taken = if let Some(timeline) = parse_history_file_name(name) {
         shelf.history_file(timeline).await?
     } else if is_segment(name) {
@@ -147,6 +151,21 @@ async fn attempt(sources: &Sources, name: &str, path: &Path) -> Result<Fetched, 
     };
     destination.put(&content)?;
     Ok(instead_of.map_or(Fetched::Done, |of| Fetched::Instead { of: Box::new(of) }))
+}
+
+/// The store's directory, if it is served.
+fn store(sources: &Sources) -> Result<Option<&Path>, FetchError> {
+    let Some(directory) = sources.store.as_deref() else { return Ok(None) };
+    let content = read(&directory.join(Control::FILE_NAME)).ok().flatten();
+    // One that cannot be read says nothing: what is in the segments is checked.
+    let control = content.and_then(|content| Control::decode_bytes(&content).ok());
+    if !control.is_some_and(|control| control.standing.is_of_several()) {
+        return Ok(Some(directory));
+    }
+    match (&sources.archive, sources.server) {
+        (Some(_), _) | (None, Server::StandsBy) => Ok(None),
+        (None, Server::Recovers) => Err(FetchError::OneOfSeveral { directory: directory.to_owned() }),
+    }
 }
 
 /// `%f` of a finished segment.
@@ -194,13 +213,14 @@ impl Taken {
 /// What there is, in the order in which it is asked.
 struct Shelf<'a> {
     sources: &'a Sources,
+    store: Option<&'a Path>,
     archive: Option<Storage>,
 }
 
 impl Shelf<'_> {
     async fn history_file(&self, timeline: TimelineId) -> Result<Option<Taken>, FetchError> {
         let name = history_file_name(timeline);
-        let stored = match &self.sources.store {
+        let stored = match self.store {
             Some(directory) => stored_history(&directory.join(&name), timeline),
             None => Ok(None),
         };
@@ -224,7 +244,7 @@ impl Shelf<'_> {
         {
             return Ok(Some(Taken::at_once(waiting)));
         }
-        let stored = match &self.sources.store {
+        let stored = match self.store {
             Some(directory) => self.stored(directory, name).await,
             None => Ok(None),
         };

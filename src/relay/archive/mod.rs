@@ -44,7 +44,7 @@ pub use storage::{ArchiveUrl, StorageError};
 
 pub(super) use metrics::Metrics;
 pub(super) use schedule::Servers;
-pub(super) use ship::{Hold, Outputs, start};
+pub(super) use ship::{Hold, Outputs, Wal, start};
 
 use std::time::Duration;
 

@@ -23,7 +23,7 @@ use super::{ArchiveConfig, Metrics};
 use crate::pg::wal::{SegmentFile, WalSegmentSize};
 use crate::pg::{Lsn, SystemIdentifier, TimelineId};
 use crate::relay::explain;
-use crate::relay::store::{Store, StoreError};
+use crate::relay::store::{Store, StoreError, Tail};
 use crate::topology::{ArchiveStatus, UnknownBackup};
 
 /// Read from the store at a time.
@@ -101,10 +101,18 @@ impl From<&Unknown> for UnknownBackup {
     }
 }
 
+/// What there is to archive.
+#[derive(Clone, Debug)]
+pub(in crate::relay) struct Wal {
+    pub(in crate::relay) store: Store,
+    /// How far it may leave: what lies behind may be in no history, and its segment would have the name of one that is.
+    pub(in crate::relay) shipped: watch::Receiver<Tail>,
+}
+
 /// Archives until `stop`. It never ends by itself.
 pub(in crate::relay) fn start(
     config: ArchiveConfig,
-    store: Store,
+    wal: Wal,
     servers: Servers,
     outputs: Outputs,
     stop: CancellationToken,
@@ -114,7 +122,7 @@ pub(in crate::relay) fn start(
         .thread_name("archive-work")
         .max_blocking_threads(BLOCKING_THREADS)
         .build()?;
-    let ship = Ship { config, store, outputs };
+    let ship = Ship { config, store: wal.store, shipped: wal.shipped, outputs };
     let run = move || {
         runtime.block_on(supervise(ship, servers, stop));
         // What is being compressed is of no use to anybody.
@@ -152,6 +160,7 @@ async fn supervise(ship: Ship, servers: Servers, stop: CancellationToken) {
 struct Ship {
     config: ArchiveConfig,
     store: Store,
+    shipped: watch::Receiver<Tail>,
     outputs: Outputs,
 }
 
@@ -228,24 +237,23 @@ impl Trouble {
 
 impl Ship {
     async fn run(self) {
-        let mut report = self.store.report();
-        if report.wait_for(|report| report.tail.durable.is_valid()).await.is_err() {
+        let mut shipped = self.shipped.clone();
+        if shipped.wait_for(|tail| tail.durable.is_valid()).await.is_err() {
             return;
         }
         let mut trouble = Trouble::default();
         let (storage, mut shipping) = self.begin(&mut trouble).await;
         loop {
-            report.borrow_and_update();
+            shipped.borrow_and_update();
             let due = match self.line() {
                 Some(line) => self.turn(&storage, &mut shipping, &line, &mut trouble).await,
-                // Between two timelines.
                 None => Due::Nothing { until: None },
             };
             let Due::Nothing { until } = due else { continue };
             tokio::time::sleep(LOOK_AGAIN).await;
             let at = until.map(tokio::time::Instant::from_std);
             tokio::select! {
-                changed = report.changed() => if changed.is_err() { return },
+                changed = shipped.changed() => if changed.is_err() { return },
                 () = async { match at { Some(at) => tokio::time::sleep_until(at).await, None => std::future::pending().await } } => {}
             }
         }
@@ -308,13 +316,10 @@ impl Ship {
         }
     }
 
-    /// The store's WAL now; `None` while it changes its timeline.
+    /// The store's WAL now, as far as it may leave; `None`: the history of its timeline cannot be read.
     fn line(&self) -> Option<Line> {
-        let report = self.store.report().borrow().clone();
-        let history = self.store.history();
-        if history.timeline() != report.tail.timeline {
-            return None;
-        }
+        let tail = *self.shipped.borrow();
+        let history = self.store.history_of(tail.timeline).ok()?;
         let histories = self.store.histories();
         let stretch = |timeline, end, state| Stretch {
             timeline,
@@ -328,7 +333,7 @@ impl Ship {
             .iter()
             .map(|past| stretch(past.timeline, past.switchpoint, StretchState::Ended))
             .collect();
-        stretches.push(stretch(report.tail.timeline, report.verified, StretchState::Open));
+        stretches.push(stretch(tail.timeline, tail.durable, StretchState::Open));
         Some(Line { size: self.store.segment_size(), stretches })
     }
 

@@ -12,12 +12,12 @@ use super::layout::wal_object;
 use super::storage::{Created, Storage};
 use super::{
     ArchiveConfig, BackupPlan, FetchError, Fetched, Hold, Metrics, Outputs, Server, Servers, Sources,
-    StorageError, fetch, start,
+    StorageError, Wal, fetch, start,
 };
 use crate::pg::wal::build::{SYSTEM, WalBuilder};
 use crate::pg::{Lsn, SystemIdentifier, TimelineId};
 use crate::relay::store::{Change, Control, Files, Store, StoreConfig, StreamId, Waiting};
-use crate::topology::{Directive, Durability};
+use crate::topology::{Directive, Durability, Floor, Term};
 
 const START: Lsn = Lsn(0x30_0000);
 const MIB: usize = 1 << 20;
@@ -135,7 +135,8 @@ impl World {
         let (status, _) = tokio::sync::watch::channel(None);
         let outputs = Outputs { hold: hold.clone(), status, metrics };
         let servers = Servers { instance: "test".to_owned(), nodes: Vec::new(), directive };
-        start(config, store.clone(), servers, outputs, stop.clone()).expect("starts");
+        let wal = Wal { store: store.clone(), shipped: store.tail() };
+        start(config, wal, servers, outputs, stop.clone()).expect("starts");
         (hold, registry, stop.drop_guard())
     }
 
@@ -422,6 +423,27 @@ async fn the_relays_store_comes_first_as_far_as_it_is_durable() {
     std::fs::write(store.join(FIFTH), "begun").expect("writes");
     assert_eq!(recovery.get(FOURTH).await.expect("fetches").as_deref(), Some(recovery.bytes(1)));
     assert_eq!(recovery.get(FIFTH).await.expect("asks"), None);
+}
+
+#[tokio::test]
+async fn of_one_relay_among_several_only_what_is_archived_is_served() {
+    let mut recovery = Recovery::new().await;
+    let store = recovery.world.store_dir.path().to_owned();
+    let mut control = Control::default();
+    let floor = Floor { timeline: TimelineId(1), end: START, source: None };
+    control.standing = control.standing.with(Term(3), &floor, (TimelineId(1), START));
+    std::fs::write(store.join(Control::FILE_NAME), control.encode()).expect("writes");
+    for name in [THIRD, FOURTH] {
+        std::fs::write(store.join(name), vec![0; MIB]).expect("writes");
+    }
+    recovery.sources.store = Some(store);
+    let (content, refused) = recovery.fetch(THIRD).await.expect("fetches");
+    assert_eq!(content.as_deref(), Some(recovery.bytes(0)));
+    assert!(refused.is_none(), "the store was not asked: {refused:?}");
+    recovery.sources.archive = None;
+    assert!(matches!(recovery.get(THIRD).await, Err(FetchError::OneOfSeveral { .. })));
+    recovery.sources.server = Server::StandsBy;
+    assert_eq!(recovery.get(THIRD).await.expect("asks"), None, "it streams");
 }
 
 #[tokio::test]

@@ -68,9 +68,19 @@ struct Registry {
     arrivals: LagTracker,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Or whoever else takes WAL.
+    Standby,
+    /// Another instance's. It tells the primary itself what its followers need; and where two relays stream from each
+    /// other, each would hold the other's word for ever.
+    Relay,
+}
+
 #[derive(Debug)]
 struct Entry {
     application_name: String,
+    kind: Kind,
     progress: Progress,
     xmins: Xmins,
     reported_at: Instant,
@@ -94,8 +104,8 @@ impl Followers {
 
     /// Takes a follower in and gives it the pid of its connection, which no other live one has: temporary
     /// slots are named after it.
-    pub(crate) fn register(&self, application_name: String, now: Instant) -> u32 {
-        let pid = self.registry.lock().register(application_name, now);
+    pub(crate) fn register(&self, application_name: String, kind: Kind, now: Instant) -> u32 {
+        let pid = self.registry.lock().register(application_name, kind, now);
         self.changed();
         pid
     }
@@ -166,9 +176,13 @@ impl Followers {
     /// What to tell upstream for all followers: the oldest of their xmins, or nothing to hold back.
     pub(crate) fn oldest_xmins(&self) -> Xmins {
         let registry = self.registry.lock();
+        let counted = || {
+            let entries = registry.entries.values().filter(|entry| entry.kind == Kind::Standby);
+            entries.map(|entry| entry.xmins)
+        };
         Xmins {
-            xmin: registry.entries.values().filter_map(|entry| entry.xmins.xmin).min(),
-            catalog_xmin: registry.entries.values().filter_map(|entry| entry.xmins.catalog_xmin).min(),
+            xmin: counted().filter_map(|xmins| xmins.xmin).min(),
+            catalog_xmin: counted().filter_map(|xmins| xmins.catalog_xmin).min(),
         }
     }
 
@@ -178,7 +192,7 @@ impl Followers {
 }
 
 impl Registry {
-    fn register(&mut self, application_name: String, now: Instant) -> u32 {
+    fn register(&mut self, application_name: String, kind: Kind, now: Instant) -> u32 {
         let taken = |pid: u32| pid == 0 || self.entries.contains_key(&pid);
         let mut pid = self.last_pid.wrapping_add(1);
         while taken(pid) {
@@ -187,6 +201,7 @@ impl Registry {
         self.last_pid = pid;
         let entry = Entry {
             application_name,
+            kind,
             progress: Progress::starting(),
             xmins: Xmins::default(),
             reported_at: now,
@@ -220,7 +235,7 @@ impl Registry {
 mod tests {
     use std::time::{Duration, Instant};
 
-    use super::{Followers, Progress, Xmins};
+    use super::{Followers, Kind, Progress, Xmins};
     use crate::pg::protocol::replication::FullTransactionId;
     use crate::pg::{Lsn, TimelineId};
     use crate::topology::{FollowerState, Lag};
@@ -235,7 +250,7 @@ mod tests {
     fn lag_is_a_pair_of_bytes_and_time() {
         let (followers, start) = (Followers::new(), Instant::now());
         let at = |millis| start + Duration::from_millis(millis);
-        let pid = followers.register("pg2".to_owned(), start);
+        let pid = followers.register("pg2".to_owned(), Kind::Standby, start);
         let lag = |now| followers.snapshot(now)[0].lag;
         followers.observe_upstream_end(Lsn(100), at(0));
         followers.observe_upstream_end(Lsn(300), at(50));
@@ -248,7 +263,8 @@ mod tests {
     #[test]
     fn what_all_nodes_have_replayed() {
         let (followers, now) = (Followers::new(), Instant::now());
-        let [a, b, stranger] = ["a", "b", "x"].map(|name| followers.register(name.to_owned(), now));
+        let [a, b, stranger] =
+            ["a", "b", "x"].map(|name| followers.register(name.to_owned(), Kind::Standby, now));
         let all = |timeline| followers.replayed_by_all(TimelineId(timeline), |name| name != "x");
         assert_eq!(all(1), None, "none streams");
         followers.update(stranger, replayed(50));
@@ -261,7 +277,7 @@ mod tests {
     #[test]
     fn the_oldest_xmin_of_all_counts_across_epochs_and_zero_clears() {
         let (followers, now) = (Followers::new(), Instant::now());
-        let [a, b] = ["a", "b"].map(|name| followers.register(name.to_owned(), now));
+        let [a, b] = ["a", "b"].map(|name| followers.register(name.to_owned(), Kind::Standby, now));
         let old = Some(FullTransactionId(0x1_FFFF_FF00));
         // A younger transaction: its epoch is higher though its id is lower.
         let young = Some(FullTransactionId(0x2_0000_0010));
@@ -272,13 +288,19 @@ mod tests {
         assert_eq!(followers.oldest_xmins(), Xmins { xmin: young, catalog_xmin: None });
         followers.unregister(a);
         assert_eq!(followers.oldest_xmins(), Xmins::default());
+        let relay = followers.register("bellwether_b_t3".to_owned(), Kind::Relay, now);
+        followers.feedback(relay, Xmins { xmin: old, catalog_xmin: young });
+        assert_eq!(followers.oldest_xmins(), Xmins::default(), "it speaks for itself");
     }
 
     #[test]
     fn every_change_wakes_and_no_pid_is_shared() {
         let (followers, now) = (Followers::new(), Instant::now());
         let mut changes = followers.subscribe();
-        let (a, b) = (followers.register("x".to_owned(), now), followers.register("x".to_owned(), now));
+        let (a, b) = (
+            followers.register("x".to_owned(), Kind::Standby, now),
+            followers.register("x".to_owned(), Kind::Standby, now),
+        );
         assert_ne!(a, b);
         assert!(changes.has_changed().expect("the registry lives"));
         changes.mark_unchanged();
@@ -286,6 +308,6 @@ mod tests {
         assert!(changes.has_changed().expect("the registry lives"));
         followers.unregister(a);
         assert_eq!(followers.snapshot(now).len(), 1);
-        assert_ne!(followers.register("x".to_owned(), now), b);
+        assert_ne!(followers.register("x".to_owned(), Kind::Standby, now), b);
     }
 }

@@ -8,7 +8,7 @@ mod buffers;
 pub(crate) mod core;
 mod reply;
 
-pub(crate) use self::core::{ReceiverConfig, Role};
+pub(crate) use self::core::{Promised, ReceiverConfig, Role};
 
 use std::time::{Duration, Instant};
 
@@ -275,7 +275,15 @@ impl Shell<'_> {
                 }
                 Output::LeftBehind { timeline, switchpoint, verified } => {
                     let bytes = verified.bytes_since(switchpoint);
-                    tracing::warn!(%timeline, %switchpoint, end = %verified, bytes, "WAL left behind by a promotion");
+                    match self.waiting {
+                        Waiting::Nobody => {
+                            tracing::warn!(%timeline, %switchpoint, end = %verified, bytes, "WAL left behind by a promotion");
+                        }
+                        // Too few relays had it: no client heard of a commit in it.
+                        Waiting::Commits => {
+                            tracing::info!(%timeline, %switchpoint, end = %verified, bytes, "WAL that was not acknowledged left behind by a promotion");
+                        }
+                    }
                 }
                 Output::End(end) => return Ok(Some(end)),
             }

@@ -42,7 +42,7 @@ use crate::pg::{Lsn, SystemIdentifier, TimelineId};
 
 use self::core::{CloseReason, Input, Output, Peer, ReadFailure, SlotsNotSaved, WalSource, Walsender};
 use super::backups::Backups;
-use super::followers::Followers;
+use super::followers::{Followers, Kind};
 use super::now::{Now, sleep_until};
 use super::slots::Slots;
 use super::store::{CheckedReader, Store, StoreError, Tail};
@@ -73,6 +73,8 @@ impl Default for SenderConfig {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) store: Store,
+    /// How far followers are served.
+    pub(crate) shipped: watch::Receiver<Tail>,
     pub(crate) slots: Arc<Slots>,
     pub(crate) followers: Arc<Followers>,
     pub(crate) backups: Arc<Backups>,
@@ -106,7 +108,8 @@ pub(crate) async fn serve(client: Client, shared: Arc<Shared>) {
 fn peer(client: &Client, shared: &Shared) -> Peer {
     let named = client.parameters.iter().find(|(name, _)| name == "application_name");
     let application_name = named.map_or("walreceiver", |(_, value)| value.as_str()).to_owned();
-    let pid = shared.followers.register(application_name.clone(), Instant::now());
+    let kind = if shared.inputs.is_peer(&application_name) { Kind::Relay } else { Kind::Standby };
+    let pid = shared.followers.register(application_name.clone(), kind, Instant::now());
     shared.metrics.followers.inc();
     Peer { application_name, user: Arc::clone(&client.user), pid, secret: rand::random() }
 }
@@ -181,7 +184,9 @@ enum Event {
 
 impl Connection {
     fn new(client: Client, peer: &Peer, shared: Arc<Shared>) -> Connection {
-        let mut tail = shared.store.tail();
+        // Relays agree by what they have of each other.
+        let is_peer = shared.inputs.is_peer(&peer.application_name);
+        let mut tail = if is_peer { shared.store.tail() } else { shared.shipped.clone() };
         let at_start = *tail.borrow_and_update();
         let (store, slots) = (shared.store.clone(), Arc::clone(&shared.slots));
         let core = Walsender::new(peer, shared.config, store, slots, at_start, Now::read());

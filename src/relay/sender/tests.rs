@@ -20,8 +20,8 @@ use crate::pg::{Lsn, PgTimestamp, TimelineId};
 use crate::relay::followers::Followers;
 use crate::relay::slots::Slots;
 use crate::relay::store::{Change, Files, Store, StoreConfig, StreamId, Waiting};
-use crate::relay::{RelayInputs, RelayTuning};
-use crate::topology::{Directive, Durability, FollowerState};
+use crate::relay::{RelayInputs, RelayTuning, agreed};
+use crate::topology::{Agreed, Directive, Durability, FollowerState};
 
 const START: Lsn = Lsn(0x30_0000);
 
@@ -46,6 +46,7 @@ impl World {
         store.change(adopt).await.expect("adopted");
         store.change(Change::Begin { timeline: TimelineId(1), start: START }).await.expect("begun");
         let shared = Arc::new(Shared {
+            shipped: store.tail(),
             store,
             slots: Arc::new(Slots::open(files).expect("no slots yet")),
             followers: Arc::new(Followers::new()),
@@ -99,6 +100,8 @@ fn alone() -> RelayInputs {
         directive: watch::channel(Arc::new(Directive::starting(Durability::Async))).1,
         in_doubt: watch::channel(Arc::default()).1,
         nodes: Vec::new(),
+        agreed: watch::channel(Agreed::Alone).1,
+        peers: Vec::new(),
         relays: Vec::new(),
         user: "bellwether".into(),
         credentials: Credentials::Trust,
@@ -194,6 +197,46 @@ async fn a_follower_gets_every_byte_from_files_and_from_memory() {
     follower.say(b'X', b"").await;
     serving.await.expect("no panic");
     assert!(world.shared.followers.snapshot(std::time::Instant::now()).is_empty());
+}
+
+#[tokio::test]
+async fn a_follower_gets_what_enough_relays_have_and_a_relay_gets_all() {
+    let mut world = World::new(Duration::from_secs(10)).await;
+    let mut ends = Vec::new();
+    for length in [1000, 2000, 3000] {
+        world.write(length).await;
+        ends.push(world.wal.end());
+    }
+    let (agree, seen) = watch::channel(Agreed::Quorum(None));
+    let (shipped, gate) = agreed::shipped(&world.shared.store, &seen);
+    tokio::spawn(gate.expect("one among several").run());
+    let shared = Arc::get_mut(&mut world.shared).expect("nobody is served yet");
+    shared.shipped = shipped.clone();
+    shared.inputs.peers = vec![("b".to_owned(), "127.0.0.1:1".parse().expect("an address"))];
+
+    let (mut early, serving) = world.connect("pg2");
+    tokio::spawn(serving);
+    let (tag, refused) = early.next().await.expect("an answer");
+    assert_eq!(tag, b'E');
+    assert!(refused.windows(5).any(|code| code == b"57P03"), "{refused:?}");
+    let (mut relay, serving) = world.connect("bellwether_b_t7");
+    tokio::spawn(serving);
+    relay.start().await;
+    relay.follow_to(ends[2]).await;
+
+    // Half of the third record.
+    let say = |end: Lsn| {
+        agree.send_replace(Agreed::Quorum(Some((TimelineId(1), end))));
+    };
+    say(ends[1].advanced(500));
+    shipped.clone().wait_for(|tail| tail.durable == ends[1]).await.expect("the gate lives");
+    let (mut standby, serving) = world.connect("pg2");
+    tokio::spawn(serving);
+    standby.start().await;
+    standby.follow_to(ends[1]).await;
+    say(ends[2].advanced(500));
+    standby.follow_to(ends[2]).await;
+    assert_eq!(standby.wal, world.wal.bytes());
 }
 
 #[tokio::test]

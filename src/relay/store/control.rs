@@ -4,6 +4,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::rewind::Rewind;
+use super::standing::Standing;
 use crate::pg::wal::WalSegmentSize;
 use crate::pg::{SystemIdentifier, TimelineId};
 use crate::topology::Term;
@@ -19,6 +21,12 @@ pub(crate) struct Control {
     pub(crate) timeline: TimelineId,
     /// Never falls.
     pub(crate) promised: Term,
+    /// In which term the log counts. Files of one instance alone do not have it.
+    #[serde(default)]
+    pub(crate) standing: Standing,
+    /// Begun, and to be finished at the next start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) rewind: Option<Rewind>,
     /// The last upstream's ParameterStatus set, so that followers are greeted while no upstream is there.
     pub(super) parameters: Vec<(String, String)>,
 }
@@ -33,6 +41,8 @@ impl Default for Control {
             segment_size: WalSegmentSize::default().bytes(),
             timeline: TimelineId(0),
             promised: Term(0),
+            standing: Standing::default(),
+            rewind: None,
             parameters: Vec::new(),
         }
     }
@@ -49,9 +59,18 @@ impl Control {
         self.segment_size = size.bytes();
     }
 
-    /// There is none any more: it begins where the next upstream says. What was promised stays.
+    /// There is none any more: it begins where the next upstream says. What was promised stays; an
+    /// empty log is of no term.
     pub(crate) fn forget_log(&mut self) {
         self.timeline = TimelineId(0);
+        self.standing = Standing::default();
+        self.rewind = None;
+    }
+
+    /// The log is on the timeline to which it has gone back.
+    pub(super) fn rewound(&mut self, rewind: Rewind) {
+        self.timeline = rewind.timeline;
+        self.rewind = None;
     }
 
     pub(crate) fn encode(&self) -> String {
@@ -80,9 +99,9 @@ impl Control {
 
 #[cfg(test)]
 mod tests {
-    use super::Control;
-    use crate::pg::{SystemIdentifier, TimelineId};
-    use crate::topology::Term;
+    use super::{Control, Standing};
+    use crate::pg::{Lsn, SystemIdentifier, TimelineId};
+    use crate::topology::{Floor, Term};
 
     #[test]
     fn what_was_written_is_read_and_nothing_else() {
@@ -90,6 +109,7 @@ mod tests {
             system: Some(SystemIdentifier(u64::MAX)),
             timeline: TimelineId(3),
             promised: Term(7),
+            standing: standing(7),
             parameters: vec![("server_version".into(), "15.20".into())],
             ..Control::default()
         };
@@ -99,5 +119,28 @@ mod tests {
             assert!(Control::decode(&text[..cut]).is_err(), "torn after {cut} bytes");
         }
         assert!(Control::decode(&text.replace("15.20", "15.21")).is_err());
+    }
+
+    fn standing(term: u64) -> Standing {
+        let floor = Floor { timeline: TimelineId(3), end: Lsn(100), source: None };
+        Standing::default().with(Term(term), &floor, (TimelineId(3), Lsn(100)))
+    }
+
+    #[test]
+    fn a_file_of_before_several_instances_is_read() {
+        let json =
+            r#"{"format":1,"system":null,"segment_size":16777216,"timeline":2,"promised":5,"parameters":[]}"#;
+        let text = format!("{json}\ncrc32c {:08x}\n", crc32c::crc32c(json.as_bytes()));
+        let control = Control::decode(&text).expect("it is whole");
+        assert_eq!((control.promised, control.standing), (Term(5), Standing::default()));
+    }
+
+    #[test]
+    fn a_log_that_begins_anew_is_of_no_term() {
+        let mut control = Control { timeline: TimelineId(3), standing: standing(7), ..Control::default() };
+        let end = (TimelineId(3), Lsn(100));
+        assert_eq!(control.standing.term(end), Term(7));
+        control.forget_log();
+        assert_eq!(control.standing.term(end), Term(0));
     }
 }

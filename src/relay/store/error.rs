@@ -62,7 +62,7 @@ impl StoreError {
 
     /// Whether the stream is at fault and the store itself goes on.
     pub(crate) fn concerns_stream_only(&self) -> bool {
-        matches!(self, StoreError::Gap { .. } | StoreError::Diverged { .. })
+        matches!(self, StoreError::Gap { .. } | StoreError::Diverged { .. } | StoreError::Removed { .. })
     }
 
     /// Then it may be tried again, unless it was a sync: what the kernel could not write then it has forgotten.

@@ -101,6 +101,11 @@ impl Files {
 
     pub(super) fn rename(&self, from: &str, to: &str) -> Result<(), StoreError> {
         self.disk.rename(from, to).map_err(StoreError::io("rename", from))?;
+        self.sync_names()
+    }
+
+    /// What was removed does not come back.
+    pub(super) fn sync_names(&self) -> Result<(), StoreError> {
         self.disk.sync().map_err(StoreError::io(SYNC, &self.directory()))
     }
 

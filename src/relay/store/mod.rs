@@ -15,8 +15,10 @@ mod layout;
 #[cfg(test)]
 mod platter;
 mod recover;
+mod rewind;
 mod ring;
 mod spare;
+mod standing;
 #[cfg(test)]
 mod stepped;
 mod writer;
@@ -30,6 +32,8 @@ pub(crate) use error::StoreError;
 pub(crate) use files::{Files, LockHeld, SPARE_PREFIX};
 #[cfg(test)]
 pub(crate) use platter::Platter;
+pub(crate) use rewind::Rewind;
+pub(crate) use standing::Standing;
 #[cfg(test)]
 pub(crate) use stepped::Stepped;
 pub(crate) use writer::{Change, Room, Waiting};
@@ -43,6 +47,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 
 use self::files::Segment;
+use self::rewind::Rewound;
 use self::ring::Ring;
 use self::writer::{Command, Writer};
 use super::metrics::Metrics;
@@ -156,8 +161,21 @@ struct State {
     ring: Ring,
 }
 
+impl State {
+    fn rewound(&mut self, rewound: &Rewound) {
+        for segment in &rewound.removed {
+            self.segments.remove(segment);
+            self.damaged.remove(segment);
+        }
+        self.segments.insert(rewound.last);
+        for timeline in &rewound.forgotten {
+            self.histories.remove(timeline);
+        }
+    }
+}
+
 /// How far the store reaches. Published after every fsync and every change of timeline.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Tail {
     pub(crate) timeline: TimelineId,
     pub(crate) durable: Lsn,
@@ -174,6 +192,7 @@ pub(crate) struct Report {
     /// <= durable.
     pub(crate) verified: Lsn,
     pub(crate) promised: Term,
+    pub(crate) standing: Standing,
     pub(crate) room: Room,
     /// The stream that was written last, and up to where what it sent on this timeline is what is stored;
     /// <= durable.
@@ -183,6 +202,11 @@ pub(crate) struct Report {
 }
 
 impl Report {
+    /// The term in which the log counts now.
+    pub(crate) fn log_term(&self) -> Term {
+        self.standing.term((self.tail.timeline, self.tail.durable))
+    }
+
     /// How far the store has what `stream` sent: written, or found there and the same; and synced.
     pub(crate) fn agreed_with(&self, stream: StreamId) -> Option<Lsn> {
         self.agreed.filter(|(of, _)| *of == stream).map(|(_, lsn)| lsn)
@@ -207,6 +231,7 @@ impl Store {
             tail,
             verified: durable,
             promised: opened.control.promised,
+            standing: opened.control.standing,
             room: Room::Enough,
             agreed: None,
             refused: None,
@@ -242,6 +267,7 @@ impl Store {
             wanted: config.ring_bytes,
             refused: None,
             room: Room::Enough,
+            unanswered: None,
         };
         let store = Store { shared, commands, queue: Arc::new(Semaphore::new(QUEUE_UNITS)) };
         Ok((store, writer))
@@ -268,7 +294,7 @@ impl Store {
         self.shared.files.lock_held()
     }
 
-    /// How far followers are served: to the end of the last whole durable record. The first half of one may be all
+    /// How far followers may be served: to the end of the last whole durable record. The first half of one may be all
     /// that there ever is of it, and a standby that holds it across a segment's end waits for the rest, on the new
     /// timeline too (`XLogPageRead` in xlogrecovery.c), until that has come as far by itself.
     pub(crate) fn tail(&self) -> watch::Receiver<Tail> {
@@ -297,6 +323,20 @@ impl Store {
     /// The ancestry of the current timeline.
     pub(crate) fn history(&self) -> Arc<History> {
         self.shared.state.lock().history.clone()
+    }
+
+    /// The ancestry of any timeline whose history is kept. Without its file it has none.
+    pub(crate) fn history_of(&self, timeline: TimelineId) -> Result<Arc<History>, StoreError> {
+        let current = self.history();
+        if current.timeline() == timeline {
+            return Ok(current);
+        }
+        let history = match self.history_file(timeline) {
+            Some(content) => History::parse(timeline, &content)
+                .map_err(|source| StoreError::History { timeline, source })?,
+            None => History::without_ancestors(timeline),
+        };
+        Ok(Arc::new(history))
     }
 
     /// Start of the oldest segment kept for `timeline`.
@@ -441,7 +481,7 @@ struct Opened {
 impl Opened {
     fn read(files: &Files, config: &StoreConfig) -> Result<Opened, StoreError> {
         let names = files.names()?;
-        let control = match files.read_whole(Control::FILE_NAME)? {
+        let mut control = match files.read_whole(Control::FILE_NAME)? {
             Some(content) => decode_control(&content)?,
             None => Control::default(),
         };
@@ -454,12 +494,17 @@ impl Opened {
         if control.system.is_none() && !segments.is_empty() {
             return Err(StoreError::NoControl { directory: files.directory() });
         }
-        let histories = read_histories(files, &names)?;
-        let history = match histories.get(&control.timeline) {
-            Some(content) => History::parse(control.timeline, content)
-                .map_err(|source| StoreError::History { timeline: control.timeline, source })?,
-            None => History::without_ancestors(control.timeline),
-        };
+        let mut histories = read_histories(files, &names)?;
+        let mut history = history_of(control.timeline, &histories)?;
+        if let Some(rewind) = control.rewind {
+            let rewound = rewind.carry_out(files, size, &history, &segments)?;
+            segments.retain(|segment| !rewound.removed.contains(segment));
+            segments.insert(rewound.last);
+            histories.retain(|timeline, _| !rewound.forgotten.contains(timeline));
+            control.rewound(rewind);
+            files.replace(Control::FILE_NAME, control.encode().as_bytes())?;
+            history = history_of(control.timeline, &histories)?;
+        }
         let log = recover::Log { segment_size: size, system: control.system, history: &history };
         let end = recover::find_end(files, &log, &segments)?;
         for unused in &end.unused {
@@ -483,6 +528,11 @@ impl Opened {
     }
 }
 
+fn history_of(timeline: TimelineId, histories: &BTreeMap<TimelineId, Bytes>) -> Result<History, StoreError> {
+    let Some(content) = histories.get(&timeline) else { return Ok(History::without_ancestors(timeline)) };
+    History::parse(timeline, content).map_err(|source| StoreError::History { timeline, source })
+}
+
 fn decode_control(content: &[u8]) -> Result<Control, StoreError> {
     let fail = |why| StoreError::Control { file: Control::FILE_NAME.to_owned(), why };
     Control::decode_bytes(content).map_err(fail)
@@ -499,8 +549,9 @@ fn read_histories(files: &Files, names: &[String]) -> Result<BTreeMap<TimelineId
     Ok(histories)
 }
 
-/// The writer's thread. How it ends is told through [`Store::failed`]: also a panic is a failure.
-fn start_writer(writer: Writer) -> Result<(), StoreError> {
+/// The writer's thread. How it ends is told through [`Store::failed`], also a panic, and before anybody sees that it has
+/// ended.
+fn start_writer(mut writer: Writer) -> Result<(), StoreError> {
     let shared = writer.shared.clone();
     let run = move || {
         let guard = FailOnDrop { shared: shared.clone(), armed: true };

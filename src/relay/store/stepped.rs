@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{Semaphore, oneshot};
 
 use super::writer::{Change, Command, Waiting, Writer};
@@ -54,7 +55,14 @@ impl Stepped {
     /// Durable on return. The outer error ends the store, the inner one only the stream.
     pub(crate) fn change(&mut self, change: Change) -> Result<Result<(), StoreError>, StoreError> {
         let (done, mut answer) = oneshot::channel();
-        self.writer.obey(Command::Change { change, done })?;
+        if let Err(error) = self.writer.obey(Command::Change { change, done }) {
+            assert_eq!(
+                answer.try_recv().expect_err("not done"),
+                TryRecvError::Empty,
+                "let go before why is told"
+            );
+            return Err(error);
+        }
         Ok(answer.try_recv().expect("answered before it returned"))
     }
 

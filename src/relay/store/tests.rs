@@ -7,8 +7,8 @@ use bytes::Bytes;
 use prometheus::Registry;
 
 use super::{
-    Change, CheckedReader, Files, Metrics, Platter, Room, Store, StoreConfig, StoreError, StreamId, Tail,
-    Waiting,
+    Change, CheckedReader, Files, Metrics, Platter, Rewind, Room, Store, StoreConfig, StoreError, StreamId,
+    Tail, Waiting,
 };
 use crate::pg::wal::build::{SYSTEM, WalBuilder};
 use crate::pg::wal::{Defect, SegmentFile, SegmentNumber};
@@ -94,12 +94,12 @@ async fn after_a_failed_sync_nothing_is_acknowledged_ever_again() {
     world.stream(&store, START, first).await;
     platter.fail_next_sync("000000010000000000000003");
     let more = Bytes::copy_from_slice(world.bytes(first, world.wal.end()));
-    store.append(StreamId(1), first, more.clone(), None, Waiting::Commits).await.expect("queued");
+    store.append(StreamId(1), first, more, None, Waiting::Commits).await.expect("queued");
     let mut failed = store.failed();
     let failed = failed.wait_for(Option::is_some).await.expect("the store lives").clone();
     assert!(matches!(failed.as_deref(), Some(StoreError::Io { operation: "sync", .. })), "{failed:?}");
     assert_eq!(store.tail().borrow().durable, first);
-    let again = store.append(StreamId(1), first, more, None, Waiting::Commits).await;
+    let again = store.change(Change::Settle).await;
     assert!(matches!(again, Err(StoreError::Stopped)), "{again:?}");
 }
 
@@ -570,4 +570,46 @@ async fn an_empty_store_has_no_end() {
     std::fs::remove_file(world.directory.path().join("control.json")).expect("it exists");
     std::fs::write(world.directory.path().join(stray), b"").expect("writable");
     assert!(matches!(world.open(), Err(StoreError::NoControl { .. })));
+}
+
+#[tokio::test]
+async fn a_log_goes_back_to_where_it_left_the_history_that_goes_on() {
+    let mut world = World::new();
+    three_segments(&mut world);
+    let earlier = world.wal.end();
+    world.wal.record(1_500_000);
+    let fork = world.wal.end();
+    let trunk = world.wal.clone();
+    let store = world.begun().await;
+    world.stream(&store, START, fork).await;
+    let history = |fork: Lsn| Bytes::from(format!("1\t{fork}\tno recovery target specified\n"));
+    let follow = async |store: &Store, fork: Lsn, world: &World| {
+        let timeline = TimelineId(2);
+        store.change(Change::KeepHistory { timeline, content: history(fork) }).await.expect("kept");
+        store.change(Change::Follow { timeline, switchpoint: fork }).await.expect("follows");
+        world.stream(store, world.wal.segment_size().segment_start(fork), world.wal.end()).await;
+    };
+    world.wal.fork(TimelineId(2));
+    world.wal.record(2_000_000);
+    follow(&store, fork, &world).await;
+    let back = |timeline, to| Change::Rewind(Rewind { timeline: TimelineId(timeline), to });
+    for (what, refused) in [("no ancestor", back(3, fork)), ("beyond its end", back(1, world.wal.end()))] {
+        let error = store.change(refused).await.expect_err(what);
+        assert!(error.concerns_stream_only(), "{what}: {error}");
+    }
+    assert_eq!(*store.tail().borrow(), Tail { timeline: TimelineId(2), durable: world.wal.end() });
+
+    // The history that goes on has less of the first timeline, and its second one has the same number.
+    store.change(back(1, earlier)).await.expect("goes back");
+    let names: Vec<_> = std::fs::read_dir(world.directory.path()).expect("there").flatten().collect();
+    let of_branch = |name: &str| name.starts_with("00000002");
+    assert!(!names.iter().any(|entry| entry.file_name().to_str().is_some_and(of_branch)), "{names:?}");
+    let check = async |store: Store| {
+        assert_eq!(*store.tail().borrow(), Tail { timeline: TimelineId(1), durable: earlier });
+        let kept = usize::try_from(earlier.bytes_since(START)).expect("small");
+        assert_eq!(read_all(&store, 1, START).await, trunk.bytes()[..kept]);
+        assert_eq!(store.history_file(TimelineId(2)), None);
+    };
+    check(store).await;
+    check(world.open().expect("opens again")).await;
 }

@@ -20,11 +20,12 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use super::control::Control;
 use super::files::{Files, SPARE_PREFIX, Segment};
 use super::layout::{first_kept, place, within_segment};
+use super::rewind::Rewind;
 use super::{Kept, Report, Shared, StoreError, StreamId, Tail};
 use crate::pg::wal::{History, SegmentFile, SegmentNumber, WalSegmentSize, history_file_name};
 use crate::pg::{Lsn, SystemIdentifier, TimelineId};
 use crate::relay::metrics::Metrics;
-use crate::topology::Term;
+use crate::topology::{Floor, Term};
 
 /// Bytes written at most before they are synced, so that the durable LSN moves while a long catch-up runs.
 const GROUP_BYTES: usize = 8 << 20;
@@ -83,7 +84,14 @@ pub(crate) enum Change {
         timeline: TimelineId,
         switchpoint: Lsn,
     },
+    /// The log leaves its timeline, which is nobody's history.
+    Rewind(Rewind),
     Promise(Term),
+    /// What the log must have reached to count in `term`.
+    Floor {
+        term: Term,
+        floor: Floor,
+    },
     /// Nothing but the order: what was handed over before is durable afterwards.
     Settle,
     Parameters(Vec<(String, String)>),
@@ -121,6 +129,8 @@ pub(super) struct Writer {
     /// A stream that offered what does not fit; the rest of it is ignored.
     pub(super) refused: Option<StreamId>,
     pub(super) room: Room,
+    /// Who waits for the change at which it ended: not let go before others can see why.
+    pub(super) unanswered: Option<oneshot::Sender<Result<(), StoreError>>>,
 }
 
 /// Whether the disk has room, as far as the writer has met it.
@@ -149,7 +159,7 @@ fn pause(waiting: Waiting, since_sync: Option<Duration>) -> Duration {
 
 impl Writer {
     /// Runs until every [`super::Store`] is gone, or until something fails that must not be tried again.
-    pub(super) fn run(mut self) -> Result<(), StoreError> {
+    pub(super) fn run(&mut self) -> Result<(), StoreError> {
         while let Some(command) = self.commands.blocking_recv() {
             match self.batch(command) {
                 // What had no room was told to nobody.
@@ -191,11 +201,12 @@ impl Writer {
                 Ok(len)
             }
             Command::Change { change, done } => {
-                self.sync()?;
-                let result = self.change(change);
-                // Nobody waits any more when the receiver was dropped; the change stands.
-                match result {
-                    Err(e) if !e.concerns_stream_only() => return Err(e),
+                match self.sync().and_then(|()| self.change(change)) {
+                    Err(e) if !e.concerns_stream_only() => {
+                        self.unanswered = Some(done);
+                        return Err(e);
+                    }
+                    // Nobody waits any more when the receiver was dropped; the change stands.
                     answer => drop(done.send(answer)),
                 }
                 Ok(0)
@@ -399,6 +410,7 @@ impl Writer {
                 tail,
                 verified,
                 promised: self.control.promised,
+                standing: self.control.standing,
                 room: self.room,
                 agreed: self.agreed,
                 refused: report.refused.take(),
@@ -475,8 +487,15 @@ impl Writer {
                 self.keep_history(timeline, content)?;
             }
             Change::Follow { timeline, switchpoint } => self.follow(timeline, switchpoint)?,
+            Change::Rewind(rewind) => self.rewind(rewind)?,
             Change::Promise(term) => {
                 self.control.promised = self.control.promised.max(term);
+                self.save_control()?;
+                self.publish();
+            }
+            Change::Floor { term, floor } => {
+                let end = (self.control.timeline, self.durable);
+                self.control.standing = self.control.standing.with(term, &floor, end);
                 self.save_control()?;
                 self.publish();
             }
@@ -535,6 +554,25 @@ impl Writer {
         (self.end, self.durable) = (switchpoint, switchpoint);
         self.verified = self.verified.min(switchpoint);
         self.take_timeline(timeline)
+    }
+
+    fn rewind(&mut self, rewind: Rewind) -> Result<(), StoreError> {
+        let size = self.control.segment_size();
+        let (own, kept) = {
+            let state = self.shared.state.lock();
+            (state.history.clone(), state.segments.clone())
+        };
+        rewind.check(size, &own, &kept)?;
+        self.control.rewind = Some(rewind);
+        self.save_control()?;
+        let rewound = self.with_room(|this| rewind.carry_out(&this.files, size, &own, &kept))?;
+        self.control.rewound(rewind);
+        self.save_control()?;
+        self.shared.state.lock().rewound(&rewound);
+        self.current = None;
+        (self.end, self.durable) = (rewind.to, rewind.to);
+        self.verified = self.verified.min(rewind.to);
+        self.take_timeline(rewind.timeline)
     }
 
     fn take_timeline(&mut self, timeline: TimelineId) -> Result<(), StoreError> {

@@ -116,9 +116,13 @@ impl Control {
 
     fn perform(&mut self, stage: &mut Stage, effect: Effect) {
         match effect {
-            Effect::Fired { term, rule } => {
+            Effect::Fired { term, rule, .. } => {
                 let name = rule.rule().map_or("", |rule| rule.name);
                 stage.note(format!("rule {} of term {term}: {name}", rule.as_str()));
+            }
+            Effect::Warn { why, .. } => stage.note(format!("warning: {why}")),
+            Effect::Diagnosed(found) => {
+                stage.note(format!("ails: {:?}", found.map(|found| found.ailment)));
             }
             Effect::Alarm { why, .. } => stage.note(format!("alarm: {why}")),
             Effect::Journal(state) => {

@@ -99,9 +99,8 @@ impl Proxy {
     }
 
     fn drained(&self, stage: &Stage) -> Option<Drained> {
-        let drain = self.directive.drain.as_ref()?;
-        let nodes = self.directive.primary.iter().chain([&drain.successor]);
-        let clinging = nodes.filter(|node| self.clings(stage, node)).count();
+        let nodes = self.directive.drain.as_ref().map(|_| self.directive.coming_to_rest())?;
+        let clinging = nodes.into_iter().filter(|node| self.clings(stage, node)).count();
         let busy = if stage.plant == Some(Plant::DrainedAtOnce) { 0 } else { self.open.len() + clinging };
         Some(Drained { round: self.directive.drains, busy, pinned: BTreeMap::new() })
     }

@@ -244,7 +244,7 @@ impl Server {
             self.names = names.setting();
             self.release(stage);
         }
-        Some(Finding::Done)
+        Some(Finding::Prepared { end: self.flushed })
     }
 
     pub(super) fn promote(&mut self, stage: &mut Stage, from: TimelineId) -> Option<Finding> {
@@ -440,6 +440,7 @@ impl Server {
                     Role::Standby => self.flushed,
                 },
                 started_at: self.starts.to_string(),
+                server_version: "15.1".to_owned(),
                 synchronous_standby_names: self.names.clone(),
                 checkpoint_timeline: self.checkpoint,
                 relay_slot: match self.slot {

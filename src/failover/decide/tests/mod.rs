@@ -1,13 +1,19 @@
 //! The rules at work: courses of events in a small world, and verdicts as a table of cases.
 
+mod best;
+mod branches;
+mod budget;
+mod maintenance;
+mod rolling;
 mod switchover;
 mod world;
 
 use self::world::SYSTEM;
 use self::world::{Life, World};
 use super::{Agent, EstablishStep, Phase, Primary, RuleId, State, Step};
+use crate::failover::command::Command;
 use crate::pg::{Lsn, TimelineId};
-use crate::topology::{ArchiveStatus, Candidate, Durability, NodeName, Outcome, Term};
+use crate::topology::{Ailment, ArchiveStatus, Candidate, Durability, Follower, NodeName, Outcome, Term};
 
 fn step_name(state: &State) -> &'static str {
     match &state.phase {
@@ -69,10 +75,33 @@ fn the_operators_choice_and_priority_are_heard() {
 }
 
 #[test]
+fn of_equals_the_one_in_the_primarys_zone_wins_and_then_the_one_with_less_to_replay() {
+    let check = |zones: [Option<&str>; 3], backlog: [u64; 2], chosen: &str| {
+        let mut world = World::steady(Durability::Quorum);
+        for (node, zone) in ["pg1", "pg2", "pg3"].into_iter().zip(zones) {
+            world.server(node).node.zone = zone.map(str::to_owned);
+        }
+        for (node, backlog) in ["pg2", "pg3"].into_iter().zip(backlog) {
+            world.server(node).backlog = backlog;
+        }
+        world.restart();
+        world.run_until("open with it", World::is_open);
+        world.kill("pg1");
+        world.run_until("open again", |w| w.is_open() && w.primary() != Some("pg1"));
+        assert_eq!(world.primary(), Some(chosen), "{zones:?}, {backlog:?}");
+    };
+    check([None; 3], [0, 0], "pg2");
+    check([Some("a"), Some("b"), Some("a")], [0, 0x400], "pg3");
+    check([None, Some("b"), Some("a")], [0x400, 0], "pg3");
+    check([Some("a"), Some("b"), Some("c")], [0, 0x400], "pg2");
+}
+
+#[test]
 fn blind_is_not_dead() {
     let mut world = World::steady(Durability::Quorum);
     world.blind = true;
     world.run(600);
+    assert_eq!(world.ailments, ["blind"]);
     world.blind = false;
     world.run(50);
     assert_eq!((world.state.term, world.primary(), &*world.rules), (Term(1), Some("pg1"), &[][..]));
@@ -84,8 +113,43 @@ fn a_frozen_primary_is_replaced_and_thawed_as_a_standby() {
     world.server("pg1").life = Life::Frozen;
     world.run_until("open again", |w| w.is_open() && w.primary() != Some("pg1"));
     assert_eq!(world.rules[0], RuleId::F2);
+    assert_eq!(world.history[0].ailment, Some(Ailment::ServerFrozen));
     world.server("pg1").life = Life::Runs;
     world.run_until("the old primary follows", |w| w.state.deposed.is_empty());
+}
+
+/// Why do you not fail over?
+#[test]
+fn what_ails_the_primary_is_told_while_nobody_is_promoted() {
+    let mut world = World::steady(Durability::Quorum);
+    let said = |world: &World| {
+        let found = world.diagnosis()?;
+        Some((found.ailment, found.outlook))
+    };
+    let expected = |ailment, outlook: &str| Some((ailment, Some(outlook.to_owned())));
+    assert_eq!(said(&world), None);
+    world.blind = true;
+    world.run(50);
+    let unseen = "not to see a server is no evidence that it is dead";
+    assert_eq!(said(&world), expected(Ailment::Blind, unseen));
+    world.blind = false;
+    world.run(20);
+    assert_eq!(said(&world), None);
+    world.order(&Command::Pause).expect("it is steady");
+    world.server("pg1").life = Life::Frozen;
+    world.run(50);
+    assert_eq!(said(&world), expected(Ailment::ServerFrozen, "automatic failover is paused"));
+    world.kill("pg1");
+    world.run(50);
+    assert_eq!(said(&world), expected(Ailment::ProcessDead, "automatic failover is paused"));
+    assert_eq!(world.ailments, ["blind", "server_frozen", "process_dead"]);
+    world.order(&Command::Resume).expect("it is steady");
+    world.run_until("open again", |w| w.is_open() && w.primary() != Some("pg1"));
+    let election = &world.history[0];
+    assert_eq!((&*election.rule, election.ailment), ("F1", Some(Ailment::ProcessDead)));
+    assert!(election.evidence.iter().all(|item| item.starts_with("first-hand: ")), "{election:?}");
+    world.run(20);
+    assert_eq!(said(&world), None);
 }
 
 #[test]
@@ -370,6 +434,18 @@ fn starved(agent: Agent) -> World {
     world.server("pg3").life = Life::Runs;
     world.rules.clear();
     world
+}
+
+#[test]
+fn a_server_that_is_not_there_is_made() {
+    let mut world = World::steady(Durability::Quorum);
+    world.server("pg3").life = Life::Unmade;
+    world.run(5);
+    world.run_until("made", |w| {
+        w.wal.follower(&"pg3".parse().expect("a name")).is_some_and(Follower::streams)
+    });
+    assert_eq!(world.copies, 1);
+    assert_eq!(world.primary(), Some("pg1"));
 }
 
 #[test]

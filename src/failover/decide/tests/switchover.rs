@@ -3,7 +3,7 @@
 use super::world::{Life, World};
 use super::{name, step_name};
 use crate::failover::command::Command;
-use crate::failover::decide::{Agent, Mode, RuleId, Stragglers};
+use crate::failover::decide::{Agent, Handover, Mode, RuleId, Stragglers};
 use crate::pg::Lsn;
 use crate::topology::{Draining, Durability, Election, Outcome, Role, Term};
 
@@ -50,6 +50,34 @@ fn last(world: &World) -> &Election {
     world.history.last().unwrap()
 }
 
+/// The one that a forecast names is the one that takes over, and nothing is done before that.
+#[test]
+fn what_is_foreseen_happens() {
+    for (handover, command) in [
+        (Handover::Failover, Command::Failover { to: None }),
+        (Handover::Switchover, Command::Switchover { to: None, stragglers: Stragglers::Spared }),
+    ] {
+        let mut world = World::steady(Durability::Quorum);
+        world.server("pg2").backlog = 0x100;
+        world.step();
+        let (state, said) = (world.state.clone(), world.order(&Command::Foresee { handover, to: None }));
+        let said = said.expect("it is steady");
+        assert!(said.contains("from pg1 to pg3: 0 bytes of WAL lost"), "{said}");
+        assert!(said.contains("pg2 could take over: 0 bytes to receive, 256 to replay"), "{said}");
+        world.step();
+        assert_eq!(world.state, state, "nothing is done");
+        world.order(&command).expect("it is steady");
+        world.run_until("open again", |w| w.is_open() && w.primary() == Some("pg3"));
+    }
+    let mut world = World::steady(Durability::Quorum);
+    world.kill("pg2");
+    world.run(50);
+    let said = world.order(&Command::Foresee { handover: Handover::Failover, to: None });
+    assert!(said.is_ok_and(|said| said.contains("\npg2 could")), "the others are told of, too");
+    let unknown = world.order(&Command::Foresee { handover: Handover::Failover, to: Some(name("pg9")) });
+    assert!(unknown.is_err());
+}
+
 #[test]
 fn a_switchover_by_the_book() {
     for durability in [Durability::Quorum, Durability::Async] {
@@ -94,6 +122,13 @@ fn writes_go_on_until_the_checkpoint_is_there_and_wait_from_then_on() {
     assert_eq!(directive.upstream, Some(name("pg1")), "the relay goes on");
     assert_eq!((directive.drain.map(|drain| drain.successor), directive.drains), (Some(name("pg2")), 1));
     assert_eq!(world.state.term, Term(1), "nothing is cut");
+    // Until it is the candidate nothing begins at the successor, which would be cut off then.
+    while world.state.directive().candidate.is_none() {
+        let directive = world.state.directive();
+        assert_eq!(directive.drain.map(|drain| drain.successor), Some(name("pg2")));
+        world.step();
+    }
+    assert_eq!(world.state.directive().candidate.map(|candidate| candidate.node), Some(name("pg2")));
 }
 
 #[test]

@@ -9,14 +9,15 @@ use std::time::{Duration, Instant};
 use crate::failover::command::Command;
 use crate::failover::core::{Core, Effect, MAX_CHAIN};
 use crate::failover::decide::{
-    Action, Agent, Finding, Mode, Now, Phase, Policy, Promoted, Rest, RuleId, State, What,
+    Action, Agent, Budget, Fenced, Finding, Mode, Now, Phase, Policy, Promoted, Rest, RuleId, State, What,
 };
-use crate::failover::health::{Detect, Facts, ProbeResult, SlotState, Watch};
+use crate::failover::health::{Detect, Facts, Knock, ProbeResult, SlotState, Watch};
 use crate::failover::{CommandError, Tuning};
 use crate::pg::{Lsn, SystemIdentifier, TimelineId};
 use crate::topology::{
-    Alarm, AlarmKind, Candidate, Directive, Drained, Durability, Election, Follower, FollowerState, Lag,
-    Node, NodeName, ProxyStatus, Refusal, Role, StreamEnd, Term, Upstream, WalStatus, Writes,
+    Alarm, AlarmKind, Candidate, Diagnosis, Directive, Drained, Durability, Election, Failovers, Follower,
+    FollowerState, Lag, Node, NodeName, ProxyStatus, Refusal, Role, StreamEnd, Term, Upstream, WalStatus,
+    Writes,
 };
 
 pub(super) const SYSTEM: SystemIdentifier = SystemIdentifier(7);
@@ -26,6 +27,8 @@ const STEP: Duration = Duration::from_millis(100);
 pub(super) enum Life {
     Runs,
     Dead,
+    /// Its directory is empty.
+    Unmade,
     /// SIGSTOP: the kernel still takes connections, nobody answers.
     Frozen,
 }
@@ -39,14 +42,31 @@ pub(super) struct Server {
     /// Where its timeline forked from the one before; of a promoted one.
     pub(super) forks: Vec<(TimelineId, Lsn)>,
     pub(super) flush: Lsn,
+    /// Bytes that a standby has flushed and not replayed.
+    pub(super) backlog: u64,
     /// Where its replay is paused: it asks nobody for WAL then.
     pub(super) paused_at: Option<Lsn>,
     checkpoint: TimelineId,
     names: String,
     slot: SlotState,
     starts: u32,
+    /// Of what it runs, and of what it would be started with.
+    pub(super) version: String,
+    pub(super) installed: String,
     /// Where the checkpoint of its shutdown is, if it is shut down in order.
     shut_down: Option<Lsn>,
+}
+
+impl Server {
+    pub(super) fn started_at(&self) -> String {
+        self.starts.to_string()
+    }
+
+    /// By the binaries that lie there now.
+    fn is_started(&mut self) {
+        self.starts += 1;
+        self.version.clone_from(&self.installed);
+    }
 }
 
 #[derive(Debug)]
@@ -63,6 +83,8 @@ pub(super) struct World {
     pub(super) unpreparable: Vec<&'static str>,
     /// Whose files are replaced in vain: it does not start.
     pub(super) unrejoinable: Vec<&'static str>,
+    /// What does not start.
+    pub(super) unstartable: Vec<&'static str>,
     /// How often that was done, or tried.
     pub(super) copies: u32,
     /// From whom the relay cannot stream.
@@ -82,6 +104,9 @@ pub(super) struct World {
     directive: Directive,
     /// What a person was told.
     pub(super) alarms: Vec<String>,
+    pub(super) warnings: Vec<String>,
+    /// What ailed the primary, one after the other.
+    pub(super) ailments: Vec<&'static str>,
     agent: Agent,
     /// Nothing reaches us, whatever the servers do.
     pub(super) blind: bool,
@@ -105,6 +130,7 @@ impl World {
         let policy = Policy {
             bootstrap_timeout: Duration::from_secs(10),
             catch_up_timeout: Duration::from_secs(10),
+            restart_timeout: Duration::from_secs(60),
             ..Policy::new("bw", Mode::Automatic, durability)
         };
         let server = |node: &Node| Server {
@@ -114,11 +140,14 @@ impl World {
             timeline: TimelineId(1),
             forks: Vec::new(),
             flush: Lsn(0x1000),
+            backlog: 0,
             paused_at: None,
             checkpoint: TimelineId(1),
             names: String::new(),
             slot: SlotState::Absent,
             starts: 1,
+            version: "15.1".to_owned(),
+            installed: "15.1".to_owned(),
             shut_down: None,
         };
         let servers: Vec<Server> = nodes.iter().map(server).collect();
@@ -135,6 +164,7 @@ impl World {
             clinging: Vec::new(),
             unpreparable: Vec::new(),
             unrejoinable: Vec::new(),
+            unstartable: Vec::new(),
             copies: 0,
             unheard: Vec::new(),
             deaf: false,
@@ -143,6 +173,8 @@ impl World {
             directive: state.directive(),
             state,
             alarms: Vec::new(),
+            warnings: Vec::new(),
+            ailments: Vec::new(),
             agent,
             blind: false,
             fail_next: false,
@@ -175,12 +207,25 @@ impl World {
         self.servers.iter_mut().find(|s| s.node.name.as_str() == name).expect("one of pg1, pg2, pg3")
     }
 
+    pub(super) fn diagnosis(&self) -> Option<Diagnosis> {
+        self.core.health(self.now.instant).diagnosis
+    }
+
     pub(super) fn primary(&self) -> Option<&str> {
         self.state.primary.as_ref().map(|p| p.node.as_str())
     }
 
+    pub(super) fn failovers(&self) -> Failovers {
+        self.core.failovers(self.now)
+    }
+
     pub(super) fn is_open(&self) -> bool {
         self.state.directive().writes == Writes::Open
+    }
+
+    pub(super) fn fenced(&self) -> Option<&Fenced> {
+        let Phase::Election(election) = &self.state.phase else { return None };
+        election.fenced.as_ref()
     }
 
     pub(super) fn kill(&mut self, name: &str) {
@@ -190,7 +235,7 @@ impl World {
     pub(super) fn revive(&mut self, name: &str) {
         let server = self.server(name);
         if server.life == Life::Dead {
-            server.starts += 1;
+            server.is_started();
             server.shut_down = None;
         }
         server.life = Life::Runs;
@@ -233,14 +278,19 @@ impl World {
         self.tune();
     }
 
+    pub(super) fn set_budget(&mut self, failovers: usize, window: Duration) {
+        self.policy.budget = Some(Budget { failovers, window });
+        self.tune();
+    }
+
     pub(super) fn allow_loss(&mut self, max_lost_bytes: u64) {
         self.policy.max_lost_bytes = max_lost_bytes;
         self.tune();
     }
 
     fn tune(&mut self) {
-        let Policy { mode, max_lost_bytes, drain, .. } = self.policy;
-        self.core.tune(Tuning { mode, max_lost_bytes, drain, detect: Detect::default() });
+        let Policy { mode, budget, max_lost_bytes, drain, .. } = self.policy;
+        self.core.tune(Tuning { mode, budget, max_lost_bytes, drain, detect: Detect::default() });
     }
 
     pub(super) fn run(&mut self, steps: usize) {
@@ -266,7 +316,14 @@ impl World {
         self.core.tick(self.now.instant);
         for index in 0..self.servers.len() {
             let result = self.probe(index);
-            self.core.probed(self.now.instant, &self.servers[index].node.name, result);
+            let server = &self.servers[index];
+            self.core.probed(self.now.instant, &server.node.name, result);
+            let knock = match server.life {
+                _ if self.blind => Knock::NoAnswer,
+                Life::Runs | Life::Frozen => Knock::Accepted,
+                Life::Dead | Life::Unmade => Knock::Refused,
+            };
+            self.core.knocked(self.now.instant, &server.node.name, knock);
         }
         let mut actions = Vec::new();
         let fired_before = self.rules.len();
@@ -274,6 +331,7 @@ impl World {
             match effect {
                 Effect::Fired { rule, .. } => self.rules.push(rule),
                 Effect::Alarm { why, .. } => self.alarms.push(why),
+                Effect::Warn { why, .. } => self.warnings.push(why),
                 Effect::Journal(next) => {
                     assert!(next.term >= self.state.term, "terms only grow");
                     self.state = next;
@@ -281,6 +339,7 @@ impl World {
                 Effect::Direct(directive) => self.direct(directive),
                 Effect::Concluded(election) => self.history.push(election),
                 Effect::Start(action) => actions.push(action),
+                Effect::Diagnosed(found) => self.ailments.extend(found.map(|found| found.ailment.as_str())),
                 Effect::GiveUpBefore(_) | Effect::LeftBehind(_) | Effect::Probe(_) | Effect::Remember(_) => {}
             }
         }
@@ -322,9 +381,9 @@ impl World {
         }
         if !self.stuck {
             let clings = |candidate: &Candidate| self.clinging.contains(&candidate.node.as_str());
-            let (busy, pinned) = (self.open_transactions, [("temp_table", 2)].into());
-            self.proxy.drained =
-                directive.drain.as_ref().map(|_| Drained { round: directive.drains, busy, pinned });
+            let (busy, pinned) = (self.open_transactions, [("temp_table".to_owned(), 2)].into());
+            let drains = !directive.coming_to_rest().is_empty();
+            self.proxy.drained = drains.then_some(Drained { round: directive.drains, busy, pinned });
             self.proxy.cleared = directive.candidate.clone().filter(|candidate| !clings(candidate));
         }
         if directive.upstream.is_none() {
@@ -351,7 +410,7 @@ impl World {
     fn relay_streams(&mut self, node: &NodeName) {
         let server = self.servers.iter().find(|s| s.node.name == *node).expect("a node of ours").clone();
         let lost = |why: &str| StreamEnd::Lost { why: why.to_owned() };
-        if server.life == Life::Dead || server.role == Role::Standby {
+        if matches!(server.life, Life::Dead | Life::Unmade) || server.role == Role::Standby {
             if !matches!(self.wal.upstream, Upstream::Ended { .. }) {
                 self.wal.upstream = Upstream::Ended {
                     node: node.clone(),
@@ -424,7 +483,7 @@ impl World {
         let server = &self.servers[index];
         match server.life {
             _ if self.blind => ProbeResult::Timeout,
-            Life::Dead => ProbeResult::Refused,
+            Life::Dead | Life::Unmade => ProbeResult::Refused,
             Life::Frozen => ProbeResult::Timeout,
             Life::Runs => ProbeResult::Answered(Facts {
                 role: server.role,
@@ -433,6 +492,7 @@ impl World {
                 position: server.paused_at.unwrap_or(server.flush),
                 received: server.flush,
                 started_at: server.starts.to_string(),
+                server_version: server.version.clone(),
                 synchronous_standby_names: server.names.clone(),
                 checkpoint_timeline: server.checkpoint,
                 relay_slot: server.slot,
@@ -461,15 +521,19 @@ impl World {
         let server = self.servers.iter_mut().find(|s| s.node.name == action.node).expect("a node of ours");
         let answers = server.life == Life::Runs && !self.blind;
         match &action.what {
+            What::Start { .. } | What::Rejoin { .. } if self.unstartable.contains(&action.node.as_str()) => {
+                return None;
+            }
             What::Start { .. } if server.life == Life::Dead => {
                 server.life = Life::Runs;
-                server.starts += 1;
+                server.is_started();
                 server.shut_down = None;
             }
+            What::Start { .. } if server.life == Life::Unmade => return Some(Finding::NothingThere),
             What::Start { .. } | What::Advise { .. } => {}
             What::Rebuild { .. } => {
                 let source = source.filter(|s| s.life == Life::Runs && s.role == Role::Primary)?;
-                server.starts += 1;
+                server.is_started();
                 server.life = Life::Runs;
                 server.role = Role::Standby;
                 server.timeline = source.timeline;
@@ -477,10 +541,13 @@ impl World {
                 server.flush = relay_durable.min(source.flush);
             }
             What::Stop => server.life = Life::Dead,
+            What::StopStandby if server.role != Role::Standby => return None,
+            What::StopStandby if server.life != Life::Unmade => server.life = Life::Dead,
+            What::StopStandby => {}
             What::Rejoin { .. } => {
                 let source = source.filter(|s| s.life == Life::Runs && s.role == Role::Primary)?;
                 assert_eq!(source.checkpoint, source.timeline, "rewound from a source without a checkpoint");
-                server.starts += 1;
+                server.is_started();
                 server.life = Life::Runs;
                 server.role = Role::Standby;
                 server.timeline = source.timeline;
@@ -513,6 +580,7 @@ impl World {
             What::Prepare { names } => {
                 server.names = names.setting();
                 server.slot = SlotState::Inactive;
+                return Some(Finding::Prepared { end: server.flush });
             }
             What::Locate => {
                 return Some(Finding::Located { timeline: server.timeline, replayed: server.flush });
@@ -556,7 +624,7 @@ fn core(servers: &[Server], agent: Agent, policy: &Policy, state: State) -> Core
     let nodes: Vec<Node> = servers.iter().map(|server| server.node.clone()).collect();
     let local = match agent {
         Agent::Local => nodes.iter().map(|node| node.name.clone()).collect(),
-        Agent::None => BTreeSet::new(),
+        Agent::Away | Agent::None => BTreeSet::new(),
     };
     let watch = Watch::new(&nodes, Detect::default());
     Core::new(nodes, local, policy.clone(), watch, state, Vec::new())
@@ -587,7 +655,7 @@ fn follower(server: &Server, now: Instant) -> Follower {
         sent: server.flush,
         write: server.flush,
         flush: server.flush,
-        replay: server.flush,
+        replay: Lsn(server.flush.0.saturating_sub(server.backlog)),
         lag: Lag::default(),
         reported_at: now,
     }
@@ -598,6 +666,7 @@ fn node(name: &str) -> Node {
         name: name.parse().expect("a node name"),
         address: "127.0.0.1:5432".parse().expect("an address"),
         priority: 100,
+        zone: None,
         no_failover: false,
     }
 }

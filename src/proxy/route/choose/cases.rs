@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use super::{
     Access, Balance, Choice, Consistency, Directive, Durability, Follower, FollowerState, Health, Lag, Lsn,
-    MaxLag, NodeHealth, NodeName, NodeState, OwnWrite, Policy, Request, Role, Route, Transaction, Upstream,
-    View, WalStatus, WriteReason,
+    MaxLag, NodeHealth, NodeName, NodeState, OwnWrite, Policy, Quorum, Request, Role, Route, Transaction,
+    Upstream, View, WalStatus, WriteReason,
 };
 use crate::pg::TimelineId;
 use crate::topology::{Term, Writes};
@@ -17,6 +17,7 @@ struct World {
     directive: Directive,
     health: Health,
     wal: WalStatus,
+    quorum: Quorum,
     policy: Policy,
     /// Statements in flight at pg2 and pg3.
     outstanding: [usize; 2],
@@ -38,6 +39,7 @@ fn world() -> World {
         timeline: Some(TimelineId(1)),
         system: None,
         position: Lsn(0x1000),
+        server_version: None,
         seen_at: Some(now),
     };
     let follower = |node: &str| Follower {
@@ -58,16 +60,13 @@ fn world() -> World {
         directive: Directive {
             term: Term(1),
             primary: Some(name("pg1")),
-            candidate: None,
-            drain: None,
-            drains: 0,
             writes: Writes::Open,
             upstream: Some(name("pg1")),
-            timeline: None,
-            durability: Durability::Async,
+            ..Directive::starting(Durability::Async)
         },
         health: Health {
             nodes: vec![node("pg1", Role::Primary), node("pg2", Role::Standby), node("pg3", Role::Standby)],
+            diagnosis: None,
         },
         wal: WalStatus {
             timeline: TimelineId(1),
@@ -77,6 +76,7 @@ fn world() -> World {
             followers: vec![follower("pg2"), follower("pg3")],
             ..WalStatus::starting()
         },
+        quorum: Quorum::Acknowledges,
         policy: Policy::default(),
         outstanding: [0, 0],
         rotation: 0,
@@ -99,7 +99,8 @@ impl World {
 
     fn choose(&self, request: &Request<'_>) -> Choice {
         let view = |now, previous: Option<&View>, wal: &WalStatus| {
-            View::new(now, previous, &self.directive, &self.health, wal, self.policy)
+            let view = View::new(now, previous, &self.directive, &self.health, wal, self.policy);
+            view.with_quorum(self.quorum)
         };
         let before = self.seen_before.as_ref().map(|(at, wal)| view(*at, None, wal));
         view(self.now, before.as_ref(), &self.wal).choose(request, self.now, self.rotation, |node| match node
@@ -139,6 +140,29 @@ fn check(access: &Access, expected: &str, change: impl Fn(&mut World, &mut Reque
 
 const READ: Access = Access::Read;
 const DML: Access = Access::Write { reason: WriteReason::Dml };
+
+#[test]
+fn without_the_quorum_the_primary_is_there_for_reads() {
+    let lost = |w: &mut World| w.quorum = Quorum::Lost;
+    check(&DML, "wait: quorum_lost", |w, _| lost(w));
+    check(&READ, "standby pg2: read", |w, _| lost(w));
+    check(&READ, "primary pg1: asked", |w, r| {
+        lost(w);
+        r.route = Route::Primary;
+    });
+    check(&READ, "wait: quorum_lost", |w, r| {
+        lost(w);
+        (r.route, r.transaction) = (Route::Primary, Transaction::ReadWrite);
+    });
+    check(&READ, "primary pg1: own_write", |w, r| {
+        lost(w);
+        r.own_write = OwnWrite::Unknown;
+    });
+    check(&DML, "wait: held", |w, _| {
+        lost(w);
+        w.hold();
+    });
+}
 
 #[test]
 fn by_access_and_transaction() {
@@ -221,6 +245,13 @@ fn by_the_state_of_the_standbys() {
     });
     check(&READ, "standby pg2: read", |w, _| w.both_followers(|f| f.state = FollowerState::Catchup));
     check(&READ, "primary pg1: other_timeline", |w, _| w.wal.timeline = TimelineId(2));
+    let pg2 = || "pg2".parse::<NodeName>().expect("a node name");
+    check(&READ, "standby pg3: read", |w, _| w.directive.maintenance = vec![pg2()]);
+    check(&READ, "unavailable: standby_in_maintenance", |w, r| {
+        w.directive.maintenance = vec![pg2()];
+        w.health.nodes.truncate(2);
+        r.route = Route::Standby;
+    });
     // The primary of the directive gets no reads as a standby, whatever it was when it was probed last.
     check(&READ, "standby pg3: read", |w, _| {
         w.directive.primary = w.health.nodes.get(1).map(|node| node.name.clone());

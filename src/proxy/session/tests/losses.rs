@@ -41,6 +41,8 @@ fn a_server_that_dies_is_told_truthfully() {
         ("/**/begin", "insert into t values (1)", Loss::Failover, "<E(40001)Z(E)"),
         ("/**/begin", "insert into t values (1)", Loss::Connection, "<E(08006)Z(E)"),
         ("/**/begin;insert into t values (1)", "commit", Loss::Failover, "<E(08007)Z(I)"),
+        ("/**/begin;insert into t values (1)", "commit", Loss::Unacknowledged, "<E(08007)Z(I)"),
+        ("", "insert into t values (1)", Loss::Unacknowledged, "<E(08007)Z(I)"),
         ("/**/begin", "commit", Loss::Failover, "<E(40001)Z(E)"),
         // What follows the block's end commits by itself.
         ("/**/begin", "rollback; insert into t values (1)", Loss::Failover, "<E(08007)Z(I)"),
@@ -55,6 +57,34 @@ fn a_server_that_dies_is_told_truthfully() {
         scene.log.clear();
         scene.lose(loss);
         assert_eq!(scene.log.trim_start(), expected, "{before:?} {statement:?} {loss:?}");
+    }
+}
+
+/// What commits by itself is in doubt as soon as it is sent, and not sent again (unless its server has said that it did not
+/// begin with it); what only reads is, while nobody has seen anything of its answer.
+#[test]
+fn statements_outside_of_a_block_by_extended_messages() {
+    for (client, heard, loss, expected) in [
+        ("P::select 1|B|E|S", "", Loss::Connection, "retry need(read) >PBES"),
+        ("P::select 1|B|E|S", "", Loss::Failover, "retry need(read) >PBES"),
+        ("P::select 1|B|E|S", "1 2 D:x", Loss::Failover, "<12D <E(40001)Z(I)"),
+        ("P::insert into t values (1)|B|E|S", "", Loss::Connection, "<E(08007)Z(I)"),
+        ("P::insert into t values (1)|B|E|S", "", Loss::Failover, "<E(08007)Z(I)"),
+        ("P::insert into t values (1)|B|E|S", "", Loss::Unacknowledged, "<E(08007)Z(I)"),
+        ("P::insert into t values (1)|B|E|S", "1 2 C:INSERT_0_1", Loss::Failover, "<12C <E(08007)Z(I)"),
+        ("P:s:update t set a = 1|B:s|E|S", "", Loss::Failover, "<E(08007)Z(I)"),
+        ("P::select f()|B|E|S", "", Loss::Failover, "<E(08007)Z(I)"),
+        // One of several.
+        ("P::select 1|B|E|P::delete from t|B|E|S", "", Loss::Failover, "<E(08007)Z(I)"),
+    ] {
+        let mut scene = Scene::new();
+        scene.client(&extended(client));
+        scene.log.clear();
+        if !heard.is_empty() {
+            scene.server(&answer(heard));
+        }
+        scene.lose(loss);
+        assert_eq!(scene.log.trim_start(), expected, "{client} {heard} {loss:?}");
     }
 }
 

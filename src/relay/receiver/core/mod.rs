@@ -4,7 +4,8 @@
 //! which the last whole record ends, on the store's own timeline; at a timeline's end it goes on with the next one on the same
 //! connection (walreceiver.c, `WalRcvFetchTimeLineHistoryFiles`, `libpqrcv_endstreaming`).
 //!
-//! A [`Role::Substitute`] gives WAL of the timelines that are known already, and nothing else: it does not begin a
+//! A [`Role::Source`] is another relay, whose log an election goes on with: its history is believed as far as the
+//! election does. A [`Role::Substitute`] gives WAL of the timelines that are known already, and nothing else: it does not begin a
 //! log, its histories are not kept, and where the known history leaves the timeline at hand, what it has behind
 //! that is not taken.
 //!
@@ -31,7 +32,7 @@ use crate::pg::wal::WalSegmentSize;
 use crate::pg::{ErrorFields, Lsn, SlotName, SqlState, SystemIdentifier, TimelineId};
 use crate::relay::now::Now;
 use crate::relay::store::{Change, StoreError};
-use crate::topology::{Durability, Refusal, StreamEnd};
+use crate::topology::{Directive, Durability, Refusal, StreamEnd};
 
 /// How often the upstream hears of us when nothing happens.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
@@ -55,15 +56,49 @@ pub(crate) struct Stored {
 pub(crate) enum Role {
     /// The one that the directive names: its history is the cluster's.
     Named,
+    /// The relay whose log an election goes on with, on this timeline, where nobody is named.
+    Source { timeline: TimelineId },
     /// Somebody else, for what the named one cannot give. `known`: the newest timeline that may be followed, whose
     /// history is stored.
     Substitute { known: TimelineId },
 }
 
+/// What of our WAL is to be in the upstream's history. Whole records that are not are left behind, or the upstream is
+/// refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Promised {
+    /// Without quorum durability.
+    Nothing,
+    /// Commits wait for this relay alone.
+    Everything,
+    /// Commits wait for several relays. What one has behind the floor of the term may be on no other.
+    UpTo(TimelineId, Lsn),
+}
+
+impl Promised {
+    pub(crate) fn under(directive: &Directive) -> Promised {
+        match (directive.durability, &directive.floor) {
+            (Durability::Async, _) => Promised::Nothing,
+            (Durability::Quorum, None) => Promised::Everything,
+            (Durability::Quorum, Some(floor)) => Promised::UpTo(floor.timeline, floor.end),
+        }
+    }
+
+    /// Of a log whose last whole record on `timeline` ends at `verified`.
+    fn of(self, timeline: TimelineId, verified: Lsn) -> Lsn {
+        match self {
+            Promised::Everything => verified,
+            Promised::UpTo(of, end) if of == timeline => verified.min(end),
+            Promised::UpTo(..) | Promised::Nothing => Lsn::INVALID,
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub(crate) struct ReceiverConfig {
     pub(crate) role: Role,
-    /// Our slot at the upstream, made when it is missing; a substitute is used without one.
+    pub(crate) promised: Promised,
+    /// Our slot at the upstream, made when it is missing; others are used without one.
     pub(crate) slot: SlotName,
     pub(crate) durability: Durability,
     /// Silence for this long ends the stream.
@@ -118,8 +153,8 @@ pub(crate) enum Output {
         timeline: TimelineId,
         from: Lsn,
     },
-    /// Whole records of `timeline` from the switchpoint on are not in the upstream's history. They stay in the
-    /// files.
+    /// Whole records of `timeline` from the switchpoint on are not in the upstream's history, and were not promised. They
+    /// stay in the files.
     LeftBehind {
         timeline: TimelineId,
         switchpoint: Lsn,

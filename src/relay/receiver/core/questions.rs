@@ -9,7 +9,7 @@ use crate::pg::protocol::frontend;
 use crate::pg::wal::{History, WalSegmentSize};
 use crate::pg::{ErrorFields, Lsn, SqlState, TimelineId};
 use crate::relay::store::Change;
-use crate::topology::{Durability, StreamEnd};
+use crate::topology::{Refusal, StreamEnd};
 
 /// From this version on READ_REPLICATION_SLOT exists.
 const READ_SLOT_SINCE: u32 = 15;
@@ -70,7 +70,9 @@ impl Receiver {
                 Role::Named => {
                     format!("START_REPLICATION SLOT \"{slot}\" PHYSICAL {from} TIMELINE {timeline}")
                 }
-                Role::Substitute { .. } => format!("START_REPLICATION PHYSICAL {from} TIMELINE {timeline}"),
+                Role::Source { .. } | Role::Substitute { .. } => {
+                    format!("START_REPLICATION PHYSICAL {from} TIMELINE {timeline}")
+                }
             },
         };
         let mut out = BytesMut::new();
@@ -128,9 +130,10 @@ impl Receiver {
         if let Some(own) = self.stored.system.filter(|own| *own != system) {
             return self.refuse(format!("system identifier {system} instead of {own}: another cluster"));
         }
-        if timeline < self.stored.timeline {
-            let own = self.stored.timeline;
-            return self.refuse(format!("its timeline {timeline} is behind ours, {own}"));
+        if let Role::Source { timeline: elected } = self.config.role
+            && timeline != elected
+        {
+            return self.lose(format!("it is on timeline {timeline}, not on {elected} any more, or not yet"));
         }
         if self.config.role != Role::Named && !self.stored.durable.is_valid() {
             return self.refuse("a log begins with WAL of the primary only".to_owned());
@@ -162,7 +165,7 @@ impl Receiver {
         if size == self.stored.segment_size && self.stored.durable.is_valid() {
             return match self.config.role {
                 Role::Named => self.ask(Question::CreateSlot),
-                Role::Substitute { .. } => self.ask_histories(),
+                Role::Source { .. } | Role::Substitute { .. } => self.ask_histories(),
             };
         }
         if self.stored.durable.is_valid() {
@@ -209,19 +212,22 @@ impl Receiver {
         };
         let stored = self.stored.histories.get(&timeline);
         if stored.is_some_and(|stored| *stored != content) {
-            return self
-                .refuse(format!("its history of timeline {timeline} is not the one stored: another branch"));
+            let why = format!("its history of timeline {timeline} is not the one stored: another branch");
+            return match self.own_history().and_then(|own| own.branches_off(&history)) {
+                Some(fork) => self.refuse_for(why, Refusal::Branched { theirs: timeline, fork }),
+                None => self.refuse(why),
+            };
         }
         let is_new = stored.is_none();
-        let named = self.config.role == Role::Named;
+        let is_believed = !matches!(self.config.role, Role::Substitute { .. });
         if let Some(upstream) = self.upstream.as_mut().filter(|upstream| upstream.timeline == timeline) {
-            if named {
+            if is_believed {
                 upstream.missing = missing_histories(&history, &self.stored);
             }
             upstream.history = history;
             upstream.history_known = true;
         }
-        if is_new && named {
+        if is_new && is_believed {
             self.stored.histories.insert(timeline, content.clone());
             self.change(Change::KeepHistory { timeline, content }, Then::Histories);
         } else {
@@ -249,13 +255,17 @@ impl Receiver {
             (self.stored.timeline, self.stored.durable) = (timeline, start);
             return self.change(Change::Begin { timeline, start }, Then::Plan);
         }
-        let own = self.stored.timeline;
+        let (own, theirs) = (self.stored.timeline, upstream.timeline);
+        let fork = self.own_history().and_then(|history| history.branches_off(&upstream.history));
+        if let Some(fork) = fork.filter(|(timeline, _)| *timeline != own) {
+            let why = format!("its timeline {theirs} does not descend from ours, {own}");
+            return self.refuse_for(why, Refusal::Branched { theirs, fork });
+        }
         if !upstream.history.contains(own) {
-            let theirs = upstream.timeline;
-            return self.refuse(format!("its timeline {theirs} does not descend from ours, {own}"));
+            return self.refuse(format!("its timeline {theirs} has nothing in common with ours, {own}"));
         }
         let next = match self.config.role {
-            Role::Named => upstream.history.next(own),
+            Role::Named | Role::Source { .. } => upstream.history.next(own),
             // What it says of later timelines is not believed.
             Role::Substitute { .. } => self.known_next(),
         };
@@ -269,13 +279,21 @@ impl Receiver {
     /// it, which may be as long as many segments, it is asked for all of that again: its slot holds it, and its checksum
     /// needs it.
     pub(super) fn whole(&self) -> Lsn {
-        let Stored { segment_size, timeline, durable, verified, ref histories, .. } = self.stored;
+        let Stored { segment_size, durable, verified, .. } = self.stored;
         if !verified.is_valid() {
             return segment_size.segment_start(durable);
         }
-        let history = histories.get(&timeline).and_then(|content| History::parse(timeline, content).ok());
-        let fork = history.and_then(|history| history.begin());
+        let fork = self.own_history().and_then(|history| history.begin());
         verified.max(fork.unwrap_or(Lsn::INVALID))
+    }
+
+    /// Of the timeline that the log is on; `None`: what is stored of it is none.
+    fn own_history(&self) -> Option<History> {
+        let timeline = self.stored.timeline;
+        match self.stored.histories.get(&timeline) {
+            Some(content) => History::parse(timeline, content).ok(),
+            None => Some(History::without_ancestors(timeline)),
+        }
     }
 
     /// With a substitute: what comes behind our timeline in the history of the newest one that is known.
@@ -286,16 +304,17 @@ impl Receiver {
     }
 
     /// Our timeline ended at `switchpoint`, and we have all of it. Half a record beyond is what the old primary
-    /// did not finish. Whole records beyond may hold commits: with quorum durability they were promised.
+    /// did not finish. Whole records beyond may hold commits that were promised.
     fn follow(&mut self, next: TimelineId, switchpoint: Lsn) {
         let Stored { timeline, verified, .. } = self.stored;
+        let promised = self.config.promised.of(timeline, verified);
+        if promised > switchpoint {
+            let lost = promised.bytes_since(switchpoint);
+            return self.refuse(format!(
+                "timeline {next} forked at {switchpoint}, {lost} bytes before the durable end of timeline {timeline}"
+            ));
+        }
         if verified > switchpoint {
-            if self.config.durability == Durability::Quorum {
-                let lost = verified.bytes_since(switchpoint);
-                return self.refuse(format!(
-                    "timeline {next} forked at {switchpoint}, {lost} bytes before the durable end of timeline {timeline}"
-                ));
-            }
             self.outputs.push_back(Output::LeftBehind { timeline, switchpoint, verified });
         }
         self.stored.timeline = next;
@@ -322,7 +341,7 @@ impl Receiver {
             return self
                 .refuse(format!("timeline {next} begins at {switchpoint}, but WAL came up to {end} only"));
         }
-        if self.config.role != Role::Named {
+        if matches!(self.config.role, Role::Substitute { .. }) {
             return self.end(StreamEnd::TimelineEnd { next, switchpoint });
         }
         self.stored.durable = end;

@@ -42,12 +42,12 @@ impl Stream {
     /// 4. The relay asks for segment n - 1, and nobody may have it any more.
     ///
     /// No commit waits for more: it ends with a record. Nor does a server that shuts down, whose last record is a
-    /// checkpoint's (`WalSndDone` in walsender.c compares with the end of what it sent). A substitute holds nothing for
+    /// checkpoint's (`WalSndDone` in walsender.c compares with the end of what it sent). Others hold nothing for
     /// us, and may itself end amid a record, which its shutdown then waits for.
     fn acknowledged(&self, role: Role) -> Lsn {
         match role {
             Role::Named => self.agreed.min(self.whole),
-            Role::Substitute { .. } => self.agreed,
+            Role::Source { .. } | Role::Substitute { .. } => self.agreed,
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 
-use super::{Input, Now, Output, Receiver, ReceiverConfig, Role, Stored};
+use super::{Input, Now, Output, Promised, Receiver, ReceiverConfig, Role, Stored};
 use crate::pg::protocol::backend;
 use crate::pg::protocol::replication::{FromStandby, Keepalive, Reply, XLogDataHeader};
 use crate::pg::wal::WalSegmentSize;
@@ -50,8 +50,17 @@ impl Talk {
     }
 
     fn with(stored: Stored, durability: Durability, role: Role) -> Talk {
+        let promised = match durability {
+            Durability::Quorum => Promised::Everything,
+            Durability::Async => Promised::Nothing,
+        };
+        Talk::with_config(stored, durability, role, promised)
+    }
+
+    fn with_config(stored: Stored, durability: Durability, role: Role, promised: Promised) -> Talk {
         let config = ReceiverConfig {
             role,
+            promised,
             slot: "bellwether_bw1".parse().expect("a slot name"),
             durability,
             upstream_timeout: Duration::from_secs(10),
@@ -446,7 +455,14 @@ fn another_cluster_or_branch_is_refused() {
         answer(&mut talk);
         talk.outputs().pop().unwrap_or_default()
     };
-    assert!(refused(1, &|_| {}).contains("timeline 1 is behind ours, 2"));
+    let settings = |talk: &mut Talk| {
+        talk.row(&[Some("1MB")]);
+        talk.error(SqlState::DUPLICATE_OBJECT);
+    };
+    // Where the log has left its history.
+    let behind = refused(1, &settings);
+    assert!(behind.contains("timeline 1 does not descend from ours, 2"), "{behind}");
+    assert!(behind.contains("fork: (TimelineId(1), 0/380000)"), "{behind}");
     let ask_history = |content: &'static str| {
         move |talk: &mut Talk| {
             talk.row(&[Some("1MB")]);
@@ -543,7 +559,10 @@ fn replay_beyond_a_fork_does_not_count_behind_it() {
 
 /// Connects to an upstream on timeline 2 that forked at 0/380000.
 fn meet_promoted(durable: u64, verified: u64, durability: Durability) -> Vec<String> {
-    let mut talk = Talk::new(stored(durable, verified), durability);
+    met_promoted(Talk::new(stored(durable, verified), durability))
+}
+
+fn met_promoted(mut talk: Talk) -> Vec<String> {
     talk.identify(2, "0/400000");
     talk.row(&[Some("1MB")]);
     talk.error(SqlState::DUPLICATE_OBJECT);
@@ -570,6 +589,46 @@ fn a_promoted_upstream() {
     );
     let left_behind = "left behind 0/380000 to 0/381000".to_owned();
     assert_eq!(meet_promoted(0x38_2000, 0x38_1000, Durability::Async), [left_behind, follow]);
+}
+
+#[test]
+fn among_several_relays_what_lies_behind_the_floor_was_promised_to_nobody() {
+    let meet = |timeline, end| {
+        let promised = Promised::UpTo(TimelineId(timeline), Lsn(end));
+        let own = stored(0x38_2000, 0x38_1000);
+        met_promoted(Talk::with_config(own, Durability::Quorum, Role::Named, promised))
+    };
+    let left_behind = "left behind 0/380000 to 0/381000";
+    assert_eq!(meet(1, 0x38_0000)[0], left_behind);
+    // The floor is on the new timeline itself.
+    assert_eq!(meet(2, 0x39_0000)[0], left_behind);
+    assert!(meet(1, 0x38_0800)[0].contains("2048 bytes before the durable end"));
+}
+
+#[test]
+fn a_relay_whose_log_goes_on_is_believed_as_far_as_the_election_goes() {
+    let meet = |own: Stored, theirs| {
+        let role = Role::Source { timeline: TimelineId(2) };
+        let mut talk = Talk::with(own, Durability::Quorum, role);
+        talk.outputs();
+        talk.identify(theirs, "0/400000");
+        talk
+    };
+    let mut talk = meet(stored(0x38_0000, 0x38_0000), 2);
+    talk.says("ask SHOW wal_segment_size");
+    talk.row(&[Some("1MB")]);
+    talk.says("ask TIMELINE_HISTORY 2");
+    talk.row(&[Some("00000002.history"), Some(HISTORY)]);
+    assert!(talk.outputs()[0].starts_with("KeepHistory"));
+    talk.done();
+    talk.says("Follow { timeline: TimelineId(2), switchpoint: 0/380000 }");
+    talk.done();
+    talk.says("ask START_REPLICATION PHYSICAL 0/300000 TIMELINE 2");
+    // It obeys an earlier directive, or a later one.
+    for theirs in [1, 3] {
+        let lost = meet(stored(0x38_0000, 0x38_0000), theirs).outputs();
+        assert!(lost[0].contains("not on 2 any more, or not yet"), "{lost:?}");
+    }
 }
 
 #[test]

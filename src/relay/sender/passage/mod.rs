@@ -105,7 +105,7 @@ impl Passage {
         application_name: &str,
         command: Bytes,
     ) -> Result<Passage, NoSource> {
-        let timeline = shared.store.tail().borrow().timeline;
+        let timeline = shared.shipped.borrow().timeline;
         let followers = shared.followers.snapshot(Instant::now());
         let directive = Arc::clone(&shared.inputs.directive.borrow());
         let mut others = candidates(&shared.inputs.nodes, &directive, &followers, timeline).into_iter();

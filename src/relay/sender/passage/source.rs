@@ -32,6 +32,9 @@ pub(super) fn candidates(
     // Who is being promoted has other work, and its backup would fail with that.
     let is_candidate =
         |node: &Node| directive.candidate.as_ref().is_some_and(|candidate| candidate.node == node.name);
+    let rests = |node: &Node| {
+        directive.resting.as_ref() == Some(&node.name) || directive.is_in_maintenance(&node.name)
+    };
     let lag_of = |node: &Node| {
         let streams = |follower: &&Follower| {
             follower.application_name == node.name.as_str()
@@ -43,7 +46,7 @@ pub(super) fn candidates(
     };
     let mut standbys: Vec<(u64, &Node)> = nodes
         .iter()
-        .filter(|node| !is_primary(node) && !is_candidate(node))
+        .filter(|node| !is_primary(node) && !is_candidate(node) && !rests(node))
         .filter_map(|node| Some((lag_of(node)?, node)))
         .collect();
     standbys.sort_by_key(|(lag_bytes, _)| *lag_bytes);
@@ -70,7 +73,7 @@ mod tests {
 
     fn node(named: &str) -> Node {
         let address = Address { host: named.to_owned(), port: 5432 };
-        Node { name: name(named), address, priority: 0, no_failover: false }
+        Node { name: name(named), address, priority: 0, zone: None, no_failover: false }
     }
 
     fn follower(name: &str, timeline: u32, state: FollowerState, lag_bytes: u64) -> Follower {
@@ -117,5 +120,9 @@ mod tests {
         ];
         check(Some("pg1"), None, &unfit, &["pg1"]);
         check(None, None, &[], &[]);
+        let maintained =
+            Directive { maintenance: vec![name("pg3")], ..Directive::starting(Durability::Async) };
+        let found = candidates(&nodes, &maintained, &two, TimelineId(2));
+        assert_eq!(found.iter().map(|source| source.node.name.as_str()).collect::<Vec<_>>(), ["pg2"]);
     }
 }

@@ -34,6 +34,7 @@ pub(in crate::sim) struct Relay {
     runtime: tokio::runtime::Runtime,
     directive: Directive,
     following: Option<Following>,
+    /// A promise, or a floor, is on its way to the disk.
     promising: bool,
     upstream: Upstream,
     upstream_end: Lsn,
@@ -113,6 +114,7 @@ impl Relay {
         let report = self.store.report().borrow().clone();
         WalStatus {
             promised: report.promised,
+            log_term: report.log_term(),
             system: self.store.system(),
             timeline: report.tail.timeline,
             received: self.received.max(report.tail.durable),

@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use super::{Leak, Relay, moment, next_message};
 use crate::pg::wal::{History, WalSegmentSize};
 use crate::pg::{Lsn, SystemIdentifier, TimelineId};
-use crate::relay::parts::{CheckedReader, SenderConfig, Store, sender};
+use crate::relay::parts::{CheckedReader, FollowerKind, SenderConfig, Store, sender};
 use crate::sim::planted::Plant;
 use crate::sim::stage::{ConnId, NodeId, Side, Stage};
 
@@ -22,7 +22,7 @@ pub(super) struct Sending {
 impl Relay {
     pub(in crate::sim) fn accept(&mut self, stage: &mut Stage, conn: ConnId, node: NodeId) {
         let application_name = self.nodes[node].name.to_string();
-        let pid = self.followers.register(application_name.clone(), stage.instant());
+        let pid = self.followers.register(application_name.clone(), FollowerKind::Standby, stage.instant());
         let peer = sender::Peer { application_name, user: "sim".into(), pid, secret: 1 };
         let config = SenderConfig { wal_sender_timeout: Duration::from_secs(10) };
         let source = Source { store: self.store.clone(), leak: self.leak.clone() };

@@ -46,6 +46,13 @@ impl Relay {
             let change = Change::Promise(self.directive.term);
             return self.order(stage, Work::Change { change, then: Then::Steer });
         }
+        if let Some(floor) = self.directive.floor.clone().filter(|_| self.directive.term == promised)
+            && !self.store.report().borrow().standing.has(promised, &floor)
+        {
+            self.promising = true;
+            let change = Change::Floor { term: promised, floor };
+            return self.order(stage, Work::Change { change, then: Then::Steer });
+        }
         let wanted = self.directive.upstream.clone().filter(|_| self.directive.term == promised);
         let term = self.directive.term;
         let same = |f: &Following| Some(&f.node) == wanted.as_ref() && f.term == term;

@@ -5,7 +5,6 @@
 //! crash leaves the old one or the new one. A damaged one is an error, never an empty one: it may be the only
 //! trace of who is primary.
 //!
-//! Other stores have to offer the same four methods with the same promise: what was put is there after a crash.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -14,12 +13,9 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::decide::State;
-use super::error::JournalError;
+use crate::failover::decide::State;
+use crate::failover::error::JournalError;
 use crate::topology::Election;
-
-/// Elections remembered; the oldest are forgotten first.
-pub const MAX_HISTORY: usize = 1000;
 
 const MAGIC: &str = "bellwether 1 crc32c=";
 
@@ -38,7 +34,7 @@ impl FileJournal {
         read(&self.path)
     }
 
-    /// Durable when it returns.
+    /// Durable when it returns. With [`JournalError::Unwritten`] what was there before is, and it may be tried again.
     pub fn put(&self, state: &State) -> Result<(), JournalError> {
         write(&self.path, state)
     }
@@ -83,10 +79,14 @@ fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), JournalError> {
         let path = path.to_owned();
         move |source| JournalError::Io { action, path, source }
     };
-    let mut file = File::create(&new).map_err(at("create", &new))?;
-    file.write_all(text.as_bytes()).map_err(at("write", &new))?;
-    file.sync_all().map_err(at("sync", &new))?;
-    fs::rename(&new, path).map_err(at("rename to", path))?;
+    let stays = |action| {
+        let (path, new) = (path.to_owned(), new.clone());
+        move |source| JournalError::Unwritten { path, action, new, source }
+    };
+    let mut file = File::create(&new).map_err(stays("create"))?;
+    file.write_all(text.as_bytes()).map_err(stays("write"))?;
+    file.sync_all().map_err(stays("sync"))?;
+    fs::rename(&new, path).map_err(stays("rename"))?;
     File::open(directory).and_then(|dir| dir.sync_all()).map_err(at("sync directory", directory))
 }
 
@@ -113,6 +113,11 @@ mod tests {
             journal.put(&state).unwrap();
             assert_eq!(journal.load().unwrap(), Some(state));
         }
+
+        std::fs::create_dir(dir.path().join("state.new")).unwrap();
+        let failed = journal.put(&State::bootstrapping(Durability::Async, 8));
+        assert!(matches!(failed, Err(JournalError::Unwritten { .. })), "{failed:?}");
+        assert_eq!(journal.load().unwrap().map(|state| state.term), Some(Term(2)));
 
         let text = std::fs::read_to_string(&path).unwrap();
         for damaged in

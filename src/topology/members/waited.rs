@@ -1,0 +1,103 @@
+//! Who keeps an election waiting, by name: for people. PURE.
+
+use std::time::Instant;
+
+use super::Members;
+use crate::topology::{Acknowledgers, Candidate, ProxyStatus, Term, WalStatus};
+
+/// The instances that are waited for, each list in order; none of several where this one is alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Waited {
+    /// Whose relays have not promised the term, while too few have.
+    pub promises: Vec<String>,
+    /// Whose proxies have not confirmed it, and have not certainly stopped by themselves.
+    pub confirmations: Vec<String>,
+    /// Whose proxies do not say that no session uses the candidate.
+    pub clearances: Vec<String>,
+}
+
+impl Members {
+    pub fn waited_for(
+        &self,
+        now: Instant,
+        (proxy, wal): (&ProxyStatus, &WalStatus),
+        quorums: &[Acknowledgers],
+        term: Term,
+        candidate: Option<&Candidate>,
+    ) -> Waited {
+        let others = self.proxies_in_use(now, wal, quorums, term);
+        let all: Vec<(&String, Option<&ProxyStatus>)> =
+            others.into_iter().chain([(&self.own, Some(proxy))]).collect();
+        let those = |lacks: &dyn Fn(Option<&ProxyStatus>) -> bool| {
+            let names = all.iter().filter(|(_, said)| lacks(*said)).map(|(name, _)| (*name).clone());
+            in_order(names)
+        };
+        Waited {
+            promises: self.not_promised(wal, quorums, term),
+            confirmations: those(&|said| said.is_none_or(|said| said.confirmed < term)),
+            clearances: those(&|said| {
+                candidate
+                    .is_some_and(|candidate| said.and_then(|said| said.cleared.as_ref()) != Some(candidate))
+            }),
+        }
+    }
+
+    fn not_promised(&self, own: &WalStatus, quorums: &[Acknowledgers], term: Term) -> Vec<String> {
+        let lacks = |name: &&String| self.relay(own, name).is_none_or(|relay| relay.promised < term);
+        let too_few = quorums.iter().filter(|relays| {
+            let promised = relays.relays.iter().filter(|name| !lacks(name)).count();
+            promised < relays.quorum().recruits()
+        });
+        in_order(too_few.flat_map(|relays| relays.relays.iter().filter(lacks)).cloned())
+    }
+}
+
+fn in_order(names: impl Iterator<Item = String>) -> Vec<String> {
+    let mut names: Vec<String> = names.collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::topology::members::tests::{any, member, members, relay, start};
+    use crate::topology::{Candidate, Heard, ProxyStatus, Term};
+    use std::sync::Arc;
+
+    #[test]
+    fn who_is_waited_for_has_a_name() {
+        let now = start();
+        // `b` and `c`: what the relay has promised and the proxy confirmed; `d` is known to `b` alone.
+        let check = |own: (u64, u64), others: [(u64, u64); 2], expected: [&str; 2]| {
+            let mut all = members(now, &[]);
+            for (name, (promised, confirmed)) in ["b", "c"].into_iter().zip(others) {
+                let mut member = member(name, relay(&format!("{promised} 6 1 50")), confirmed);
+                member.last_words = [("d".to_owned(), now)].into();
+                all.others.insert(name.to_owned(), Some(Heard { asked_at: now, member: Arc::new(member) }));
+            }
+            let proxy = ProxyStatus { confirmed: Term(own.1), ..ProxyStatus::default() };
+            let wal = relay(&format!("{} 6 1 50", own.0));
+            let waited = all.waited_for(now, (&proxy, &wal), &[any(2, "a b c")], Term(7), None);
+            let found = [waited.promises.join(" "), waited.confirmations.join(" ")];
+            assert_eq!(found, expected, "{own:?}, {others:?}");
+            assert_eq!(waited.clearances, [""; 0]);
+        };
+        check((7, 7), [(7, 7), (6, 6)], ["", "c d"]);
+        check((7, 7), [(6, 7), (6, 6)], ["b c", "c d"]);
+        check((6, 6), [(7, 7), (7, 7)], ["", "a d"]);
+    }
+
+    #[test]
+    fn whose_session_holds_a_candidate() {
+        let now = start();
+        let candidate = Candidate { node: "pg2".parse().expect("a name"), round: 1 };
+        let mut b = member("b", relay("7 6 1 50"), 7);
+        b.proxy = Arc::new(ProxyStatus { cleared: Some(candidate.clone()), ..(*b.proxy).clone() });
+        let mut all = members(now, &["c"]);
+        all.others.insert("b".to_owned(), Some(Heard { asked_at: now, member: Arc::new(b) }));
+        let (proxy, wal) = (ProxyStatus { confirmed: Term(7), ..ProxyStatus::default() }, relay("7 6 1 50"));
+        let waited = all.waited_for(now, (&proxy, &wal), &[any(2, "a b c")], Term(7), Some(&candidate));
+        assert_eq!(waited.clearances, ["a", "c"]);
+    }
+}
