@@ -7,7 +7,8 @@
 //! on what the disk has kept and goes on from there, until it is through.
 //!
 //! After each start what had been said is looked at on the disk: what was reported durable is there byte for byte, the
-//! store's end is a record's and not behind that, no promise is forgotten, the log counts in no earlier term, and each slot is as it was saved or later.
+//! store's end is a record's and not behind that, no promise is forgotten, the log counts in no earlier term, what it left
+//! behind on the branch is kept aside, and each slot is as it was saved or later.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -55,6 +56,8 @@ enum Plant {
     EndByZeros,
     /// A term's floor is recorded when its stream has begun.
     FloorBehindStream,
+    /// What a log leaves behind is removed, and nothing of it kept.
+    NothingAside,
 }
 
 /// The WAL that a cluster has written.
@@ -134,6 +137,8 @@ struct Told {
     leaves: bool,
     /// The end of the log until something is received again.
     left_at: Option<Lsn>,
+    /// What only the branch had of what was durable, once the log may have left it.
+    discarded: Option<(Lsn, Lsn)>,
     /// Name and restart point as last saved; `None`: dropped.
     slots: BTreeMap<String, Option<(TimelineId, Lsn)>>,
 }
@@ -258,6 +263,7 @@ impl Course {
         // From here on either may be found.
         self.told.leaves = true;
         self.told.left_at = Some(to);
+        self.told.discarded = self.told.durable.get(&BRANCH).map(|end| (to, *end));
         self.told.timeline = FIRST;
         self.told.log_term = Term(0);
         self.told.durable.remove(&BRANCH);
@@ -438,6 +444,9 @@ impl Course {
         if let Some(left_at) = self.told.left_at.filter(|to| timeline == FIRST && end != *to) {
             return broken(format!("the log went back to {left_at}, its end is {end}"));
         }
+        if let Some((from, to)) = self.told.discarded.filter(|_| timeline != BRANCH) {
+            self.kept_aside(from, to)?;
+        }
         let reported = self.told.durable.get(&timeline) == Some(&end);
         let is_border = end == START || end == self.truth.fork || !end.is_valid();
         if !reported && !is_border && self.truth.whole(timeline, end) != end {
@@ -448,13 +457,17 @@ impl Course {
 
     /// The files have the truth from `from` to `to`.
     fn holds(&self, timeline: TimelineId, from: Lsn, to: Lsn) -> Step {
+        self.within("", timeline, from, to)
+    }
+
+    fn within(&self, directory: &str, timeline: TimelineId, from: Lsn, to: Lsn) -> Step {
         let to = to.min(self.truth.wal.get(&timeline).map_or(to, WalBuilder::end));
         let mut at = from;
         while at < to {
             let segment = self.truth.size.segment(at);
             let end = self.truth.size.end(segment).min(to);
             let name = SegmentFile { timeline, number: segment }.name(self.truth.size);
-            let content = self.platter.content(&name);
+            let content = self.platter.content(&format!("{directory}{name}"));
             let offset =
                 |lsn: Lsn| usize::try_from(lsn.bytes_since(self.truth.size.start(segment))).expect("small");
             let stored = content.as_ref().and_then(|content| content.get(offset(at)..offset(end)));
@@ -465,6 +478,15 @@ impl Course {
             at = end;
         }
         Ok(())
+    }
+
+    /// What the log left behind when it went back.
+    fn kept_aside(&self, from: Lsn, to: Lsn) -> Step {
+        let lsn = |lsn: Lsn| lsn.to_string().replace('/', "-");
+        let directory = format!("discarded-timeline-{BRANCH}-from-{}-to-{}/", lsn(from), lsn(to));
+        let begin = self.truth.branch.map_or(from, |(begin, _)| begin);
+        self.within(&directory, FIRST, from, self.truth.size.segment_start(begin))?;
+        self.within(&directory, BRANCH, begin, to)
     }
 
     fn slots_hold(&self, process: &Process) -> Step {
@@ -564,6 +586,22 @@ impl Disk for Sloppy {
         if self.plant == Plant::NoDirectorySync { Ok(()) } else { self.disk.sync() }
     }
 
+    fn create_directory(&self, name: &str) -> io::Result<()> {
+        self.disk.create_directory(name)
+    }
+
+    fn link(&self, from: &str, to: &str) -> io::Result<()> {
+        if self.plant == Plant::NothingAside { Ok(()) } else { self.disk.link(from, to) }
+    }
+
+    fn sync_directory(&self, name: &str) -> io::Result<()> {
+        if self.plant == Plant::NoDirectorySync { Ok(()) } else { self.disk.sync_directory(name) }
+    }
+
+    fn remove_directory(&self, name: &str) -> io::Result<()> {
+        self.disk.remove_directory(name)
+    }
+
     fn modified(&self, name: &str) -> io::Result<SystemTime> {
         self.disk.modified(name)
     }
@@ -658,6 +696,7 @@ fn planted_bugs_are_found() {
         Plant::AcknowledgeBeforeSync,
         Plant::EndByZeros,
         Plant::FloorBehindStream,
+        Plant::NothingAside,
     ] {
         let found = (1..=SEEDS_FOR_PLANTS).find_map(|seed| run(seed, somewhere(seed), Some(plant)).err());
         println!("{plant:?}: {found:?}");

@@ -4,6 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::discarded::Discarded;
 use super::rewind::Rewind;
 use super::standing::Standing;
 use crate::pg::wal::WalSegmentSize;
@@ -27,6 +28,9 @@ pub(crate) struct Control {
     /// Begun, and to be finished at the next start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) rewind: Option<Rewind>,
+    /// By that rewind, and not kept aside yet: nothing is removed before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) unsaved: Option<Discarded>,
     /// The last upstream's ParameterStatus set, so that followers are greeted while no upstream is there.
     pub(super) parameters: Vec<(String, String)>,
 }
@@ -43,6 +47,7 @@ impl Default for Control {
             promised: Term(0),
             standing: Standing::default(),
             rewind: None,
+            unsaved: None,
             parameters: Vec::new(),
         }
     }
@@ -64,7 +69,7 @@ impl Control {
     pub(crate) fn forget_log(&mut self) {
         self.timeline = TimelineId(0);
         self.standing = Standing::default();
-        self.rewind = None;
+        (self.rewind, self.unsaved) = (None, None);
     }
 
     /// The log is on the timeline to which it has gone back.

@@ -33,6 +33,14 @@ pub(crate) trait Disk: fmt::Debug + Send + Sync {
     fn remove(&self, name: &str) -> io::Result<()>;
     /// Makes the directory's entries durable.
     fn sync(&self) -> io::Result<()>;
+    /// A directory within, for its owner only; one that is there stays as it is.
+    fn create_directory(&self, name: &str) -> io::Result<()>;
+    /// One more name for a file, `DIRECTORY/NAME` in a directory within; one that is there stays.
+    fn link(&self, from: &str, to: &str) -> io::Result<()>;
+    /// Makes the entries of a directory within durable.
+    fn sync_directory(&self, name: &str) -> io::Result<()>;
+    /// With all that is in it.
+    fn remove_directory(&self, name: &str) -> io::Result<()>;
     /// When the file was last written.
     fn modified(&self, name: &str) -> io::Result<SystemTime>;
     /// Left on the file system for who is not its administrator.
@@ -106,6 +114,22 @@ impl Disk for HostDisk {
         File::open(&self.directory)?.sync_all()
     }
 
+    fn create_directory(&self, name: &str) -> io::Result<()> {
+        unless_there(fs::DirBuilder::new().mode(0o700).create(self.path(name)))
+    }
+
+    fn link(&self, from: &str, to: &str) -> io::Result<()> {
+        unless_there(fs::hard_link(self.path(from), self.path(to)))
+    }
+
+    fn sync_directory(&self, name: &str) -> io::Result<()> {
+        File::open(self.path(name))?.sync_all()
+    }
+
+    fn remove_directory(&self, name: &str) -> io::Result<()> {
+        fs::remove_dir_all(self.path(name))
+    }
+
     fn modified(&self, name: &str) -> io::Result<SystemTime> {
         fs::metadata(self.path(name))?.modified()
     }
@@ -139,6 +163,13 @@ impl DiskFile for File {
 
     fn sync_all(&self) -> io::Result<()> {
         File::sync_all(self)
+    }
+}
+
+fn unless_there(made: io::Result<()>) -> io::Result<()> {
+    match made {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made,
     }
 }
 

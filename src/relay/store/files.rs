@@ -117,6 +117,23 @@ impl Files {
         }
     }
 
+    /// The files have their names in a directory within, too, durably, and keep them when they lose these. As often as it
+    /// takes.
+    pub(super) fn keep_within(&self, directory: &str, names: &[String]) -> Result<(), StoreError> {
+        self.disk.create_directory(directory).map_err(StoreError::io("create", directory))?;
+        for name in names {
+            let to = format!("{directory}/{name}");
+            self.disk.link(name, &to).map_err(StoreError::io("link", &to))?;
+        }
+        self.disk.sync_directory(directory).map_err(StoreError::io(SYNC, directory))?;
+        self.sync_names()
+    }
+
+    /// A directory within; a crash may bring it back.
+    pub(super) fn remove_directory(&self, name: &str) -> Result<(), StoreError> {
+        self.disk.remove_directory(name).map_err(StoreError::io("remove", name))
+    }
+
     pub(super) fn open_segment(&self, name: &str) -> Result<Segment, StoreError> {
         let file = self.disk.open(name).map_err(StoreError::io("open", name))?;
         Ok(Segment { name: name.to_owned(), file })

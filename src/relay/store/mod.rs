@@ -8,6 +8,7 @@
 
 mod checked;
 mod control;
+mod discarded;
 mod disk;
 mod error;
 mod files;
@@ -496,7 +497,15 @@ impl Opened {
         }
         let mut histories = read_histories(files, &names)?;
         let mut history = history_of(control.timeline, &histories)?;
+        // First: what is to be done below may need their room.
+        for spare in names.iter().filter(|name| name.starts_with(SPARE_PREFIX)) {
+            files.remove(spare)?;
+        }
         if let Some(rewind) = control.rewind {
+            if let Some(discarded) = control.unsaved.take() {
+                discarded.keep_aside(files, size, &history, |segment| segments.contains(segment))?;
+                files.replace(Control::FILE_NAME, control.encode().as_bytes())?;
+            }
             let rewound = rewind.carry_out(files, size, &history, &segments)?;
             segments.retain(|segment| !rewound.removed.contains(segment));
             segments.insert(rewound.last);
@@ -510,9 +519,6 @@ impl Opened {
         for unused in &end.unused {
             segments.remove(unused);
             files.remove(&unused.name(size))?;
-        }
-        for spare in names.iter().filter(|name| name.starts_with(SPARE_PREFIX)) {
-            files.remove(spare)?;
         }
         let state = State {
             system: control.system,

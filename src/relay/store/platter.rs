@@ -34,6 +34,7 @@ pub(crate) type Chance<'a> = &'a mut dyn FnMut(u64) -> u64;
 #[derive(Debug, Default)]
 struct State {
     files: BTreeMap<FileId, File>,
+    /// Of a directory within, and `DIRECTORY/NAME` of what is in it.
     names: BTreeMap<String, FileId>,
     /// What a power cut would leave of the names, and what has happened to them since.
     kept_names: BTreeMap<String, FileId>,
@@ -154,6 +155,8 @@ impl Platter {
                 change.apply(&mut names);
             }
         }
+        let all = names.clone();
+        names.retain(|name, _| within(name).is_none_or(|directory| all.contains_key(directory)));
         let alive: BTreeSet<FileId> = names.values().copied().collect();
         let mut files = BTreeMap::new();
         for (id, file) in state.files.iter().filter(|(id, _)| alive.contains(id)) {
@@ -190,7 +193,8 @@ impl Disk for Platter {
     }
 
     fn names(&self) -> io::Result<Vec<String>> {
-        Ok(self.state.lock().names.keys().cloned().collect())
+        let state = self.state.lock();
+        Ok(state.names.keys().filter(|name| within(name).is_none()).cloned().collect())
     }
 
     fn open(&self, name: &str) -> io::Result<Box<dyn DiskFile>> {
@@ -211,8 +215,7 @@ impl Disk for Platter {
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         self.operate(|state| {
             let file = *state.names.get(from).ok_or(io::ErrorKind::NotFound)?;
-            let replaced = state.names.get(to).map_or(0, |replaced| state.files[replaced].seen.len);
-            state.room = state.room.map(|room| room + replaced);
+            state.frees(to);
             state.change(NameChange::Renamed { from: from.to_owned(), to: to.to_owned(), file });
             Ok(())
         })
@@ -220,9 +223,8 @@ impl Disk for Platter {
 
     fn remove(&self, name: &str) -> io::Result<()> {
         self.operate(|state| {
-            let file = *state.names.get(name).ok_or(io::ErrorKind::NotFound)?;
-            let len = state.files[&file].seen.len;
-            state.room = state.room.map(|room| room + len);
+            state.names.get(name).ok_or(io::ErrorKind::NotFound)?;
+            state.frees(name);
             state.change(NameChange::Removed { name: name.to_owned() });
             Ok(())
         })
@@ -230,8 +232,47 @@ impl Disk for Platter {
 
     fn sync(&self) -> io::Result<()> {
         self.operate(|state| {
-            state.changes.clear();
-            state.kept_names = state.names.clone();
+            state.keep(None);
+            Ok(())
+        })
+    }
+
+    fn create_directory(&self, name: &str) -> io::Result<()> {
+        self.operate(|state| {
+            if !state.names.contains_key(name) {
+                let file = FileId(state.files.len());
+                state.files.insert(file, File::default());
+                state.change(NameChange::Made { name: name.to_owned(), file });
+            }
+            Ok(())
+        })
+    }
+
+    fn link(&self, from: &str, to: &str) -> io::Result<()> {
+        self.operate(|state| {
+            let file = *state.names.get(from).ok_or(io::ErrorKind::NotFound)?;
+            if !state.names.contains_key(to) {
+                state.change(NameChange::Made { name: to.to_owned(), file });
+            }
+            Ok(())
+        })
+    }
+
+    fn sync_directory(&self, name: &str) -> io::Result<()> {
+        self.operate(|state| {
+            state.keep(Some(name));
+            Ok(())
+        })
+    }
+
+    fn remove_directory(&self, name: &str) -> io::Result<()> {
+        self.operate(|state| {
+            let is_in = |other: &&String| *other == name || within(other) == Some(name);
+            let gone: Vec<String> = state.names.keys().filter(is_in).cloned().collect();
+            for name in gone {
+                state.frees(&name);
+                state.change(NameChange::Removed { name });
+            }
             Ok(())
         })
     }
@@ -251,12 +292,40 @@ impl State {
         self.changes.push(change);
     }
 
+    /// The changes in one directory are durable.
+    fn keep(&mut self, directory: Option<&str>) {
+        let here = |change: &mut NameChange| within(change.name()) == directory;
+        for change in self.changes.extract_if(.., here) {
+            change.apply(&mut self.kept_names);
+        }
+    }
+
+    /// The name is about to be another file's or nobody's.
+    fn frees(&mut self, name: &str) {
+        let Some(file) = self.names.get(name) else { return };
+        let is_last = self.names.values().filter(|other| *other == file).count() == 1;
+        let len = if is_last { self.files[file].seen.len } else { 0 };
+        self.room = self.room.map(|room| room + len);
+    }
+
     fn file(&mut self, id: FileId) -> &mut File {
         self.files.get_mut(&id).expect("files are never forgotten")
     }
 }
 
+/// The directory that the name is in; `None`: it is none within.
+fn within(name: &str) -> Option<&str> {
+    name.split_once('/').map(|(directory, _)| directory)
+}
+
 impl NameChange {
+    fn name(&self) -> &str {
+        match self {
+            NameChange::Made { name, .. } | NameChange::Removed { name } => name,
+            NameChange::Renamed { to, .. } => to,
+        }
+    }
+
     fn apply(&self, names: &mut BTreeMap<String, FileId>) {
         match self {
             NameChange::Made { name, file } => drop(names.insert(name.clone(), *file)),

@@ -1,7 +1,8 @@
 //! The log goes back to where it left the history that an election went on with.
 //!
-//! What is to be done is on disk first, in the control file; then it is done, and then that it is. So a crash on the way
-//! is one more attempt at the next start, and no log is found that has something of each.
+//! What is to be done is on disk first, in the control file; then what only the log has is kept aside
+//! ([`super::discarded`]); then it is done, and then that it is. So a crash on the way is one more attempt at the next
+//! start, and no log is found that has something of each.
 //!
 //! Not here: whether it may ([`crate::relay::steer`]).
 
@@ -14,7 +15,7 @@ use super::files::Files;
 use crate::pg::wal::{History, SegmentFile, WalSegmentSize, history_file_name};
 use crate::pg::{Lsn, TimelineId};
 
-/// The log ends at `to` of `timeline`, where a record ends; what lies behind is nobody's.
+/// The log ends at `to` of `timeline`, where a record ends; what lies behind is in no history that goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Rewind {

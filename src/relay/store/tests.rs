@@ -7,8 +7,8 @@ use bytes::Bytes;
 use prometheus::Registry;
 
 use super::{
-    Change, CheckedReader, Files, Metrics, Platter, Rewind, Room, Store, StoreConfig, StoreError, StreamId,
-    Tail, Waiting,
+    Change, CheckedReader, Disk, Files, Metrics, Platter, Rewind, Room, Store, StoreConfig, StoreError,
+    StreamId, Tail, Waiting,
 };
 use crate::pg::wal::build::{SYSTEM, WalBuilder};
 use crate::pg::wal::{Defect, SegmentFile, SegmentNumber};
@@ -604,6 +604,9 @@ async fn a_log_goes_back_to_where_it_left_the_history_that_goes_on() {
     let names: Vec<_> = std::fs::read_dir(world.directory.path()).expect("there").flatten().collect();
     let of_branch = |name: &str| name.starts_with("00000002");
     assert!(!names.iter().any(|entry| entry.file_name().to_str().is_some_and(of_branch)), "{names:?}");
+    let lsn = |lsn: Lsn| lsn.to_string().replace('/', "-");
+    let aside = format!("discarded-timeline-2-from-{}-to-{}", lsn(earlier), lsn(world.wal.end()));
+    check_aside(&world, &aside, earlier);
     let check = async |store: Store| {
         assert_eq!(*store.tail().borrow(), Tail { timeline: TimelineId(1), durable: earlier });
         let kept = usize::try_from(earlier.bytes_since(START)).expect("small");
@@ -612,4 +615,93 @@ async fn a_log_goes_back_to_where_it_left_the_history_that_goes_on() {
     };
     check(store).await;
     check(world.open().expect("opens again")).await;
+}
+
+/// All that the log had behind `from`, and the history.
+fn check_aside(world: &World, directory: &str, from: Lsn) {
+    let directory = world.directory.path().join(directory);
+    let mut names: Vec<String> = std::fs::read_dir(&directory)
+        .expect("kept")
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
+    names.sort();
+    let (size, mut at) = (world.wal.segment_size(), from);
+    for name in names.iter().filter(|name| name.len() == 24) {
+        let content = std::fs::read(directory.join(name)).expect("a file");
+        let segment = SegmentFile::parse(name, size).expect("a segment");
+        let end = size.end(segment.number).min(world.wal.end());
+        let here = |lsn: Lsn| usize::try_from(lsn.bytes_since(size.start(segment.number))).expect("small");
+        assert_eq!(content[here(at)..here(end)], *world.bytes(at, end), "{name}");
+        at = end;
+    }
+    assert_eq!(at, world.wal.end(), "{names:?}");
+    assert!(names.contains(&"00000002.history".to_owned()), "{names:?}");
+}
+
+/// A log of two timelines, on a disk that has room for the control file and for no segment any more.
+async fn gone_astray(world: &mut World) -> (Store, Platter, Lsn) {
+    world.wal.record(1_000_000);
+    let fork = world.wal.end();
+    let platter = Platter::default();
+    let store = world.begun_on(Files::on(Arc::new(platter.clone())).expect("an empty disk")).await;
+    world.stream(&store, START, fork).await;
+    let content = Bytes::from(format!("1\t{fork}\tno recovery target specified\n"));
+    let timeline = TimelineId(2);
+    store.change(Change::KeepHistory { timeline, content }).await.expect("kept");
+    store.change(Change::Follow { timeline, switchpoint: fork }).await.expect("follows");
+    world.wal.fork(timeline);
+    world.wal.record(1_500_000);
+    world.stream(&store, world.wal.segment_size().segment_start(fork), world.wal.end()).await;
+    let spares = || platter.names().expect("power").iter().filter(|name| name.starts_with("spare.")).count();
+    while spares() < 2 {
+        tokio::task::yield_now().await;
+    }
+    platter.set_room(Some(10_000));
+    (store, platter, fork)
+}
+
+#[tokio::test]
+async fn a_log_that_is_going_back_opens_on_a_full_disk() {
+    let mut world = World::new();
+    let (store, platter, fork) = gone_astray(&mut world).await;
+    let back = Change::Rewind(Rewind { timeline: TimelineId(1), to: fork });
+    tokio::select! {
+        done = store.change(back) => panic!("there is no room: {done:?}"),
+        () = found_full(&store) => {}
+    }
+    let mut failed = store.failed();
+    drop(store);
+    assert!(failed.changed().await.is_err(), "{:?}", *failed.borrow());
+    assert!(platter.refused());
+    let store =
+        World::open_on(Files::on(Arc::new(platter)).expect("nobody has it")).expect("spares are room");
+    assert_eq!(*store.tail().borrow(), Tail { timeline: TimelineId(1), durable: fork });
+}
+
+#[tokio::test]
+async fn of_what_logs_left_behind_the_last_is_kept() {
+    let mut world = World::new();
+    world.wal.record(1000);
+    let fork = world.wal.end();
+    let store = world.begun().await;
+    world.stream(&store, START, fork).await;
+    for number in 2..=7_u32 {
+        let timeline = TimelineId(number);
+        let content = Bytes::from(format!("1\t{fork}\tno recovery target specified\n"));
+        store.change(Change::KeepHistory { timeline, content }).await.expect("kept");
+        store.change(Change::Follow { timeline, switchpoint: fork }).await.expect("follows");
+        let mut branch = World { directory: tempfile::tempdir().expect("one"), wal: world.wal.clone() };
+        branch.wal.fork(timeline);
+        branch.wal.record(1000);
+        branch.stream(&store, branch.wal.segment_size().segment_start(fork), branch.wal.end()).await;
+        let back = Change::Rewind(Rewind { timeline: TimelineId(1), to: fork });
+        store.change(back).await.expect("goes back");
+    }
+    let entries = std::fs::read_dir(world.directory.path()).expect("there").flatten();
+    let mut kept: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    kept.retain(|name| name.starts_with("discarded-"));
+    kept.sort();
+    let timelines: Vec<&str> = kept.iter().filter_map(|name| name.split('-').nth(2)).collect();
+    assert_eq!(timelines, ["4", "5", "6", "7"]);
 }

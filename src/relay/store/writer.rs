@@ -18,6 +18,7 @@ use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::control::Control;
+use super::discarded::Discarded;
 use super::files::{Files, SPARE_PREFIX, Segment};
 use super::layout::{first_kept, place, within_segment};
 use super::rewind::Rewind;
@@ -563,8 +564,17 @@ impl Writer {
             (state.history.clone(), state.segments.clone())
         };
         rewind.check(size, &own, &kept)?;
+        let ends = (rewind.to, self.durable);
+        let discarded = Discarded::find(&self.files, size, own.timeline(), ends)?;
         self.control.rewind = Some(rewind);
+        self.control.unsaved.clone_from(&discarded);
         self.save_control()?;
+        if let Some(discarded) = discarded {
+            let is_there = |segment: &SegmentFile| kept.contains(segment);
+            self.with_room(|this| discarded.keep_aside(&this.files, size, &own, is_there))?;
+            self.control.unsaved = None;
+            self.save_control()?;
+        }
         let rewound = self.with_room(|this| rewind.carry_out(&this.files, size, &own, &kept))?;
         self.control.rewound(rewind);
         self.save_control()?;
