@@ -450,7 +450,10 @@ impl Core {
                 effects.extend(self.alarm(obstacle));
                 return;
             };
+                let takes_failover = decide::takes_failover(&view, &self.state);
             effects.extend(self.diagnosed(diagnosis, now.instant));
+                // What could not begin at once is not to begin out of the blue.
+                self.request.take_if(|asked| matches!(asked, Request::Failover { .. }) && !takes_failover);
             let ailment = self.diagnosis.as_ref().map(|found| found.ailment);
             effects.push(Effect::Fired { term: decision.next.term, rule, ailment });
             if decision.next.term > self.state.term {

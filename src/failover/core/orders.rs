@@ -19,12 +19,7 @@ impl Core {
     ) -> Result<String, CommandError> {
         match command {
             Command::Failover { to } => {
-                if !self.is_steady() {
-                    return Err(CommandError::NotNow("an election or the start is under way".to_owned()));
-                }
-                if let Some(to) = to {
-                    self.check_candidate(to)?;
-                }
+                self.check_failover(to.as_ref(), now, wal, proxy)?;
                 self.request = Some(Request::Failover { to: to.clone() });
                 Ok("failover has begun".to_owned())
             }
@@ -102,11 +97,10 @@ impl Core {
         wal: &Arc<WalStatus>,
         proxy: &ProxyStatus,
     ) -> Result<String, CommandError> {
-        if !self.is_steady() {
-            return Err(CommandError::NotNow("an election or the start is under way".to_owned()));
-        }
-        if let Some(to) = to {
-            self.check_candidate(to)?;
+        match handover {
+            Handover::Failover => self.check_failover(to, now, wal, proxy)?,
+            Handover::Switchover if !self.is_steady() => return Err(not_now()),
+            Handover::Switchover => to.map_or(Ok(()), |to| self.check_candidate(to))?,
         }
         let health = self.watch.health(now.instant);
         let view = self.view(&health, now, wal, proxy);
@@ -116,6 +110,20 @@ impl Core {
     /// From whom to whom, if that is possible now.
     fn check_switchover(
         &self,
+    fn check_failover(
+        &self,
+        to: Option<&NodeName>,
+        now: Now,
+        wal: &Arc<WalStatus>,
+        proxy: &ProxyStatus,
+    ) -> Result<(), CommandError> {
+        let health = self.watch.health(now.instant);
+        if !decide::takes_failover(&self.view(&health, now, wal, proxy), &self.state) {
+            return Err(not_now());
+        }
+        to.map_or(Ok(()), |to| self.check_candidate(to))
+    }
+
         to: Option<&NodeName>,
         now: Now,
         wal: &Arc<WalStatus>,
@@ -158,4 +166,8 @@ impl Core {
         }
         if node.no_failover { unfit("it is configured with no_failover") } else { Ok(()) }
     }
+}
+
+fn not_now() -> CommandError {
+    CommandError::NotNow("an election or the start is under way".to_owned())
 }

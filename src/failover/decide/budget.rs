@@ -114,8 +114,10 @@ pub(super) fn watch(view: &View<'_>, state: &State, policy: &Policy, now: Now) -
 }
 
 /// The same primary may come back, and nobody else is to take over now: its agent starts it.
-pub(super) fn wanted(view: &View<'_>, state: &State) -> Option<Action> {
-    let primary = state.primary.as_ref().filter(|_| state.budget.stopped_ms.is_some())?;
+/// Where failover is not automatic, what befalls a primary is a person's.
+pub(super) fn wanted(view: &View<'_>, state: &State, policy: &Policy) -> Option<Action> {
+    let stopped = state.budget.stopped_ms.is_some() && is_automatic(state, policy);
+    let primary = state.primary.as_ref().filter(|_| stopped)?;
     let node = view.node(&primary.node)?;
     let startable = node.agent == Agent::Local && node.process == Process::Absent;
     startable.then(|| Action {

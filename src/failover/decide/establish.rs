@@ -3,9 +3,9 @@
 
 use super::{
     Action, Agent, EstablishStep, Finding, Fired, Fork, NodeView, Now, Phase, Policy, Primary, Process,
-    RuleId, StartAs, State, View, What, Why, budget, marker, marker_is_durable, steady,
+    Request, RuleId, StartAs, State, View, What, Why, budget, marker, marker_is_durable, steady,
 };
-use crate::failover::health::Facts;
+use crate::failover::health::{Facts, PrimaryVerdict};
 use crate::topology::{Durability, Floor, NodeName, Role, Upstream};
 
 /// B1. Nobody is chosen here: there must be one primary already, and no doubt about it.
@@ -48,16 +48,21 @@ pub(super) fn advance(
     now: Now,
 ) -> Option<Fired> {
     let primary = state.primary.as_ref()?;
-    if step == EstablishStep::Confirm {
-        if let Some(successor) = successor(view, state, primary) {
-            return adopt_successor(view, state, policy, primary, successor, now);
-        }
-        if let Some((node, facts)) = confirmed(view, primary) {
-            let mut next = state.clone().in_term(view.term_to_adopt(state));
-            next.primary = Some(verified(&primary.node, facts, &next, primary.forks.clone()));
-            next.acknowledged_by(policy.acknowledgers(node));
-            return Fired::new(RuleId::A1, establishing(next, why, EstablishStep::Prepare, now));
-        }
+    if step == EstablishStep::Confirm
+        && let Some(successor) = successor(view, state, primary)
+    {
+        return adopt_successor(view, state, policy, primary, successor, now);
+    }
+    if let Some(Request::Failover { to }) = view.request.as_ref().filter(|_| is_in_vain(view, state, step)) {
+        return steady::asked(view, state, to.as_ref(), now);
+    }
+    if step == EstablishStep::Confirm
+        && let Some((node, facts)) = confirmed(view, primary)
+    {
+        let mut next = state.clone().in_term(view.term_to_adopt(state));
+        next.primary = Some(verified(&primary.node, facts, &next, primary.forks.clone()));
+        next.acknowledged_by(policy.acknowledgers(node));
+        return Fired::new(RuleId::A1, establishing(next, why, EstablishStep::Prepare, now));
     }
     if step != EstablishStep::Confirm && view.promised > state.term {
         let next = state.clone().in_term(view.term_to_adopt(state));
@@ -95,6 +100,14 @@ pub(super) fn advance(
             .then(|| state.clone().opened())
             .and_then(|next| Fired::new(RuleId::P3, next)),
     }
+}
+
+/// F6: whoever is made ready is dead, and nobody else is primary. How it comes about: (1) nothing replaces a dead primary
+/// by itself (F7, a pause, `failover.mode`); (2) it comes back, and crashes again before it is ready.
+pub(super) fn is_in_vain(view: &View<'_>, state: &State, step: EstablishStep) -> bool {
+    let is_dead = matches!(view.verdict, PrimaryVerdict::Dead { .. });
+    let succeeded = |primary| step == EstablishStep::Confirm && successor(view, state, primary).is_some();
+    is_dead && state.primary.as_ref().is_some_and(|primary| !succeeded(primary))
 }
 
 /// The relay streams from the primary, on its timeline.
@@ -286,6 +299,6 @@ pub(super) fn wanted(view: &View<'_>, state: &State, policy: &Policy, step: Esta
         EstablishStep::Follow => Vec::new(),
         EstablishStep::Marker => vec![marker(state.term, &primary.node)],
     };
-    let start = budget::wanted(view, state).filter(|_| step != EstablishStep::Confirm);
+    let start = budget::wanted(view, state, policy).filter(|_| step != EstablishStep::Confirm);
     duties.into_iter().chain(start).collect()
 }

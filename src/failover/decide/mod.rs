@@ -265,6 +265,15 @@ pub fn wanted(view: &View<'_>, state: &State, policy: &Policy, now: Now) -> Vec<
 
 /// What a person has to help with; `None` while the rules can go on by themselves.
 pub fn obstacle(view: &View<'_>, state: &State, policy: &Policy, now: Now) -> Option<String> {
+/// Whether an operator's failover can begin now.
+pub fn takes_failover(view: &View<'_>, state: &State) -> bool {
+    match state.phase {
+        Phase::Steady => true,
+        Phase::Establishing { step, .. } => establish::is_in_vain(view, state, step),
+        Phase::Bootstrapping { .. } | Phase::Election(_) => false,
+    }
+}
+
     match &state.phase {
         Phase::Bootstrapping { since_ms } => establish::obstacle_to_bootstrap(view, policy, *since_ms, now),
         Phase::Establishing { step: EstablishStep::Confirm, since_ms, .. } => {

@@ -15,12 +15,7 @@ pub(super) fn watch(view: &View<'_>, state: &State, policy: &Policy, now: Now) -
         return dead;
     }
     match &view.request {
-        Some(Request::Failover { to }) => {
-            let evidence = vec!["an operator asked for it".to_owned()];
-            let mut fired = fence(view, state, RuleId::F6, evidence, to.clone(), now)?;
-            fired.next.budget = Spent::refreshed();
-            return Some(fired);
-        }
+        Some(Request::Failover { to }) => return asked(view, state, to.as_ref(), now),
         Some(Request::Switchover { to, stragglers }) => {
             let why = "an operator asked for it".to_owned();
             if let Some(fired) = switchover::begin(view, state, to.as_ref(), *stragglers, why, now) {
@@ -50,6 +45,14 @@ pub(super) fn primary_dead(view: &View<'_>, state: &State, policy: &Policy, now:
     }
     let begin = || fence(view, state, rule_of(*cause), view.evidence(), None, now);
     budget::spend(state, policy, now, begin)
+}
+
+/// F6.
+pub(super) fn asked(view: &View<'_>, state: &State, to: Option<&NodeName>, now: Now) -> Option<Fired> {
+    let evidence = vec!["an operator asked for it".to_owned()];
+    let mut fired = fence(view, state, RuleId::F6, evidence, to.cloned(), now)?;
+    fired.next.budget = Spent::refreshed();
+    Some(fired)
 }
 
 /// Begins an election: the next term, and nobody is primary in it yet.
@@ -240,7 +243,7 @@ fn locate(state: &State, node: &NodeName) -> Action {
 pub(super) fn wanted(view: &View<'_>, state: &State, policy: &Policy) -> Vec<Action> {
     let Some(primary) = &state.primary else { return Vec::new() };
     let mut actions = rolling::wanted(view, state);
-    actions.extend(budget::wanted(view, state));
+    actions.extend(budget::wanted(view, state, policy));
     let want = |node: &NodeName, what| Action { term: state.term, node: node.clone(), what };
     let source = view.node(&primary.node).filter(|n| n.is_up_as(Role::Primary)).and_then(|n| n.facts);
     if let Some(facts) = source {

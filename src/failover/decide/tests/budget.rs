@@ -124,6 +124,43 @@ fn a_person_gives_a_fresh_one() {
     }
 }
 
+/// It crashes in the middle of being made ready again.
+#[test]
+fn a_person_is_obeyed_while_the_primary_crashes_again_and_again() {
+    for mode in [Mode::Automatic, Mode::Manual] {
+        let mut world = spent(Agent::None);
+        world.set_mode(mode);
+        world.unpreparable.push("pg2");
+        world.kill("pg2");
+        world.run(50);
+        world.revive("pg2");
+        world.run_until("establishing", |w| matches!(w.state.phase, Phase::Establishing { .. }));
+        world.run(10);
+        let failover = Command::Failover { to: None };
+        world.order(&failover).expect_err("it is well");
+        world.kill("pg2");
+        world.run(50);
+        assert!(matches!(world.state.phase, Phase::Establishing { .. }), "{:?}", world.state.phase);
+        world.order(&failover).expect("nobody else does anything about it");
+        world.run_until("open again", |w| w.is_open() && w.primary() == Some("pg3"));
+        assert_eq!(begins(&world), 1, "{mode:?}: {:?}", world.rules);
+    }
+}
+
+#[test]
+fn what_is_paused_is_not_started() {
+    let mut world = spent(Agent::Local);
+    world.unstartable.push("pg2");
+    world.kill("pg2");
+    world.run(50);
+    assert_eq!(world.rules, [RuleId::F7]);
+    world.order(&Command::Pause).expect("at any time");
+    world.run(1);
+    world.unstartable.clear();
+    world.run(200);
+    assert_eq!(world.server("pg2").life, Life::Dead);
+}
+
 #[test]
 fn what_is_not_automatic_spends_nothing() {
     let mut world = spent(Agent::None);
