@@ -401,12 +401,7 @@ impl Case<'_> {
     }
 
     fn in_use(&self, candidates: &str) -> String {
-        let proxy = self.of_whom(("proxy", "proxies"), &self.view.waited.clearances);
-        format!(
-            "nobody is promoted: {proxy} {} not say that no session uses {candidates} any more; a restart of that \
-             instance ends its sessions",
-            if self.view.waited.clearances.len() > 1 { "do" } else { "does" }
-        )
+        in_use(self.policy, &self.view.waited.clearances, candidates)
     }
 
     /// Whoever can be tried was, and is again: the same words all the time.
@@ -428,24 +423,16 @@ impl Case<'_> {
     fn not_confirmed(&self) -> Option<String> {
         let term = self.state.term;
         let waited = &self.view.waited;
-        let relay = self.view.log.is_none().then(|| self.of_whom(("relay", "relays"), &waited.promises));
+        let of_whom = |parts, instances: &[String]| of_whom(self.policy, parts, instances);
+        let relay = self.view.log.is_none().then(|| of_whom(("relay", "relays"), &waited.promises));
         let proxy =
-            (self.view.confirmed < term).then(|| self.of_whom(("proxy", "proxies"), &waited.confirmations));
+            (self.view.confirmed < term).then(|| of_whom(("proxy", "proxies"), &waited.confirmations));
         let missing: Vec<String> = relay.into_iter().chain(proxy).collect();
         let waits = !missing.is_empty() && self.has_waited(self.policy.clear_timeout);
         waits.then(|| {
             let missing = missing.join(" and ");
             format!("term {term} is not confirmed: {missing} may still use the old primary")
         })
-    }
-
-    /// `parts`: one, and several. Who is alone waits for itself.
-    fn of_whom(&self, (one, several): (&str, &str), instances: &[String]) -> String {
-        match instances {
-            [] => format!("the {one} of {}", self.policy.instance),
-            [only] => format!("the {one} of {only}"),
-            [first @ .., last] => format!("the {several} of {} and {last}", first.join(", ")),
-        }
     }
 
     fn nobody(&self) -> Option<String> {
@@ -518,6 +505,30 @@ impl Case<'_> {
     fn promote_action(&self, candidate: &NodeName, from: TimelineId) -> Action {
         Action { term: self.state.term, node: candidate.clone(), what: What::Promote { from } }
     }
+}
+
+/// `parts`: one, and several. Who is alone waits for itself.
+fn of_whom(policy: &Policy, (one, several): (&str, &str), instances: &[String]) -> String {
+    match instances {
+        [] => format!("the {one} of {}", policy.instance),
+        [only] => format!("the {one} of {only}"),
+        [first @ .., last] => format!("the {several} of {} and {last}", first.join(", ")),
+    }
+}
+
+/// Between two attempts no proxy is asked: then nobody is known to hold it up.
+fn in_use(policy: &Policy, clearances: &[String], candidates: &str) -> String {
+    if clearances.is_empty() && !policy.members.is_empty() {
+        return format!(
+            "nobody is promoted: not every proxy has said that no session uses {candidates} any more; they are asked again"
+        );
+    }
+    let proxy = of_whom(policy, ("proxy", "proxies"), clearances);
+    let does = if clearances.len() > 1 { "do" } else { "does" };
+    format!(
+        "nobody is promoted: {proxy} {does} not say that no session uses {candidates} any more; a restart of that \
+         instance ends its sessions"
+    )
 }
 
 /// Quorum: what relays do not hold was never acknowledged.
@@ -623,4 +634,27 @@ pub(super) fn concluded(election: &Election, outcome: Outcome, now: Now) -> Reco
     let mut election = election.clone();
     election.note_time(now.unix_ms);
     Record { outcome, ..election.record }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Policy, in_use};
+    use crate::failover::decide::Mode;
+    use crate::topology::Durability;
+
+    #[test]
+    fn who_holds_a_candidate_up_is_named_where_it_is_known() {
+        let check = |members: &[&str], clearances: &[&str], expected: &str| {
+            let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+            let policy = Policy::new("a", Mode::Automatic, Durability::Quorum);
+            let policy = Policy { members: owned(members), ..policy };
+            let told = in_use(&policy, &owned(clearances), "pg2");
+            let named = told.strip_prefix("nobody is promoted: ").and_then(|told| told.split_once(" sa"));
+            assert_eq!(named.map(|(named, _)| named), Some(expected), "{told}");
+        };
+        check(&[], &[], "the proxy of a does not");
+        check(&["a", "b", "c"], &["b"], "the proxy of b does not");
+        check(&["a", "b", "c"], &["a", "b"], "the proxies of a and b do not");
+        check(&["a", "b", "c"], &[], "not every proxy has");
+    }
 }
