@@ -500,6 +500,7 @@ pub(super) mod tests {
             }),
             proxy: Arc::new(ProxyStatus { confirmed: Term(3), ..ProxyStatus::default() }),
             local: vec![name("pg2")],
+            at_work: Vec::new(),
             deeds: Vec::new(),
             last_words: [].into(),
             speaks_since: now,

@@ -89,6 +89,7 @@ struct Wires {
     leader: Wire<Option<String>>,
     failovers: Wire<Failovers>,
     restarts: Wire<Vec<Restart>>,
+    at_work: Wire<Vec<NodeName>>,
     deeds: Wire<Vec<Deed>>,
     /// Of this instance's relay.
     own_wal: Wire<WalStatus>,
@@ -117,6 +118,7 @@ impl Wires {
             leader: watch::channel(Arc::default()),
             failovers: watch::channel(Arc::default()),
             restarts: watch::channel(Arc::default()),
+            at_work: watch::channel(Arc::default()),
             deeds: watch::channel(Arc::default()),
             in_doubt: watch::channel(Arc::default()),
             commits: watch::channel(Arc::default()),
@@ -276,6 +278,7 @@ impl Planes {
             leader: wires.leader.0.clone(),
             failovers: wires.failovers.0.clone(),
             restarts: wires.restarts.0.clone(),
+            at_work: wires.at_work.0.clone(),
             deeds: wires.deeds.0.clone(),
         };
         let (failover, here) =
@@ -695,6 +698,7 @@ fn own(config: &Config, wires: &Wires, proxy: watch::Receiver<Arc<ProxyStatus>>)
         wal: wires.own_wal.1.clone(),
         proxy,
         local: local.map(|node| node.node.name.clone()).collect(),
+        at_work: wires.at_work.1.clone(),
         deeds: wires.deeds.1.clone(),
         instances: plans::members(config),
     }

@@ -313,6 +313,7 @@ impl Control {
         replace(&self.outputs.history, self.core.history());
         replace(&self.outputs.leader, self.leader());
         replace(&self.outputs.restarts, self.core.restarts());
+        replace(&self.outputs.at_work, self.core.at_work());
         replace(&self.outputs.deeds, self.core.deeds().to_vec());
     }
 

@@ -285,6 +285,11 @@ impl Core {
         }
     }
 
+    /// The servers of this host that something is done to, for whoever leads.
+    pub(crate) fn at_work(&self) -> Vec<NodeName> {
+        self.local.iter().filter(|node| self.ledger.is_server_busy(node)).cloned().collect()
+    }
+
     /// For whoever leads.
     pub(crate) fn deeds(&self) -> &[Deed] {
         &self.deeds
@@ -445,15 +450,15 @@ impl Core {
             let Some(rule) = decision.rule else {
                 let obstacle = decide::obstacle(&view, &self.state, &self.policy, now);
                 let waits_for = decide::waits_for(&view, &self.state, &self.policy, now);
+                let takes_failover = decide::takes_failover(&view, &self.state);
                 self.waits_for = waits_for;
+                // What could not begin at once is not to begin out of the blue.
+                self.request.take_if(|asked| matches!(asked, Request::Failover { .. }) && !takes_failover);
                 effects.extend(self.diagnosed(diagnosis, now.instant));
                 effects.extend(self.alarm(obstacle));
                 return;
             };
-                let takes_failover = decide::takes_failover(&view, &self.state);
             effects.extend(self.diagnosed(diagnosis, now.instant));
-                // What could not begin at once is not to begin out of the blue.
-                self.request.take_if(|asked| matches!(asked, Request::Failover { .. }) && !takes_failover);
             let ailment = self.diagnosis.as_ref().map(|found| found.ailment);
             effects.push(Effect::Fired { term: decision.next.term, rule, ailment });
             if decision.next.term > self.state.term {
@@ -543,6 +548,7 @@ impl Core {
             cleared: proxy.cleared.clone(),
             drained: proxy.drained.clone(),
             draining: proxy.draining,
+            at_work: members.at_work(now.instant).cloned().collect(),
             ledger: &self.ledger,
             request: self.request.clone(),
         }

@@ -125,7 +125,9 @@ pub struct Outputs {
     pub failovers: watch::Sender<Arc<Failovers>>,
     /// Of servers, by an operator's order; oldest first, the one that is under way last.
     pub restarts: watch::Sender<Arc<Vec<Restart>>>,
-    /// What the agent here has done of late.
+    /// The servers that the agent here is at work on.
+    pub at_work: watch::Sender<Arc<Vec<NodeName>>>,
+    /// What it has done of late.
     pub deeds: watch::Sender<Arc<Vec<Deed>>>,
 }
 

@@ -38,6 +38,8 @@ pub struct Member {
     pub proxy: Arc<ProxyStatus>,
     /// The nodes whose servers it starts and stops.
     pub local: Vec<NodeName>,
+    /// Those of them that its agent is at work on.
+    pub at_work: Vec<NodeName>,
     /// What it has done to them of late, oldest first.
     pub deeds: Vec<Deed>,
     /// When each of the others that it knows was last told of an earlier promise than `wal.promised`. Who was told nothing
@@ -349,6 +351,11 @@ impl Members {
         self.present(now).any(|member| member.local.contains(node))
     }
 
+    /// The servers that other instances' agents are at work on, of those that were heard of late.
+    pub fn at_work(&self, now: Instant) -> impl Iterator<Item = &NodeName> {
+        self.present(now).flat_map(|member| &member.at_work)
+    }
+
     /// Whether an instance that is heard has nothing to do with the host of `node`.
     pub fn has_one_apart_from(&self, now: Instant, node: &NodeName) -> bool {
         self.present(now).any(|member| !member.local.contains(node))
@@ -445,6 +452,7 @@ pub(crate) mod tests {
             wal: Arc::new(wal),
             proxy: Arc::new(ProxyStatus { confirmed: Term(confirmed), ..ProxyStatus::default() }),
             local: Vec::new(),
+            at_work: Vec::new(),
             deeds: Vec::new(),
             last_words: BTreeMap::new(),
             speaks_since: start(),

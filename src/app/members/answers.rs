@@ -26,6 +26,7 @@ pub(super) struct Matters {
     drained: Option<Drained>,
     draining: Draining,
     local: Vec<NodeName>,
+    at_work: Vec<NodeName>,
     deeds: Vec<Deed>,
 }
 
@@ -54,6 +55,7 @@ impl Matters {
             drained: proxy.drained.clone(),
             draining: proxy.draining,
             local: member.local.clone(),
+            at_work: member.at_work.clone(),
             deeds: member.deeds.clone(),
         }
     }
@@ -173,6 +175,7 @@ mod tests {
             wal: Arc::new(WalStatus::starting()),
             proxy: Arc::default(),
             local: vec![],
+            at_work: vec![],
             deeds: vec![],
             last_words: BTreeMap::new(),
             speaks_since: start(),

@@ -36,6 +36,9 @@ pub(in crate::app) struct MemberSight {
     wal: WalSight,
     proxy: ProxySight,
     local: Vec<NodeName>,
+    /// A former version does not tell.
+    #[serde(default)]
+    at_work: Vec<NodeName>,
     deeds: Vec<Deed>,
     last_words: BTreeMap<String, Age>,
     speaks: Age,
@@ -44,13 +47,24 @@ pub(in crate::app) struct MemberSight {
 
 impl MemberSight {
     pub(in crate::app) fn of(now: Instant, member: &Member) -> MemberSight {
-        let Member { instance: _, directive, wal, proxy, local, deeds, last_words, speaks_since, instances } =
-            member;
+        let Member {
+            instance: _,
+            directive,
+            wal,
+            proxy,
+            local,
+            at_work,
+            deeds,
+            last_words,
+            speaks_since,
+            instances,
+        } = member;
         MemberSight {
             directive: directive.clone(),
             wal: WalSight::of(now, wal),
             proxy: ProxySight::of(now, proxy),
             local: local.clone(),
+            at_work: at_work.clone(),
             deeds: deeds.clone(),
             last_words: last_words.iter().map(|(name, at)| (name.clone(), Age::of(now, *at))).collect(),
             speaks: Age::of(now, *speaks_since),
@@ -66,6 +80,7 @@ impl MemberSight {
             wal: Arc::new(self.wal.at(now)),
             proxy: Arc::new(self.proxy.at(now)),
             local: self.local,
+            at_work: self.at_work,
             deeds: self.deeds,
             last_words: self.last_words.into_iter().map(|(name, age)| (name, age.at(now))).collect(),
             speaks_since: self.speaks.at(now),
@@ -112,6 +127,7 @@ mod tests {
             wal: Arc::new(WalStatus { promised: Term(3), ..WalStatus::starting() }),
             proxy: Arc::new(ProxyStatus { confirmed: Term(2), ..ProxyStatus::default() }),
             local: vec![node("pg2")],
+            at_work: vec![node("pg2")],
             deeds: vec![Deed {
                 term: Term(3),
                 node: node("pg2"),

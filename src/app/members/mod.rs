@@ -56,6 +56,7 @@ pub(super) struct Own {
     pub(super) wal: watch::Receiver<Arc<WalStatus>>,
     pub(super) proxy: watch::Receiver<Arc<ProxyStatus>>,
     pub(super) local: Vec<NodeName>,
+    pub(super) at_work: watch::Receiver<Arc<Vec<NodeName>>>,
     pub(super) deeds: watch::Receiver<Arc<Vec<Deed>>>,
     /// All of the cluster, in order.
     pub(super) instances: Vec<String>,
@@ -74,6 +75,7 @@ impl Own {
             wal,
             proxy: self.proxy.borrow().clone(),
             local: self.local.clone(),
+            at_work: self.at_work.borrow().to_vec(),
             deeds: self.deeds.borrow().to_vec(),
         }
     }
@@ -84,6 +86,7 @@ impl Own {
             changed = self.directive.changed() => changed,
             changed = self.wal.changed() => changed,
             changed = self.proxy.changed() => changed,
+            changed = self.at_work.changed() => changed,
             changed = self.deeds.changed() => changed,
         };
         if changed.is_err() {

@@ -96,6 +96,7 @@ mod tests {
             directive: Arc::new(Directive::starting(Durability::Quorum)),
             wal: Arc::new(WalStatus { promised: Term(4), ..WalStatus::starting() }),
             proxy: Arc::default(),
+            at_work: Vec::new(),
             deeds: Vec::new(),
             local: vec![],
             last_words: [].into(),

@@ -42,7 +42,7 @@ impl Core {
             Command::ForeseeRestart { servers } => self.foresee_restart(servers, now, (wal, proxy)),
             Command::CancelRestart => self.cancel_restart(),
             Command::Foresee { handover, to } => self.foresee(*handover, to.as_ref(), now, wal, proxy),
-            Command::Maintenance { node, upkeep } => self.maintain(node, *upkeep),
+            Command::Maintenance { node, upkeep } => self.maintain(node, *upkeep, now),
             Command::Pause => {
                 self.state.automatic = Automatic::Paused;
                 Ok("automatic failover is paused".to_owned())
@@ -55,7 +55,7 @@ impl Core {
         }
     }
 
-    fn maintain(&mut self, node: &NodeName, upkeep: Upkeep) -> Result<String, CommandError> {
+    fn maintain(&mut self, node: &NodeName, upkeep: Upkeep, now: Now) -> Result<String, CommandError> {
         if !self.nodes.iter().any(|n| n.name == *node) {
             return Err(CommandError::UnknownNode(node.clone()));
         }
@@ -77,7 +77,10 @@ impl Core {
                 Err(CommandError::NotNow("an election, a switchover or the start is under way".to_owned()))
             }
             // What works on its files is left to its end.
-            Upkeep::Begin if self.ledger.is_server_busy(node) => {
+            Upkeep::Begin
+                if self.ledger.is_server_busy(node)
+                    || self.members.at_work(now.instant).any(|other| other == node) =>
+            {
                 Err(CommandError::NotNow(format!("the agent of {node} is at work on it")))
             }
             Upkeep::Begin => {
@@ -107,9 +110,6 @@ impl Core {
         Ok(decide::forecast((&view, &self.state, &self.policy), handover, to, &self.history).to_string())
     }
 
-    /// From whom to whom, if that is possible now.
-    fn check_switchover(
-        &self,
     fn check_failover(
         &self,
         to: Option<&NodeName>,
@@ -124,6 +124,9 @@ impl Core {
         to.map_or(Ok(()), |to| self.check_candidate(to))
     }
 
+    /// From whom to whom, if that is possible now.
+    fn check_switchover(
+        &self,
         to: Option<&NodeName>,
         now: Now,
         wal: &Arc<WalStatus>,

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Core, Decided, Effect};
-use crate::failover::command::Command;
+use crate::failover::command::{Command, Servers, Upkeep};
 use crate::failover::decide::{Action, Automatic, Finding, Mode, Now, Phase, Policy, Primary, State, What};
+use crate::failover::error::CommandError;
 use crate::failover::health::{Detect, Facts, ProbeResult, SlotState, Watch};
 use crate::pg::{Lsn, SystemIdentifier, TimelineId};
 use crate::topology::{
@@ -265,6 +266,7 @@ fn follows(heard: Option<WalStatus>) -> (Core, Now, WalStatus) {
         wal: Arc::new(wal),
         proxy: Arc::default(),
         local: Vec::new(),
+        at_work: Vec::new(),
         deeds: Vec::new(),
         last_words: BTreeMap::new(),
         speaks_since: now.instant,
@@ -303,6 +305,7 @@ fn leads_among(lists: [&str; 2]) -> (Core, Now, WalStatus) {
             wal: Arc::new(wal.clone()),
             proxy: Arc::new(ProxyStatus { confirmed: Term(1), ..ProxyStatus::default() }),
             local: Vec::new(),
+            at_work: Vec::new(),
             deeds: Vec::new(),
             last_words: BTreeMap::new(),
             speaks_since: now.instant,
@@ -348,5 +351,40 @@ fn an_instance_more_acknowledges_once_all_lists_have_it() {
         assert!(effects.contains(&"P1".to_owned()), "{effects:?}");
         let floor = core.directive().floor.clone().expect("it is known");
         assert_eq!(floor.end, Lsn(0x2000), "where the setting of before was no more");
+    }
+}
+
+/// `bw` leads among others; the agent of `bw2` is at work on pg2, or was when it was last heard.
+#[test]
+fn a_server_that_anybody_works_on_is_left_to_it() {
+    let vouch = crate::topology::VOUCH;
+    for (at_work, heard_ago, free) in [
+        (vec![name("pg2")], Duration::ZERO, false),
+        (vec![], Duration::ZERO, true),
+        // Nobody else can say when it is done.
+        (vec![name("pg2")], vouch, true),
+    ] {
+        let (mut core, now, mut wal) = leads_among(["bw bw2", "bw bw2 bw3"]);
+        let (since, last_message) = (now.instant, now.instant);
+        wal.upstream = Upstream::Streaming { node: name("pg1"), since, last_message };
+        core.probed(now.instant, &name("pg1"), facts(Role::Primary));
+        core.probed(now.instant, &name("pg2"), facts(Role::Standby));
+        let mut members = (*core.members).clone();
+        for heard in members.others.values_mut().flatten() {
+            heard.asked_at -= heard_ago;
+            let local = vec![name("pg2")];
+            heard.member = Arc::new(Member { local, at_work: at_work.clone(), ..(*heard.member).clone() });
+        }
+        core.heard(Arc::new(members), now.instant);
+        let (wal, proxy) = (Arc::new(wal), ProxyStatus { confirmed: Term(1), ..ProxyStatus::default() });
+        core.turn(now, &wal, &proxy);
+        let mut order = |command: Command| core.command(&command, now, &wal, &proxy);
+        let foreseen = order(Command::ForeseeRestart { servers: Servers::One(name("pg1")) });
+        let busy = "pg2's server is being started or made";
+        let told = foreseen.expect("it has an agent");
+        assert_eq!(!told.contains(busy), free, "{at_work:?}, {heard_ago:?}: {told}");
+        let maintained = order(Command::Maintenance { node: name("pg2"), upkeep: Upkeep::Begin });
+        let busy = CommandError::NotNow("the agent of pg2 is at work on it".to_owned());
+        assert_eq!(maintained.err(), (!free).then_some(busy));
     }
 }

@@ -152,6 +152,8 @@ pub struct View<'a> {
     pub drained: Option<Drained>,
     /// Connections that the process before this one still serves.
     pub draining: Draining,
+    /// The servers that other instances' agents are at work on.
+    pub at_work: Vec<NodeName>,
     pub ledger: &'a Ledger,
     /// An operator's wish not yet taken up.
     pub request: Option<Request>,
@@ -263,8 +265,6 @@ pub fn wanted(view: &View<'_>, state: &State, policy: &Policy, now: Now) -> Vec<
     }
 }
 
-/// What a person has to help with; `None` while the rules can go on by themselves.
-pub fn obstacle(view: &View<'_>, state: &State, policy: &Policy, now: Now) -> Option<String> {
 /// Whether an operator's failover can begin now.
 pub fn takes_failover(view: &View<'_>, state: &State) -> bool {
     match state.phase {
@@ -274,6 +274,8 @@ pub fn takes_failover(view: &View<'_>, state: &State) -> bool {
     }
 }
 
+/// What a person has to help with; `None` while the rules can go on by themselves.
+pub fn obstacle(view: &View<'_>, state: &State, policy: &Policy, now: Now) -> Option<String> {
     match &state.phase {
         Phase::Bootstrapping { since_ms } => establish::obstacle_to_bootstrap(view, policy, *since_ms, now),
         Phase::Establishing { step: EstablishStep::Confirm, since_ms, .. } => {
@@ -410,6 +412,11 @@ impl Policy {
 }
 
 impl View<'_> {
+    /// Whether an agent is at work on it, wherever that runs.
+    fn is_server_busy(&self, node: &NodeName) -> bool {
+        self.ledger.is_server_busy(node) || self.at_work.contains(node)
+    }
+
     /// Above every term that anybody has heard of: a state file that was lost, or came from a backup, must not
     /// take a term back.
     fn next_term(&self, state: &State) -> Term {

@@ -406,8 +406,8 @@ pub(in crate::failover) fn obstacle(view: &View<'_>, state: &State, name: &NodeN
         return Some(why);
     }
     let others = view.nodes.iter().filter(|other| other.node.name != *name);
-    if let Some(busy) = others.clone().find(|other| view.ledger.is_server_busy(&other.node.name)) {
-        return Some(format!("{}'s server is being started or made", busy.node.name));
+    if let Some(busy) = view.nodes.iter().map(|node| &node.node.name).find(|node| view.is_server_busy(node)) {
+        return Some(format!("{busy}'s server is being started or made"));
     }
     if *name == primary.node {
         let rolling = state.restarts.now.as_deref();

@@ -145,6 +145,7 @@ impl Instance {
         self.look(stage);
         let (wal, proxy) = (self.wal.clone(), self.proxy.status.clone());
         let local = self.plan.local.iter().cloned().collect::<Vec<_>>();
+        let at_work = self.control.core.at_work();
         let deeds = self.control.core.deeds().to_vec();
         let instance = instance_name(self.id);
         let instances: Vec<String> = (0..self.plan.instances).map(instance_name).collect();
@@ -155,6 +156,7 @@ impl Instance {
             wal: wal.clone(),
             proxy: proxy.clone(),
             local: local.clone(),
+            at_work: at_work.clone(),
             deeds: deeds.clone(),
             last_words: std::collections::BTreeMap::new(),
             speaks_since: started,
@@ -195,6 +197,7 @@ impl Instance {
         let (wal, proxy) = (&self.wal, &self.proxy.status);
         let mut rest = DefaultHasher::new();
         (wal.promised, wal.log_term, wal.timeline, wal.durable).hash(&mut rest);
+        self.control.core.at_work().hash(&mut rest);
         self.control.core.deeds().len().hash(&mut rest);
         std::mem::discriminant(&wal.upstream).hash(&mut rest);
         proxy.confirmed.hash(&mut rest);

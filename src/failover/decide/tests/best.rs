@@ -53,6 +53,7 @@ fn check(standbys: &[(&str, u64, Option<u64>)], chosen: &str) {
         cleared: None,
         drained: None,
         draining: Draining::default(),
+        at_work: Vec::new(),
         ledger: &ledger,
         request: None,
     };
