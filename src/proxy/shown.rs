@@ -79,29 +79,30 @@ impl Shown {
         &self,
         login: ServerLogin,
         nodes: Vec<Node>,
-        mut directive: watch::Receiver<Arc<Directive>>,
+        directive: watch::Receiver<Arc<Directive>>,
     ) {
-        let mut connection: Option<(Term, SqlConnection)> = None;
+        self.ask_all(directive, &mut Server { login, nodes, connection: None }).await;
+    }
+
+    async fn ask_all(&self, mut directive: watch::Receiver<Arc<Directive>>, primary: &mut impl Primary) {
         loop {
             let order = directive.borrow_and_update().clone();
             let questions = self.settle(&order);
             if !self.is_waited_for() {
-                connection = None;
+                primary.leave();
                 self.asked.notified().await;
                 continue;
             }
             let mut pause = INTERVAL;
             if !questions.is_empty() {
-                if connection.as_ref().is_none_or(|(term, _)| *term != order.term) {
-                    connection = connect(&login, &nodes, &order).await.map(|opened| (order.term, opened));
-                }
-                let shown = match &connection {
-                    Some((_, connection)) => ask(connection, &questions).await,
-                    None => None,
+                let answer = tokio::select! {
+                    shown = primary.show(&order, &questions) => shown,
+                    // There may be nobody to ask any more.
+                    Ok(()) = directive.changed() => continue,
                 };
-                match shown {
+                match answer {
                     Some(shown) => tell(&mut self.waiting.lock(), |commit| shown.contains(commit)),
-                    None => (connection, pause) = (None, BACK_OFF),
+                    None => pause = BACK_OFF,
                 }
             }
             tokio::select! {
@@ -132,10 +133,45 @@ fn tell(waiting: &mut Vec<Waits>, is_shown: impl Fn(&CommitInDoubt) -> bool) {
     }
 }
 
-async fn connect(login: &ServerLogin, nodes: &[Node], order: &Directive) -> Option<SqlConnection> {
-    let (primary, target) = login.at_primary(nodes, order, "bellwether_commits")?;
-    let connected = sql::connect(&target, LIMIT).await;
-    connected.inspect_err(|error| tracing::info!(%error, node = %primary, "commits: no connection")).ok()
+/// Who is asked.
+trait Primary {
+    /// Which of them it shows; `None`: it does not say.
+    async fn show(&mut self, order: &Directive, questions: &[CommitInDoubt]) -> Option<Vec<CommitInDoubt>>;
+    /// Nobody asks for now.
+    fn leave(&mut self);
+}
+
+struct Server {
+    login: ServerLogin,
+    nodes: Vec<Node>,
+    connection: Option<(Term, SqlConnection)>,
+}
+
+impl Primary for Server {
+    async fn show(&mut self, order: &Directive, questions: &[CommitInDoubt]) -> Option<Vec<CommitInDoubt>> {
+        if self.connection.as_ref().is_none_or(|(term, _)| *term != order.term) {
+            self.connection = None;
+            self.connection = Some((order.term, self.connect(order).await?));
+        }
+        let (_, connection) = self.connection.as_ref()?;
+        let shown = ask(connection, questions).await;
+        if shown.is_none() {
+            self.connection = None;
+        }
+        shown
+    }
+
+    fn leave(&mut self) {
+        self.connection = None;
+    }
+}
+
+impl Server {
+    async fn connect(&self, order: &Directive) -> Option<SqlConnection> {
+        let (primary, target) = self.login.at_primary(&self.nodes, order, "bellwether_commits")?;
+        let connected = sql::connect(&target, LIMIT).await;
+        connected.inspect_err(|error| tracing::info!(%error, node = %primary, "commits: no connection")).ok()
+    }
 }
 
 /// Which of them the server shows; `None`: it does not say.
@@ -167,7 +203,12 @@ fn question(what: Ending) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use super::{Shown, Standing, standing};
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use tokio::sync::watch;
+
+    use super::{Primary, Shown, Standing, standing};
     use crate::pg::{Lsn, TimelineId};
     use crate::topology::{CommitInDoubt, Directive, Durability, Ending, Term, Writes};
 
@@ -217,6 +258,39 @@ mod tests {
         // Who has gone is not asked for.
         drop(Box::pin(shown.await_shown(commit())));
         assert!(!shown.is_waited_for());
+    }
+
+    /// It says nothing, and the way to it neither ends nor breaks.
+    struct Silent(tokio::sync::mpsc::Sender<()>);
+
+    impl Primary for Silent {
+        async fn show(&mut self, _: &Directive, _: &[CommitInDoubt]) -> Option<Vec<CommitInDoubt>> {
+            self.0.send(()).await.expect("somebody listens");
+            std::future::pending().await
+        }
+
+        fn leave(&mut self) {}
+    }
+
+    #[tokio::test]
+    async fn an_order_is_heard_while_the_primary_is_silent() {
+        let (orders, directive) = watch::channel(Arc::new(order(Some("pg1"), Some(3))));
+        let (said, mut heard) = tokio::sync::mpsc::channel(1);
+        let (shown, mut silent) = (Shown::default(), Silent(said));
+        let promoted = async {
+            heard.recv().await.expect("it is asked");
+            orders.send_replace(Arc::new(order(Some("pg2"), Some(4))));
+            std::future::pending::<()>().await;
+        };
+        let told = async {
+            tokio::select! {
+                () = shown.await_shown(commit()) => {}
+                () = shown.ask_all(directive, &mut silent) => {}
+                () = promoted => {}
+            }
+        };
+        let told = tokio::time::timeout(Duration::from_secs(60), told).await;
+        told.expect("nobody waits for who is primary no more");
     }
 
     fn polled<F: Future<Output = ()>>(future: &mut std::pin::Pin<&mut F>) -> std::task::Poll<()> {
