@@ -51,6 +51,13 @@ pub(crate) struct Stored {
     pub(crate) histories: BTreeMap<TimelineId, Bytes>,
 }
 
+impl Stored {
+    /// The log has not been on it: what is stored of its history was heard and not followed.
+    fn is_ahead(&self, timeline: TimelineId) -> bool {
+        timeline > self.timeline
+    }
+}
+
 /// Who the upstream is to us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {

@@ -211,15 +211,17 @@ impl Receiver {
             Err(error) => return self.refuse(error.to_string()),
         };
         let stored = self.stored.histories.get(&timeline);
-        if stored.is_some_and(|stored| *stored != content) {
+        let is_new = stored.is_none_or(|stored| *stored != content);
+        let is_believed = !matches!(self.config.role, Role::Substitute { .. });
+        // A candidate that is gone may have told of a timeline of its own under this number.
+        let is_another = is_new && stored.is_some() && !(is_believed && self.stored.is_ahead(timeline));
+        if is_another {
             let why = format!("its history of timeline {timeline} is not the one stored: another branch");
             return match self.own_history().and_then(|own| own.branches_off(&history)) {
                 Some(fork) => self.refuse_for(why, Refusal::Branched { theirs: timeline, fork }),
                 None => self.refuse(why),
             };
         }
-        let is_new = stored.is_none();
-        let is_believed = !matches!(self.config.role, Role::Substitute { .. });
         if let Some(upstream) = self.upstream.as_mut().filter(|upstream| upstream.timeline == timeline) {
             if is_believed {
                 upstream.missing = missing_histories(&history, &self.stored);
@@ -349,8 +351,8 @@ impl Receiver {
     }
 }
 
-/// Ancestors of the upstream's timeline whose history is not stored; beside them the skipped numbers, since a
-/// stock standby will ask for every number above its own.
+/// Ancestors of the upstream's timeline whose history is not stored, or may be another one's; beside them the skipped
+/// numbers, since a stock standby will ask for every number above its own.
 fn missing_histories(history: &History, stored: &Stored) -> VecDeque<TimelineId> {
     /// A cluster with more promotions behind it than this hands on the histories of its ancestors only.
     const MAX_SKIPPED: u32 = 1000;
@@ -360,7 +362,8 @@ fn missing_histories(history: &History, stored: &Stored) -> VecDeque<TimelineId>
     let ancestors = history.ancestors().iter().map(|entry| entry.timeline);
     let mut missing: Vec<TimelineId> = ancestors
         .chain(every_number)
-        .filter(|timeline| timeline.0 > 1 && !stored.histories.contains_key(timeline))
+        .filter(|timeline| timeline.0 > 1)
+        .filter(|timeline| stored.is_ahead(*timeline) || !stored.histories.contains_key(timeline))
         .collect();
     missing.sort_unstable();
     missing.dedup();

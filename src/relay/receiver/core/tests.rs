@@ -483,6 +483,34 @@ fn another_cluster_or_branch_is_refused() {
     assert!(talk.outputs()[0].contains("another cluster"));
 }
 
+/// How it comes about: (1) a candidate tells of its timeline 2, and dies before any of its WAL comes; (2) another one is
+/// promoted, elsewhere, and takes the same number; or a third one behind that.
+#[test]
+fn what_was_told_of_a_timeline_that_was_not_followed_is_no_word_on_another() {
+    let stale = "1\t0/3A0000\tno recovery target specified\n";
+    let own = || {
+        let mut own = stored(0x38_0000, 0x38_0000);
+        own.histories.insert(TimelineId(2), Bytes::from(stale));
+        own
+    };
+    let follow = "Follow { timeline: TimelineId(2), switchpoint: 0/380000 }".to_owned();
+    assert_eq!(met_promoted(Talk::new(own(), Durability::Quorum)), [follow]);
+
+    let mut talk = Talk::new(own(), Durability::Quorum);
+    talk.identify(3, "0/400000");
+    talk.row(&[Some("1MB")]);
+    talk.error(SqlState::DUPLICATE_OBJECT);
+    talk.row(&[Some("00000003.history"), Some("1\t0/380000\tx\n2\t0/390000\tx\n")]);
+    talk.done();
+    assert_eq!(talk.outputs().pop().as_deref(), Some("ask TIMELINE_HISTORY 2"));
+    talk.row(&[Some("00000002.history"), Some(HISTORY)]);
+    let kept = talk.outputs().pop().unwrap_or_default();
+    assert!(kept.starts_with("KeepHistory { timeline: TimelineId(2)"), "{kept}");
+    // A substitute's word is none.
+    let last = stands_in(own(), 2, Some(HISTORY)).outputs().pop().unwrap_or_default();
+    assert!(last.contains("another branch"), "{last}");
+}
+
 #[test]
 fn a_timeline_ends_and_the_next_one_goes_on_over_the_same_connection() {
     let mut wal = WalBuilder::new(Lsn(0x30_0000), TimelineId(1));
