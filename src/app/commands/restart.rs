@@ -12,6 +12,8 @@ use crate::topology::{NodeName, Outcome, Restart};
 const INTERVAL: Duration = Duration::from_millis(100);
 /// Looks that may fail in a row: an instance that restarts goes on with what it had begun.
 const FAILURES: u32 = 100;
+/// Looks in a row that may not find it: an instance that does not lead hears of it a little later than it was accepted.
+const MISSES: u32 = 100;
 
 #[derive(Args, Debug)]
 #[command(group = ArgGroup::new("which").required(true))]
@@ -41,6 +43,12 @@ pub(in crate::app) enum RestartError {
     Answer(#[from] serde_json::Error),
     #[error("the restart was given up: {0}")]
     Failed(String),
+    /// It is in memory until it begins, and nobody else has it if another instance leads then.
+    #[error(
+        "the restart was accepted and is not known any more: something else came before it (`bellwether history` tells), \
+         or another instance leads since then; order it again"
+    )]
+    Dropped,
 }
 
 impl Wish {
@@ -74,7 +82,8 @@ pub(in crate::app) async fn restart<E: From<RestartError>>(
     let before = restarts(base).await?.last().map(|restart| restart.started_at_ms);
     let begun = admin::post(base, &wish.path()).await.map_err(RestartError::from)?;
     tell(&String::from_utf8_lossy(&begun))?;
-    let (mut told, mut failures) = (0, 0);
+    let mut followed = Followed { before, told: 0, missed: 0 };
+    let mut failures = 0;
     loop {
         tokio::time::sleep(INTERVAL).await;
         let restarts = match restarts(base).await {
@@ -86,25 +95,79 @@ pub(in crate::app) async fn restart<E: From<RestartError>>(
             Err(error) => return Err(error.into()),
         };
         failures = 0;
+        let (lines, end) = followed.look(&restarts);
+        lines.iter().try_for_each(|line| tell(line))?;
+        if let Some(end) = end {
+            return end.map_err(E::from);
+        }
+    }
+}
+
+/// The one that was ordered.
+struct Followed {
+    /// The name of the last one before it.
+    before: Option<u64>,
+    /// Nodes of it that were told to be back.
+    told: usize,
+    /// Looks in a row that did not find it.
+    missed: u32,
+}
+
+impl Followed {
+    /// What is new of it, line by line; and how it ended, if it has.
+    fn look(&mut self, restarts: &[Restart]) -> (Vec<String>, Option<Result<(), RestartError>>) {
         // Names grow: the first one behind what was there is this one.
-        let ours = |restart: &&Restart| before.is_none_or(|before| restart.started_at_ms > before);
-        let Some(restart) = restarts.iter().find(ours) else { continue };
-        for node in restart.nodes.iter().filter(|node| node.is_back()).skip(told) {
-            tell(&(admin::restarted_text(node) + "\n"))?;
-            for evidence in &node.evidence {
-                tell(&format!("          {evidence}\n"))?;
-            }
-            told += 1;
+        let ours = |restart: &&Restart| self.before.is_none_or(|before| restart.started_at_ms > before);
+        let Some(restart) = restarts.iter().find(ours) else {
+            self.missed += 1;
+            return (Vec::new(), (self.missed >= MISSES).then_some(Err(RestartError::Dropped)));
+        };
+        self.missed = 0;
+        let mut lines = Vec::new();
+        for node in restart.nodes.iter().filter(|node| node.is_back()).skip(self.told) {
+            lines.push(admin::restarted_text(node) + "\n");
+            lines.extend(node.evidence.iter().map(|evidence| format!("          {evidence}\n")));
+            self.told += 1;
         }
-        match &restart.outcome {
-            Outcome::Running => {}
-            Outcome::Completed => return Ok(()),
-            Outcome::Failed { why } => return Err(RestartError::Failed(why.clone()).into()),
-        }
+        let end = match &restart.outcome {
+            Outcome::Running => None,
+            Outcome::Completed => Some(Ok(())),
+            Outcome::Failed { why } => Some(Err(RestartError::Failed(why.clone()))),
+        };
+        (lines, end)
     }
 }
 
 async fn restarts(base: &str) -> Result<Vec<Restart>, RestartError> {
     let body = admin::fetch(base, "/api/v1/restarts").await?;
     Ok(serde_json::from_slice(&body)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Followed, MISSES, Restart, RestartError};
+    use crate::topology::{Outcome, RestartedNode};
+
+    fn restart(started_at_ms: u64, outcome: Outcome) -> Restart {
+        let nodes = vec![RestartedNode::new("pg1".parse().expect("a name"))];
+        Restart { started_at_ms, ended_at_ms: None, nodes, waits_for: None, outcome }
+    }
+
+    #[test]
+    fn an_order_that_was_dropped_is_not_waited_for() {
+        let mut followed = Followed { before: Some(7), told: 0, missed: 0 };
+        let others = [restart(7, Outcome::Completed)];
+        let ours = [restart(7, Outcome::Completed), restart(8, Outcome::Running)];
+        // It comes late, and is gone with whoever led.
+        for _ in 1..MISSES {
+            assert!(followed.look(&others).1.is_none());
+        }
+        assert!(followed.look(&ours).1.is_none());
+        for _ in 1..MISSES {
+            assert!(followed.look(&others).1.is_none());
+        }
+        assert!(matches!(followed.look(&others).1, Some(Err(RestartError::Dropped))));
+        let over = [restart(7, Outcome::Running), restart(8, Outcome::Completed)];
+        assert!(matches!(followed.look(&over).1, Some(Ok(()))));
+    }
 }
