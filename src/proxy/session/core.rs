@@ -20,7 +20,7 @@ use super::pins::{Behind, Pin};
 use super::portals::Portals;
 use super::reported::Reported;
 use super::state::{End, SessionState};
-use super::unit::{Outcome, Pace, Progress, Unit};
+use super::unit::{Outcome, Pace, Progress, Undone, Unit};
 use crate::pg::Lsn;
 use crate::pg::error::{ErrorFields, SqlState};
 use crate::pg::protocol::frame::InvalidLength;
@@ -347,7 +347,13 @@ impl Core {
 
     /// What is with the server may be committing.
     pub(super) fn may_be_committing(&self) -> bool {
-        self.unit.outcome == Outcome::Commit && self.is_busy()
+        self.unit.outcome == Outcome::Commit && self.is_busy() && !self.is_undone()
+    }
+
+    /// All that is with the server is a unit that has failed. A client may take its time to send the Sync behind that.
+    fn is_undone(&self) -> bool {
+        let units = self.ledger.units() + usize::from(self.unit.open);
+        units <= 1 && self.unit.failure.is_some() && self.unit.undone == Undone::Everything
     }
 
     /// A byte of the unit's answer has gone towards the client.

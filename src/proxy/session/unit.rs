@@ -15,6 +15,7 @@ pub(super) struct Unit {
     pub(super) open: bool,
     pub(super) progress: Progress,
     pub(super) outcome: Outcome,
+    pub(super) undone: Undone,
     pub(super) pace: Pace,
     /// What its last error said.
     pub(super) failure: Option<Failure>,
@@ -55,6 +56,15 @@ pub(super) enum Outcome {
     BlockLeft,
     /// That something is committed.
     Commit,
+}
+
+/// What an error undoes of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Undone {
+    #[default]
+    Everything,
+    /// What it has committed in front of the error stays.
+    Rest,
 }
 
 /// Whether the next unit may be sent before this one is answered.
@@ -135,6 +145,9 @@ impl Unit {
             (false, false) => Outcome::Nothing,
         };
         self.outcome = self.outcome.max(outcome);
+        if !verdict.is_read() && !is_contained(verdict) {
+            self.undone = Undone::Rest;
+        }
         if is_all_or_nothing(verdict) {
             self.replay.writes();
         } else if !verdict.is_read() || *effect != TransactionEffect::None {
@@ -150,7 +163,7 @@ impl Unit {
 
     /// All that was sent has been answered.
     pub(super) fn ended(&mut self) {
-        self.outcome = Outcome::Nothing;
+        (self.outcome, self.undone) = (Outcome::Nothing, Undone::Everything);
         self.pace = Pace::Pipelined;
         self.uses.clear();
         self.replay.give_up();
@@ -160,14 +173,19 @@ impl Unit {
 /// One statement that is undone as a whole when its server stops in the middle of it, with nothing outside of the
 /// transaction; and a BEGIN.
 fn is_all_or_nothing(verdict: &Verdict) -> bool {
+    let Access::Write { .. } = &verdict.access else { return false };
+    let begins = matches!(verdict.transaction, TransactionEffect::Begin(_)) && verdict.statements == 1;
+    verdict.session.is_empty() && (begins || is_contained(verdict))
+}
+
+/// One statement that writes in its transaction alone, and does not end it.
+fn is_contained(verdict: &Verdict) -> bool {
     let Access::Write { reason } = &verdict.access else { return false };
     let contained = matches!(
         reason,
         WriteReason::Dml | WriteReason::ModifyingCte | WriteReason::LockingClause | WriteReason::ServerState
     );
-    let begins = matches!(verdict.transaction, TransactionEffect::Begin(_));
-    let alone = verdict.statements == 1 && verdict.session.is_empty();
-    alone && (begins || contained && verdict.transaction == TransactionEffect::None)
+    contained && verdict.statements == 1 && verdict.transaction == TransactionEffect::None
 }
 
 impl Replay {

@@ -88,6 +88,33 @@ fn statements_outside_of_a_block_by_extended_messages() {
     }
 }
 
+/// What the client says, and hears before the server is lost; whether it is told that something may be committed.
+#[test]
+fn what_has_failed_is_in_doubt_no_more() {
+    let failed = "1 2 E:23505";
+    for (client, heard, in_doubt) in [
+        ("P::insert into t values (1)|B|E|H", "1 2", true),
+        ("P::insert into t values (1)|B|E|H", failed, false),
+        ("P::insert into t values (1)|B|E|S", failed, false),
+        // What comes behind a failed unit is another one.
+        ("P::insert into t values (1)|B|E|S|P::insert into t values (2)|B|E|H", failed, true),
+        ("P::insert into t values (1)|B|E|S|P::insert into t values (2)|B|E|S", failed, true),
+        // What it had committed before.
+        ("P::call p()|B|E|H", failed, true),
+        (
+            "P::begin|B|E|P::insert into t values (1)|B|E|P::commit|B|E|P::insert into t values (2)|B|E|H",
+            failed,
+            true,
+        ),
+    ] {
+        let mut scene = Scene::new();
+        scene.client(&extended(client)).server(&answer(heard));
+        assert_eq!(scene.core.may_be_committing(), in_doubt, "{client}, {heard}");
+        scene.lose(Loss::Failover);
+        assert_eq!(scene.log.contains("(08007)"), in_doubt, "{client}, {heard}: {}", scene.log);
+    }
+}
+
 #[test]
 fn a_block_that_lost_its_server_fails_until_it_is_ended() {
     let mut scene = Scene::new();
