@@ -9,7 +9,9 @@
 //! connection, which lives no longer, where the WAL is.
 //!
 //! In front of the second phase of a prepared transaction the server is asked in the same way for the xid that belongs to the
-//! GID; by a query, since no function that a FunctionCall can call tells it.
+//! GID, and where its WAL is; by a query, since no function that a FunctionCall can call tells it. It begins a transaction
+//! of its own, which must not wait, as it would by the session's defaults for a snapshot that is safe (`GetSafeSnapshot` in
+//! predicate.c): the prepared transaction itself may be what that waits for.
 //!
 //! Not asked, and told 08007: what commits without a COMMIT of its own (a statement outside of a block, a COMMIT among
 //! others in a text or a pipeline), COMMIT AND CHAIN.
@@ -46,7 +48,7 @@ pub(crate) enum Question {
     /// Where its WAL is, for all commits on this connection.
     Position,
     Xid,
-    /// The xid of a prepared transaction.
+    /// The xid of a prepared transaction, and the position.
     Prepared,
 }
 
@@ -103,17 +105,17 @@ impl Core {
         if !alone || !fits {
             return;
         }
-        if server.alive_at.is_none() {
-            message::put_call(up.out(), WAL_INSERT_LSN);
-            self.ledger.sent(Owed::Asked(Question::Position));
-        }
         match prepared {
             None => {
+                if server.alive_at.is_none() {
+                    message::put_call(up.out(), WAL_INSERT_LSN);
+                    self.ledger.sent(Owed::Asked(Question::Position));
+                }
                 message::put_call(up.out(), XACT_ID_IF_ASSIGNED);
                 self.ledger.sent(Owed::Asked(Question::Xid));
             }
             Some(gid) => {
-                message::put_query(up.out(), &xid_of_prepared(gid));
+                message::put_query(up.out(), &about_prepared(gid));
                 self.ledger.sent(Owed::Asked(Question::Prepared));
                 // As behind every simple query.
                 server.statements.unnamed = 0;
@@ -136,18 +138,14 @@ impl Core {
 
     /// FunctionCallResponse, or DataRow.
     pub(super) fn hear_value(&mut self, question: Question, message: &[u8], server: &mut ServerState) {
-        let value = match question {
-            Question::Position | Question::Xid => message::call_result(message),
-            Question::Prepared => message::only_value(message).flatten().and_then(number),
+        let (xid, position) = match question {
+            Question::Position => (None, message::call_result(message)),
+            Question::Xid => (message::call_result(message), None),
+            Question::Prepared => message::only_value(message).flatten().and_then(two_numbers).unzip(),
         };
-        let Some(value) = value else { return };
-        match question {
-            Question::Position => server.alive_at = Some(Lsn(value)),
-            Question::Xid | Question::Prepared => {
-                if let Some(commit) = &mut self.commit {
-                    (commit.xid, commit.alive_at) = (Some(value), server.alive_at);
-                }
-            }
+        server.alive_at = position.map(Lsn).or(server.alive_at);
+        if let (Some(xid), Some(commit)) = (xid, &mut self.commit) {
+            (commit.xid, commit.alive_at) = (Some(xid), server.alive_at);
         }
     }
 
@@ -229,13 +227,17 @@ fn is_plain(gid: &str) -> bool {
     gid.len() < GID_SIZE && gid.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'\\')
 }
 
-fn xid_of_prepared(gid: &str) -> String {
+fn about_prepared(gid: &str) -> String {
     let quoted = gid.replace('\'', "''");
     format!(
-        "SELECT transaction FROM pg_catalog.pg_prepared_xacts WHERE gid OPERATOR(pg_catalog.=) '{quoted}'"
+        "SET TRANSACTION NOT DEFERRABLE; \
+         SELECT pg_catalog.concat(transaction, ' ', pg_catalog.pg_wal_lsn_diff(\
+         pg_catalog.pg_current_wal_insert_lsn(), '0/0')) \
+         FROM pg_catalog.pg_prepared_xacts WHERE gid OPERATOR(pg_catalog.=) '{quoted}'"
     )
 }
 
-fn number(text: &[u8]) -> Option<u64> {
-    std::str::from_utf8(text).ok()?.parse().ok()
+fn two_numbers(text: &[u8]) -> Option<(u64, u64)> {
+    let (first, second) = std::str::from_utf8(text).ok()?.split_once(' ')?;
+    Some((first.parse().ok()?, second.parse().ok()?))
 }

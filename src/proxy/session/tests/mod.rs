@@ -283,6 +283,7 @@ fn answer(script: &str) -> Vec<u8> {
             }
             // A row of one value.
             (Some(("D", value)), _) => {
+                let value = value.replace('_', " ");
                 let length = u32::try_from(value.len()).expect("short").to_be_bytes();
                 put(&mut out, b'D', &[&[0, 1], &length, value.as_bytes()]);
             }
