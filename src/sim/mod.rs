@@ -73,7 +73,8 @@ fn search<O: Send>(
         own.map(|seed| match run(seed) {
             Ok(outcome) => (seed, outcome),
             Err(how) => {
-                panic!("seed {seed}: {how}again: BELLWETHER_SIM_SEED={seed} cargo test --lib {tests}")
+                let how = how.trim_end();
+                panic!("seed {seed}: {how}\nagain: BELLWETHER_SIM_SEED={seed} cargo test --lib {tests}")
             }
         })
         .collect::<Vec<_>>()
