@@ -1,7 +1,6 @@
 //! Restarts of all servers by one command, under load: each of them starts anew, and no client hears of it.
 
 use std::collections::BTreeMap;
-use std::process::Output;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,9 +8,9 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::task::JoinHandle;
 
-use crate::harness::ledger::{Answer, Entry, Ledger, audit, tokens};
+use crate::harness::ledger::{audit, tokens};
 use crate::harness::{Cluster, Options, bellwether, eventually};
-use crate::switchover::{acknowledged_beyond, client, pgbench};
+use crate::switchover::{Writers, client};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_servers_are_restarted_under_load() {
@@ -23,10 +22,9 @@ async fn all_servers_are_restarted_under_load() {
 
 async fn without_an_error(cluster: &mut Cluster) {
     let (before, old) = (start_times(cluster), cluster.primary());
-    let mut load = pgbench(cluster);
-    let ledger = Ledger::start(&cluster.conninfo(), 1, 6).await;
+    let writers = Writers::start(cluster, 6).await;
     let readers = Readers::start(cluster, 4);
-    acknowledged_beyond(&ledger, 100).await;
+    writers.go_on(100).await;
     let (code, foreseen) = restart(cluster, &["--rolling", "--dry-run"]);
     assert!(code == Some(0) && foreseen.contains("nothing stands in the way"), "{foreseen}");
     assert_eq!(start_times(cluster), before, "nothing is done");
@@ -42,20 +40,11 @@ async fn without_an_error(cluster: &mut Cluster) {
     let nodes = last["nodes"].as_array().expect("nodes");
     assert_eq!((nodes.len(), &nodes[2]["node"]), (3, &Value::from(old.name)), "{last}");
     assert!(nodes.iter().all(|node| node["to_version"].is_string()), "{last}");
-    let goal = ledger.acknowledged() + 100;
-    acknowledged_beyond(&ledger, goal).await;
+    writers.go_on(100).await;
 
     let (reads, errors) = readers.finish().await;
     assert!(reads > 100 && errors.is_empty(), "{reads} reads, {errors:?}");
-    let entries = ledger.finish().await;
-    let errors: Vec<&Entry> = entries.iter().filter(|e| e.answer != Answer::Acknowledged).collect();
-    assert!(errors.is_empty(), "{} of {}: {errors:?}", errors.len(), entries.len());
-    println!("longest commit: {:?}", entries.iter().map(|entry| entry.took).max());
-    let alive = load.try_wait().expect("pgbench").is_none();
-    let _ = load.kill();
-    let Output { stderr, .. } = load.wait_with_output().expect("pgbench");
-    let stderr = String::from_utf8_lossy(&stderr);
-    assert!(alive && !stderr.contains("ERROR") && !stderr.contains("aborted"), "{stderr}");
+    let entries = writers.finish_without_an_error().await;
     cluster.await_steady();
     for server in cluster.servers() {
         let found = tokens(&cluster.direct_conninfo(&server, "app")).await;

@@ -1,6 +1,6 @@
 //! Planned switchovers under load: not one error, not one row lost or doubled, and the old primary back as a standby.
 
-use std::process::{Output, Stdio};
+use std::process::{Child, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -27,11 +27,9 @@ async fn three_without_an_error(cluster: &mut Cluster) {
     // Pinned to its server, and in no transaction: it is not waited for, and told.
     let pinned = client(&cluster.conninfo()).await;
     pinned.batch_execute("CREATE TEMP TABLE mine (x int)").await.expect("the endpoint answers");
-    let mut load = pgbench(cluster);
-    let ledger = Ledger::start(&cluster.conninfo(), 1, 8).await;
+    let writers = Writers::start(cluster, 8).await;
     for round in 1..=3 {
-        let goal = ledger.acknowledged() + 200;
-        acknowledged_beyond(&ledger, goal).await;
+        writers.go_on(200).await;
         let old = cluster.primary();
         eventually("a successor is foreseen", Duration::from_secs(30), || {
             let (code, foreseen) = switchover(cluster, &["--dry-run"]);
@@ -57,18 +55,41 @@ async fn three_without_an_error(cluster: &mut Cluster) {
     let history = cluster.api("/api/v1/history").expect("history").to_string();
     assert!(history.contains("sessions pinned by temporary, cut off: 1"), "{history}");
 
-    let entries = ledger.finish().await;
-    let errors: Vec<&Entry> = entries.iter().filter(|e| e.answer != Answer::Acknowledged).collect();
-    assert!(errors.is_empty(), "{} of {}: {errors:?}", errors.len(), entries.len());
+    let entries = writers.finish_without_an_error().await;
     let found = tokens(&cluster.direct_conninfo(&cluster.primary(), "app")).await;
     assert_eq!(audit(&entries, &found), Vec::<String>::new());
-    println!("longest commit: {:?}", entries.iter().map(|entry| entry.took).max());
-    // Ctrl-C ends pgbench without an error of its own; a client's error would have ended that client before.
-    let alive = load.try_wait().expect("pgbench").is_none();
-    let _ = load.kill();
-    let Output { stderr, .. } = load.wait_with_output().expect("pgbench");
-    let stderr = String::from_utf8_lossy(&stderr);
-    assert!(alive && !stderr.contains("ERROR") && !stderr.contains("aborted"), "{stderr}");
+}
+
+/// Clients that write all the time: some who note every answer, and pgbench's.
+pub(crate) struct Writers {
+    ledger: Ledger,
+    load: Child,
+}
+
+impl Writers {
+    pub(crate) async fn start(cluster: &Cluster, clients: i64) -> Writers {
+        let load = pgbench(cluster);
+        Writers { ledger: Ledger::start(&cluster.conninfo(), 1, clients).await, load }
+    }
+
+    /// So many more commits are acknowledged.
+    pub(crate) async fn go_on(&self, commits: u64) {
+        acknowledged_beyond(&self.ledger, self.ledger.acknowledged() + commits).await;
+    }
+
+    pub(crate) async fn finish_without_an_error(mut self) -> Vec<Entry> {
+        let entries = self.ledger.finish().await;
+        let errors: Vec<&Entry> = entries.iter().filter(|e| e.answer != Answer::Acknowledged).collect();
+        assert!(errors.is_empty(), "{} of {}: {errors:?}", errors.len(), entries.len());
+        println!("longest commit: {:?}", entries.iter().map(|entry| entry.took).max());
+        // Ctrl-C ends pgbench without an error of its own; a client's error would have ended that client before.
+        let alive = self.load.try_wait().expect("pgbench").is_none();
+        let _ = self.load.kill();
+        let Output { stderr, .. } = self.load.wait_with_output().expect("pgbench");
+        let stderr = String::from_utf8_lossy(&stderr);
+        assert!(alive && !stderr.contains("ERROR") && !stderr.contains("aborted"), "{stderr}");
+        entries
+    }
 }
 
 async fn an_open_transaction_is_spared_and_then_cut(cluster: &mut Cluster) {
@@ -208,7 +229,7 @@ pub(crate) async fn client(conninfo: &str) -> tokio_postgres::Client {
     client
 }
 
-pub(crate) async fn acknowledged_beyond(ledger: &Ledger, goal: u64) {
+async fn acknowledged_beyond(ledger: &Ledger, goal: u64) {
     eventually_async("acknowledged tokens", Duration::from_secs(60), || async {
         let now = ledger.acknowledged();
         if now > goal { Ok(()) } else { Err(format!("{now} of {goal}")) }
@@ -217,7 +238,7 @@ pub(crate) async fn acknowledged_beyond(ledger: &Ledger, goal: u64) {
 }
 
 /// TPC-B and selects, also on the standbys. Without --max-tries: an error ends its client.
-pub(crate) fn pgbench(cluster: &Cluster) -> std::process::Child {
+fn pgbench(cluster: &Cluster) -> Child {
     let initialised = cluster
         .program("pgbench")
         .args(["-i", "-q", "-s", "2", &cluster.conninfo()])
