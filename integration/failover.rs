@@ -214,7 +214,14 @@ fn three_were_enough(cluster: &mut Cluster) {
         let told = log.contains("3 automatic failovers within 1h are enough (failover.budget)");
         if told { Ok(()) } else { Err(log) }
     });
+    // Before F7 the metrics say what they say behind it.
     eventually("the old primary is back", Duration::from_secs(60), || {
+        let log = cluster.log();
+        let since = log.rsplit_once("rule=\"F7\"").map_or("", |(_, since)| since);
+        let is_back = ["S6", "P3"].iter().any(|rule| since.contains(&format!("rule=\"{rule}\"")));
+        if is_back { Ok(()) } else { Err(log) }
+    });
+    eventually("the metrics say so", Duration::from_secs(10), || {
         let metrics = cluster.http("GET", "/metrics")?.1;
         let is_back = metrics.contains("bellwether_failover_mode{mode=\"automatic\"} 1");
         if is_back { Ok(()) } else { Err(metrics) }
