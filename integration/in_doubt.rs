@@ -157,6 +157,7 @@ async fn arrived(cluster: &mut Cluster) {
     for (id, there) in [("first phase", 1), ("no phase", 0), ("left", 1), ("left too", 0)] {
         assert_eq!(count(&client, id).await, there, "{id}");
     }
+    waits_for_no_snapshot(cluster).await;
     cluster.await_steady();
 }
 
@@ -325,6 +326,24 @@ async fn in_block(cluster: &Cluster, id: &str) -> Client {
     client.batch_execute("BEGIN").await.expect("a block");
     client.batch_execute(&format!("INSERT INTO doubtful VALUES ('{id}')")).await.expect("a row");
     client
+}
+
+/// By such defaults a transaction waits for all that might harm its snapshot, and the one that is to be ended might.
+async fn waits_for_no_snapshot(cluster: &Cluster) {
+    let client = connect(cluster).await;
+    for statement in [
+        "BEGIN ISOLATION LEVEL SERIALIZABLE",
+        "INSERT INTO doubtful VALUES ('safe')",
+        "PREPARE TRANSACTION 'safe'",
+        "SET default_transaction_isolation = serializable",
+        "SET default_transaction_read_only = on",
+        "SET default_transaction_deferrable = on",
+    ] {
+        client.batch_execute(statement).await.expect(statement);
+    }
+    let ending = client.batch_execute("COMMIT PREPARED 'safe'");
+    let ended = tokio::time::timeout(Duration::from_secs(60), ending).await;
+    ended.expect("it waits for itself").expect("it was prepared");
 }
 
 /// A row that waits for the second phase of `id`.
