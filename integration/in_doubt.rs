@@ -242,7 +242,8 @@ async fn primary_goes_on(cluster: &mut Cluster) {
 
 /// Only the connection is lost: the backend is ended while its commit waits.
 async fn server_stays(cluster: &Cluster) {
-    let primary = cluster.primary();
+    let term = || cluster.api("/api/v1/cluster").expect("state")["directive"]["term"].clone();
+    let (primary, before) = (cluster.primary(), term());
     let client = in_block(cluster, "cut").await;
     let walsender = walsender(cluster, &primary);
     kill(walsender, Signal::SIGSTOP).expect("a walsender");
@@ -259,6 +260,10 @@ async fn server_stays(cluster: &Cluster) {
             assert_eq!(there, 0);
         }
     }
+    // It is noticed a moment later, and cuts what has begun since then.
+    eventually("the restart is noticed", Duration::from_secs(30), || {
+        if term() == before { Err(before.to_string()) } else { Ok(()) }
+    });
 }
 
 /// The stream stands still, and the primary goes on: a commit that waits is given up, what would have to wait is held, what
