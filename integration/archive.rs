@@ -16,7 +16,7 @@ use crate::harness::{
     Cluster, Disk, Durability, Fault, Options, Server, bellwether, eventually, free_port, set_mode,
 };
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// A directory beside the cluster's.
 pub(crate) fn archive_dir(cluster: &Cluster) -> PathBuf {

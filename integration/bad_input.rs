@@ -22,7 +22,7 @@ use crate::harness::{
     stop_waiting,
 };
 
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(120);
 
 /// Where a write of another session is seen at once.
 const COUNT_CALM: &str = "/* bellwether: primary */ SELECT count(*) FROM calm";
@@ -164,7 +164,7 @@ fn a_standby_of_another_cluster() {
         cluster.superuser_password()
     );
     stranger.start(&cluster, &upstream);
-    eventually("the walreceiver's complaint", Duration::from_secs(60), || {
+    eventually("the walreceiver's complaint", Duration::from_secs(120), || {
         let log = stranger.log();
         let told = log.contains("database system identifier differs between the primary and standby");
         if told { Ok(()) } else { Err(log) }
@@ -279,6 +279,8 @@ fn a_full_disk() {
     let mut cluster =
         Cluster::start(Options { disk: DiskKind::Faulty, expected_warnings, ..Options::default() });
     cluster.psql("CREATE TABLE calm (n int)").expect("create");
+    // However long the commits wait.
+    cluster.reconfigure(|config| config["failover"]["hold_clients"] = "10min".into());
 
     // The write of WAL itself, in a segment that was allocated long before.
     nothing_is_acknowledged(
@@ -387,7 +389,9 @@ fn too_many_clients_and_writes_where_one_only_reads() {
     });
 
     let standby = cluster.conninfo_at(readers);
-    assert_eq!(cluster.psql_at(&standby, "SELECT pg_is_in_recovery()"), Ok("t".to_owned()));
+    let answer =
+        eventually("a standby is fresh", SOON, || cluster.psql_at(&standby, "SELECT pg_is_in_recovery()"));
+    assert_eq!(answer, "t");
     for write in ["INSERT INTO calm VALUES (13)", "CREATE TABLE no ()", "SELECT * FROM calm FOR UPDATE"] {
         let error = cluster.psql_at(&standby, write).expect_err(write);
         assert!(error.contains("25006"), "{write}: {error}");
@@ -406,7 +410,7 @@ fn too_many_clients_and_writes_where_one_only_reads() {
         (psql, stdin)
     };
     // Whoever was here before may still be leaving.
-    eventually("nobody is left", Duration::from_secs(30), || {
+    eventually("nobody is left", Duration::from_secs(120), || {
         let count = cluster.metric("bellwether_clients{state=\"idle\"}").unwrap_or(0.0);
         if count == 0.0 { Ok(()) } else { Err(count.to_string()) }
     });
@@ -416,7 +420,7 @@ fn too_many_clients_and_writes_where_one_only_reads() {
     let (mut gone, stdin) = clients.pop().expect("three clients");
     drop(stdin);
     gone.wait().expect("psql ends");
-    eventually("one may come when one has left", Duration::from_secs(30), || cluster.psql("SELECT 1"));
+    eventually("one may come when one has left", Duration::from_secs(120), || cluster.psql("SELECT 1"));
     for (mut psql, stdin) in clients {
         drop(stdin);
         assert!(psql.wait().expect("psql ends").success());

@@ -40,7 +40,7 @@ fn small() -> Cluster {
         Cluster::start(Options { nodes: 2, durability: Durability::Async, ..Options::default() });
     cluster.await_steady();
     // A standby is asked once it has said how far it has replayed.
-    eventually("the standby's word", Duration::from_secs(30), || {
+    eventually("the standby's word", Duration::from_secs(120), || {
         let follower = cluster.api("/api/v1/cluster")?["followers"][0].clone();
         if follower["replay"] != "0/0" { Ok(()) } else { Err(follower.to_string()) }
     });
@@ -162,6 +162,14 @@ fn a_standby_whose_start_is_gone_is_passed_over(cluster: &mut Cluster) {
         retain.as_mapping_mut().expect("a section").insert("size".into(), "32MiB".into());
     });
     let superuser = cluster.direct_conninfo(&cluster.primary(), "postgres");
+    // No checkpoint of its own accord.
+    for sql in [
+        "ALTER SYSTEM SET checkpoint_timeout = '1d'",
+        "ALTER SYSTEM SET max_wal_size = '10GB'",
+        "SELECT pg_reload_conf()",
+    ] {
+        cluster.psql_at(&superuser, sql).expect("a setting");
+    }
     let fill =
         "SELECT count(pg_logical_emit_message(false, 'x', repeat('x', 1 << 20))) FROM generate_series(1, 24)";
     for _ in 0..6 {
@@ -298,8 +306,10 @@ fn follower_init() {
     let said = String::from_utf8_lossy(&refused.stderr);
     assert!(said.contains("is not empty"), "{said}");
 
-    let mut killed = init(&data_dir).stdout(Stdio::null()).spawn().expect("bellwether runs");
-    eventually("a half copied directory", Duration::from_secs(60), || {
+    let mut killed = init(&data_dir);
+    // Slow enough to be caught amid it.
+    let mut killed = killed.arg("--max-rate=8M").stdout(Stdio::null()).spawn().expect("bellwether runs");
+    eventually("a half copied directory", Duration::from_secs(120), || {
         assert!(killed.try_wait().expect("wait").is_none(), "it has ended before it was killed");
         if data_dir.join("backup_label").is_file() { Ok(()) } else { Err("nothing yet".to_owned()) }
     });
@@ -323,7 +333,7 @@ fn follower_init() {
     assert!(started.success(), "{}", log());
     cluster.psql("CREATE TABLE after_the_copy AS SELECT 42 AS answer").expect("a write");
     let new = format!("host=127.0.0.1 port={port} user=app password=demo dbname=app");
-    eventually("the new standby's replay", Duration::from_secs(60), || {
+    eventually("the new standby's replay", Duration::from_secs(120), || {
         let answer = cluster.psql_at(&new, "SELECT answer FROM after_the_copy")?;
         if answer == "42" { Ok(()) } else { Err(log()) }
     });

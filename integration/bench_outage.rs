@@ -16,7 +16,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use figure::{Figure, Target};
-use harness::{Cluster, Instances, Options, Server, eventually};
+use harness::{Cluster, Instances, Options, SHORT_SILENCE, Server, eventually};
 use nix::sys::signal::Signal;
 use tokio_postgres::{Client, NoTls};
 
@@ -150,7 +150,8 @@ fn main() {
     let wanted = |name: &str| only.is_empty() || only.iter().any(|part| name.contains(part.as_str()));
     let alone: Vec<_> = ALONE.iter().filter(|fault| wanted(fault.name)).collect();
     let several: Vec<_> = SEVERAL.iter().filter(|fault| wanted(fault.name)).collect();
-    let options = Options { expected_warnings: &[" WARN ", " ERROR "], ..Options::default() };
+    let options =
+        Options { silence: SHORT_SILENCE, expected_warnings: &[" WARN ", " ERROR "], ..Options::default() };
     println!(
         "\n| milliseconds without writes | runs | least | median | p95 | worst | errors in all |\n|---|---|---|---|---|---|---|"
     );
@@ -161,7 +162,7 @@ fn main() {
         figures.extend(alone.into_iter().map(|fault| measure(&mut cluster, fault)));
     }
     if !several.is_empty() {
-        let mut instances = Instances::with_lease(options, "5s");
+        let mut instances = Instances::start(options);
         instances.cluster.psql_at(&instances.conninfo(), TABLE).expect("a table");
         figures.extend(several.into_iter().map(|fault| measure(&mut instances, fault)));
     }

@@ -116,7 +116,7 @@ fn a_login_without_rights(cluster: &Cluster) {
             serde_yaml::from_str("{user: plain, password: plain}").expect("the test's own YAML");
     });
     // The standbys have the role once they have replayed it.
-    let mends = eventually("all three refuse the role's rights", Duration::from_secs(30), || {
+    let mends = eventually("all three refuse the role's rights", Duration::from_secs(120), || {
         let (code, report) = check(&config);
         let promoting = report.matches("plain may not promote").count();
         if code == Some(1) && promoting == 3 { Ok(mends(&report)) } else { Err(report) }
@@ -132,7 +132,7 @@ fn a_login_without_rights(cluster: &Cluster) {
     for mend in mends {
         cluster.psql_at(&direct, &mend).expect(&mend);
     }
-    eventually("no right is missing", Duration::from_secs(30), || {
+    eventually("no right is missing", Duration::from_secs(120), || {
         let (code, report) = check(&config);
         if code == Some(0) && !report.contains("may not") { Ok(()) } else { Err(report) }
     });

@@ -7,7 +7,7 @@ use tokio_postgres::NoTls;
 
 use crate::harness::{Cluster, Durability, Options, eventually, eventually_async};
 
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(120);
 
 fn cluster() -> Cluster {
     let mut cluster =
@@ -160,6 +160,11 @@ async fn what_is_ordered() {
     tokio::spawn(connection);
     let paused = tokio::spawn(async move { operator.simple_query("PAUSE app").await });
     let other = client(&cluster).await;
+    eventually("it is pausing", LIMIT, || {
+        let databases = table(&cluster, "SHOW DATABASES");
+        let pausing = databases.iter().any(|row| row[0] == "app" && row[11] == "1");
+        if pausing { Ok(()) } else { Err(format!("{databases:?}")) }
+    });
     let waits = tokio::spawn(async move { pid(&other).await });
     eventually("a client in the queue", LIMIT, || {
         let pools = table(&cluster, "SHOW POOLS");

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::harness::{Cluster, Durability, Options, Psql, eventually, free_port};
 
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// With a client that is connected and has done something.
 fn in_use() -> (Cluster, Psql) {

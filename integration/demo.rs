@@ -159,7 +159,7 @@ fn a_demo_in_a_directory_of_its_own_choice_leaves_nothing() {
 
     let pid = Pid::from_raw(i32::try_from(demo.id()).expect("a pid"));
     kill(pid, Signal::SIGINT).expect("signal");
-    let ended = eventually("the demo's end", Duration::from_secs(90), || {
+    let ended = eventually("the demo's end", Duration::from_secs(120), || {
         demo.try_wait().expect("wait").ok_or_else(|| "it runs".to_owned())
     });
     assert!(ended.success(), "{ended}");

@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 
 use crate::harness::{Cluster, Options, bellwether, eventually, free_port};
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 const SEGMENT: &str = "SELECT pg_switch_wal() FROM pg_logical_emit_message(true, 'x', repeat('x', 1 << 20))";
 
 #[test]

@@ -38,7 +38,7 @@ fn wal_ls_and_verify() {
     });
     assert!(looks > 0, "nobody looked");
     cluster.signal(&cluster.primary(), Signal::SIGKILL);
-    eventually("writes", Duration::from_secs(30), || cluster.psql(FILL));
+    eventually("writes", Duration::from_secs(180), || cluster.psql(FILL));
     cluster.await_steady();
     let promoted = cluster.primary();
     cluster.interrupt_bellwether();

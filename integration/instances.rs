@@ -1,6 +1,6 @@
 //! Several instances: one leads, all serve, and whoever goes, what was acknowledged stays.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
@@ -8,9 +8,11 @@ use crate::harness::ledger::{Ledger, audit, tokens};
 use crate::harness::{Authority, Instances, Options, Server, eventually};
 use crate::rolling::start_times;
 
+const LIMIT: Duration = Duration::from_secs(180);
+
 fn await_writes(ledger: &Ledger) {
     let before = ledger.acknowledged();
-    eventually("writes go on", Duration::from_secs(60), || {
+    eventually("writes go on", LIMIT, || {
         let acknowledged = ledger.acknowledged();
         if acknowledged >= before + 20 { Ok(()) } else { Err(format!("{acknowledged} after {before}")) }
     });
@@ -29,8 +31,12 @@ fn orders_reach_the_leader(instances: &Instances) {
     assert!(!done && said.contains("409") && said.contains("resume first"), "{said}");
     let resumed = instances.cluster.psql_at(&instances.console_of(other), "FAILOVER RESUME");
     assert!(resumed.is_ok(), "{resumed:?}");
-    let (done, said) = run(&["switchover"]);
-    assert!(done, "{said}");
+    eventually("the order is taken", LIMIT, || {
+        let (done, said) = run(&["switchover"]);
+        // What took over a moment ago may not be whole yet.
+        assert!(done || said.contains("409"), "{said}");
+        if done { Ok(()) } else { Err(said) }
+    });
     let (done, said) = run(&["status"]);
     assert!(done && said.contains("\nleader  bw") && said.contains("s ago"), "{said}");
 }
@@ -39,7 +45,7 @@ fn orders_reach_the_leader(instances: &Instances) {
 fn all_servers_are_restarted(instances: &Instances) {
     let other = (instances.await_leader() + 1) % instances.len();
     let before = start_times(&instances.cluster);
-    eventually("the order is taken", Duration::from_secs(60), || {
+    eventually("the order is taken", LIMIT, || {
         let output = instances.command(other, &["restart", "--rolling"]).output().expect("bellwether");
         let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
         if output.status.success() {
@@ -57,6 +63,19 @@ fn all_servers_are_restarted(instances: &Instances) {
 /// Of the one beside the primary, which needs another's word, by a process that hears nobody: it goes by what the others told
 /// the one before it, and not for longer.
 async fn a_takeover_cuts_nothing(instances: &mut Instances, primary: &Server) {
+    for _ in 0..5 {
+        if a_takeover_in_time_cuts_nothing(instances, primary).await {
+            return;
+        }
+    }
+    panic!("this machine is too slow: each time {VOUCH:?} were over before the commit");
+}
+
+/// How long an instance is vouched for from another's word on (`src/topology/members.rs`).
+const VOUCH: Duration = Duration::from_secs(2);
+
+/// Whether it was quick enough to show anything.
+async fn a_takeover_in_time_cuts_nothing(instances: &mut Instances, primary: &Server) -> bool {
     let n = instances.beside(primary);
     let whole = instances.config(n);
     instances.rewrite(n, |config| {
@@ -69,12 +88,19 @@ async fn a_takeover_cuts_nothing(instances: &mut Instances, primary: &Server) {
         tokio_postgres::connect(&instances.conninfo_of(n), tokio_postgres::NoTls).await.expect("connect");
     tokio::spawn(connection);
     client.batch_execute("BEGIN; CREATE TEMP TABLE open()").await.expect("begun");
+    let began = Instant::now();
     let former = instances.take_over(n);
-    for _ in 0..10 {
-        client.batch_execute("SELECT FROM open").await.expect("its server is still there");
-    }
-    client.batch_execute("COMMIT").await.expect("committed");
-    eventually("it believes nobody any more", Duration::from_secs(20), || {
+    let open = async {
+        for _ in 0..10 {
+            client.batch_execute("SELECT FROM open").await?;
+        }
+        client.batch_execute("COMMIT").await
+    };
+    let cut = open.await.err();
+    // The word is as old as the last answer before.
+    let in_time = began.elapsed() < VOUCH / 2;
+    assert!(cut.is_none() || !in_time, "{cut:?}");
+    eventually("it believes nobody any more", LIMIT, || {
         let state = instances.state(n)?;
         let primary = &state["directive"]["primary"];
         if primary.is_null() { Ok(()) } else { Err(state.to_string()) }
@@ -86,11 +112,12 @@ async fn a_takeover_cuts_nothing(instances: &mut Instances, primary: &Server) {
     instances.kill(n);
     instances.spawn(n);
     instances.await_steady();
+    cut.is_none()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_goes_the_others_go_on() {
-    let mut instances = Instances::start(Options::default());
+    let mut instances = Instances::start(Options { silence: "5s", ..Options::default() });
     let primary = instances.await_steady();
     for n in 0..instances.len() {
         let written = instances
@@ -140,10 +167,14 @@ async fn whoever_goes_the_others_go_on() {
     instances.signal(host, Signal::SIGCONT);
     let third = instances.await_steady();
     assert_ne!(third.name, second.name);
-    let history = instances.history(instances.await_leader()).expect("the history");
-    let names = history.as_array().into_iter().flatten().map(|election| election["ailment"].as_str());
-    let names: Vec<&str> = names.flatten().collect();
-    assert_eq!(names, ["process_dead", "server_frozen"], "{history}");
+    // Who leads anew reads it first.
+    let names = eventually("the history", LIMIT, || {
+        let history = instances.history(instances.await_leader())?;
+        let names = history.as_array().into_iter().flatten().map(|election| election["ailment"].as_str());
+        let names: Vec<String> = names.flatten().map(str::to_owned).collect();
+        if names.len() >= 2 { Ok(names) } else { Err(history.to_string()) }
+    });
+    assert_eq!(names, ["process_dead", "server_frozen"]);
     await_writes(&ledger);
     let mut entries = elsewhere.finish().await;
 
@@ -151,7 +182,7 @@ async fn whoever_goes_the_others_go_on() {
     instances.etcd.kill(0);
     await_writes(&ledger);
     instances.cluster.lose_machine(&third);
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    tokio::time::sleep(Duration::from_secs(8)).await;
     let stays = ledger.acknowledged();
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(ledger.acknowledged(), stays, "nobody may be promoted while nobody can agree on it");
@@ -166,7 +197,7 @@ async fn whoever_goes_the_others_go_on() {
 
 /// The relays that the primary's setting names.
 fn await_acknowledgers(instances: &Instances, expected: &[&str]) {
-    eventually(&format!("{expected:?} acknowledge"), Duration::from_secs(60), || {
+    eventually(&format!("{expected:?} acknowledge"), LIMIT, || {
         let primary = instances.await_steady_without(&["pg1", "pg2"]);
         let direct = instances.cluster.direct_conninfo(&primary, "postgres");
         let names = instances.cluster.psql_at(&direct, "SHOW synchronous_standby_names")?;
@@ -206,7 +237,7 @@ async fn instances_come_and_go() {
     let new = instances.join(|config| config["tls"] = serde_yaml::from_str(&tls).expect("YAML"));
     instances.list(0, &[0, 1, new]);
     let mut formers = vec![instances.take_over(0)];
-    eventually("they differ", Duration::from_secs(20), || {
+    eventually("they differ", LIMIT, || {
         let status = instances.command(0, &["status"]).output().expect("bellwether").stdout;
         let status = String::from_utf8_lossy(&status).into_owned();
         let differ = status.contains("bw2 counts other instances than this one: bw1, bw2\n");
@@ -217,9 +248,13 @@ async fn instances_come_and_go() {
     instances.list(1, &[0, 1, new]);
     formers.push(instances.take_over(1));
     await_acknowledgers(&instances, &["bw1", "bw2", "bw3"]);
-    for n in [0, 1] {
-        assert_eq!(instances.metric(n, "bellwether_member_agrees{instance=\"bw3\"}"), Some(1.0));
-        assert_eq!(instances.metric(n, "bellwether_etcd_up"), Some(1.0));
+    for (n, metric) in [0, 1].into_iter().flat_map(|n| {
+        ["bellwether_member_agrees{instance=\"bw3\"}", "bellwether_etcd_up"].map(|metric| (n, metric))
+    }) {
+        eventually(metric, LIMIT, || match instances.metric(n, metric) {
+            Some(1.0) => Ok(()),
+            other => Err(format!("{n}: {other:?}")),
+        });
     }
     let plain = format!("{} sslmode=disable", instances.conninfo_of(new));
     assert!(instances.cluster.psql_at(&plain, "SELECT 1").is_err(), "nobody is let in without TLS");

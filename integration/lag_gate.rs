@@ -7,7 +7,7 @@ use nix::unistd::Pid;
 
 use crate::harness::{Cluster, Durability, Options, Server, eventually};
 
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(120);
 
 fn replay(cluster: &Cluster, server: &Server, what: &str) {
     let sql = format!("SELECT pg_wal_replay_{what}()");
@@ -85,10 +85,19 @@ fn a_silent_stream_is_not_taken_for_an_idle_primary() {
     let walsender = Pid::from_raw(walsender.parse().expect("a pid"));
     kill(walsender, Signal::SIGSTOP).expect("stop");
     cluster.psql("INSERT INTO gate VALUES ('unseen')").expect("nobody has to acknowledge it");
-    reads_settle_on(&cluster, &[&primary.name]);
-    let upstream = cluster.api("/api/v1/cluster").expect("state")["wal"]["upstream"]["state"].clone();
-    kill(walsender, Signal::SIGCONT).expect("continue");
+    let upstream = eventually("the silence is noticed", SOON, || {
+        let before = standby_reads(&cluster, &primary.name);
+        cluster.psql("SELECT count(*) FROM gate")?;
+        let upstream = cluster.api("/api/v1/cluster")?["wal"]["upstream"]["state"].clone();
+        if standby_reads(&cluster, &primary.name) > before {
+            Ok(upstream)
+        } else {
+            Err("a standby reads".to_owned())
+        }
+    });
     assert_eq!(upstream, "streaming", "the silence was noticed before the stream was given up");
+    reads_settle_on(&cluster, &[&primary.name]);
+    kill(walsender, Signal::SIGCONT).expect("continue");
     reads_settle_on(&cluster, &standbys);
 }
 

@@ -24,7 +24,7 @@ const SOAK_LASTS: Duration = Duration::from_secs(180);
 
 /// Actions of one connection at most.
 const ACTIONS: u32 = 12;
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(600);
 
 #[test]
 fn nobody_sees_what_is_anothers() {
@@ -42,7 +42,7 @@ fn run(clients: u64, lasts: Duration) {
     println!("SEED={seed}");
     let mut cluster = Cluster::start(Options { durability: Durability::Async, ..Options::default() });
     cluster.reconfigure(|config| {
-        let pool = format!("{{mode: transaction, size: {SERVERS}}}");
+        let pool = format!("{{mode: transaction, size: {SERVERS}, wait: 30min}}");
         config["pool"] = serde_yaml::from_str(&pool).expect("the test's own YAML");
     });
     let world = Arc::new(World {

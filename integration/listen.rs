@@ -14,7 +14,7 @@ use tokio_postgres::NoTls;
 
 use crate::harness::{Cluster, Durability, Options, eventually};
 
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// Who notified, on which channel, and what.
 #[derive(Clone, Debug, PartialEq, Eq)]

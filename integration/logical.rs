@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 
 use crate::harness::{Cluster, Options, eventually};
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// A cluster whose servers write what logical decoding needs.
 fn logical_cluster() -> Cluster {

@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 
 use crate::harness::{Authority, Cluster, Durability, Options, eventually_async};
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 
 const CLIENTS: u64 = 10_000;
 /// What all of them may cost, without TLS.

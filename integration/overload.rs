@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::harness::ledger::{Ledger, audit, tokens};
-use crate::harness::{Instances, Options};
+use crate::harness::{Instances, Options, SHORT_SILENCE};
 
 /// Per processor.
 const BUSY_THREADS: usize = 8;
@@ -65,7 +65,7 @@ impl Drop for Stress {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "ten minutes: make soak"]
 async fn a_machine_with_too_much_to_do_is_no_fault() {
-    let instances = Instances::with_lease(Options::default(), "5s");
+    let instances = Instances::start(Options { silence: SHORT_SILENCE, ..Options::default() });
     let primary = instances.await_steady();
     let term = instances.state(0).expect("a state")["term"].clone();
     let ledger = Ledger::start(&instances.conninfo(), 1, 8).await;

@@ -11,7 +11,7 @@ use tokio_postgres::error::SqlState;
 
 use crate::harness::{Cluster, Options, eventually_async};
 
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// Each in front of a cluster of its own: a cluster has one instance.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -9,7 +9,7 @@ use tokio_postgres::{AsyncMessage, Client, NoTls};
 
 use crate::harness::{Cluster, Durability, Options, eventually, eventually_async};
 
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// One role per limit, so that one cluster serves all of this file's clients.
 const POOL: &str = "
@@ -23,6 +23,7 @@ users:
   - {name: few, max_clients: 1}
   - {name: each, mode: statement}
   - {name: queue, size: 1, wait: 1500ms, notice_after: 200ms}
+  - {name: patient, size: 1, wait: 5min, notice_after: 200ms}
   - {name: reserve, size: 1, reserve_size: 1, reserve_after: 200ms}
   - {name: warm, min_size: 3}
   - {name: one, max_servers: 1}
@@ -81,7 +82,10 @@ async fn last_word(cluster: &Cluster, user: &str, first: &str) -> String {
     let conninfo = format!("host=127.0.0.1 port={} user={user} password=demo dbname=app", cluster.port);
     let (client, connection) = tokio_postgres::connect(&conninfo, NoTls).await.expect("a login");
     let ended = tokio::spawn(connection);
-    run(&client, first).await.expect("the first statement");
+    // On a busy machine it may come amid the first statement.
+    if let Err(told) = run(&client, first).await {
+        return told;
+    }
     let ended = tokio::time::timeout(LIMIT, ended).await.expect("the end in time").expect("no panic");
     sqlstate(&ended.expect_err("not by itself"))
 }
@@ -96,7 +100,8 @@ async fn limits_answer_with_their_sqlstate() {
 
     let slow = client(&cluster, "slow").await;
     assert_eq!(run(&slow, "SELECT pg_sleep(20)").await, refused("57014"));
-    assert_eq!(run(&slow, "SELECT 1").await, Ok(()), "the session goes on");
+    // On a busy machine even that may take as long.
+    eventually_async("the session goes on", LIMIT, async || run(&slow, "SELECT 1").await).await;
 
     assert_eq!(last_word(&cluster, "lazy", "BEGIN; INSERT INTO t VALUES (1)").await, "25P03");
     assert_eq!(last_word(&cluster, "away", "SELECT 1").await, "57P05");
@@ -135,7 +140,12 @@ async fn waiting_for_a_server_has_an_order_a_notice_and_an_end() {
     assert_eq!(run(&waits, "INSERT INTO t VALUES (2)").await, refused("53300"));
     let notice = notices.recv().await.expect("a notice");
     assert!(notice.contains("waiting for a free server connection"), "{notice}");
+    run(&holder, "COMMIT").await.expect("commit");
+
     // Who is served after a wait got the notice before the answer, and the answer is whole.
+    let holder = client(&cluster, "patient").await;
+    run(&holder, "BEGIN; INSERT INTO t VALUES (1)").await.expect("the only server");
+    let (waits, mut notices) = connect(&cluster, "patient").await.expect("a login");
     let (served, _) = tokio::join!(run(&waits, "INSERT INTO t VALUES (2)"), async {
         notices.recv().await.expect("a notice");
         run(&holder, "COMMIT").await.expect("commit");
@@ -143,7 +153,7 @@ async fn waiting_for_a_server_has_an_order_a_notice_and_an_end() {
     assert_eq!(served, Ok(()));
     // Who hangs up in the queue leaves it.
     run(&holder, "BEGIN; INSERT INTO t VALUES (1)").await.expect("the only server");
-    let (gone, mut notices) = connect(&cluster, "queue").await.expect("a login");
+    let (gone, mut notices) = connect(&cluster, "patient").await.expect("a login");
     let asks = tokio::spawn(async move { gone.batch_execute("INSERT INTO t VALUES (3)").await });
     notices.recv().await.expect("a notice");
     asks.abort();
@@ -184,11 +194,21 @@ async fn servers_are_opened_ahead_of_need_and_replaced_when_they_die() {
     let before = eventually_async("three connections", LIMIT, &pids).await;
     let admin = cluster.direct_conninfo(&cluster.primary(), "app");
     cluster
-        .psql_at(&admin, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'warm'")
+        .psql_at(
+            &admin,
+            "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE usename = 'warm'",
+        )
         .expect("terminate");
     assert_eq!(run(&warm, "INSERT INTO t VALUES (2)").await, Ok(()), "nobody hears of it");
-    let after = eventually_async("three other connections", LIMIT, &pids).await;
-    assert!(after.iter().all(|pid| !before.contains(pid)), "{before:?} {after:?}");
+    eventually_async("three other connections", LIMIT, async || {
+        let after = pids().await?;
+        if after.iter().all(|pid| !before.contains(pid)) {
+            Ok(())
+        } else {
+            Err(format!("{before:?} {after:?}"))
+        }
+    })
+    .await;
 }
 
 /// Of the saturated pool.
@@ -202,7 +222,7 @@ async fn two_thousand_clients_on_twenty_servers_are_served_in_their_order() {
     let mut cluster =
         Cluster::start(Options { nodes: 1, durability: Durability::Async, ..Options::default() });
     cluster.reconfigure(|config| {
-        config["pool"] = serde_yaml::from_str("{size: 20, max_clients: 2000, wait: 2min}").expect("YAML");
+        config["pool"] = serde_yaml::from_str("{size: 20, max_clients: 2000, wait: 30min}").expect("YAML");
         config["workers"] = 1.into();
     });
     cluster.psql("CREATE SEQUENCE served").expect("a sequence");
@@ -247,10 +267,17 @@ async fn two_thousand_clients_on_twenty_servers_are_served_in_their_order() {
     }
     // A cancel reaches its statement although nobody else gets on.
     let token = holders[0].cancel_token();
-    let (cancelled, _) = tokio::join!(run(&holders[0], "SELECT pg_sleep(60)"), async {
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        token.cancel_query(NoTls).await.expect("a cancel");
-    });
+    let asleep = run(&holders[0], "SELECT pg_sleep(60)");
+    tokio::pin!(asleep);
+    let cancelled = loop {
+        tokio::select! {
+            told = &mut asleep => break told,
+            // It hits nothing before the statement runs.
+            () = tokio::time::sleep(Duration::from_millis(200)) => {
+                token.cancel_query(NoTls).await.expect("a cancel");
+            }
+        }
+    };
     assert_eq!(cancelled, refused("57014"));
     for holder in &holders {
         run(holder, "ROLLBACK").await.expect("its end");

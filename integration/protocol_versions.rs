@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::harness::{Cluster, Durability, Options, second_major};
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// A connection on which messages are whole.
 struct Raw(TcpStream);

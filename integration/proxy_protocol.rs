@@ -11,7 +11,7 @@ use tokio_postgres::{Client, NoTls};
 
 use crate::harness::{Cluster, Durability, Options, eventually_async, free_port};
 
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(120);
 
 const fn loopback(host: u8) -> Ipv4Addr {
     Ipv4Addr::new(127, 0, 0, host)
@@ -24,9 +24,9 @@ impl Haproxy {
     fn start(cluster: &Cluster, port: u16, server: u16) -> Haproxy {
         let config = cluster.data().join("haproxy.cfg");
         let text = format!(
-            "defaults\n mode tcp\n timeout connect 5s\n timeout client 60s\n timeout server 60s\n\
+            "defaults\n mode tcp\n timeout check 10s\n timeout connect 5s\n timeout client 60s\n timeout server 60s\n\
              listen pg\n bind 127.0.0.1:{port}\n \
-             server bw 127.0.0.1:{server} send-proxy-v2 check inter 200ms check-send-proxy\n"
+             server bw 127.0.0.1:{server} send-proxy-v2 check inter 200ms fall 50 check-send-proxy\n"
         );
         fs::write(&config, text).expect("haproxy.cfg");
         let mut haproxy = Command::new("/usr/sbin/haproxy");

@@ -8,7 +8,7 @@ use tokio_postgres::{AsyncMessage, NoTls};
 
 use crate::harness::{Cluster, Durability, Options, bellwether, eventually};
 
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(120);
 
 fn yaml(text: &str) -> Value {
     serde_yaml::from_str(text).expect("the test's own YAML")

@@ -9,8 +9,11 @@ use serde_json::Value;
 use tokio::task::JoinHandle;
 
 use crate::harness::ledger::{audit, tokens};
-use crate::harness::{Cluster, Options, bellwether, eventually};
+use crate::harness::wal::caught_up;
+use crate::harness::{Cluster, Options, bellwether, eventually, eventually_async};
 use crate::switchover::{Writers, client};
+
+const LIMIT: Duration = Duration::from_secs(300);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_servers_are_restarted_under_load() {
@@ -46,6 +49,7 @@ async fn without_an_error(cluster: &mut Cluster) {
     assert!(reads > 100 && errors.is_empty(), "{reads} reads, {errors:?}");
     let entries = writers.finish_without_an_error().await;
     cluster.await_steady();
+    cluster.standbys().iter().for_each(|standby| caught_up(cluster, standby));
     for server in cluster.servers() {
         let found = tokens(&cluster.direct_conninfo(&server, "app")).await;
         assert_eq!(audit(&entries, &found), Vec::<String>::new(), "{}", server.name);
@@ -84,33 +88,41 @@ async fn an_open_read_is_spared_and_then_cut(cluster: &Cluster) {
 
 /// The standby that serves the block that the reader has open from here on.
 async fn begins_at(cluster: &Cluster, reader: &tokio_postgres::Client) -> String {
-    for statement in ["BEGIN READ ONLY", "SELECT count(*) FROM pg_class"] {
-        reader.batch_execute(statement).await.expect("a standby answers");
-    }
     let ask = "SELECT count(*) FROM pg_stat_activity \
                WHERE usename = 'app' AND state = 'idle in transaction'";
     let serves = |server: &crate::harness::Server| {
         let conninfo = cluster.direct_conninfo(server, "postgres");
         cluster.psql_at(&conninfo, ask).is_ok_and(|count| count == "1")
     };
-    cluster.standbys().into_iter().find(serves).expect("a read-only block is a standby's").name
+    // It is the primary's while no standby is fresh.
+    eventually_async("a standby's block", LIMIT, async || {
+        for statement in ["BEGIN READ ONLY", "SELECT count(*) FROM pg_class"] {
+            reader.batch_execute(statement).await.expect("a server answers");
+        }
+        if let Some(server) = cluster.standbys().into_iter().find(serves) {
+            return Ok(server.name);
+        }
+        reader.batch_execute("ROLLBACK").await.expect("a server answers");
+        Err("the primary's".to_owned())
+    })
+    .await
 }
 
 fn a_new_process_goes_on_with_it(cluster: &mut Cluster) {
     let before = start_times(cluster);
     let first = cluster.standbys().remove(0).name;
-    eventually("the order is taken", Duration::from_secs(30), || {
+    eventually("the order is taken", LIMIT, || {
         let (status, said) = cluster.http("POST", "/api/v1/restart?all")?;
         if status == 200 { Ok(()) } else { Err(said) }
     });
-    eventually("the first one's turn", Duration::from_secs(30), || {
+    eventually("the first one's turn", LIMIT, || {
         let last = last(cluster);
         let begun = last["nodes"][0]["from_version"].is_string();
         if begun && last["nodes"][0]["node"] == *first { Ok(()) } else { Err(last.to_string()) }
     });
     cluster.kill_bellwether();
     cluster.start_bellwether();
-    eventually("all are restarted", Duration::from_secs(60), || {
+    eventually("all are restarted", LIMIT, || {
         let restarts = cluster.api("/api/v1/restarts")?;
         let last = restarts.as_array().and_then(|all| all.last()).cloned().unwrap_or_default();
         if last["outcome"] == "completed" { Ok(()) } else { Err(last.to_string()) }
@@ -169,7 +181,7 @@ pub(crate) fn start_times(cluster: &Cluster) -> BTreeMap<String, String> {
     let ask = "SELECT extract(epoch FROM pg_postmaster_start_time())";
     let asked = |server: crate::harness::Server| {
         let conninfo = cluster.direct_conninfo(&server, "postgres");
-        let told = eventually("it answers", Duration::from_secs(30), || cluster.psql_at(&conninfo, ask));
+        let told = eventually("it answers", LIMIT, || cluster.psql_at(&conninfo, ask));
         (server.name, told.trim().to_owned())
     };
     cluster.servers().into_iter().map(asked).collect()
@@ -178,7 +190,7 @@ pub(crate) fn start_times(cluster: &Cluster) -> BTreeMap<String, String> {
 /// What the command says, and its exit code.
 fn restart(cluster: &Cluster, options: &[&str]) -> (Option<i32>, String) {
     // On a busy machine a server may not be well for a moment; then an operator tries again, too.
-    eventually("the order is taken", Duration::from_secs(30), || {
+    eventually("the order is taken", LIMIT, || {
         let output = bellwether().args(["restart", "--admin", &admin(cluster)]).args(options).output();
         let output = output.expect("bellwether restart");
         let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();

@@ -11,7 +11,7 @@ use tokio_postgres::{AsyncMessage, Client, NoTls};
 
 use crate::harness::{Cluster, Options, eventually_async};
 
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// Runs `script` with psql, going on after errors; what it printed, and what it complained about.
 fn script(cluster: &Cluster, script: &str) -> (String, String) {

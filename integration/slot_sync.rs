@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 
 use crate::harness::{Cluster, Durability, Options, eventually, second_major};
 
-const LIMIT: Duration = Duration::from_secs(90);
+const LIMIT: Duration = Duration::from_secs(120);
 const TAKE: &str = "SELECT count(*) FROM pg_logical_slot_get_binary_changes('consumer', NULL, NULL, \
                     'proto_version', '1', 'publication_names', 'everything')";
 

@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use crate::harness::wal::compare_with_primary;
 use crate::harness::{Cluster, Durability, Gate, Options, Server, bellwether, eventually, free_port};
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 
 fn positions(cluster: &Cluster, server: &Server, function: &str) -> u64 {
     let position = format!("SELECT coalesce({function}() - '0/0', 0)");

@@ -33,12 +33,12 @@ async fn a_standby_beyond_the_fork_is_located_and_rebuilt_and_its_wal_is_saved()
     cluster.signal(&primary, Signal::SIGKILL);
     kill(walsender, Signal::SIGKILL).expect("a walsender");
 
-    eventually("the candidate is primary", Duration::from_secs(60), || {
+    eventually("the candidate is primary", Duration::from_secs(120), || {
         let state = cluster.api("/api/v1/cluster")?;
         if state["directive"]["primary"] == candidate.name.as_str() { Ok(()) } else { Err(state.to_string()) }
     });
     cluster.await_steady();
-    eventually("both tails are in the history", Duration::from_secs(60), || {
+    eventually("both tails are in the history", Duration::from_secs(120), || {
         let history = cluster.api("/api/v1/history")?;
         let last = history.as_array().and_then(|all| all.last()).ok_or("no election")?;
         let names = |list: &str| -> Vec<String> {
@@ -60,7 +60,7 @@ async fn a_standby_beyond_the_fork_is_located_and_rebuilt_and_its_wal_is_saved()
     cluster.await_steady();
     cluster.psql("INSERT INTO kept VALUES (101)").unwrap();
     for server in [&primary, &stranded] {
-        eventually("it follows", Duration::from_secs(30), || {
+        eventually("it follows", Duration::from_secs(120), || {
             let count =
                 cluster.psql_at(&cluster.direct_conninfo(server, "app"), "SELECT count(*) FROM kept")?;
             if count == "101" { Ok(()) } else { Err(count) }
@@ -91,7 +91,7 @@ fn point_back(cluster: &Cluster, standby: &Server, upstream: &[(&str, String)]) 
     for set in ["ALTER SYSTEM SET wal_retrieve_retry_interval = '20ms'", "SELECT pg_reload_conf()"] {
         cluster.psql_at(&at, set).expect("a superuser may");
     }
-    eventually("it has asked the relay in vain", Duration::from_secs(30), || {
+    eventually("it has asked the relay in vain", Duration::from_secs(120), || {
         let log = server_log(standby);
         let asked = log.rsplit_once("received SIGHUP").map_or("", |(_, since)| since);
         if asked.contains("FATAL") { Ok(()) } else { Err(asked.to_owned()) }
@@ -118,7 +118,7 @@ fn stream_from(cluster: &Cluster, standby: &Server, primary: &Server) {
     ] {
         cluster.psql_at(&at, &set).expect("a superuser may");
     }
-    eventually("it streams from the primary", Duration::from_secs(30), || {
+    eventually("it streams from the primary", Duration::from_secs(120), || {
         let streams = "SELECT count(*) FROM pg_stat_replication WHERE application_name = 'astray' \
                        AND state = 'streaming'";
         let found = cluster.psql_at(&superuser(cluster, primary), streams)?;
@@ -136,7 +136,7 @@ fn walsender_of_the_relay(cluster: &Cluster, primary: &Server) -> Pid {
 fn write_unheard(cluster: &Cluster, primary: &Server, standby: &Server) {
     let write = "SET synchronous_commit = local; SELECT pg_logical_emit_message(true, 'test', 'gone')";
     let end = cluster.psql_at(&superuser(cluster, primary), write).expect("it commits locally");
-    eventually("it is replayed", Duration::from_secs(30), || {
+    eventually("it is replayed", Duration::from_secs(120), || {
         let question = format!("SELECT pg_last_wal_replay_lsn() >= '{}'", end.trim());
         let answer = cluster.psql_at(&superuser(cluster, standby), &question)?;
         if answer == "t" { Ok(()) } else { Err(answer) }

@@ -12,7 +12,7 @@ use crate::harness::{
     Authority, Between, Cluster, Durability, Options, Psql, bellwether, eventually, set_mode,
 };
 
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(120);
 
 fn configure(cluster: &mut Cluster, tls: &str) {
     let tls: serde_yaml::Value = serde_yaml::from_str(tls).expect("YAML");

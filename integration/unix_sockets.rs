@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::harness::{Cluster, Durability, Options, bellwether, eventually, free_port, set_mode};
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 
 #[test]
 fn a_socket_and_its_lock_file() {

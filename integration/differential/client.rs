@@ -13,7 +13,7 @@ use super::script::{Line, Script};
 use super::trace::Normalise;
 
 /// After that long without an awaited answer it is taken not to come.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How a batch's bytes are cut into writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -26,7 +26,7 @@ pub(super) struct World {
 pub(super) const LANES: usize = 2;
 
 const REPLAY_POLL: Duration = Duration::from_millis(1);
-const REPLAYED_WITHIN: Duration = Duration::from_secs(30);
+const REPLAYED_WITHIN: Duration = Duration::from_secs(120);
 
 impl World {
     pub(super) async fn start(pg_bin: Option<PathBuf>) -> World {

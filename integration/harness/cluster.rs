@@ -17,6 +17,13 @@ use super::guardian::Guardian;
 use super::port::free_port;
 use super::wait::eventually;
 
+/// Machines that tests run on are shared: whole seconds may pass in which nothing runs.
+const READY: Duration = Duration::from_secs(300);
+/// In tests that are not about silence a server is taken for dead when its process is.
+const LONGER_THAN_A_STALL: &str = "10s";
+/// For those that are: the default.
+pub(crate) const SHORT_SILENCE: &str = "2s";
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Durability {
     Async,
@@ -38,6 +45,8 @@ pub(crate) struct Options {
     pub(crate) disk: DiskKind,
     /// A directory with `postgres`, `initdb` and `pg_ctl`; the distribution's by default.
     pub(crate) pg_bin: Option<PathBuf>,
+    /// `failover.detect.timeout`.
+    pub(crate) silence: &'static str,
     /// Of Bellwether, beside the test's own.
     pub(crate) environment: Vec<(&'static str, String)>,
     /// Log lines (substrings) at WARN or ERROR that this test provokes on purpose.
@@ -51,6 +60,7 @@ impl Default for Options {
             durability: Durability::Quorum,
             disk: DiskKind::Sound,
             pg_bin: None,
+            silence: LONGER_THAN_A_STALL,
             environment: Vec::new(),
             expected_warnings: &[],
         }
@@ -117,11 +127,17 @@ impl Cluster {
         };
         cluster.start_bellwether();
         // Servers may be made by their agent before the demo comes to them, and it sets their upstream when it does.
-        eventually("the demo is ready", Duration::from_secs(90), || {
+        eventually("the demo is ready", READY, || {
             cluster.check_alive()?;
             let log = cluster.log();
             if log.contains("Bellwether is ready") { Ok(()) } else { Err(log) }
         });
+        let silence = cluster.options.silence;
+        cluster.rewrite(|config| {
+            config["failover"]["detect"] =
+                serde_yaml::Mapping::from_iter([("timeout".into(), silence.into())]).into();
+        });
+        assert_eq!(cluster.http("POST", "/api/v1/reload").expect("an answer").0, 200);
         cluster.await_steady();
         cluster
     }
@@ -223,7 +239,7 @@ impl Cluster {
         let mut child = self.bellwether.take().expect("bellwether runs");
         let pid = Pid::from_raw(i32::try_from(child.id()).expect("a pid"));
         kill(pid, Signal::SIGINT).expect("signal");
-        let ended = eventually("the demo's end", Duration::from_secs(90), || {
+        let ended = eventually("the demo's end", READY, || {
             child.try_wait().expect("wait").ok_or_else(|| "it runs".to_owned())
         });
         // Nothing of it is left for the guardian: its pid may be another's by then.
@@ -257,8 +273,7 @@ impl Cluster {
     /// Waits until writes are open and every standby streams from the relay.
     pub(crate) fn await_steady(&mut self) {
         let standbys = self.options.nodes - 1;
-        let deadline = Duration::from_secs(90);
-        eventually("a steady cluster", deadline, || {
+        eventually("a steady cluster", READY, || {
             self.check_alive()?;
             let cluster = self.api("/api/v1/cluster")?;
             let open = cluster["directive"]["writes"]["state"] == "open";
@@ -279,7 +294,7 @@ impl Cluster {
 
     /// It has been elected, and writes are open.
     pub(crate) fn await_primary(&self, server: &Server) {
-        eventually("another primary", Duration::from_secs(90), || {
+        eventually("another primary", READY, || {
             let directive = self.api("/api/v1/cluster")?["directive"].clone();
             let open = directive["writes"]["state"] == "open";
             if open && directive["primary"] == *server.name { Ok(()) } else { Err(directive.to_string()) }
@@ -313,7 +328,7 @@ impl Cluster {
     pub(crate) fn http_at(&self, admin_port: u16, method: &str, path: &str) -> Result<(u16, String), String> {
         let exchange = || -> std::io::Result<String> {
             let mut socket = TcpStream::connect(("127.0.0.1", admin_port))?;
-            socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+            socket.set_read_timeout(Some(Duration::from_secs(60)))?;
             write!(socket, "{method} {path} HTTP/1.0\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n")?;
             let mut answer = String::new();
             socket.read_to_string(&mut answer)?;

@@ -14,7 +14,7 @@ use super::guardian::Guardian;
 use super::port::free_port;
 use super::wait::eventually;
 
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(120);
 
 pub(crate) struct Etcd {
     members: Vec<Member>,

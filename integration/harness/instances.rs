@@ -14,7 +14,7 @@ use super::etcd::Etcd;
 use super::port::free_port;
 use super::wait::eventually;
 
-const LIMIT: Duration = Duration::from_secs(90);
+const LIMIT: Duration = Duration::from_secs(300);
 
 pub(crate) struct Instances {
     pub(crate) etcd: Etcd,
@@ -70,11 +70,6 @@ impl Instances {
     /// As many as there are servers: `bw1` beside `pg1`, and so on. When it returns, all of them serve and every standby
     /// streams.
     pub(crate) fn start(options: Options) -> Instances {
-        Instances::with_lease(options, "2s")
-    }
-
-    /// `lease`: so long a leader that is gone leads on.
-    pub(crate) fn with_lease(options: Options, lease: &str) -> Instances {
         let expected_warnings = options.expected_warnings;
         let mut cluster = Cluster::start(options);
         cluster.kill_bellwether();
@@ -86,7 +81,7 @@ impl Instances {
         fs::write(cluster.data().join("pgpass"), login).expect("a password file");
         let mut instances = Instances { etcd, members, cluster, expected_warnings };
         for (n, server) in servers.iter().enumerate() {
-            instances.configure(n, server, lease);
+            instances.configure(n, server);
             instances.point(server);
         }
         (0..servers.len()).for_each(|n| instances.spawn(n));
@@ -132,7 +127,7 @@ impl Instances {
         self.cluster.data().join(format!("{what}-{}", member.name)).to_string_lossy().into_owned()
     }
 
-    fn configure(&self, n: usize, server: &Server, lease: &str) {
+    fn configure(&self, n: usize, server: &Server) {
         use serde_yaml::Value;
         let mut config = self.cluster.config();
         let own = &self.members[n];
@@ -144,7 +139,7 @@ impl Instances {
         let state = self.file_of(own, "state");
         let endpoints = self.etcd.endpoints().join("', '");
         config["state"] =
-            yaml(format!("{{file: '{state}', etcd: {{endpoints: ['{endpoints}'], lease: {lease}}}}}"));
+            yaml(format!("{{file: '{state}', etcd: {{endpoints: ['{endpoints}'], lease: 5s}}}}"));
         for node in config["nodes"].as_sequence_mut().expect("nodes") {
             if node["name"] != *server.name {
                 node.as_mapping_mut().expect("a node").remove("local");

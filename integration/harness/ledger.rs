@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 use tokio_postgres::NoTls;
 
+use super::wait::eventually_async;
+
 /// What a client was told about one transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
@@ -45,7 +47,21 @@ impl Ledger {
     pub(crate) async fn start(conninfo: &str, series: i64, writers: i64) -> Ledger {
         let (client, connection) = tokio_postgres::connect(conninfo, NoTls).await.expect("connect");
         let connection = tokio::spawn(connection);
-        client.batch_execute(CREATE).await.expect("create the ledger's table");
+        eventually_async("the ledger's table", Duration::from_secs(120), || async {
+            match client.batch_execute(CREATE).await {
+                Ok(()) => Ok(()),
+                // The primary may be lost meanwhile.
+                Err(error)
+                    if error
+                        .code()
+                        .is_some_and(|code| ["08007", "40001", "57P03"].contains(&code.code())) =>
+                {
+                    Err(error.to_string())
+                }
+                Err(error) => panic!("{error:?}"),
+            }
+        })
+        .await;
         drop(client);
         let _ = connection.await;
         let stop = Arc::new(AtomicBool::new(false));

@@ -22,7 +22,7 @@ pub(crate) mod wal;
 pub(crate) use authority::Authority;
 pub(crate) use between::Between;
 pub(crate) use cluster::{
-    Cluster, DiskKind, Durability, Options, Server, bellwether, distribution_bin, set_mode,
+    Cluster, DiskKind, Durability, Options, SHORT_SILENCE, Server, bellwether, distribution_bin, set_mode,
 };
 pub(crate) use disk::{Disk, Fault, SmallDisk};
 pub(crate) use etcd::Etcd;

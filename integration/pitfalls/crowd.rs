@@ -12,7 +12,7 @@ use crate::harness::wal::{
 };
 use crate::harness::{Cluster, Follower, Heard, Options, Server, eventually, status, stop_waiting};
 
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(120);
 
 /// Written while a standby stands still, 16 MiB each: far more than the relay keeps in memory.
 const ROUNDS: u64 = 16;
@@ -117,7 +117,7 @@ fn asked_slightly_ahead_it_waits(cluster: &Cluster) {
     // Twice the time after which it is spoken to at a quiet end.
     let since = Instant::now();
     while since.elapsed() < Duration::from_secs(2) {
-        let heard = follower.hear(Duration::from_secs(2));
+        let heard = follower.hear(SOON);
         assert!(matches!(heard, Heard::Keepalive { .. }), "{heard:?}");
     }
     let superuser = cluster.direct_conninfo(&primary, "postgres");

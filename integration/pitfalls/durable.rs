@@ -13,7 +13,7 @@ use crate::harness::{
     Cluster, DiskKind, Fault, Follower, Heard, Options, Server, eventually, eventually_async,
 };
 
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(120);
 
 /// What an I/O error of the disk is worth.
 const ALARMS: &[&str] = &["the WAL plane", "sync 0000000"];
@@ -45,9 +45,12 @@ fn nothing_leaves_while_a_sync_hangs(cluster: &mut Cluster) {
     assert_eq!(follower.start(None, begin, 1), Ok(None));
     cluster.disk().order(Fault::Hang { calls: "fdatasync" });
     let mut commit = insert_in_background(cluster);
+    follower.tell(0, 0, 0);
     write_unacknowledged(cluster, &primary);
     let end = flush_lsn(cluster, &primary);
     eventually("the relay has received it, and syncs", SOON, || {
+        // Or it would be taken for dead.
+        follower.tell(0, 0, 0);
         let state = cluster.api("/api/v1/cluster")?;
         let received = state["wal"]["received"].as_str().map(parse_lsn).ok_or("no position")?;
         if received >= end && !cluster.disk().hit().is_empty() { Ok(()) } else { Err(state.to_string()) }
@@ -57,7 +60,7 @@ fn nothing_leaves_while_a_sync_hangs(cluster: &mut Cluster) {
 
     let mut heard = begin;
     loop {
-        match follower.hear(Duration::from_secs(1)) {
+        match follower.hear(SOON) {
             Heard::Wal { start, end, bytes } => {
                 heard = start + bytes.len() as u64;
                 assert!(heard <= durable, "{heard} was shipped, {durable} is durable");
@@ -122,7 +125,7 @@ async fn the_primary_goes_with_the_power(cluster: &mut Cluster, ledger: &Ledger)
     let shutdown = serde_yaml::from_str("{transactions: 10min}").expect("YAML");
     cluster.rewrite(|config| config["shutdown"] = shutdown);
     cluster.run_bellwether(None);
-    eventually("another primary", Duration::from_secs(90), || {
+    eventually("another primary", Duration::from_secs(120), || {
         let state = cluster.api("/api/v1/cluster")?;
         let open = state["directive"]["writes"]["state"] == "open";
         if open && cluster.primary().name != lost.name { Ok(()) } else { Err(state.to_string()) }
@@ -204,7 +207,7 @@ pub(super) fn never_starts_again(server: &Server) {
 
 async fn acknowledged_beyond(ledger: &Ledger, more: u64) {
     let goal = ledger.acknowledged() + more;
-    eventually_async("writes", Duration::from_secs(90), || async {
+    eventually_async("writes", Duration::from_secs(120), || async {
         let now = ledger.acknowledged();
         if now > goal { Ok(()) } else { Err(format!("{now} of {goal}")) }
     })

@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use crate::harness::wal::{parse_lsn, segments};
 use crate::harness::{Cluster, Durability, LoneServer, Options, eventually, free_port};
 
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(120);
 
 /// Pitfall 11.
 #[test]

@@ -15,7 +15,7 @@ use crate::harness::wal::{
 };
 use crate::harness::{Cluster, DiskKind, Fault, Options, Server, eventually};
 
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(120);
 
 /// What names files, removes them, and makes names last.
 const NAMES: &str = "rename+unlink+fsync";

@@ -9,7 +9,7 @@ use crate::harness::wal::{
 use crate::harness::{Cluster, Durability, Options, Server, eventually, pg_ctl};
 use crate::sources::{await_replayed, execute, keep_nothing, remove_wal};
 
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(120);
 
 /// Pitfall 18. While the relay is away another server is promoted by hand, writes, and removes what it has written, the
 /// fork among it. A standby that has followed it has all; at the next switch nobody has.

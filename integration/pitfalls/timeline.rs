@@ -17,7 +17,7 @@ use crate::harness::{
     Cluster, Follower, Heard, Options, Server, eventually, major, second_major, stop_waiting,
 };
 
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(120);
 
 #[test]
 fn a_switch_is_followed() {
