@@ -182,7 +182,9 @@ impl Members {
         relays.quorum().durable(ends.map(end))
     }
 
-    /// Up to when it is certain that nobody was promoted in a later term than the directive's; `None`: it is not.
+    /// Up to when it is certain that nobody was promoted in a later term than the directive's; `None`: it is not. By the
+    /// relays that acknowledge: those before them may have been dropped since, in the same term, and an election that was
+    /// not heard of may have done without them.
     pub fn vouched_until(&self, now: Instant, own: &WalStatus, directive: &Directive) -> Option<Instant> {
         if self.is_alone() {
             return Some(now + VOUCH);
@@ -201,8 +203,7 @@ impl Members {
             let needed = relays.relays.len() - relays.quorum().recruits() + 1;
             words.into_iter().nth(needed - 1)
         };
-        // An election needs enough of each.
-        let asked_at = directive.quorums.iter().filter_map(by).max()?;
+        let asked_at = directive.quorums.last().and_then(by)?;
         Some(asked_at + VOUCH).filter(|until| *until > now)
     }
 
@@ -566,6 +567,19 @@ pub(crate) mod tests {
                 .vouched_until(now, &relay("0 0 0 0"), &Directive::starting(Durability::Async))
                 .is_some()
         );
+    }
+
+    #[test]
+    fn a_term_is_vouched_for_by_the_last_of_its_relays() {
+        // The election that it has not heard of needed those of before no more: they were dropped in its own term.
+        let order = || directive(7, (1, 40), vec![any(2, "a b"), any(2, "a b c")]);
+        let check = |others: &[&str], expected: bool| {
+            let until = members(start(), others).vouched_until(start(), &relay("7 7 1 50"), &order());
+            assert_eq!(until.is_some(), expected, "{others:?}");
+        };
+        check(&["b 8 7 1 50", "c 8 7 1 50"], false);
+        check(&["b", "c"], false);
+        check(&["b", "c 7 7 1 50"], true);
     }
 
     #[test]
