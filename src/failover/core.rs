@@ -531,8 +531,12 @@ impl Core {
             let wal_of_all = Arc::new(members.wal(now.instant, wal, &directive));
             (wal_of_all, members.proxies(now.instant, (proxy, &**wal), quorums, term))
         });
+        let is_settled = members.is_settled(now.instant, (proxy, &**wal), quorums, term);
+        let streaming =
+            self.state.primary.as_ref().map(|primary| members.streaming(now.instant, wal, &primary.node));
         let (wal, proxy) = all.as_ref().map_or((wal, proxy), |(wal, proxy)| (wal, proxy));
         let is_agreed = members.are_agreed(now.instant);
+        let agreement = |yes| if yes { Agreement::Yes } else { Agreement::No };
         View {
             nodes: nodes.collect(),
             verdict: self.watch.verdict(now.instant, wal, proxy),
@@ -540,7 +544,9 @@ impl Core {
             wal: wal.clone(),
             promised,
             unheard: members.others.values().filter(|heard| heard.is_none()).count(),
-            agreed_on_instances: if is_agreed { Agreement::Yes } else { Agreement::No },
+            agreed_on_instances: agreement(is_agreed),
+            settled: agreement(is_settled),
+            streaming: streaming.unwrap_or_default(),
             waited,
             log,
             agreed,

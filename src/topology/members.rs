@@ -137,12 +137,37 @@ impl Members {
     /// The highest term that enough relays have promised: who has not cannot acknowledge a commit any more without one of
     /// those, nor take part in another election without them.
     pub fn promised(&self, own: &WalStatus, quorums: &[Acknowledgers]) -> Term {
-        let by = |relays: &Acknowledgers| {
-            let promises =
-                relays.relays.iter().map(|name| self.relay(own, name).map_or(Term(0), |r| r.promised));
-            nth_highest(promises, relays.quorum().recruits())
+        let promise = |name: &String| self.relay(own, name).map_or(Term(0), |relay| relay.promised);
+        promised_by_enough(quorums, promise).unwrap_or(own.promised)
+    }
+
+    /// Whether nobody is vouched for under a term before `term` any more: enough relays of each set have promised it, and
+    /// all proxies have confirmed it, or stopped by themselves. Who is in nobody's list of instances has gone, by the
+    /// operators' word.
+    pub fn is_settled(
+        &self,
+        now: Instant,
+        (own, wal): (&ProxyStatus, &WalStatus),
+        quorums: &[Acknowledgers],
+        term: Term,
+    ) -> bool {
+        let promise = |name: &String| match self.relay(wal, name) {
+            Some(relay) => relay.promised,
+            None if self.is_listed(name) => Term(0),
+            None => term,
         };
-        quorums.iter().map(by).min().unwrap_or(own.promised)
+        let promised = promised_by_enough(quorums, promise).unwrap_or(wal.promised);
+        let confirms =
+            |(_, theirs): (_, Option<&ProxyStatus>)| theirs.is_some_and(|theirs| theirs.confirmed >= term);
+        promised >= term
+            && own.confirmed >= term
+            && self.proxies_in_use(now, wal, promised, term).into_iter().all(confirms)
+    }
+
+    /// By anybody.
+    fn is_listed(&self, instance: &String) -> bool {
+        self.others.contains_key(instance)
+            || self.heard().any(|heard| heard.member.instances.contains(instance))
     }
 
     /// With whose log an election of `term` goes on; `None` until enough relays have promised it.
@@ -237,7 +262,7 @@ impl Members {
         term: Term,
     ) -> ProxyStatus {
         let mut all = own.clone();
-        for (_, theirs) in self.proxies_in_use(now, wal, quorums, term) {
+        for (_, theirs) in self.proxies_in_use(now, wal, self.promised(wal, quorums), term) {
             let Some(theirs) = theirs else {
                 all = ProxyStatus { confirmed: Term(0), cleared: None, drained: None, ..all };
                 continue;
@@ -266,14 +291,15 @@ impl Members {
     }
 
     /// The others, and what the proxy of each says, if it was ever heard; without those that have stopped by themselves.
+    /// `promised`: by enough relays.
     fn proxies_in_use(
         &self,
         now: Instant,
         wal: &WalStatus,
-        quorums: &[Acknowledgers],
+        promised: Term,
         term: Term,
     ) -> Vec<(&String, Option<&ProxyStatus>)> {
-        let fenced = self.promised(wal, quorums) >= term;
+        let fenced = promised >= term;
         let known = self.others.iter().map(|(name, heard)| (name, heard.as_ref()));
         let all = known.chain(self.unknown().into_iter().map(|name| (name, None)));
         let all = all.map(|(name, heard)| (name, heard.map(|heard| &*heard.member.proxy)));
@@ -342,6 +368,14 @@ impl Members {
         (all.iter().map(|member| &member.instance).collect(), hearing.collect())
     }
 
+    /// The instances whose relays stream from `node`.
+    pub fn streaming(&self, now: Instant, own: &WalStatus, node: &NodeName) -> Vec<String> {
+        let streams =
+            |wal: &WalStatus| matches!(&wal.upstream, Upstream::Streaming { node: from, .. } if from == node);
+        let theirs = self.present(now).filter(|member| streams(&member.wal)).map(|member| &member.instance);
+        theirs.chain(streams(own).then_some(&self.own)).cloned().collect()
+    }
+
     /// Of all agents but this instance's own.
     pub fn deeds(&self) -> impl Iterator<Item = &Deed> {
         self.heard().flat_map(|heard| &heard.member.deeds)
@@ -375,6 +409,12 @@ impl Acknowledgers {
         let relays = self.relays.len().max(1);
         Quorum::new(relays, self.acks.clamp(1, relays)).expect("within its bounds")
     }
+}
+
+/// `None`: no relay is named.
+fn promised_by_enough(quorums: &[Acknowledgers], promise: impl Fn(&String) -> Term) -> Option<Term> {
+    let by = |set: &Acknowledgers| nth_highest(set.relays.iter().map(&promise), set.quorum().recruits());
+    quorums.iter().map(by).min()
 }
 
 /// 0 where there are fewer.
@@ -635,6 +675,40 @@ pub(crate) mod tests {
         check(over - 1, over, 0);
         // The process before this one may have had it in its list.
         check(over, over - 1, 0);
+    }
+
+    #[test]
+    fn a_term_is_settled_when_nobody_goes_by_an_earlier_one() {
+        let now = start();
+        let over = u64::try_from((VOUCH + VOUCH_MARGIN).as_millis()).expect("seconds");
+        // `b` and `c`: what the relay has promised and the proxy confirmed; how long ago each was told of term 6; and who
+        // else, `z`, acknowledged before.
+        let check = |others: &[(&str, u64, u64)], told_ms: u64, before: &str, settled: bool| {
+            let told: BTreeMap<_, _> =
+                ["a", "b", "c"].map(|name| (name.to_owned(), now - Duration::from_millis(told_ms))).into();
+            let mut all = members(now, &[]);
+            for (name, promised, confirmed) in others {
+                let mut member = member(name, relay(&format!("{promised} 6 1 50")), *confirmed);
+                member.last_words = told.clone();
+                all.others
+                    .insert((*name).to_owned(), Some(Heard { asked_at: now, member: Arc::new(member) }));
+            }
+            (all.last_words, all.last_words_under) = (told, Term(7));
+            let ours = ProxyStatus { confirmed: Term(7), ..ProxyStatus::default() };
+            let (wal, quorums) = (relay("7 6 1 50"), [any(2, before), any(2, "a b c")]);
+            let is_settled = all.is_settled(now, (&ours, &wal), &quorums, Term(7));
+            assert_eq!(is_settled, settled, "{others:?}, {told_ms}, {before}");
+        };
+        check(&[("b", 7, 7), ("c", 7, 7)], 0, "a b", true);
+        check(&[("b", 7, 6), ("c", 7, 7)], 0, "a b", false);
+        // It cannot be vouched for by itself alone.
+        check(&[("b", 7, 7), ("c", 6, 6)], over, "a b", true);
+        check(&[("b", 7, 7), ("c", 6, 6)], over - 1, "a b", false);
+        // It can.
+        check(&[("b", 6, 6), ("c", 7, 7)], over, "a b", false);
+        // Nobody has it in the list any more.
+        check(&[("b", 7, 7), ("c", 7, 7)], 0, "a z", true);
+        check(&[("b", 6, 7), ("c", 7, 7)], 0, "b z", false);
     }
 
     #[test]

@@ -290,67 +290,152 @@ fn who_cannot_know_whether_its_term_holds_leaves_its_servers_alone() {
     }
 }
 
-/// `bw` leads; `bw2` and `bw3` are heard, and have these lists of instances; `bw` and `bw2` acknowledge.
-fn leads_among(lists: [&str; 2]) -> (Core, Now, WalStatus) {
+/// `bw` leads, and is beside pg1; by the configuration of all, these are the instances. `bw` and `bw2` acknowledge.
+fn leads_among(instances: &str) -> (Core, Now, WalStatus) {
     let (mut core, now, mut wal) = steady();
-    (wal.promised, wal.log_term) = (Term(1), Term(1));
-    let all = ["bw", "bw2", "bw3"].map(str::to_owned).to_vec();
-    core.policy.members.clone_from(&all);
-    let quorum = Acknowledgers { relays: all[..2].to_vec(), acks: 2 };
+    (wal.promised, wal.log_term, wal.durable) = (Term(1), Term(1), Lsn(0x3000));
+    wal.upstream = Upstream::Streaming { node: name("pg1"), since: now.instant, last_message: now.instant };
+    core.policy.members = instances.split(' ').map(str::to_owned).collect();
+    let quorum = Acknowledgers { relays: ["bw", "bw2"].map(str::to_owned).to_vec(), acks: 2 };
     core.lead(State { quorums: vec![quorum], ..core.state().clone() });
-    let heard = |(instance, list): (&str, &str)| {
-        let member = Member {
-            instance: instance.to_owned(),
-            directive: Arc::new(core.state().directive()),
-            wal: Arc::new(wal.clone()),
-            proxy: Arc::new(ProxyStatus { confirmed: Term(1), ..ProxyStatus::default() }),
-            local: Vec::new(),
-            at_work: Vec::new(),
-            deeds: Vec::new(),
-            last_words: BTreeMap::new(),
-            speaks_since: now.instant,
-            instances: list.split(' ').map(str::to_owned).collect(),
-        };
-        (instance.to_owned(), Some(Heard { asked_at: now.instant, member: Arc::new(member) }))
-    };
-    let others = ["bw2", "bw3"].into_iter().zip(lists).map(heard).collect();
-    core.heard(Arc::new(Members { own: "bw".to_owned(), others, ..Members::default() }), now.instant);
+    core.probed(now.instant, &name("pg1"), facts(Role::Primary));
+    core.probed(now.instant, &name("pg2"), facts(Role::Standby));
     (core, now, wal)
 }
 
+/// `bw2 promised confirmed: bw bw2 bw3`: who is heard, and its list; its relay streams as this one does, unless it is
+/// `idle`.
+fn hear(core: &mut Core, now: Now, wal: &WalStatus, said: &[&str]) {
+    let heard = |said: &&str| {
+        let (head, list) = said.split_once(": ").expect("a list");
+        let words: Vec<&str> = head.split(' ').collect();
+        let term = |at: usize| Term(words[at].parse().expect("a term"));
+        let upstream = if words.contains(&"idle") { Upstream::Idle } else { wal.upstream.clone() };
+        let wal = WalStatus { promised: term(1), log_term: term(1), upstream, ..wal.clone() };
+        let member = Member {
+            instance: words[0].to_owned(),
+            directive: Arc::new(core.state().directive()),
+            wal: Arc::new(wal),
+            proxy: Arc::new(ProxyStatus { confirmed: term(2), ..ProxyStatus::default() }),
+            local: Vec::new(),
+            at_work: Vec::new(),
+            deeds: Vec::new(),
+            last_words: list.split(' ').map(|peer| (peer.to_owned(), now.instant)).collect(),
+            speaks_since: now.instant,
+            instances: list.split(' ').map(str::to_owned).collect(),
+        };
+        (words[0].to_owned(), Some(Heard { asked_at: now.instant, member: Arc::new(member) }))
+    };
+    let others = said.iter().map(heard).collect();
+    let last_words_under = wal.promised;
+    let members = Members { own: "bw".to_owned(), others, last_words_under, ..Members::default() };
+    core.heard(Arc::new(members), now.instant);
+}
+
+/// Each set of relays that counts.
+fn quorums(core: &Core) -> Vec<String> {
+    core.directive().quorums.iter().map(|quorum| quorum.relays.join(" ")).collect()
+}
+
+fn confirmed(term: u64) -> ProxyStatus {
+    ProxyStatus { confirmed: Term(term), ..ProxyStatus::default() }
+}
+
+/// A turn, and what it begins comes to `finding`.
+fn turn_and_done(core: &mut Core, now: Now, wal: &WalStatus, finding: &Finding) -> Vec<String> {
+    let proxy = confirmed(wal.promised.0);
+    let effects = core.turn(now, &Arc::new(wal.clone()), &proxy);
+    for effect in &effects {
+        if let Effect::Start(action) = effect {
+            core.acted(action, Some(finding.clone()), now.instant);
+        }
+    }
+    effects.iter().map(text).collect()
+}
+
+const ALL: &str = "bw bw2 bw3";
+
 #[test]
 fn an_instance_more_acknowledges_once_all_lists_have_it() {
-    for (lists, changes) in [
-        (["bw bw2 bw3", "bw bw2 bw3"], true),
-        (["bw bw2", "bw bw2 bw3"], false),
-        (["bw bw2 bw3", "bw bw2 bw3 bw4"], false),
+    for (said, changes) in [
+        (["bw2 1 1: bw bw2 bw3", "bw3 1 1: bw bw2 bw3"], true),
+        (["bw2 1 1: bw bw2", "bw3 1 1: bw bw2 bw3"], false),
+        (["bw2 1 1: bw bw2 bw3", "bw3 1 1: bw bw2 bw3 bw4"], false),
+        // Nobody could commit anything before they do.
+        (["bw2 1 1 idle: bw bw2 bw3", "bw3 1 1 idle: bw bw2 bw3"], false),
+        (["bw2 1 1 idle: bw bw2 bw3", "bw3 1 1: bw bw2 bw3"], true),
     ] {
-        let (mut core, now, wal) = leads_among(lists);
-        core.probed(now.instant, &name("pg1"), facts(Role::Primary));
-        core.probed(now.instant, &name("pg2"), facts(Role::Standby));
-        let proxy = ProxyStatus { confirmed: Term(1), ..ProxyStatus::default() };
-        let effects = core.turn(now, &Arc::new(wal.clone()), &proxy);
-        let texts: Vec<String> = effects.iter().map(text).collect();
-        assert_eq!(texts.contains(&"S7".to_owned()), changes, "{lists:?}: {texts:?}");
+        let (mut core, now, wal) = leads_among(ALL);
+        hear(&mut core, now, &wal, &said);
+        let prepared = Finding::Prepared { end: Lsn(0x2000) };
+        let texts = turn_and_done(&mut core, now, &wal, &prepared);
+        assert_eq!(texts.contains(&"S7".to_owned()), changes, "{said:?}: {texts:?}");
         if !changes {
             continue;
         }
         // The primary stays in use; enough of those before are still needed; and the floor is not known yet.
         let directive = core.directive().clone();
         assert_eq!((directive.term, directive.primary), (Term(2), Some(name("pg1"))));
-        let relays: Vec<String> = directive.quorums.iter().map(|quorum| quorum.relays.join(" ")).collect();
-        assert_eq!(relays, ["bw bw2", "bw2 bw3"], "pg1 is beside bw");
+        assert_eq!(quorums(&core), ["bw bw2", "bw2 bw3"], "pg1 is beside bw");
         assert_eq!((directive.upstream, directive.floor), (None, None));
-        let prepare = effects.iter().find_map(|effect| match effect {
-            Effect::Start(action) => Some(action.clone()),
-            _ => None,
-        });
-        let prepare = prepare.expect("the primary's setting is changed");
-        core.acted(&prepare, Some(Finding::Prepared { end: Lsn(0x2000) }), now.instant);
-        let effects = turn(&mut core, now, &wal, &ProxyStatus::default());
-        assert!(effects.contains(&"P1".to_owned()), "{effects:?}");
+        let texts = turn(&mut core, now, &wal, &ProxyStatus::default());
+        assert!(texts.contains(&"P1".to_owned()), "{texts:?}");
         let floor = core.directive().floor.clone().expect("it is known");
         assert_eq!(floor.end, Lsn(0x2000), "where the setting of before was no more");
+    }
+}
+
+/// `bw3` came, and a commit of term 2 has come through by it; of `bw2` nothing was heard but that it lives.
+fn opened_under_others() -> (Core, Now, WalStatus) {
+    let (mut core, now, mut wal) = leads_among(ALL);
+    hear(&mut core, now, &wal, &["bw2 1 1: bw bw2 bw3", "bw3 1 1: bw bw2 bw3"]);
+    turn_and_done(&mut core, now, &wal, &Finding::Prepared { end: Lsn(0x2000) });
+    (wal.promised, wal.log_term) = (Term(2), Term(2));
+    hear(&mut core, now, &wal, &["bw2 1 1: bw bw2 bw3", "bw3 2 2: bw bw2 bw3"]);
+    let rules = turn_and_done(&mut core, now, &wal, &Finding::Committed { lsn: Lsn(0x2040) });
+    assert_eq!(rules[..2], ["P1", "P2"]);
+    (core, now, wal)
+}
+
+#[test]
+fn those_before_count_until_they_cannot_vouch_for_the_term_before() {
+    for (said, left) in [
+        // It may be vouched for by its own word, and by no other.
+        (&["bw2 1 1: bw bw2 bw3", "bw3 2 2: bw bw2 bw3"][..], &["bw bw2", "bw2 bw3"][..]),
+        // Its sessions have not ended.
+        (&["bw2 2 1: bw bw2 bw3", "bw3 2 2: bw bw2 bw3"], &["bw bw2", "bw2 bw3"]),
+        (&["bw2 2 2: bw bw2 bw3", "bw3 2 2: bw bw2 bw3"], &["bw2 bw3"]),
+        // It was taken out of the lists: not while another has it in its own.
+        (&["bw3 2 2: bw bw2 bw3"], &["bw bw2", "bw2 bw3"]),
+        (&["bw3 2 2: bw bw3"], &["bw2 bw3"]),
+    ] {
+        let (mut core, now, wal) = opened_under_others();
+        hear(&mut core, now, &wal, said);
+        let rules = turn(&mut core, now, &wal, &confirmed(2));
+        assert!(rules.contains(&"P3".to_owned()) && core.is_steady(), "{rules:?}");
+        assert_eq!(quorums(&core), left, "{said:?}: {rules:?}");
+        assert_eq!(core.directive().term, Term(2));
+    }
+}
+
+#[test]
+fn a_list_that_is_taken_back_is_gone_back_to() {
+    for (bw2, back) in
+        [("bw2 2 2: bw bw2", true), ("bw2 2 2 idle: bw bw2", false), ("bw2 2 2: bw bw2 bw3", false)]
+    {
+        let (mut core, now, mut wal) = opened_under_others();
+        // The new ones do not acknowledge the marker.
+        wal.durable = Lsn(0x2000);
+        core.policy.members = vec!["bw".to_owned(), "bw2".to_owned()];
+        hear(&mut core, now, &wal, &[bw2]);
+        let rules = turn(&mut core, now, &wal, &confirmed(2));
+        assert_eq!(rules.contains(&"S7".to_owned()), back, "{bw2}: {rules:?}");
+        let expected: (u64, &[&str]) =
+            if back { (3, &["bw bw2", "bw2 bw3", "bw2"]) } else { (2, &["bw bw2", "bw2 bw3"]) };
+        assert_eq!(
+            (core.directive().term.0, &*quorums(&core)),
+            (expected.0, &*expected.1.iter().map(|q| (*q).to_owned()).collect::<Vec<_>>())
+        );
     }
 }
 
@@ -364,11 +449,8 @@ fn a_server_that_anybody_works_on_is_left_to_it() {
         // Nobody else can say when it is done.
         (vec![name("pg2")], vouch, true),
     ] {
-        let (mut core, now, mut wal) = leads_among(["bw bw2", "bw bw2 bw3"]);
-        let (since, last_message) = (now.instant, now.instant);
-        wal.upstream = Upstream::Streaming { node: name("pg1"), since, last_message };
-        core.probed(now.instant, &name("pg1"), facts(Role::Primary));
-        core.probed(now.instant, &name("pg2"), facts(Role::Standby));
+        let (mut core, now, wal) = leads_among(ALL);
+        hear(&mut core, now, &wal, &["bw2 1 1: bw bw2", "bw3 1 1: bw bw2 bw3"]);
         let mut members = (*core.members).clone();
         for heard in members.others.values_mut().flatten() {
             heard.asked_at -= heard_ago;
@@ -376,7 +458,7 @@ fn a_server_that_anybody_works_on_is_left_to_it() {
             heard.member = Arc::new(Member { local, at_work: at_work.clone(), ..(*heard.member).clone() });
         }
         core.heard(Arc::new(members), now.instant);
-        let (wal, proxy) = (Arc::new(wal), ProxyStatus { confirmed: Term(1), ..ProxyStatus::default() });
+        let (wal, proxy) = (Arc::new(wal), confirmed(1));
         core.turn(now, &wal, &proxy);
         let mut order = |command: Command| core.command(&command, now, &wal, &proxy);
         let foreseen = order(Command::ForeseeRestart { servers: Servers::One(name("pg1")) });

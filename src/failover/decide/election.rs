@@ -347,7 +347,8 @@ impl Case<'_> {
         }
         Some(Fired {
             rule: RuleId::E9,
-            next: self.state.clone().opened(),
+            // All the others have promised (E1).
+            next: self.state.clone().opened().acknowledged_by_the_last(),
             concluded: Some(concluded(self.election, Outcome::Completed, self.now)),
             left_behind: None,
         })

@@ -73,6 +73,12 @@ pub(super) fn advance(
     if dead.is_some() {
         return dead;
     }
+    // Perhaps the list was taken back since those who are to acknowledge do not.
+    let others = (why == Why::Instances && step != EstablishStep::Confirm)
+        .then(|| steady::other_instances(view, state, policy, now));
+    if let Some(fired) = others.flatten() {
+        return Some(fired);
+    }
     match step {
         EstablishStep::Confirm => None,
         EstablishStep::Prepare => {

@@ -12,8 +12,8 @@
 //! | phase | rules | file |
 //! |---|---|---|
 //! | bootstrapping | B1 | `establish` |
-//! | establishing: confirm, prepare, follow, marker | A1 A2 P1 P2 P3, F1..F5, F7 | `establish` |
-//! | steady | F1..F7, S1 S2 S3 S4 S5 S6 S7 | `steady`; F7 and S6: `budget` |
+//! | establishing: confirm, prepare, follow, marker | A1 A2 P1 P2 P3, F1..F5, F7, S7 | `establish` |
+//! | steady | F1..F7, S1..S8 | `steady`; F7 and S6: `budget` |
 //! | steady, while servers are restarted | R1..R9 | `rolling` |
 //! | switchover, in the old term: checkpoint, drain, shut_down or settle | W1..W5 | `switchover` |
 //! | election: fence, elect, catch_up, prepare, promote, verify, follow, marker | E1..E12 | `election` |
@@ -138,6 +138,10 @@ pub struct View<'a> {
     pub unheard: usize,
     /// Whether all instances are heard and have the same list of instances.
     pub agreed_on_instances: Agreement,
+    /// Whether nobody goes by an earlier term than the state's any more ([`is_settled`](crate::topology::Members::is_settled)).
+    pub settled: Agreement,
+    /// Instances whose relays stream from the state's primary.
+    pub streaming: Vec<String>,
     /// By name, while an election waits for them.
     pub waited: Waited,
     /// With whose log an election goes on; `None` until enough relays have promised the state's term.

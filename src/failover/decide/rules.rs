@@ -35,6 +35,7 @@ pub enum RuleId {
     S5,
     S6,
     S7,
+    S8,
     W1,
     W2,
     W3,
@@ -170,7 +171,12 @@ pub const RULES: &[Rule] = &[
     rule(
         RuleId::S7,
         "other instances",
-        "all instances are heard and have the same list of instances, and by it other relays have to acknowledge than do: in the next term these do, under the same primary",
+        "all instances are heard and have the same list of instances, by it other relays have to acknowledge than do, and enough of these stream: in the next term they do, under the same primary",
+    ),
+    rule(
+        RuleId::S8,
+        "settled",
+        "of the relays that acknowledged before the last change so many have promised the term (or are in no list any more), and all proxies have confirmed it, that nobody is vouched for by an earlier one: they do not count any more",
     ),
     rule(RuleId::W1, "switchover asked", "an operator asked for a switchover, and a standby is fit for it"),
     rule(
@@ -271,6 +277,7 @@ impl RuleId {
             RuleId::S5 => "S5",
             RuleId::S6 => "S6",
             RuleId::S7 => "S7",
+            RuleId::S8 => "S8",
             RuleId::W1 => "W1",
             RuleId::W2 => "W2",
             RuleId::W3 => "W3",

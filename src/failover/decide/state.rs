@@ -32,8 +32,8 @@ pub struct State {
     /// See [`Directive::floor`]. Of this term; `None` while this instance is alone.
     #[serde(default)]
     pub floor: Option<Floor>,
-    /// Whose relays may have acknowledged a commit, or may now: those that the primary's setting names, and before them,
-    /// until the marker has committed, those that it may have named before. Empty while this instance is alone.
+    /// Whose relays may have acknowledged a commit, or may now: those that the primary's setting names, and before them
+    /// those that it may have named before, until nobody goes by these any more. Empty while this instance is alone.
     #[serde(default)]
     pub quorums: Vec<Acknowledgers>,
     /// Nodes that operators work on, until they say that it is over. Never the primary.
@@ -425,14 +425,20 @@ impl State {
         self.quorums.push(relays);
     }
 
-    /// Writes are open. A commit has come through by the primary's setting as it is: nobody else can acknowledge one any
-    /// more.
+    /// Writes are open.
     #[must_use]
     pub fn opened(mut self) -> State {
-        let before = self.quorums.len().saturating_sub(1);
-        self.quorums.drain(..before);
         self.budget = self.budget.went_on();
         State { phase: Phase::Steady, ..self }
+    }
+
+    /// Only the relays that the primary's setting names count from now on: a commit has come through by it, so nobody else
+    /// can acknowledge one any more; and enough of those before have promised this term, so nobody is vouched for by them.
+    #[must_use]
+    pub fn acknowledged_by_the_last(mut self) -> State {
+        let before = self.quorums.len().saturating_sub(1);
+        self.quorums.drain(..before);
+        self
     }
 
     /// Whose turn it is.

@@ -34,6 +34,7 @@ pub(super) fn watch(view: &View<'_>, state: &State, policy: &Policy, now: Now) -
         .or_else(|| stranded(view, state))
         .or_else(|| starved(view, state, policy, now))
         .or_else(|| rolling::advance(view, state, policy, now))
+        .or_else(|| settled(view, state))
         .or_else(|| other_instances(view, state, policy, now))
 }
 
@@ -220,20 +221,31 @@ fn starved(view: &View<'_>, state: &State, policy: &Policy, now: Now) -> Option<
 }
 
 /// S7. One instance more, or one less, is in all lists. The term is what makes the change safe: relays promise it, so no
-/// stream acknowledges by the setting of before once the next one is in force. Until a commit has come through by that, an
-/// election needs enough of those before and of these. The primary is the same; but an instance of which the relays have
-/// promised the term before it has heard of it is not vouched for, and its transactions end.
-fn other_instances(view: &View<'_>, state: &State, policy: &Policy, now: Now) -> Option<Fired> {
+/// stream acknowledges by the setting of before once the next one is in force. Until S8 an election needs enough of those
+/// before and of these. The primary is the same; but an instance of which the relays have promised the term before it has
+/// heard of it is not vouched for, and its transactions end. Relays that do not stream would hold all writes; should they
+/// stop to amid the change, a list that is taken back is the way back.
+pub(super) fn other_instances(view: &View<'_>, state: &State, policy: &Policy, now: Now) -> Option<Fired> {
     let primary = state.primary.as_ref().filter(|_| view.agreed_on_instances == Agreement::Yes)?;
     let node = view.node(&primary.node).filter(|node| node.is_up_as(Role::Primary))?;
     let wanted = policy.acknowledgers(node)?;
-    if state.quorums.last().is_some_and(|named| named.relays == wanted.relays) {
+    let streaming = wanted.relays.iter().filter(|relay| view.streaming.contains(relay)).count();
+    let is_named = state.quorums.last().is_some_and(|named| named.relays == wanted.relays);
+    if is_named || streaming < wanted.quorum().acks() {
         return None;
     }
     let mut next = state.clone().in_term(view.next_term(state));
     next.primary = Some(Primary { term: next.term, ..primary.clone() });
     next.acknowledged_by(Some(wanted));
     Fired::new(RuleId::S7, establish::establishing(next, Why::Instances, EstablishStep::Prepare, now))
+}
+
+/// S8. Those who acknowledged before the last change do not count any more. Not as soon as writes are open: one of them that
+/// has not heard of the term (etcd does not reach it) may still be vouched for by the others, or by its own word alone. As
+/// long as they count, whoever replaces the primary has to have their promises, too.
+fn settled(view: &View<'_>, state: &State) -> Option<Fired> {
+    let settled = state.quorums.len() > 1 && view.settled == Agreement::Yes;
+    settled.then(|| state.clone().acknowledged_by_the_last()).and_then(|next| Fired::new(RuleId::S8, next))
 }
 
 fn locate(state: &State, node: &NodeName) -> Action {

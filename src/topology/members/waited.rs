@@ -25,7 +25,7 @@ impl Members {
         term: Term,
         candidate: Option<&Candidate>,
     ) -> Waited {
-        let others = self.proxies_in_use(now, wal, quorums, term);
+        let others = self.proxies_in_use(now, wal, self.promised(wal, quorums), term);
         let all: Vec<(&String, Option<&ProxyStatus>)> =
             others.into_iter().chain([(&self.own, Some(proxy))]).collect();
         let those = |lacks: &dyn Fn(Option<&ProxyStatus>) -> bool| {

@@ -46,6 +46,8 @@ fn check(standbys: &[(&str, u64, Option<u64>)], chosen: &str) {
         promised: Term(1),
         unheard: 0,
         agreed_on_instances: crate::failover::decide::Agreement::Yes,
+        settled: crate::failover::decide::Agreement::No,
+        streaming: Vec::new(),
         waited: crate::topology::Waited::default(),
         log: None,
         agreed: None,
