@@ -439,6 +439,23 @@ fn a_list_that_is_taken_back_is_gone_back_to() {
     }
 }
 
+#[test]
+fn nobody_waits_for_a_node_that_was_removed() {
+    let (mut core, now, wal) = steady();
+    core.lead(State {
+        deposed: vec![name("pg7"), name("pg2")],
+        stranded: vec![name("pg8")],
+        maintenance: vec![name("pg2"), name("pg9")],
+        ..core.state().clone()
+    });
+    let rules = turn(&mut core, now, &wal, &confirmed(1));
+    assert_eq!(rules[..2], ["S9", "journal 1"]);
+    let State { deposed, stranded, maintenance, .. } = core.state().clone();
+    assert_eq!((deposed, stranded, maintenance), (vec![name("pg2")], vec![], vec![name("pg2")]));
+    assert_eq!(turn(&mut core, now, &wal, &confirmed(1)), [""; 0]);
+    }
+}
+
 /// `bw` leads among others; the agent of `bw2` is at work on pg2, or was when it was last heard.
 #[test]
 fn a_server_that_anybody_works_on_is_left_to_it() {

@@ -13,7 +13,7 @@
 //! |---|---|---|
 //! | bootstrapping | B1 | `establish` |
 //! | establishing: confirm, prepare, follow, marker | A1 A2 P1 P2 P3, F1..F5, F7, S7 | `establish` |
-//! | steady | F1..F7, S1..S8 | `steady`; F7 and S6: `budget` |
+//! | steady | F1..F7, S1..S9 | `steady`; F7 and S6: `budget` |
 //! | steady, while servers are restarted | R1..R9 | `rolling` |
 //! | switchover, in the old term: checkpoint, drain, shut_down or settle | W1..W5 | `switchover` |
 //! | election: fence, elect, catch_up, prepare, promote, verify, follow, marker | E1..E12 | `election` |

@@ -36,6 +36,7 @@ pub enum RuleId {
     S6,
     S7,
     S8,
+    S9,
     W1,
     W2,
     W3,
@@ -178,6 +179,11 @@ pub const RULES: &[Rule] = &[
         "settled",
         "of the relays that acknowledged before the last change so many have promised the term (or are in no list any more), and all proxies have confirmed it, that nobody is vouched for by an earlier one: they do not count any more",
     ),
+    rule(
+        RuleId::S9,
+        "removed",
+        "a node that is deposed, stranded or in maintenance is not in the configuration any more: nobody waits for it",
+    ),
     rule(RuleId::W1, "switchover asked", "an operator asked for a switchover, and a standby is fit for it"),
     rule(
         RuleId::W2,
@@ -278,6 +284,7 @@ impl RuleId {
             RuleId::S6 => "S6",
             RuleId::S7 => "S7",
             RuleId::S8 => "S8",
+            RuleId::S9 => "S9",
             RuleId::W1 => "W1",
             RuleId::W2 => "W2",
             RuleId::W3 => "W3",

@@ -33,6 +33,7 @@ pub(super) fn watch(view: &View<'_>, state: &State, policy: &Policy, now: Now) -
         .or_else(|| follows_again(view, state))
         .or_else(|| stranded(view, state))
         .or_else(|| starved(view, state, policy, now))
+        .or_else(|| removed(view, state))
         .or_else(|| rolling::advance(view, state, policy, now))
         .or_else(|| settled(view, state))
         .or_else(|| other_instances(view, state, policy, now))
@@ -246,6 +247,19 @@ pub(super) fn other_instances(view: &View<'_>, state: &State, policy: &Policy, n
 fn settled(view: &View<'_>, state: &State) -> Option<Fired> {
     let settled = state.quorums.len() > 1 && view.settled == Agreement::Yes;
     settled.then(|| state.clone().acknowledged_by_the_last()).and_then(|next| Fired::new(RuleId::S8, next))
+}
+
+/// S9. What is not in the configuration any more follows nobody, and nobody works on it.
+fn removed(view: &View<'_>, state: &State) -> Option<Fired> {
+    let is_known = |name: &NodeName| view.node(name).is_some();
+    if state.away().chain(&state.maintenance).all(is_known) {
+        return None;
+    }
+    let mut next = state.clone();
+    for nodes in [&mut next.deposed, &mut next.stranded, &mut next.maintenance] {
+        nodes.retain(is_known);
+    }
+    Fired::new(RuleId::S9, next)
 }
 
 fn locate(state: &State, node: &NodeName) -> Action {
