@@ -453,7 +453,6 @@ fn nobody_waits_for_a_node_that_was_removed() {
     let State { deposed, stranded, maintenance, .. } = core.state().clone();
     assert_eq!((deposed, stranded, maintenance), (vec![name("pg2")], vec![], vec![name("pg2")]));
     assert_eq!(turn(&mut core, now, &wal, &confirmed(1)), [""; 0]);
-    }
 }
 
 /// `bw` leads among others; the agent of `bw2` is at work on pg2, or was when it was last heard.
