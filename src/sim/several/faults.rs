@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::network::Host;
-use super::stage::NodeId;
+use super::stage::{InstanceId, NodeId};
 use crate::sim::clock::Rng;
 
 pub(super) const FAULTS_BEGIN: Duration = Duration::from_secs(6);
@@ -78,6 +78,8 @@ pub(super) enum Fault {
         millis: i64,
     },
     Order(Order),
+    /// It is started anew, with one instance more in its list.
+    List(InstanceId),
     /// All is to be well from now on.
     Peace,
 }

@@ -142,6 +142,8 @@ impl Exchange {
     ) -> Heeded {
         match what {
             ToMembers::Ask { peer, number } => self.ask(stage, peer, number),
+            // Who is not in the list is told nothing.
+            ToMembers::Asked { by, .. } if !self.words.contains_key(&by.0) => {}
             ToMembers::Asked { by, number, after } => {
                 self.waiting.retain(|waiting| waiting.by.0 != by.0);
                 self.waiting.push(Waiting { by, number, after, is_due: false });

@@ -95,11 +95,20 @@ impl World {
             let at = FAULTS_BEGIN + Duration::from_millis(seed * 7919 % 15_000);
             stage.queue.put(at, Event::Fault(Fault::Order(Order::Maintain((seed / 3) as usize % NODES))));
         }
+        // Without asking chance, too: the last one is in the lists of all from then on.
+        let comes = seed % 4 == 2 && instances > 2;
+        let listed = |id: InstanceId| instances - usize::from(comes && id + 1 < instances);
+        if comes {
+            for id in 0..instances - 1 {
+                let at = FAULTS_BEGIN + Duration::from_millis(seed * 6271 % 12_000 + 2000 * id as u64);
+                stage.queue.put(at, Event::Fault(Fault::List(id)));
+            }
+        }
         stage.after(Duration::from_secs(3), Event::Client);
         stage.after(FAULTS_END, Event::Look);
         let etcd = Etcd::new(&mut stage, instances);
         let mut world = World {
-            plan: (0..instances).map(|id| plan(id, instances, durability, budget)).collect(),
+            plan: (0..instances).map(|id| plan(id, listed(id), durability, budget)).collect(),
             etcd,
             nodes,
             instances: (0..instances).map(|_| None).collect(),
@@ -338,6 +347,7 @@ impl World {
                 self.stage.shift_calendar(host, millis);
             }
             Fault::Order(order) => self.order(order),
+            Fault::List(id) => self.list(id),
             Fault::Peace => self.peace(),
         }
     }
@@ -350,6 +360,16 @@ impl World {
         let unattended = node >= self.instances.len();
         if let Some(after) = restart.or_else(|| unattended.then_some(Duration::from_secs(4))) {
             self.stage.after(after, Event::Mend(Mend::Node(node)));
+        }
+    }
+
+    /// From its next process on it has all instances in its list.
+    fn list(&mut self, id: InstanceId) {
+        let (all, plan) = (self.instances.len(), &mut self.plan[id]);
+        if plan.instances < all {
+            plan.instances = all;
+            plan.policy.members = names(all);
+            self.kill_instance(id, Duration::from_millis(300));
         }
     }
 
@@ -404,6 +424,7 @@ impl World {
         self.stage.net.mend_all();
         self.etcd.start(&self.stage);
         for id in 0..self.instances.len() {
+            self.list(id);
             self.resume(Who::Instance(id));
             self.start_instance(id);
             if let Some(instance) = &mut self.instances[id] {
@@ -555,6 +576,16 @@ impl World {
                 state.phase,
                 state.away().collect::<Vec<_>>()
             ));
+        }
+        let acknowledging = |set: &Acknowledgers| {
+            let beside = state
+                .primary
+                .as_ref()
+                .is_some_and(|p| self.plan.iter().any(|plan| plan.local.contains(&p.node)));
+            set.relays.len() + usize::from(beside) == self.instances.len()
+        };
+        if state.quorums.len() != 1 || !state.quorums.iter().all(acknowledging) {
+            return Some(format!("these acknowledge: {:?}", state.quorums));
         }
         if let Some(restart) = &state.restarts.now {
             return Some(format!("servers are restarted: {restart:?}"));
