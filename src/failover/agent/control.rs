@@ -38,7 +38,19 @@ pub struct ControlFile {
 /// `pg_control_version` of the layouts in which `minRecoveryPointTLI` is at the same place: PostgreSQL 12 to 18.
 const KNOWN_LAYOUTS: std::ops::RangeInclusive<u32> = 1201..=1800;
 
+/// The checksum is the last field, behind some that not all majors have: at 288 up to PostgreSQL 17.
+const CHECKSUM_AT: std::ops::Range<usize> = 280..320;
+
 impl ControlFile {
+    /// Of a server that runs, and may be writing it: `None`, too, unless the checksum is right (as in `get_controlfile`).
+    pub(super) fn parse_whole(bytes: &[u8]) -> Option<ControlFile> {
+        let is_sum = |at: usize| {
+            let sum = bytes.get(at..at + 4);
+            sum.is_some_and(|sum| sum == crc32c::crc32c(&bytes[..at]).to_ne_bytes())
+        };
+        ControlFile::parse(bytes).filter(|_| CHECKSUM_AT.step_by(4).any(is_sum))
+    }
+
     /// `None`: cut short, or of a layout we do not know.
     pub(super) fn parse(bytes: &[u8]) -> Option<ControlFile> {
         let u32_at = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
@@ -107,6 +119,17 @@ mod tests {
         };
         assert_eq!(ControlFile::parse(&bytes), Some(expected));
         assert_eq!(ControlFile::parse(&bytes[..50]), None);
+        assert_eq!(ControlFile::parse_whole(&bytes), None, "it has no checksum");
+        for at in [288, 292] {
+            let sum = crc32c::crc32c(&bytes[..at]).to_ne_bytes();
+            bytes[at..at + 4].copy_from_slice(&sum);
+            assert_eq!(ControlFile::parse_whole(&bytes), Some(expected));
+            // What the server writes next, read too early: its state, and the checkpoint of before.
+            let mut torn = bytes;
+            torn[16] = 1;
+            assert_eq!(ControlFile::parse_whole(&torn), None);
+        }
+        assert_eq!(ControlFile::parse_whole(&bytes[..290]), None);
         bytes[16] = 7;
         assert_eq!(ControlFile::parse(&bytes), None);
     }

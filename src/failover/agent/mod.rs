@@ -128,6 +128,11 @@ impl LocalServer {
         ControlFile::parse(&fs::read(self.control_path()).ok()?)
     }
 
+    /// Of a server that runs.
+    fn whole_control_file(&self) -> Option<ControlFile> {
+        ControlFile::parse_whole(&fs::read(self.control_path()).ok()?)
+    }
+
     fn control_path(&self) -> PathBuf {
         self.data_dir.join("global/pg_control")
     }
@@ -195,12 +200,19 @@ impl LocalServer {
     }
 
     /// Stops a primary in order, if it runs; where the record of its last checkpoint begins. Behind that record there
-    /// is none: a checkpoint of a shutdown is written when nobody can write any more (`CreateCheckPoint` in xlog.c).
+    /// is none: a checkpoint of a shutdown is written when nobody can write any more (`CreateCheckPoint` in xlog.c). The
+    /// server may not have ended when this returns: its walsenders and its archiver do after that.
     pub async fn shut_down(&self) -> Result<Lsn, AgentError> {
         let _lock = self.lock()?;
         if let ServerStatus::Running { pid } = self.status() {
+            // What one that starts says is of the last time that it was shut down.
+            let in_production = self.whole_control_file().is_some_and(|c| c.state == DbState::InProduction);
             process::shut_down(pid);
-            self.await_stopped().await?;
+            let shut_down =
+                || self.whole_control_file().filter(|c| in_production && c.state == DbState::ShutDown);
+            if let Some(checkpoint) = self.await_shutdown(|| Some(shut_down()?.checkpoint)).await? {
+                return Ok(checkpoint);
+            }
         }
         match self.control_file() {
             Some(ControlFile { state: DbState::ShutDown, checkpoint, .. }) => Ok(checkpoint),
@@ -213,13 +225,23 @@ impl LocalServer {
 
     /// `pg_ctl` looks ten times a second; clients wait meanwhile.
     async fn await_stopped(&self) -> Result<(), AgentError> {
-        let stopped = async {
+        self.await_shutdown(|| None).await.map(drop)
+    }
+
+    /// Until `is_done` says something, or the server has stopped.
+    async fn await_shutdown(&self, is_done: impl Fn() -> Option<Lsn>) -> Result<Option<Lsn>, AgentError> {
+        let done = async {
             while self.status() != ServerStatus::Stopped {
+                let done = is_done();
+                if done.is_some() {
+                    return done;
+                }
                 tokio::time::sleep(SHUT_DOWN_POLL).await;
             }
+            None
         };
         let limit = FAST_STOP_LIMIT;
-        tokio::time::timeout(limit, stopped)
+        tokio::time::timeout(limit, done)
             .await
             .map_err(|_elapsed| AgentError::StillRunning { data_dir: self.data_dir.clone(), limit })
     }

@@ -47,12 +47,13 @@ struct Waiting {
     waiter: Waiter,
 }
 
-/// A fast shutdown under way: nobody writes any more, and walsenders stay until they are heard to have sent all.
+/// A fast shutdown under way: nobody writes any more, its checkpoint is in the control file, and walsenders stay until they
+/// are heard to have sent all.
 #[derive(Debug)]
 struct Stopping {
     checkpoint: Lsn,
-    /// Who waits for it, and until when.
-    agent: (u64, Action),
+    /// Who waits for its end, and until when: an agent that did not see it begin.
+    agent: Option<(u64, Action)>,
     until: Duration,
 }
 
@@ -305,7 +306,7 @@ impl Server {
         let unseen = stage.plant == Some(Plant::BelieveShutdown);
         let told = match (&mut self.stopping, self.life) {
             (Some(stopping), _) => {
-                stopping.agent = (life, action);
+                stopping.agent = Some((life, action));
                 return;
             }
             (None, Life::Running) if self.role == Role::Primary => {
@@ -315,13 +316,10 @@ impl Server {
                 self.flushed = self.log.end();
                 stage.note(format!("{} shuts down at {checkpoint}", self.node.name));
                 let until = stage.now + SHUTDOWN_LIMIT;
-                if unseen {
-                    let result = Some(Finding::ShutDown { checkpoint: Lsn(1) });
-                    stage.soon(Event::Acted { life, action: action.clone(), result });
-                }
-                self.stopping = Some(Stopping { checkpoint, agent: (life, action), until });
+                self.stopping = Some(Stopping { checkpoint, agent: None, until });
                 self.send_wal(stage);
-                return self.shut_down_further(stage);
+                self.shut_down_further(stage);
+                Some(if unseen { Lsn(1) } else { checkpoint })
             }
             _ => self.shut_down.filter(|_| self.life == Life::Stopped),
         };
@@ -337,15 +335,20 @@ impl Server {
         if waits && stage.now < stopping.until {
             return;
         }
-        let (checkpoint, (life, action)) = (stopping.checkpoint, stopping.agent.clone());
+        let (checkpoint, agent) = (stopping.checkpoint, stopping.agent.clone());
+        let tell = |stage: &mut Stage, result| {
+            if let Some((life, action)) = agent {
+                stage.soon(Event::Acted { life, action, result });
+            }
+        };
         if waits {
             // The agent gives up; the server does not.
-            return stage.soon(Event::Acted { life, action, result: None });
+            return tell(stage, None);
         }
+        tell(stage, Some(Finding::ShutDown { checkpoint }));
         self.say_goodbye(stage);
         self.end();
         self.shut_down = Some(checkpoint);
-        stage.soon(Event::Acted { life, action, result: Some(Finding::ShutDown { checkpoint }) });
     }
 
     pub(super) fn last_word(&mut self) -> Option<Finding> {

@@ -471,13 +471,14 @@ impl Server {
 
     // Shutdown in order.
 
-    /// `None`: it is not down yet, and the answer comes later.
+    /// As soon as it is in the control file; `None`: whoever did not see it begin waits until it is down.
     pub(super) fn shut_down(&mut self, stage: &mut Stage) -> Option<usize> {
         match self.run {
             Run::Dead => return self.shut_down,
             Run::Stopping { .. } => return None,
             Run::Starting | Run::Runs => {}
         }
+        let was_running = self.run == Run::Runs;
         self.writes(stage);
         self.waiting.clear();
         self.run = Run::Stopping { until: stage.now + SHUTDOWN };
@@ -486,7 +487,7 @@ impl Server {
             Duration::from_millis(5),
             Event::Node { of: self.id, what: ToServer::Stopping { starts } },
         );
-        None
+        was_running.then(|| self.log.len() - 1)
     }
 
     fn stopping(&mut self, stage: &mut Stage) {
