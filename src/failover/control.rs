@@ -172,7 +172,7 @@ impl Control {
         }
         actions.tasks.shutdown().await;
         tasks.shutdown().await;
-        self.journal.close().await;
+        self.journal.close().await?;
         Ok(self.commands)
     }
 

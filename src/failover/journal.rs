@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::decide::State;
 use super::error::{FailoverError, JournalError};
+use super::local_copy::LocalCopy;
 use super::state::{
     EtcdConfig, EtcdError, EtcdJournal, EtcdMetrics, Fence, FileJournal, Leader, Revision, Seen,
 };
@@ -33,8 +34,8 @@ pub(super) enum Journal {
 pub(super) struct Shared {
     etcd: EtcdJournal,
     seen: watch::Receiver<Arc<Seen>>,
-    /// What this instance has seen last, for a start without etcd.
-    copy: Arc<FileJournal>,
+    /// What this instance has seen last.
+    copy: LocalCopy,
     /// Of the state that was last taken up, or written.
     known: Option<Revision>,
     held: Option<Fence>,
@@ -88,7 +89,7 @@ impl Journal {
         Journal::Shared(Box::new(Shared {
             etcd,
             seen,
-            copy,
+            copy: LocalCopy::start(copy, least),
             known: None,
             held: None,
             behind: None,
@@ -185,11 +186,11 @@ impl Journal {
     }
 
     /// Another one may lead at once.
-    pub(super) async fn close(self) {
-        if let Journal::Shared(shared) = self {
-            shared.etcd.resign().await;
-            shared.tasks.cancel();
-        }
+    pub(super) async fn close(self) -> Result<(), FailoverError> {
+        let Journal::Shared(shared) = self else { return Ok(()) };
+        shared.etcd.resign().await;
+        shared.tasks.cancel();
+        shared.copy.close().await
     }
 }
 
@@ -201,7 +202,7 @@ impl Shared {
                 Ok(revision) => {
                     self.known = Some(revision);
                     self.least = self.least.max(state.term);
-                    self.copy(state).await?;
+                    self.copy.keep(state).await?;
                     return Ok(Written::Yes);
                 }
                 Err(error @ EtcdError::Unknown(_)) if self.holds(fence, Instant::now()) => {
@@ -242,7 +243,7 @@ impl Shared {
             seen.state.as_ref().filter(|_| revision > self.known).map(|versioned| versioned.state.clone());
         if let Some(state) = &newer {
             self.least = self.least.max(state.term);
-            self.copy(state.clone()).await?;
+            self.copy.keep(state.clone()).await?;
         }
         let fence = match seen.leader {
             Leader::Own { fence, until } if now < until => Some(fence),
@@ -266,17 +267,6 @@ impl Shared {
         self.known = revision.max(self.known);
         let history = self.history().await;
         Ok(Some(News::Follow(newer, history)))
-    }
-
-    /// An older one is as good for a start without etcd, where others say that its term still holds.
-    async fn copy(&self, state: State) -> Result<(), FailoverError> {
-        match keep(&self.copy, state).await {
-            Err(FailoverError::Journal(error @ JournalError::Unwritten { .. })) => {
-                tracing::info!(error = &error as &dyn std::error::Error, "no copy of the state is kept");
-                Ok(())
-            }
-            kept => kept,
-        }
     }
 
     async fn history(&self) -> Option<Vec<Election>> {

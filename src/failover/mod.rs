@@ -26,6 +26,7 @@ mod error;
 mod execute;
 pub mod health;
 mod journal;
+mod local_copy;
 mod metrics;
 mod probe;
 mod sql;

@@ -369,7 +369,7 @@ impl Control {
         match news {
             News::Lead(state) => {
                 if let Some(state) = &state {
-                    *file = Some((**state).clone());
+                    copy(stage, file, state);
                 }
                 let mut state = match state {
                     Some(state) => (*state).clone().taken_over(self.durability, now),
@@ -389,7 +389,7 @@ impl Control {
             }
             News::Follow(state) => {
                 if let Some(state) = state {
-                    *file = Some((*state).clone());
+                    copy(stage, file, &state);
                     self.settled = (*state).clone();
                 }
                 self.core.follow(self.settled.clone());
@@ -509,7 +509,7 @@ impl Control {
         match revision {
             Some(revision) => {
                 self.journal.written(revision, pending.state.clone());
-                *file = Some((*pending.state).clone());
+                copy(stage, file, &pending.state);
             }
             None if is_planted => {}
             None => {
@@ -567,6 +567,13 @@ impl Control {
 }
 
 /// All of them, this one included.
+/// It is written behind what is decided, but for a term.
+fn copy(stage: &mut Stage, file: &mut Option<State>, state: &State) {
+    if file.as_ref().is_none_or(|copy| copy.term < state.term) || stage.rng.percent(50) {
+        *file = Some(state.clone());
+    }
+}
+
 pub(super) fn names(instances: usize) -> Vec<String> {
     (0..instances).map(instance_name).collect()
 }
