@@ -5,12 +5,17 @@ use std::time::{Duration, Instant};
 
 use crate::admin::{MAX_WAITING, PATIENCE};
 use crate::pg::{Lsn, SystemIdentifier, TimelineId};
-use crate::topology::{Candidate, Deed, Directive, Drained, Draining, Member, NodeName, Term, Upstream};
+use crate::topology::{
+    Candidate, Deed, Directive, Drained, Draining, Member, NodeName, Term, Upstream, Writes,
+};
 
 /// From one look to the next: nobody is answered more often, and what changes meanwhile is told at once.
 const INTERVAL: Duration = Duration::from_millis(5);
+/// The same while writes are held: then clients wait for what one instance tells another, and there is little to tell.
+const INTERVAL_WHILE_HELD: Duration = Duration::from_millis(1);
 
-/// What others wait for. A follower's every step is not in it: who is told anything is told that, too.
+/// What others wait for. A follower's every step is in it only while writes are held, and somebody waits for one of them
+/// to have what there is: who is told anything else is told that, too.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Matters {
     directive: Arc<Directive>,
@@ -20,6 +25,7 @@ pub(super) struct Matters {
     timeline: TimelineId,
     durable: Lsn,
     verified: Lsn,
+    flushed: Vec<(String, Lsn)>,
     upstream: (Stream, Option<NodeName>),
     confirmed: Term,
     cleared: Option<Candidate>,
@@ -41,6 +47,7 @@ enum Stream {
 impl Matters {
     pub(super) fn of(member: &Member) -> Matters {
         let (wal, proxy) = (&member.wal, &member.proxy);
+        let flushed = wal.followers.iter().filter(|_| member.directive.writes != Writes::Open);
         Matters {
             directive: member.directive.clone(),
             promised: wal.promised,
@@ -49,6 +56,7 @@ impl Matters {
             timeline: wal.timeline,
             durable: wal.durable,
             verified: wal.verified,
+            flushed: flushed.map(|follower| (follower.application_name.clone(), follower.flush)).collect(),
             upstream: stream(&wal.upstream),
             confirmed: proxy.confirmed,
             cleared: proxy.cleared.clone(),
@@ -57,6 +65,15 @@ impl Matters {
             local: member.local.clone(),
             at_work: member.at_work.clone(),
             deeds: member.deeds.clone(),
+        }
+    }
+}
+
+impl Matters {
+    fn interval(&self) -> Duration {
+        match self.directive.writes {
+            Writes::Open => INTERVAL,
+            Writes::Held { .. } => INTERVAL_WHILE_HELD,
         }
     }
 }
@@ -117,7 +134,8 @@ impl<Q> Answers<Q> {
         let patience = self.waiting.iter().map(|waiting| waiting.until).min()?;
         let due =
             self.fresh == Freshness::Changed || self.waiting.iter().any(|waiting| self.is_news(waiting));
-        let earliest = self.looked_at.map(|at| at + INTERVAL);
+        let interval = self.last.as_ref().map_or(INTERVAL, Matters::interval);
+        let earliest = self.looked_at.map(|at| at + interval);
         match earliest {
             // At once: when the first of them asked.
             None => Some(patience - PATIENCE),
@@ -158,10 +176,10 @@ mod tests {
 
     use super::{Answers, Matters};
     use crate::admin::{MAX_WAITING, PATIENCE};
-    use crate::pg::Lsn;
+    use crate::pg::{Lsn, TimelineId};
     use crate::topology::{
-        Candidate, ClientEvidence, Directive, Draining, Durability, Member, NodeName, ProxyStatus, StreamEnd,
-        Term, Upstream, WalStatus,
+        Candidate, ClientEvidence, Directive, Draining, Durability, Follower, FollowerState, Lag, Member,
+        NodeName, ProxyStatus, StreamEnd, Term, Upstream, WalStatus, Writes,
     };
 
     fn node(name: &str) -> NodeName {
@@ -183,9 +201,18 @@ mod tests {
         }
     }
 
-    fn durable(lsn: u64) -> Matters {
+    fn open() -> Member {
+        let directive = Directive { writes: Writes::Open, ..Directive::starting(Durability::Quorum) };
+        Member { directive: Arc::new(directive), ..member() }
+    }
+
+    fn durable_at(lsn: u64, member: Member) -> Matters {
         let wal = WalStatus { durable: Lsn(lsn), ..WalStatus::starting() };
-        Matters::of(&Member { wal: Arc::new(wal), ..member() })
+        Matters::of(&Member { wal: Arc::new(wal), ..member })
+    }
+
+    fn durable(lsn: u64) -> Matters {
+        durable_at(lsn, open())
     }
 
     #[expect(clippy::disallowed_methods, reason = "an arbitrary instant")]
@@ -226,6 +253,25 @@ mod tests {
         let evidence = |node| ClientEvidence { node, answered_at: None, refused_at: None, broken_at: None };
         check("evidence", &proxy(|proxy| proxy.evidence.push(evidence(node("pg1")))), false);
         check("local", &|member| member.local.push(node("pg1")), true);
+        let flushed = |member: &mut Member| {
+            let follower = |flush| Follower {
+                application_name: "pg2".to_owned(),
+                pid: 1,
+                timeline: TimelineId(1),
+                state: FollowerState::Streaming,
+                sent: flush,
+                write: flush,
+                flush,
+                replay: Lsn::INVALID,
+                lag: Lag::default(),
+                reported_at: at,
+            };
+            Arc::make_mut(&mut member.wal).followers.push(follower(Lsn(1)));
+        };
+        check("a follower's flush while writes are held", &flushed, true);
+        let mut changed = open();
+        flushed(&mut changed);
+        assert_eq!(Matters::of(&changed), Matters::of(&open()), "a follower's flush while writes are open");
         check("last words", &|member| member.last_words = [("bw2".to_owned(), at)].into(), false);
     }
 
@@ -255,6 +301,19 @@ mod tests {
         // Silence is answered, too.
         answers.ask(at(200), "patient", Some(2));
         assert_eq!(answers.look(at(200) + PATIENCE, durable(2)), (2, vec!["patient"]));
+    }
+
+    #[test]
+    fn what_changes_while_writes_are_held_is_told_sooner() {
+        let start = start();
+        let at = |millis| start + Duration::from_millis(millis);
+        let mut answers = Answers::new();
+        for (looked_at, told_at, member) in [(100, 105, open()), (200, 201, member())] {
+            answers.look(at(looked_at), durable_at(looked_at, member));
+            answers.ask(at(looked_at), "what is new", Some(answers.serial));
+            answers.changed();
+            assert_eq!(answers.next_look(), Some(at(told_at)));
+        }
     }
 
     #[test]
