@@ -465,9 +465,13 @@ impl Core {
                 self.ledger.forget_before(decision.next.term);
                 self.request = None;
             }
-            if let (RuleId::W1, Some(primary)) = (rule, &decision.next.primary) {
+            if let (RuleId::W1, Phase::Election(election)) = (rule, &decision.next.phase) {
                 // Of a switchover that was given up earlier in this term.
-                self.ledger.forget_results(&primary.node);
+                let primary = decision.next.primary.as_ref().map(|primary| &primary.node);
+                primary
+                    .into_iter()
+                    .chain(election.successor())
+                    .for_each(|node| self.ledger.forget_results(node));
                 self.request = None;
             }
             if rule == RuleId::R1 {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{
     Action, Agent, Election, EstablishStep, Fenced, Finding, Fired, NodeView, Now, Phase, Planned, Policy,
-    Primary, Process, Promoted, RuleId, StartAs, State, Step, View, What, Why, establish, marker,
+    Primary, Process, Promoted, Ready, RuleId, StartAs, State, Step, View, What, Why, establish, marker,
     marker_is_durable, steady,
 };
 use crate::pg::{Lsn, TimelineId};
@@ -208,7 +208,9 @@ impl Case<'_> {
         if !is_standby || self.view.ledger.failures(&action) >= self.policy.attempts {
             return self.next_candidate(candidate);
         }
-        self.view.ledger.finding(&action)?;
+        if !self.is_prepared(candidate) {
+            return None;
+        }
         if !self.is_cleared(candidate) {
             return self.not_cleared(candidate);
         }
@@ -218,6 +220,18 @@ impl Case<'_> {
         next.acknowledged_by(self.election.acknowledgers.clone());
         let step = Step::Promote { candidate: candidate.clone() };
         Fired::new(RuleId::E5, at(&next, self.election.clone(), step, self.now))
+    }
+
+    fn is_prepared(&self, candidate: &NodeName) -> bool {
+        let action = self.policy.prepare(self.state, candidate);
+        self.is_ready(candidate) || self.view.ledger.finding(&action).is_some()
+    }
+
+    /// It is the successor of a switchover, and was prepared before the drain for what is wanted now.
+    fn is_ready(&self, candidate: &NodeName) -> bool {
+        let acknowledgers = self.election.acknowledgers.clone();
+        let needed = Ready { term: self.state.term, durability: self.policy.durability, acknowledgers };
+        self.election.successor() == Some(candidate) && self.election.ready() == Some(&needed)
     }
 
     fn is_cleared(&self, candidate: &NodeName) -> bool {
@@ -382,8 +396,7 @@ impl Case<'_> {
             Step::Elect => self.nobody().or_else(|| self.all_have_failed()),
             Step::CatchUp { .. } => self.all_have_failed(),
             Step::Prepare { candidate } => {
-                let prepared = self.view.ledger.finding(&self.policy.prepare(self.state, candidate));
-                let waits = !self.is_cleared(candidate) && prepared.is_some();
+                let waits = !self.is_cleared(candidate) && self.is_prepared(candidate);
                 let waits = waits && self.has_waited(self.policy.clear_timeout);
                 if waits { Some(self.in_use(candidate.as_str())) } else { self.all_have_failed() }
             }
@@ -451,7 +464,9 @@ impl Case<'_> {
 
     pub(super) fn wanted(&self) -> Vec<Action> {
         match &self.election.step {
-            Step::Checkpoint | Step::Drain | Step::ShutDown | Step::Settle => self.wanted_in_peace(),
+            Step::Checkpoint | Step::Drain | Step::ShutDown | Step::Settle => {
+                self.wanted_in_peace().into_iter().collect()
+            }
             Step::Fence | Step::Verify { .. } | Step::Follow => Vec::new(),
             Step::Elect => {
                 let waited = self.is_given_up() || self.has_waited(self.policy.candidate_wait);
@@ -463,7 +478,8 @@ impl Case<'_> {
             Step::Prepare { candidate } => {
                 let due = self.has_failed(candidate) || self.has_waited(self.policy.clear_timeout);
                 let old = self.old_primary_start().filter(|_| due);
-                [self.policy.prepare(self.state, candidate)].into_iter().chain(old).collect()
+                let prepare = (!self.is_ready(candidate)).then(|| self.policy.prepare(self.state, candidate));
+                prepare.into_iter().chain(old).collect()
             }
             Step::Promote { candidate } => {
                 let from = self.fenced_at().map(|f| f.timeline);

@@ -44,8 +44,8 @@ pub use rolling::{Restarts, Rolling, Turn};
 pub(super) use rolling::{obstacle as obstacle_to_restart, waits_for, why_not_by_agent};
 pub use rules::{RULES, Rule, RuleId};
 pub use state::{
-    Automatic, Election, EstablishStep, Fenced, Fork, Phase, Planned, Primary, Promoted, Rest, State, Step,
-    Stragglers, Why,
+    Automatic, Election, EstablishStep, Fenced, Fork, Phase, Planned, Primary, Promoted, Ready, Rest, State,
+    Step, Stragglers, Why,
 };
 pub use switchover::successor;
 
@@ -381,10 +381,14 @@ impl Policy {
 
     /// What `synchronous_standby_names` has to be under `state`.
     fn names(&self, state: &State) -> SyncNames {
+        self.names_in(state.term, state.named())
+    }
+
+    fn names_in(&self, term: Term, named: Option<&Acknowledgers>) -> SyncNames {
         let own = [self.instance.clone()];
         let all = if self.members.is_empty() { &own } else { &self.members[..] };
-        let name = |instance: &String| relay_application_name(instance, state.term);
-        match (self.durability, state.named()) {
+        let name = |instance: &String| relay_application_name(instance, term);
+        match (self.durability, named) {
             (Durability::Async, _) => SyncNames::NotOurs {
                 prefixes: all.iter().map(|name| format!("bellwether_{name}_t")).collect(),
             },
@@ -398,6 +402,12 @@ impl Policy {
 
     fn prepare(&self, state: &State, node: &NodeName) -> Action {
         Action { term: state.term, node: node.clone(), what: What::Prepare { names: self.names(state) } }
+    }
+
+    /// The same in `state`'s term of a standby that is to be the candidate of the next.
+    fn prepare_ahead(&self, state: &State, node: &NodeName, ready: &Ready) -> Action {
+        let names = self.names_in(ready.term, ready.acknowledgers.as_ref());
+        Action { term: state.term, node: node.clone(), what: What::Prepare { names } }
     }
 
     /// Whose relays are to acknowledge what `node` commits. One on its own host is not asked: what befalls the node befalls

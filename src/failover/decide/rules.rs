@@ -188,7 +188,7 @@ pub const RULES: &[Rule] = &[
     rule(
         RuleId::W2,
         "checkpointed",
-        "the primary has written a checkpoint: new transactions are held from here on",
+        "the primary has written a checkpoint, and the successor has what it needs in the next term: new transactions are held from here on",
     ),
     rule(
         RuleId::W3,

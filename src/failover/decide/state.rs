@@ -178,6 +178,17 @@ pub struct Planned {
     pub successor: Option<NodeName>,
     pub stragglers: Stragglers,
     pub rest: Rest,
+    /// `None`: the successor was not prepared yet.
+    #[serde(default)]
+    pub ready: Option<Ready>,
+}
+
+/// What a successor was prepared for before the drain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ready {
+    pub term: Term,
+    pub durability: Durability,
+    pub acknowledgers: Option<Acknowledgers>,
 }
 
 /// What becomes of transactions that are still open at the drain limit.
@@ -306,6 +317,16 @@ impl Election {
     pub(super) fn is_abandoned(&self) -> bool {
         let given_up = self.planned.as_ref().is_some_and(|planned| planned.successor.is_none());
         given_up && self.step.is_before_the_term()
+    }
+
+    /// Of a planned switchover that was not given up.
+    pub fn successor(&self) -> Option<&NodeName> {
+        self.planned.as_ref()?.successor.as_ref()
+    }
+
+    /// What its successor got before the drain.
+    pub fn ready(&self) -> Option<&Ready> {
+        self.planned.as_ref()?.ready.as_ref()
     }
 
     /// Beyond this, rounds are told as sums.
@@ -465,17 +486,20 @@ impl State {
         }
     }
 
-    /// Who is about to be promoted, or was and is not open yet.
+    /// Who is about to be promoted, or was and is not open yet. A planned successor is from the beginning of its term: nothing
+    /// has begun there since the drain.
     fn candidate(&self) -> Option<Candidate> {
         let Phase::Election(election) = &self.phase else { return None };
         let node = match &election.step {
-            Step::Checkpoint
-            | Step::Drain
-            | Step::ShutDown
-            | Step::Settle
-            | Step::Fence
-            | Step::Elect
-            | Step::CatchUp { .. } => return None,
+            Step::Checkpoint | Step::Drain | Step::ShutDown | Step::Settle => return None,
+            // E3 counts the round in which it is.
+            Step::Fence | Step::Elect => {
+                let node = election.successor()?.clone();
+                return Some(Candidate { node, round: election.round.saturating_add(1) });
+            }
+            Step::CatchUp { candidate } => {
+                election.successor().filter(|successor| *successor == candidate)?
+            }
             Step::Prepare { candidate } | Step::Promote { candidate } | Step::Verify { candidate, .. } => {
                 candidate
             }
@@ -489,21 +513,18 @@ impl State {
     fn drain(&self) -> Option<Drain> {
         let Phase::Election(election) = &self.phase else { return None };
         match &election.step {
-            Step::Drain
-            | Step::ShutDown
-            | Step::Settle
+            Step::Drain | Step::ShutDown | Step::Settle => {}
+            Step::Checkpoint
             | Step::Fence
             | Step::Elect
-            | Step::CatchUp { .. } => {}
-            Step::Checkpoint
+            | Step::CatchUp { .. }
             | Step::Prepare { .. }
             | Step::Promote { .. }
             | Step::Verify { .. }
             | Step::Follow
             | Step::Marker => return None,
         }
-        let successor = election.planned.as_ref()?.successor.clone()?;
-        Some(Drain { successor })
+        Some(Drain { successor: election.successor()?.clone() })
     }
 
     /// What proxy and relay are told while the state is this.

@@ -1,6 +1,10 @@
 //! A planned switchover, up to where the election takes over: checkpoint, drain, shut down (or settle). All of it in
 //! the old term, whose primary can have the cluster back at any moment.
 //!
+//! While clients go on, the successor gets what it needs as the candidate of the next term ([`Ready`]): nobody has to
+//! wait for that. On a standby none of it counts. When the switchover is given up, the slots go (`DropSlot`), and names of a
+//! term that has not begun are nobody's: whoever makes that node a primary sets them first.
+//!
 //! What is proven before anybody is promoted: the primary's own control file tells where the record of its shutdown
 //! checkpoint begins, behind which it has written nothing; the relay holds that record whole, checked and durable; and
 //! the successor has flushed as much. Then the next term follows, and the same steps as after a failure.
@@ -10,8 +14,8 @@
 
 use super::election::{self, Case};
 use super::{
-    Action, Agent, EstablishStep, Finding, Fired, NodeView, Now, Phase, Planned, Primary, Process, Rest,
-    RuleId, State, Step, Stragglers, View, What, Why, establish, steady,
+    Action, Agent, EstablishStep, Finding, Fired, NodeView, Now, Phase, Planned, Primary, Process, Ready,
+    Rest, RuleId, State, Step, Stragglers, View, What, Why, establish, steady,
 };
 use crate::failover::health::PrimaryVerdict;
 use crate::pg::Lsn;
@@ -37,7 +41,7 @@ pub(super) fn begin(
     };
     let record = steady::record(state.term, RuleId::W1, vec![why], Some(primary.node.clone()), now);
     let mut election = steady::election(record, Step::Checkpoint, Some(successor.clone()), now);
-    election.planned = Some(Planned { successor: Some(successor), stragglers, rest });
+    election.planned = Some(Planned { successor: Some(successor), stragglers, rest, ready: None });
     Fired::new(RuleId::W1, State { phase: Phase::Election(Box::new(election)), ..state.clone() })
 }
 
@@ -148,14 +152,14 @@ impl Case<'_> {
     pub(super) fn advance_in_peace(&self) -> Option<Fired> {
         let planned = self.election.planned.as_ref()?;
         let primary = self.state.primary.as_ref()?;
-        let Some(successor) = &planned.successor else { return self.abandoned() };
+        let Some(successor) = self.election.successor() else { return self.abandoned() };
         if self.election.step != Step::ShutDown
             && let Some(fired) = self.disturbed(primary, successor)
         {
             return Some(fired);
         }
         match &self.election.step {
-            Step::Checkpoint => self.checkpointed(primary),
+            Step::Checkpoint => self.checkpointed(primary, successor),
             Step::Drain => self.drained(planned),
             Step::ShutDown => self.shut_down(primary, successor),
             Step::Settle => self.settled(primary, successor),
@@ -163,19 +167,38 @@ impl Case<'_> {
         }
     }
 
-    /// W2.
-    fn checkpointed(&self, primary: &Primary) -> Option<Fired> {
-        let action = self.on(primary, What::Checkpoint);
-        if self.view.ledger.finding(&action).is_some() {
+    /// W2. First the checkpoint, which may take minutes, and then the successor: what that has got is as new as can be when
+    /// it counts.
+    fn checkpointed(&self, primary: &Primary, successor: &NodeName) -> Option<Fired> {
+        let ready = self.ready(successor)?;
+        let Some(missing) = self.before_the_drain(primary, successor, &ready) else {
+            let mut election = self.election.clone();
+            election.planned.iter_mut().for_each(|planned| planned.ready = Some(ready.clone()));
             let next = State { drains: self.state.drains + 1, ..self.state.clone() };
-            let election = self.election.clone();
             return Fired::new(RuleId::W2, election::at(&next, election, Step::Drain, self.now));
-        }
-        let fails = self.view.ledger.failures(&action) >= self.policy.attempts;
+        };
+        let fails = self.view.ledger.failures(&missing) >= self.policy.attempts;
         if !fails && !self.has_waited(self.policy.checkpoint_timeout) {
             return None;
         }
-        self.give_up(format!("{} did not write a checkpoint", primary.node))
+        self.give_up(match missing.what {
+            What::Checkpoint => format!("{} did not write a checkpoint", primary.node),
+            _ => format!("{successor} could not be made ready"),
+        })
+    }
+
+    /// As it has to be in the next term.
+    fn ready(&self, successor: &NodeName) -> Option<Ready> {
+        let acknowledgers = self.policy.acknowledgers(self.view.node(successor)?);
+        let (term, durability) = (self.view.next_term(self.state), self.policy.durability);
+        Some(Ready { term, durability, acknowledgers })
+    }
+
+    /// What is still to be done.
+    fn before_the_drain(&self, primary: &Primary, successor: &NodeName, ready: &Ready) -> Option<Action> {
+        let checkpoint = self.on(primary, What::Checkpoint);
+        let mut all = [checkpoint, self.policy.prepare_ahead(self.state, successor, ready)].into_iter();
+        all.find(|action| self.view.ledger.finding(action).is_none())
     }
 
     /// W3. Whoever is pinned in no transaction is not waited for: it may keep its server for days.
@@ -309,14 +332,17 @@ impl Case<'_> {
         Some(fired)
     }
 
-    pub(super) fn wanted_in_peace(&self) -> Vec<Action> {
-        let what = match &self.election.step {
-            Step::Checkpoint => What::Checkpoint,
-            Step::ShutDown => What::ShutDown,
-            Step::Settle => What::LastWord,
-            _ => return Vec::new(),
-        };
-        self.state.primary.iter().map(|primary| self.on(primary, what.clone())).collect()
+    pub(super) fn wanted_in_peace(&self) -> Option<Action> {
+        let primary = self.state.primary.as_ref()?;
+        match &self.election.step {
+            Step::Checkpoint => {
+                let successor = self.election.successor()?;
+                self.before_the_drain(primary, successor, &self.ready(successor)?)
+            }
+            Step::ShutDown => Some(self.on(primary, What::ShutDown)),
+            Step::Settle => Some(self.on(primary, What::LastWord)),
+            _ => None,
+        }
     }
 
     fn on(&self, primary: &Primary, what: What) -> Action {

@@ -3,7 +3,8 @@
 use super::world::{Life, World};
 use super::{name, step_name};
 use crate::failover::command::Command;
-use crate::failover::decide::{Agent, Handover, Mode, RuleId, Stragglers};
+use crate::failover::decide::{Agent, Handover, Mode, Phase, RuleId, Stragglers};
+use crate::failover::health::SlotState;
 use crate::pg::Lsn;
 use crate::topology::{Draining, Durability, Election, Outcome, Role, Term};
 
@@ -128,7 +129,85 @@ fn writes_go_on_until_the_checkpoint_is_there_and_wait_from_then_on() {
         assert_eq!(directive.drain.map(|drain| drain.successor), Some(name("pg2")));
         world.step();
     }
-    assert_eq!(world.state.directive().candidate.map(|candidate| candidate.node), Some(name("pg2")));
+    // From its term on it is, all the time for the same turn.
+    let candidate = world.state.directive().candidate;
+    assert_eq!(
+        candidate.as_ref().map(|candidate| (&candidate.node, candidate.round)),
+        Some((&name("pg2"), 1))
+    );
+    assert_eq!((world.state.term, step_name(&world.state)), (Term(2), "fence"));
+    while !world.is_open() {
+        assert_eq!(world.state.directive().candidate, candidate);
+        world.step();
+    }
+}
+
+/// What the candidate needs it has before clients wait, and is not asked again.
+#[test]
+fn the_successor_is_made_ready_while_clients_go_on() {
+    for durability in [Durability::Quorum, Durability::Async] {
+        let mut world = World::steady(durability);
+        begin(&mut world, "pg2");
+        assert!(run_to(&mut world, "checkpoint") && world.is_open());
+        assert!(run_to(&mut world, "drain"));
+        let names = if durability == Durability::Quorum { "\"bellwether_bw_t2\"" } else { "" };
+        let successor = world.server("pg2");
+        assert_eq!((successor.names.as_str(), successor.slot), (names, SlotState::Inactive));
+        // From here on it cannot be.
+        world.unpreparable = vec!["pg2"];
+        world.run_until("open there", |w| w.is_open() && w.primary() == Some("pg2"));
+        assert!(world.history.iter().all(|election| election.outcome == Outcome::Completed));
+    }
+}
+
+#[test]
+fn a_successor_that_cannot_be_made_ready_costs_nobody_anything() {
+    let mut world = World::steady(Durability::Quorum);
+    world.unpreparable = vec!["pg2"];
+    begin(&mut world, "pg2");
+    while world.history.is_empty() {
+        assert!(world.is_open(), "{}", step_name(&world.state));
+        world.step();
+    }
+    let why = "pg2 could not be made ready".to_owned();
+    assert_eq!(last(&world).outcome, Outcome::Failed { why });
+    assert_eq!((world.primary(), world.state.term, world.state.drains), (Some("pg1"), Term(1), 0));
+    world.unpreparable.clear();
+    begin(&mut world, "pg2");
+    world.run_until("open there", |w| w.is_open() && w.primary() == Some("pg2"));
+}
+
+/// On a standby a slot keeps WAL for ever. For the next switchover it is there again, whatever is remembered of the one before.
+#[test]
+fn what_a_switchover_made_ready_goes_when_it_is_given_up() {
+    let slot = |world: &World| world.servers[1].slot;
+    let mut world = World::steady(Durability::Quorum);
+    world.open_transactions = 1;
+    begin(&mut world, "pg2");
+    assert!(run_to(&mut world, "drain"));
+    assert_eq!(slot(&world), SlotState::Inactive);
+    world.run_until("taken back", |w| w.is_open() && slot(w) == SlotState::Absent);
+    assert_eq!((world.primary(), world.state.term), (Some("pg1"), Term(1)));
+    begin(&mut world, "pg2");
+    assert!(run_to(&mut world, "drain"));
+    assert_eq!(slot(&world), SlotState::Inactive);
+}
+
+/// For another term, or other relays, it is not: somebody has promised a term meanwhile, and the successor is prepared anew.
+#[test]
+fn ready_for_another_term_is_not_ready() {
+    let mut world = World::steady(Durability::Quorum);
+    begin(&mut world, "pg2");
+    assert!(run_to(&mut world, "shut_down"));
+    let Phase::Election(election) = &mut world.state.phase else { panic!("no switchover") };
+    let ready = election.planned.as_mut().and_then(|planned| planned.ready.as_mut()).expect("it is ready");
+    ready.term = Term(9);
+    world.server("pg2").names = "\"bellwether_bw_t9\"".to_owned();
+    world.restart();
+    // Before it is primary, and would be mended as such.
+    assert!(run_to(&mut world, "promote"));
+    let term = world.state.term;
+    assert_eq!(world.server("pg2").names, format!("\"bellwether_bw_t{term}\""));
 }
 
 #[test]

@@ -47,8 +47,8 @@ pub(super) struct Server {
     /// Where its replay is paused: it asks nobody for WAL then.
     pub(super) paused_at: Option<Lsn>,
     checkpoint: TimelineId,
-    names: String,
-    slot: SlotState,
+    pub(super) names: String,
+    pub(super) slot: SlotState,
     starts: u32,
     /// Of what it runs, and of what it would be started with.
     pub(super) version: String,
