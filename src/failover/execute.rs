@@ -46,7 +46,7 @@ const SERVER_LIMIT: Duration = Duration::from_secs(3600);
 /// A copy of many terabytes takes its time; one that stands still is ended by the agent.
 const COPY_LIMIT: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Between two looks at something that PostgreSQL does asynchronously and tells nobody.
-const POLL: Duration = Duration::from_millis(5);
+const POLL: Duration = Duration::from_millis(2);
 
 impl Executor {
     pub(super) async fn run(&self, action: &Action) -> Result<Finding, ActionError> {
@@ -152,7 +152,7 @@ impl Executor {
         names: &SyncNames,
     ) -> Result<(), ActionError> {
         let mut found = String::new();
-        for _ in 0..400 {
+        for _ in 0..1000 {
             found = self.sync_names(sql, node).await?;
             if names.fits(&found) {
                 return Ok(());

@@ -467,7 +467,7 @@ impl Case<'_> {
             Step::Checkpoint | Step::Drain | Step::ShutDown | Step::Settle => {
                 self.wanted_in_peace().into_iter().collect()
             }
-            Step::Fence | Step::Verify { .. } | Step::Follow => Vec::new(),
+            Step::Fence | Step::Verify { .. } => Vec::new(),
             Step::Elect => {
                 let waited = self.is_given_up() || self.has_waited(self.policy.candidate_wait);
                 self.old_primary_start().filter(|_| waited).into_iter().collect()
@@ -485,7 +485,13 @@ impl Case<'_> {
                 let from = self.fenced_at().map(|f| f.timeline);
                 from.map(|from| self.promote_action(candidate, from)).into_iter().collect()
             }
-            Step::Marker => self.state.primary.iter().map(|p| marker(self.state.term, &p.node)).collect(),
+            // Its commit waits for the relay by itself, and is under way when that comes. Once: who fails again and again
+            // is tried ever more seldom.
+            Step::Follow => {
+                let failed = |marker: &Action| self.view.ledger.failures(marker) > 0;
+                self.marker().filter(|marker| !failed(marker)).into_iter().collect()
+            }
+            Step::Marker => self.marker().into_iter().collect(),
         }
     }
 
@@ -517,6 +523,10 @@ impl Case<'_> {
     pub(super) fn has_waited(&self, limit: Duration) -> bool {
         let waited = self.now.unix_ms.saturating_sub(self.election.since_ms);
         u128::from(waited) >= limit.as_millis()
+    }
+
+    fn marker(&self) -> Option<Action> {
+        Some(marker(self.state.term, &self.state.primary.as_ref()?.node))
     }
 
     fn promote_action(&self, candidate: &NodeName, from: TimelineId) -> Action {

@@ -211,6 +211,18 @@ fn ready_for_another_term_is_not_ready() {
 }
 
 #[test]
+fn nobody_waits_for_the_relay_before_the_marker_begins() {
+    let mut world = World::steady(Durability::Quorum);
+    begin(&mut world, "pg2");
+    world.run_until("followed", |w| w.rules.contains(&RuleId::E8));
+    assert!(
+        world.rules.contains(&RuleId::E9),
+        "its commit was under way when the relay came: {:?}",
+        world.rules
+    );
+}
+
+#[test]
 fn without_an_agent_the_old_primary_is_left_to_a_person() {
     let mut world = World::unattended(Durability::Quorum);
     let said = order(&mut world, Some("pg2"), Stragglers::Spared).unwrap();

@@ -98,6 +98,8 @@ pub(super) struct World {
     core: Core,
     /// How actions went; told a step later, so that a turn sees them under way.
     answers: Vec<(Action, Option<Finding>)>,
+    /// Markers whose commit waits for the relay.
+    commits: Vec<Action>,
     /// What is journaled; after a restart, what was made of it.
     pub(super) state: State,
     /// What went out last.
@@ -156,6 +158,7 @@ impl World {
             now: Now { instant: Instant::now(), unix_ms: 1_000_000 },
             core: core(&servers, agent, &policy, state.clone()),
             answers: Vec::new(),
+            commits: Vec::new(),
             servers,
             policy,
             wal: WalStatus::starting(),
@@ -258,6 +261,7 @@ impl World {
         let state = self.state.clone().resumed(self.policy.durability, self.now.unix_ms);
         self.core = core(&self.servers, self.agent, &self.policy, state.clone());
         self.answers.clear();
+        self.commits.clear();
         self.state = state;
         self.direct(self.core.directive().clone());
         self.proxy = ProxyStatus::default();
@@ -313,6 +317,7 @@ impl World {
         self.now.instant += STEP;
         self.now.unix_ms += 100;
         self.servers_write_and_stream();
+        self.commit();
         self.core.tick(self.now.instant);
         for index in 0..self.servers.len() {
             let result = self.probe(index);
@@ -350,9 +355,44 @@ impl World {
             self.core.acted(&action, result, self.now.instant);
         }
         for action in actions {
+            if self.waits(&action) {
+                self.commits.push(action);
+                continue;
+            }
             let result = self.execute(&action);
             self.answers.push((action, result));
         }
+    }
+
+    /// A commit that the relay has to acknowledge, which does not stream.
+    fn waits(&self, action: &Action) -> bool {
+        let runs =
+            |s: &&Server| s.node.name == action.node && s.life == Life::Runs && s.role == Role::Primary;
+        action.what == What::Marker
+            && action.term == self.state.term
+            && self.policy.durability == Durability::Quorum
+            && self.servers.iter().any(|server| runs(&server))
+            && !self.streams(&action.node)
+    }
+
+    /// What waited, if it waits no more.
+    fn commit(&mut self) {
+        for action in std::mem::take(&mut self.commits) {
+            if self.waits(&action) {
+                self.commits.push(action);
+                continue;
+            }
+            let result = if action.term == self.state.term { self.execute(&action) } else { None };
+            if result.is_some() {
+                // It has acknowledged what it has.
+                self.relay_streams(&action.node);
+            }
+            self.core.acted(&action, result, self.now.instant);
+        }
+    }
+
+    fn streams(&self, node: &NodeName) -> bool {
+        matches!(&self.wal.upstream, Upstream::Streaming { node: upstream, .. } if upstream == node)
     }
 
     /// The promises, looked at for every directive.
@@ -517,7 +557,7 @@ impl World {
         let source =
             self.servers.iter().find(|s| Some(&s.node.name) == journaled.primary.as_ref().map(|p| &p.node));
         let source = source.cloned();
-        let streams = matches!(&self.wal.upstream, Upstream::Streaming { node, .. } if *node == action.node);
+        let streams = self.streams(&action.node);
         let server = self.servers.iter_mut().find(|s| s.node.name == action.node).expect("a node of ours");
         let answers = server.life == Life::Runs && !self.blind;
         match &action.what {
