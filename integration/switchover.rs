@@ -136,6 +136,9 @@ async fn a_successor_that_dies_is_not_missed(cluster: &mut Cluster) {
     cluster.signal(&successor, Signal::SIGCONT);
     cluster.await_steady();
 
+    // Time to strike in.
+    cluster.rewrite(|config| config["failover"]["drain"] = "8s".into());
+    assert_eq!(cluster.http("POST", "/api/v1/reload").expect("an answer").0, 200);
     let open = client(&cluster.conninfo()).await;
     open.batch_execute("BEGIN; INSERT INTO slow VALUES (3)").await.expect("it is open");
     let order = format!("/api/v1/switchover?to={}&force", successor.name);
