@@ -15,7 +15,7 @@ use crate::net::Target;
 use crate::net::sql::{self, SqlConnection};
 use crate::pg::wal::History;
 use crate::pg::{Lsn, SlotName, SystemIdentifier, TimelineId};
-use crate::topology::{NodeName, Role, SavedTail};
+use crate::topology::{NodeName, Role, SavedTail, Term};
 
 /// A server on this host.
 #[derive(Clone, Debug)]
@@ -45,6 +45,8 @@ const CHECKPOINT_LIMIT: Duration = Duration::from_secs(600);
 const SERVER_LIMIT: Duration = Duration::from_secs(3600);
 /// A copy of many terabytes takes its time; one that stands still is ended by the agent.
 const COPY_LIMIT: Duration = Duration::from_secs(7 * 24 * 3600);
+/// A stream of an earlier term is waited for so often.
+const STREAM_POLLS: usize = 200;
 /// Between two looks at something that PostgreSQL does asynchronously and tells nobody.
 const POLL: Duration = Duration::from_millis(2);
 
@@ -54,7 +56,7 @@ impl Executor {
         let limit = self.limit(&action.what);
         let work = async {
             match &action.what {
-                What::Prepare { names } => self.prepare(node, names).await,
+                What::Prepare { names } => self.prepare(node, names, action.term).await,
                 What::Promote { from } => self.promote(node, *from).await,
                 What::Inspect { from } => self.inspect(&self.connect(node).await?, node, *from).await,
                 What::Marker => self.marker(action).await,
@@ -103,7 +105,7 @@ impl Executor {
     }
 
     /// The slot first: WAL is kept from here on, before anything else happens.
-    async fn prepare(&self, node: &NodeName, names: &SyncNames) -> Result<Finding, ActionError> {
+    async fn prepare(&self, node: &NodeName, names: &SyncNames, term: Term) -> Result<Finding, ActionError> {
         let sql = self.connect(node).await?;
         let slots = sql_names(&self.relay_slots);
         // On a standby a slot of ours can only be left from when it was primary: it keeps WAL, or has lost it.
@@ -126,6 +128,7 @@ impl Executor {
             rows(&sql, "SELECT pg_reload_conf()").await?;
             self.await_setting(&sql, node, names).await?;
         }
+        end_streams_before(&sql, node, term).await;
         // Of a candidate, which is a standby, nobody needs it.
         let end = "SELECT CASE WHEN pg_is_in_recovery() THEN '0/0' ELSE pg_current_wal_flush_lsn() END";
         Ok(Finding::Prepared { end: lsn(&sql, node, end).await? })
@@ -342,6 +345,40 @@ impl Executor {
 
     fn local(&self, node: &NodeName) -> Result<&LocalNode, ActionError> {
         self.local.get(node).ok_or_else(|| ActionError::NoAgent(node.clone()))
+    }
+}
+
+/// Relays that have not heard of `term` take nothing more from here: what is written from now on they would count, and
+/// ship, under a term that is over. They come again, and see by the setting that they are late (`relay/receiver/core`).
+/// A walsender may have its answer to the old setting, too, until it has read the new one. One that cannot be ended is
+/// blocked by who does not read, and has nothing newer to send.
+async fn end_streams_before(sql: &SqlConnection, node: &NodeName, term: Term) {
+    let earlier = format!(
+        "FROM pg_stat_replication WHERE application_name ~ '^bellwether_.*_t[0-9]{{1,18}}$' \
+         AND substring(application_name FROM '[0-9]+$')::int8 < {term}"
+    );
+    let (end, look) = (
+        format!("SELECT application_name, pg_terminate_backend(pid) {earlier}"),
+        format!("SELECT application_name {earlier}"),
+    );
+    let mut streams = rows(sql, &end).await;
+    let ended = streams.as_ref().map_or(0, Vec::len);
+    for _ in 0..STREAM_POLLS {
+        if streams.as_ref().map_or(true, Vec::is_empty) {
+            break;
+        }
+        tokio::time::sleep(POLL).await;
+        streams = rows(sql, &look).await;
+    }
+    match streams {
+        Ok(streams) if streams.is_empty() && ended == 0 => {}
+        Ok(streams) => {
+            tracing::info!(%node, %term, ended, left = streams.len(), "streams of earlier terms ended");
+        }
+        Err(error) => {
+            let error = &error as &dyn std::error::Error;
+            tracing::info!(%node, %term, error, "streams of earlier terms cannot be ended");
+        }
     }
 }
 

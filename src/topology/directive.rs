@@ -192,6 +192,30 @@ pub fn relay_application_name(instance: &str, term: Term) -> String {
 
 /// Whose relay has that `application_name`; `None`: nobody's.
 pub fn relay_of(application_name: &str) -> Option<&str> {
+    relay_in_term(application_name).map(|(instance, _)| instance)
+}
+
+/// The latest term of which a `synchronous_standby_names` names relays; `None`: it names none.
+pub fn term_named(setting: &str) -> Option<Term> {
+    setting.split('"').filter_map(relay_in_term).map(|(_, term)| term).max()
+}
+
+fn relay_in_term(application_name: &str) -> Option<(&str, Term)> {
     let (instance, term) = application_name.strip_prefix("bellwether_")?.rsplit_once("_t")?;
-    term.parse::<u64>().ok().map(|_| instance)
+    term.parse().ok().map(|term| (instance, Term(term)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Term, term_named};
+
+    #[test]
+    fn the_term_of_a_setting_is_its_relays() {
+        let check = |setting, term: Option<u64>| assert_eq!(term_named(setting), term.map(Term), "{setting}");
+        check("", None);
+        check(r#""bellwether_bw1_t7""#, Some(7));
+        check(r#"ANY 2 ("bellwether_a_t7", "bellwether_b_t_t10")"#, Some(10));
+        check("ANY 1 (pg2, bellwether)", None);
+        check(r#""bellwether_bw1_t7x""#, None);
+    }
 }

@@ -32,7 +32,7 @@ pub use commits::{CommitInDoubt, CommitOutcome, CommitOutcomes, CommitsInDoubt, 
 pub use diagnosis::{Ailment, Diagnosis, Evidence, Mark};
 pub use directive::{
     Acknowledgers, Candidate, Directive, Drain, Durability, Floor, RemoteApply, Term, Writes,
-    relay_application_name, relay_of,
+    relay_application_name, relay_of, term_named,
 };
 pub use failovers::Failovers;
 pub use health::{Health, NodeHealth, NodeState};

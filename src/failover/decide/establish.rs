@@ -87,8 +87,8 @@ pub(super) fn advance(
                 return None;
             };
             let mut next = state.clone();
-            // Who acknowledges from here on must have what was acknowledged before. What a relay that has not heard of the
-            // term acknowledges is told by the setting of the term before, which is no more.
+            // Who acknowledges from here on must have what was acknowledged before. A relay that has not heard of the term
+            // gets nothing that lies behind this: the streams of the terms before were ended, and none begins again.
             if next.floor.is_none() && !next.quorums.is_empty() {
                 next.floor = Some(Floor { timeline: primary.timeline, end: *end, source: None });
             }

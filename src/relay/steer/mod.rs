@@ -197,6 +197,7 @@ impl Steering {
         }
         let config = ReceiverConfig {
             role,
+            term: order.term(),
             promised: self.promised(order),
             slot: self.slot.clone(),
             durability: order.directive.durability,

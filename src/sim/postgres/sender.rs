@@ -90,6 +90,9 @@ impl Server {
                 ],
                 &mut out,
             ),
+            Ok(Command::Show { name }) if name == "synchronous_standby_names" => {
+                row(&["synchronous_standby_names"], &[Some(&self.names)], &mut out);
+            }
             Ok(Command::Show { .. }) => row(&["wal_segment_size"], &[Some("1MB")], &mut out),
             Ok(Command::CreateReplicationSlot { .. }) if self.slot.is_some() => {
                 ErrorFields::error(SqlState::DUPLICATE_OBJECT, "the slot exists").encode(&mut out);

@@ -145,6 +145,19 @@ pub(super) fn plan(rng: &mut Rng) -> Vec<(Duration, Fault)> {
     faults
 }
 
+/// The primary comes back so soon that nobody takes its place, in a term of which one instance does not hear; and then it
+/// is gone.
+pub(super) fn comes_back(number: u64) -> [(Duration, Fault); 3] {
+    let at = FAULTS_BEGIN + Duration::from_millis(number * 7919 % 12_000);
+    let kill = |restart| Fault::KillNode { of: Choice::Primary, restart };
+    let unheard = Fault::CutEtcd { of: Choice::Any(number), ways: Ways::Both, lasts: Duration::from_secs(5) };
+    [
+        (at, unheard),
+        (at + Duration::from_millis(200), kill(Some(Duration::ZERO))),
+        (at + Duration::from_millis(3500), kill(None)),
+    ]
+}
+
 /// What is worse together.
 fn pair(rng: &mut Rng) -> [Fault; 2] {
     let (of, lasts) = (Choice::Any(rng.next()), rng.millis(2000, 12_000));

@@ -8,7 +8,7 @@ pub(super) enum Plant {
     ForgetPromise,
     /// Followers get all that is durable at their relay.
     ShipOwnDurable,
-    /// A primary takes a relay's word in the name of any term.
+    /// A primary takes a relay's word, and gives it WAL, in the name of any term.
     NameWithoutTerm,
     /// etcd writes what it is told, whatever was written meanwhile.
     PutWithoutCompare,

@@ -12,7 +12,7 @@ use super::stage::{ANY_LIFE, Event, InstanceId, Life, NodeId, Stage, ToInstance}
 use crate::failover::decide::{Action, Finding, Promoted, SyncNames, What};
 use crate::failover::health::{Facts, ProbeResult, SlotState};
 use crate::pg::{SqlState, SystemIdentifier, TimelineId};
-use crate::topology::{NodeName, Role, Term, relay_application_name};
+use crate::topology::{NodeName, Role, Term, relay_application_name, term_named};
 
 pub(super) const SYSTEM: SystemIdentifier = SystemIdentifier(7);
 /// Between two questions of a standby for more.
@@ -280,6 +280,9 @@ impl Server {
         let result = match &action.what {
             What::Prepare { names } => {
                 self.prepare(names);
+                if !stage.keeps_earlier_streams() {
+                    self.walsenders.retain(|_, (term, ..)| *term >= action.term);
+                }
                 self.release(stage);
                 Some(Finding::Prepared { end: self.log.lsn() })
             }
@@ -369,7 +372,11 @@ impl Server {
         term: Term,
         end: End,
     ) {
-        let serves = matches!(self.run, Run::Runs | Run::Stopping { .. }) && self.role == Role::Primary;
+        // A relay that finds the names of a later term asks no further; a stream of an earlier one was ended (`prepare`).
+        let is_late = !stage.keeps_earlier_streams()
+            && term_named(&self.names.setting).is_some_and(|named| named > term);
+        let runs = matches!(self.run, Run::Runs | Run::Stopping { .. }) && self.role == Role::Primary;
+        let serves = runs && !is_late;
         let what = if serves {
             let walsender = self.walsenders.entry(of).or_insert((term, 0, stage.now));
             match walsender.0 == term {

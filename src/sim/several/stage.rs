@@ -164,6 +164,11 @@ impl Stage {
         }
     }
 
+    /// Of servers, whatever they are made ready for.
+    pub(super) fn keeps_earlier_streams(&self) -> bool {
+        self.plant == Some(Plant::NameWithoutTerm)
+    }
+
     /// For whoever fails: what has happened last.
     pub(super) fn note(&mut self, what: impl FnOnce() -> String) {
         if self.trace.len() == TRACE {

@@ -72,10 +72,11 @@ impl World {
         let durability = if rng.percent(80) { Durability::Quorum } else { Durability::Async };
         let faults = faults::plan(&mut rng);
         let hosts = instances.max(NODES) + 1;
-        // With so small a one many a course meets its end. Not under a quorum: a primary that nobody replaces comes back in a
-        // term of its own, of which a relay that is cut off may not hear ("Known limits").
+        // With so small a one many a course meets its end. Then a primary that nobody replaces comes back in a term of its own,
+        // of which a relay that is cut off may not hear.
         let budget = Budget { failovers: 1, window: Duration::from_secs(15) };
-        let is_small = durability == Durability::Async || plant == Some(Plant::ForgetBudget);
+        let is_small =
+            durability == Durability::Async || seed.is_multiple_of(4) || plant == Some(Plant::ForgetBudget);
         let budget = is_small.then_some(budget);
         let mut stage = Stage::new(rng, hosts, plant, Checks::new(durability, budget));
         let mut log = Log { timeline: TimelineId(1), ..Log::default() };
@@ -102,6 +103,11 @@ impl World {
             for id in 0..instances - 1 {
                 let at = FAULTS_BEGIN + Duration::from_millis(seed * 6271 % 12_000 + 2000 * id as u64);
                 stage.queue.put(at, Event::Fault(Fault::List(id)));
+            }
+        }
+        if seed.is_multiple_of(5) {
+            for (at, fault) in faults::comes_back(seed / 5) {
+                stage.queue.put(at, Event::Fault(fault));
             }
         }
         stage.after(Duration::from_secs(3), Event::Client);

@@ -1,6 +1,7 @@
 //! The walreceiver's half of physical replication, as a state machine. PURE.
 //!
-//! It asks who the upstream is, fetches the histories it lacks, and streams from the start of the segment in
+//! It asks for which term the upstream was prepared: one that was for a later term than ours gives us nothing, whoever
+//! told us of ours. Then it asks who the upstream is, fetches the histories it lacks, and streams from the start of the segment in
 //! which the last whole record ends, on the store's own timeline; at a timeline's end it goes on with the next one on the same
 //! connection (walreceiver.c, `WalRcvFetchTimeLineHistoryFiles`, `libpqrcv_endstreaming`).
 //!
@@ -32,7 +33,7 @@ use crate::pg::wal::WalSegmentSize;
 use crate::pg::{ErrorFields, Lsn, SlotName, SqlState, SystemIdentifier, TimelineId};
 use crate::relay::now::Now;
 use crate::relay::store::{Change, StoreError};
-use crate::topology::{Directive, Durability, Refusal, StreamEnd};
+use crate::topology::{Directive, Durability, Refusal, StreamEnd, Term};
 
 /// How often the upstream hears of us when nothing happens.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
@@ -104,6 +105,8 @@ impl Promised {
 #[derive(Clone, Debug)]
 pub(crate) struct ReceiverConfig {
     pub(crate) role: Role,
+    /// Under which it streams.
+    pub(crate) term: Term,
     pub(crate) promised: Promised,
     /// Our slot at the upstream, made when it is missing; others are used without one.
     pub(crate) slot: SlotName,
@@ -223,7 +226,10 @@ impl Receiver {
             feedback: Feedback::default(),
             replayed: Lsn::INVALID,
         };
-        receiver.ask(Question::Identify);
+        receiver.ask(match receiver.config.role {
+            Role::Named => Question::Names,
+            Role::Source { .. } | Role::Substitute { .. } => Question::Identify,
+        });
         receiver
     }
 

@@ -9,7 +9,7 @@ use crate::pg::protocol::frontend;
 use crate::pg::wal::{History, WalSegmentSize};
 use crate::pg::{ErrorFields, Lsn, SqlState, TimelineId};
 use crate::relay::store::Change;
-use crate::topology::{Refusal, StreamEnd};
+use crate::topology::{Refusal, StreamEnd, term_named};
 
 /// From this version on READ_REPLICATION_SLOT exists.
 const READ_SLOT_SINCE: u32 = 15;
@@ -39,6 +39,7 @@ enum Contact {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Question {
+    Names,
     Identify,
     SegmentSize,
     CreateSlot,
@@ -60,6 +61,7 @@ impl Receiver {
         let slot = &self.config.slot;
         let timeline = self.stored.timeline;
         let command = match question {
+            Question::Names => "SHOW synchronous_standby_names".to_owned(),
             Question::Identify => "IDENTIFY_SYSTEM".to_owned(),
             Question::SegmentSize => "SHOW wal_segment_size".to_owned(),
             // The form without parentheses is understood by every version.
@@ -91,6 +93,7 @@ impl Receiver {
             return self.denied(question, error);
         }
         match question {
+            Question::Names => self.names(reply),
             Question::Identify => self.identified(reply),
             Question::SegmentSize => self.segment_size(reply),
             Question::CreateSlot => self.slot_made(),
@@ -118,6 +121,22 @@ impl Receiver {
                 self.ask_histories();
             }
             _ => self.fail(error),
+        }
+    }
+
+    /// Who prepares a server for a term names the relays of that, and then ends the streams of terms before
+    /// (`failover/execute`). What it writes from then on is not ours before we have promised that term: under the old one
+    /// we might take it for agreed, and ship it.
+    fn names(&mut self, reply: &Reply) {
+        let Some(setting) = reply.setting() else {
+            return self.lose("SHOW synchronous_standby_names was not answered".to_owned());
+        };
+        let own = self.config.term;
+        match term_named(setting).filter(|named| *named > own) {
+            Some(named) => {
+                self.refuse(format!("it was prepared for term {named}, and this is a relay of {own}"));
+            }
+            None => self.ask(Question::Identify),
         }
     }
 

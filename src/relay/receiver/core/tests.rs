@@ -13,7 +13,7 @@ use crate::pg::wal::WalSegmentSize;
 use crate::pg::wal::build::{SYSTEM, WalBuilder};
 use crate::pg::{ErrorFields, Lsn, PgTimestamp, SqlState, TimelineId};
 use crate::relay::store::StoreError;
-use crate::topology::Durability;
+use crate::topology::{Durability, Term};
 
 struct Talk {
     receiver: Receiver,
@@ -58,8 +58,17 @@ impl Talk {
     }
 
     fn with_config(stored: Stored, durability: Durability, role: Role, promised: Promised) -> Talk {
+        let mut talk = Talk::begun(stored, durability, role, promised);
+        if role == Role::Named {
+            talk.named("\"bellwether_bw1_t7\"");
+        }
+        talk
+    }
+
+    fn begun(stored: Stored, durability: Durability, role: Role, promised: Promised) -> Talk {
         let config = ReceiverConfig {
             role,
+            term: Term(7),
             promised,
             slot: "bellwether_bw1".parse().expect("a slot name"),
             durability,
@@ -70,6 +79,12 @@ impl Talk {
         let begin = Instant::now();
         let now = Now { at: begin, timestamp: PgTimestamp(0) };
         Talk { receiver: Receiver::new(config, stored, now), begin, elapsed: Duration::ZERO }
+    }
+
+    /// The upstream's `synchronous_standby_names`.
+    fn named(&mut self, setting: &str) {
+        self.says("ask SHOW synchronous_standby_names");
+        self.row(&[Some(setting)]);
     }
 
     /// Up to START_REPLICATION, the upstream being on timeline 1.
@@ -195,6 +210,22 @@ fn line(output: &Output) -> String {
 }
 
 const HISTORY: &str = "1\t0/380000\tno recovery target specified\n";
+
+#[test]
+fn who_was_prepared_for_a_later_term_gives_nothing() {
+    let asked = |setting| {
+        let begun = || Talk::begun(stored(0x38_0000, 0), Durability::Quorum, Role::Named, Promised::Nothing);
+        let mut talk = begun();
+        talk.named(setting);
+        talk.outputs()
+    };
+    let later = asked(r#"ANY 1 ("bellwether_bw1_t8", "bellwether_bw2_t8")"#);
+    assert!(matches!(&later[..], [end] if end.starts_with("Refused")), "{later:?}");
+    // Not prepared yet, without a quorum, or somebody else's.
+    for setting in [r#""bellwether_bw1_t7""#, r#""bellwether_bw1_t6""#, "", "pg2"] {
+        assert_eq!(asked(setting), ["ask IDENTIFY_SYSTEM"], "{setting}");
+    }
+}
 
 #[test]
 fn first_contact_begins_where_the_slot_holds_wal() {

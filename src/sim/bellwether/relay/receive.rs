@@ -35,6 +35,7 @@ impl Relay {
         self.streams += 1;
         let config = receiver::ReceiverConfig {
             role: receiver::Role::Named,
+            term: following.term,
             promised: receiver::Promised::under(&self.directive),
             slot: format!("bellwether_{INSTANCE}").parse().expect("a slot name"),
             durability: self.directive.durability,
