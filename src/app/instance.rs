@@ -41,7 +41,7 @@ use crate::proxy::{self, Proxy, Workers};
 use crate::relay::{Relay, RelayOutputs};
 use crate::topology::{
     Agreed, CommitOutcomes, CommitsInDoubt, Deed, Directive, Durability, Election, Failovers, Health, Heard,
-    Members, NodeName, ProxyStatus, Restart, WalStatus,
+    Members, NodeName, ProxyStatus, Restart, Term, WalStatus,
 };
 
 /// Who has begun a commit since the last look is told that it hangs.
@@ -105,7 +105,7 @@ impl Wires {
         let alone = plans::is_alone(config);
         let ordered = watch::channel(Arc::new(Directive::starting(config.durability)));
         let own_wal = watch::channel(Arc::new(WalStatus::starting()));
-        let agreed = if alone { Agreed::Alone } else { Agreed::Quorum(None) };
+        let agreed = if alone { Agreed::Alone } else { Agreed::Quorum { term: Term(0), end: None } };
         Wires {
             directive: if alone { ordered.clone() } else { watch::channel(ordered.1.borrow().clone()) },
             wal: if alone { own_wal.clone() } else { watch::channel(own_wal.1.borrow().clone()) },

@@ -50,7 +50,7 @@ pub(crate) fn gated(now: Instant, members: &Members, ordered: &Arc<Directive>, w
     Gated {
         directive: if is_vouched { ordered.clone() } else { Arc::new(ordered.unvouched()) },
         wal: Arc::new(members.wal(now, wal, ordered)),
-        agreed: Agreed::Quorum(members.durable(wal, ordered)),
+        agreed: Agreed::Quorum { term: ordered.term, end: members.durable(wal, ordered) },
         is_vouched,
     }
 }

@@ -7,6 +7,9 @@
 //! [`Shipping`] decides; [`Gate`] is the task around it. An instance that is alone has none: there the store's own tail
 //! is handed on.
 //!
+//! What is agreed is so in the history of a term. A log that has missed a term may be on another branch, and then has other
+//! WAL at the same places: nothing more leaves it before that is known (`store/standing`).
+//!
 //! Half a record is never shipped (see [`Store::tail`]), and what is agreed may end amid one. Where records end is known of
 //! the places where this relay's own log has ended, and before the first of these it is looked up.
 
@@ -15,7 +18,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::store::{Store, Tail};
+use super::store::{Standing, Store, Tail};
 use crate::pg::wal::{Expected, Verifier};
 use crate::pg::{Lsn, TimelineId};
 use crate::topology::Agreed;
@@ -51,7 +54,7 @@ impl Shipping {
         self.remember(own, forks);
         let bound = match agreed {
             Agreed::Alone => Some(own),
-            Agreed::Quorum(agreed) => agreed.and_then(|agreed| bound(own, agreed, forks)),
+            Agreed::Quorum { end, .. } => end.and_then(|end| bound(own, end, forks)),
         };
         let Some(bound) = bound.filter(|bound| *bound > self.shipped) else {
             return Next::Ship(self.shipped);
@@ -98,6 +101,14 @@ impl Shipping {
     }
 }
 
+/// What is agreed, as far as it says something of a log of that standing.
+fn of_this_log(agreed: Agreed, standing: Standing) -> Agreed {
+    match agreed {
+        Agreed::Quorum { term, .. } if !standing.is_in_history(term) => Agreed::Quorum { term, end: None },
+        Agreed::Alone | Agreed::Quorum { .. } => agreed,
+    }
+}
+
 /// What this log and what is agreed have in common.
 fn bound(own: Tail, (timeline, lsn): (TimelineId, Lsn), forks: Forks<'_>) -> Option<Tail> {
     let (common, end) = match timeline.cmp(&own.timeline) {
@@ -133,7 +144,8 @@ impl Gate {
         let mut tail = self.store.tail();
         let mut shipping = Shipping::default();
         loop {
-            let (own, agreed) = (*tail.borrow_and_update(), *self.agreed.borrow_and_update());
+            let (own, standing) = (*tail.borrow_and_update(), self.store.report().borrow().standing);
+            let agreed = of_this_log(*self.agreed.borrow_and_update(), standing);
             let forks = |ancestor, timeline| forked(&self.store, ancestor, timeline);
             match shipping.next(own, agreed, &forks) {
                 Next::Ship(next) => {
@@ -177,15 +189,35 @@ async fn end_of_record(store: &Store, bound: Tail) -> Option<Tail> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Next, Shipping, Tail};
+    use super::{Next, Shipping, Tail, of_this_log};
     use crate::pg::{Lsn, TimelineId};
-    use crate::topology::Agreed;
+    use crate::relay::store::Standing;
+    use crate::topology::{Agreed, Floor, Term};
 
     /// Timeline and LSN.
     type End = (u32, u64);
 
     fn tail((timeline, lsn): End) -> Tail {
         Tail { timeline: TimelineId(timeline), durable: Lsn(lsn) }
+    }
+
+    fn quorum(end: Option<End>) -> Agreed {
+        Agreed::Quorum { term: Term(7), end: end.map(|(timeline, lsn)| (TimelineId(timeline), Lsn(lsn))) }
+    }
+
+    #[test]
+    fn a_log_of_another_branch_is_not_what_was_agreed() {
+        let (agreed, end) = (quorum(Some((2, 130))), (TimelineId(2), Lsn(140)));
+        let floor =
+            |log_term| Floor { timeline: end.0, end: Lsn(120), source: None, log_term: Term(log_term) };
+        // Timeline 2 is another one since term 6, of which this log has heard nothing.
+        let before = Standing::default().with(Term(5), &floor(0), end);
+        assert_eq!(of_this_log(agreed, before), quorum(None), "before the floor of the term is recorded");
+        let in_doubt = before.with(Term(7), &floor(6), end);
+        assert_eq!(of_this_log(agreed, in_doubt), quorum(None));
+        assert_eq!(of_this_log(agreed, in_doubt.shown(Term(7))), agreed);
+        assert_eq!(of_this_log(agreed, before.with(Term(7), &floor(5), end)), agreed);
+        assert_eq!(of_this_log(Agreed::Alone, in_doubt), Agreed::Alone);
     }
 
     /// Own end and what is agreed, and how far followers are served then; `None`: it is looked up.
@@ -198,8 +230,7 @@ mod tests {
         };
         let mut shipping = Shipping::default();
         for (own, agreed, expected) in steps {
-            let agreed = agreed.map(|(timeline, lsn)| (TimelineId(timeline), Lsn(lsn)));
-            let next = shipping.next(tail(*own), Agreed::Quorum(agreed), &fork);
+            let next = shipping.next(tail(*own), quorum(*agreed), &fork);
             let shipped = match next {
                 Next::Ship(tail) => Some((tail.timeline.0, tail.durable.0)),
                 Next::Look(_) => None,
@@ -267,8 +298,7 @@ mod tests {
             if let Some(found) = found {
                 shipping.found(tail((1, found)));
             }
-            let agreed = Agreed::Quorum(Some((TimelineId(1), Lsn(agreed))));
-            shipping.next(tail((1, 100)), agreed, &fork)
+            shipping.next(tail((1, 100)), quorum(Some((1, agreed))), &fork)
         };
         assert_eq!(next(80, None), Next::Look(tail((1, 80))));
         assert_eq!(next(80, Some(70)), Next::Ship(tail((1, 70))));
@@ -279,7 +309,7 @@ mod tests {
     fn the_ends_of_a_quorum_that_stands_still_are_thinned_out() {
         let mut shipping = Shipping::default();
         let fork = |_, _| None;
-        let agreed = |lsn| Agreed::Quorum(Some((TimelineId(1), Lsn(lsn))));
+        let agreed = |lsn| quorum(Some((1, lsn)));
         for lsn in 1..=100_000 {
             shipping.next(tail((1, lsn)), agreed(1), &fork);
             assert!(shipping.ends.len() < super::MAX_ENDS);

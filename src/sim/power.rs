@@ -343,7 +343,7 @@ impl Course {
     fn choose_floor(&mut self, process: &Process) -> Floor {
         let Unsynced { timeline, from } = process.tail();
         let end = self.truth.whole(timeline, from.advanced(self.rng.below(200_000)));
-        Floor { timeline, end, source: None }
+        Floor { timeline, end, source: None, log_term: Term(0) }
     }
 
     fn record_floor(&mut self, process: &mut Process) -> Step {

@@ -105,6 +105,9 @@ pub struct Floor {
     pub end: Lsn,
     /// The instance whose relay has it all, where that is not the primary.
     pub source: Option<String>,
+    /// In which term the log counts that goes on. Who has one of another term may be on another branch, and has to see.
+    #[serde(default)]
+    pub log_term: Term,
 }
 
 /// Relays, by their instances' names, of which `acks` have to acknowledge a commit.

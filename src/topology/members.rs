@@ -79,6 +79,8 @@ pub struct Members {
 pub struct Log {
     /// Whose it is; `None`: this instance's own.
     pub source: Option<String>,
+    /// In which it counts.
+    pub term: Term,
     pub timeline: TimelineId,
     pub durable: Lsn,
     /// The end of the last whole record.
@@ -178,6 +180,7 @@ impl Members {
         let log = |source: Option<&String>, wal: &WalStatus| {
             let log = Log {
                 source: source.cloned(),
+                term: wal.log_term,
                 timeline: wal.timeline,
                 durable: wal.durable,
                 verified: wal.verified,
@@ -516,7 +519,8 @@ pub(crate) mod tests {
     }
 
     fn directive(term: u64, floor: (u32, u64), quorums: Vec<Acknowledgers>) -> Directive {
-        let floor = Floor { timeline: TimelineId(floor.0), end: Lsn(floor.1), source: None };
+        let floor =
+            Floor { timeline: TimelineId(floor.0), end: Lsn(floor.1), source: None, log_term: Term(0) };
         let starting = Directive::starting(Durability::Quorum);
         Directive { term: Term(term), floor: Some(floor), quorums, ..starting }
     }
@@ -531,6 +535,8 @@ pub(crate) mod tests {
             assert_eq!(log, expected, "{own}, {others:?}");
         };
         let three = [any(2, "a b c")];
+        let log = members(start(), &["b 7 5 1 60"]).recovery(&relay("7 6 1 50"), &three, Term(7));
+        assert_eq!(log.map(|log| log.term), Some(Term(6)), "of the floor that the others are told");
         check("7 6 1 50", &["b", "c"], &three, None);
         check("7 6 1 50", &["b 6 6 1 60", "c 6 6 1 60"], &three, None);
         check("7 6 1 50", &["b 7 6 1 60", "c 6 6 1 70"], &three, Some(("b", 60)));

@@ -99,8 +99,12 @@ impl WalStatus {
 pub enum Agreed {
     /// All that is durable here: there is no other relay.
     Alone,
-    /// What enough relays have; `None`: nothing is known to be there.
-    Quorum(Option<(TimelineId, Lsn)>),
+    /// What enough relays have, in the history of `term`.
+    Quorum {
+        term: Term,
+        /// `None`: nothing is known to be there.
+        end: Option<(TimelineId, Lsn)>,
+    },
 }
 
 /// The relay's own connection to the primary: first-hand evidence of the primary's life.

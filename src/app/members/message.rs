@@ -117,7 +117,12 @@ mod tests {
             writes: Writes::Held { reason: "an election".to_owned() },
             upstream: Some(node("pg1")),
             timeline: Some(TimelineId(2)),
-            floor: Some(Floor { timeline: TimelineId(2), end: Lsn(7), source: Some("bw3".to_owned()) }),
+            floor: Some(Floor {
+                timeline: TimelineId(2),
+                end: Lsn(7),
+                source: Some("bw3".to_owned()),
+                log_term: Term(4),
+            }),
             quorums: vec![Acknowledgers { relays: vec!["bw1".to_owned(), "bw2".to_owned()], acks: 2 }],
             durability: Durability::Quorum,
         };

@@ -52,7 +52,12 @@ impl Case<'_> {
         let mut next = self.state.clone();
         if !next.quorums.is_empty() {
             let source = log.source.clone().unwrap_or_else(|| self.policy.instance.clone());
-            next.floor = Some(Floor { timeline: log.timeline, end: log.verified, source: Some(source) });
+            next.floor = Some(Floor {
+                timeline: log.timeline,
+                end: log.verified,
+                source: Some(source),
+                log_term: log.term,
+            });
         }
         let fenced = Fenced {
             timeline: log.timeline,

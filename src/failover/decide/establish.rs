@@ -90,7 +90,8 @@ pub(super) fn advance(
             // Who acknowledges from here on must have what was acknowledged before. A relay that has not heard of the term
             // gets nothing that lies behind this: the streams of the terms before were ended, and none begins again.
             if next.floor.is_none() && !next.quorums.is_empty() {
-                next.floor = Some(Floor { timeline: primary.timeline, end: *end, source: None });
+                let log_term = state.log_term;
+                next.floor = Some(Floor { timeline: primary.timeline, end: *end, source: None, log_term });
             }
             let step = match state.durability {
                 Durability::Quorum => EstablishStep::Follow,

@@ -32,6 +32,9 @@ pub struct State {
     /// See [`Directive::floor`]. Of this term; `None` while this instance is alone.
     #[serde(default)]
     pub floor: Option<Floor>,
+    /// The last term before this one that had a floor: what counts in it is in the history of the primary.
+    #[serde(default)]
+    pub log_term: Term,
     /// Whose relays may have acknowledged a commit, or may now: those that the primary's setting names, and before them
     /// those that it may have named before, until nobody goes by these any more. Empty while this instance is alone.
     #[serde(default)]
@@ -374,6 +377,7 @@ impl State {
             drains: 0,
             restarts: Restarts::default(),
             floor: None,
+            log_term: Term(0),
             quorums: Vec::new(),
             maintenance: Vec::new(),
             budget: Spent::default(),
@@ -423,8 +427,8 @@ impl State {
     /// Another term: what its floor is, is not known yet.
     #[must_use]
     pub fn in_term(mut self, term: Term) -> State {
-        if term != self.term {
-            self.floor = None;
+        if term != self.term && self.floor.take().is_some() {
+            self.log_term = self.term;
         }
         self.term = term;
         self
@@ -584,4 +588,23 @@ impl State {
 enum Follow {
     Nobody,
     Primary,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Durability, Floor, State, Term};
+    use crate::pg::{Lsn, TimelineId};
+
+    #[test]
+    fn a_term_goes_on_with_the_last_one_that_had_a_floor() {
+        let floor = Floor { timeline: TimelineId(1), end: Lsn(100), source: None, log_term: Term(0) };
+        let floor = Some(floor);
+        let third = State { floor: floor.clone(), ..State::bootstrapping(Durability::Quorum, 0) };
+        let third = State { term: Term(3), ..third }.in_term(Term(3));
+        assert_eq!((&third.floor, third.log_term), (&floor, Term(0)), "it is no other term");
+        let fourth = third.in_term(Term(4));
+        assert_eq!((&fourth.floor, fourth.log_term), (&None, Term(3)));
+        // Nothing counted in the fourth.
+        assert_eq!(fourth.in_term(Term(5)).log_term, Term(3));
+    }
 }

@@ -430,7 +430,7 @@ async fn of_one_relay_among_several_only_what_is_archived_is_served() {
     let mut recovery = Recovery::new().await;
     let store = recovery.world.store_dir.path().to_owned();
     let mut control = Control::default();
-    let floor = Floor { timeline: TimelineId(1), end: START, source: None };
+    let floor = Floor { timeline: TimelineId(1), end: START, source: None, log_term: Term(0) };
     control.standing = control.standing.with(Term(3), &floor, (TimelineId(1), START));
     std::fs::write(store.join(Control::FILE_NAME), control.encode()).expect("writes");
     for name in [THIRD, FOURTH] {

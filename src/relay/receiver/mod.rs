@@ -23,11 +23,11 @@ use super::config::RelayTuning;
 use super::followers::Followers;
 use super::metrics::Metrics;
 use super::now::{Now, sleep_until};
-use super::store::{Store, StoreError, StreamId, Waiting};
+use super::store::{Change, Store, StoreError, StreamId, Waiting};
 use crate::net::Backend;
 use crate::pg::protocol::frame::{HEADER_LEN, Header};
 use crate::pg::{Lsn, TimelineId};
-use crate::topology::{Durability, Node, RemoteApply, StreamEnd};
+use crate::topology::{Durability, Node, RemoteApply, StreamEnd, Term};
 
 /// A read takes what is there up to this: it is looked at next, while it is in the processor's cache.
 const MAX_READ: usize = 256 << 10;
@@ -70,6 +70,10 @@ pub(crate) async fn stream(
 ) -> Result<StreamEnd, StoreError> {
     let stored = stored(store);
     let write_limit = config.upstream_timeout;
+    let shows = match config.role {
+        Role::Named | Role::Source { .. } => Some(config.term),
+        Role::Substitute { .. } => None,
+    };
     let waiting = match config.durability {
         Durability::Quorum => Waiting::Commits,
         Durability::Async => Waiting::Nobody,
@@ -81,6 +85,7 @@ pub(crate) async fn stream(
         core: Receiver::new(config, stored, Now::read()),
         id,
         waiting,
+        shows,
         store,
         followers,
         nodes,
@@ -114,6 +119,8 @@ struct Shell<'a> {
     core: Receiver,
     id: StreamId,
     waiting: Waiting,
+    /// The term whose history the upstream has.
+    shows: Option<Term>,
     store: &'a Store,
     followers: &'a Followers,
     nodes: &'a [Node],
@@ -180,7 +187,7 @@ impl Shell<'_> {
             }
             if report.has_changed().unwrap_or(true) || matches!(event, Event::Report) {
                 let report = report.borrow_and_update().clone();
-                self.reported(&report);
+                self.reported(&report).await?;
             }
         }
     }
@@ -225,15 +232,24 @@ impl Shell<'_> {
         self.core.handle(now, Input::Tick);
     }
 
-    fn reported(&mut self, report: &super::store::Report) {
+    async fn reported(&mut self, report: &super::store::Report) -> Result<(), StoreError> {
         if let Some((_, error)) = report.refused.as_ref().filter(|(id, _)| *id == self.id) {
             self.core.handle(Now::read(), Input::Unfit(error.clone()));
+        }
+        if report.standing.is_in_doubt() {
+            // Nothing is acknowledged in a term before the log may count in it; the next report says so.
+            if let Some(term) = self.shows.filter(|term| report.is_shown_by(self.id, *term)) {
+                tracing::info!(%term, "the log is in the history of the term");
+                self.store.change(Change::Shown(term)).await?;
+            }
+            return Ok(());
         }
         if let Some(lsn) =
             report.agreed_with(self.id).filter(|_| Some(report.tail.timeline) == self.streaming)
         {
             self.core.handle(Now::read(), Input::Agreed { lsn, whole: report.verified });
         }
+        Ok(())
     }
 
     /// Gives the next whole message to the core; `false` when there is none.

@@ -21,7 +21,7 @@ use crate::relay::followers::Followers;
 use crate::relay::slots::Slots;
 use crate::relay::store::{Change, Files, Store, StoreConfig, StreamId, Waiting};
 use crate::relay::{RelayInputs, RelayTuning, agreed};
-use crate::topology::{Agreed, Directive, Durability, FollowerState};
+use crate::topology::{Agreed, Directive, Durability, Floor, FollowerState, Term};
 
 const START: Lsn = Lsn(0x30_0000);
 
@@ -207,7 +207,11 @@ async fn a_follower_gets_what_enough_relays_have_and_a_relay_gets_all() {
         world.write(length).await;
         ends.push(world.wal.end());
     }
-    let (agree, seen) = watch::channel(Agreed::Quorum(None));
+    let floor = Floor { timeline: TimelineId(1), end: ends[0], source: None, log_term: Term(0) };
+    let recorded = world.shared.store.change(Change::Floor { term: Term(7), floor }).await;
+    recorded.expect("a disk");
+    let agreed = |end| Agreed::Quorum { term: Term(7), end };
+    let (agree, seen) = watch::channel(agreed(None));
     let (shipped, gate) = agreed::shipped(&world.shared.store, &seen);
     tokio::spawn(gate.expect("one among several").run());
     let shared = Arc::get_mut(&mut world.shared).expect("nobody is served yet");
@@ -226,7 +230,7 @@ async fn a_follower_gets_what_enough_relays_have_and_a_relay_gets_all() {
 
     // Half of the third record.
     let say = |end: Lsn| {
-        agree.send_replace(Agreed::Quorum(Some((TimelineId(1), end))));
+        agree.send_replace(agreed(Some((TimelineId(1), end))));
     };
     say(ends[1].advanced(500));
     shipped.clone().wait_for(|tail| tail.durable == ends[1]).await.expect("the gate lives");

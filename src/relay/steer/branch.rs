@@ -97,14 +97,15 @@ mod tests {
     use super::before_floor;
     use crate::pg::wal::History;
     use crate::pg::{Lsn, TimelineId};
-    use crate::topology::Floor;
+    use crate::topology::{Floor, Term};
 
     #[test]
     fn a_later_timeline_than_the_floors_is_a_branch() {
         // Timeline and history file; the floor's timeline; where they parted.
         let check = |own: (u32, &str), floor: u32, expected: Option<(u32, u64)>| {
             let history = History::parse(TimelineId(own.0), own.1.as_bytes()).expect("well-formed");
-            let floor = Floor { timeline: TimelineId(floor), end: Lsn(0x250), source: None };
+            let floor =
+                Floor { timeline: TimelineId(floor), end: Lsn(0x250), source: None, log_term: Term(0) };
             let expected = expected.map(|(timeline, lsn)| (TimelineId(timeline), Lsn(lsn)));
             assert_eq!(before_floor(&history, &floor), expected, "{own:?} {floor:?}");
         };

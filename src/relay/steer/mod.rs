@@ -301,7 +301,7 @@ mod tests {
         let directive = |term, upstream: &str, floor| Directive {
             term: Term(term),
             upstream: upstream.parse().ok(),
-            floor: Some(Floor { timeline: TimelineId(1), end: Lsn(floor), source: None }),
+            floor: Some(Floor { timeline: TimelineId(1), end: Lsn(floor), source: None, log_term: Term(0) }),
             ..Directive::starting(Durability::Quorum)
         };
         let check = |now: &Directive, next: &Directive, expected| {

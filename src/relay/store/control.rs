@@ -127,7 +127,7 @@ mod tests {
     }
 
     fn standing(term: u64) -> Standing {
-        let floor = Floor { timeline: TimelineId(3), end: Lsn(100), source: None };
+        let floor = Floor { timeline: TimelineId(3), end: Lsn(100), source: None, log_term: Term(0) };
         Standing::default().with(Term(term), &floor, (TimelineId(3), Lsn(100)))
     }
 

@@ -208,6 +208,12 @@ impl Report {
         self.standing.term((self.tail.timeline, self.tail.durable))
     }
 
+    /// Whether what `stream`, of `term`, has sent shows that the log is in the history of that term, which was in doubt.
+    pub(crate) fn is_shown_by(&self, stream: StreamId, term: Term) -> bool {
+        let end = (self.tail.timeline, self.tail.durable);
+        self.agreed_with(stream).is_some_and(|agreed| self.standing.is_shown(term, agreed, end))
+    }
+
     /// How far the store has what `stream` sent: written, or found there and the same; and synced.
     pub(crate) fn agreed_with(&self, stream: StreamId) -> Option<Lsn> {
         self.agreed.filter(|(of, _)| *of == stream).map(|(_, lsn)| lsn)

@@ -4,6 +4,11 @@
 //! a term once it has reached that term's floor: from there on what it has at its end is newer than all that a log of an
 //! earlier term has. So that nothing of the new term is in a log that still counts as of an earlier one, the floor is on
 //! disk before any stream of its term begins ([`crate::relay::steer`]).
+//!
+//! Timeline and LSN do not tell a log from one of another branch with the same timeline's number: two candidates that are
+//! promoted from one fork, in two terms, have that. Terms do: within one, only one server writes. So a log that counts in
+//! another term than the one that goes on is *in doubt* until a stream of the floor's term has shown that what both have
+//! is the same. Until then it does not count in that term, acknowledges nothing, and nothing of it is shipped.
 
 use serde::{Deserialize, Serialize};
 
@@ -30,13 +35,24 @@ struct Recorded {
     /// On a later timeline than this the log has gone past the floor, wherever it ends. Not less than the log's own when
     /// the floor was recorded: one that was on a later timeline then is on a branch that the election did not go on with.
     above: TimelineId,
+    #[serde(default)]
+    doubt: Doubt,
+}
+
+/// Whether the log is known to be in the history of the floor's term.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Doubt {
+    #[default]
+    Resolved,
+    Lasts,
 }
 
 impl Standing {
     /// The term of a log that ends at `end`.
     pub(crate) fn term(&self, end: (TimelineId, Lsn)) -> Term {
         match self.floor {
-            Some(floor) if floor.is_reached(end) => floor.term,
+            Some(floor) if floor.doubt == Doubt::Resolved && floor.is_reached(end) => floor.term,
             _ => self.log_term,
         }
     }
@@ -44,6 +60,33 @@ impl Standing {
     /// Whether other relays have to have what leaves this one.
     pub(crate) fn is_of_several(&self) -> bool {
         self.floor.is_some()
+    }
+
+    /// Whether the log is known to be in the history of `term`, reached or not.
+    pub(crate) fn is_in_history(&self, term: Term) -> bool {
+        self.floor.is_some_and(|floor| floor.term == term && floor.doubt == Doubt::Resolved)
+    }
+
+    /// Whether a stream has to show first that the log is in the history of its floor's term.
+    pub(crate) fn is_in_doubt(&self) -> bool {
+        self.floor.is_some_and(|floor| floor.doubt == Doubt::Lasts)
+    }
+
+    /// Whether there is no doubt any more when a stream of `term` has shown the same up to `agreed`, for a log that ends
+    /// at `end`.
+    pub(crate) fn is_shown(&self, term: Term, agreed: Lsn, (timeline, end): (TimelineId, Lsn)) -> bool {
+        // What lies behind the floor is left behind, if it is not in the history.
+        let needed = |floor: Recorded| if timeline == floor.timeline { end.min(floor.end) } else { end };
+        self.floor.is_some_and(|floor| floor.term == term && agreed >= needed(floor))
+    }
+
+    /// A stream of `term` has shown it.
+    #[must_use]
+    pub(crate) fn shown(mut self, term: Term) -> Standing {
+        if let Some(floor) = self.floor.as_mut().filter(|floor| floor.term == term) {
+            floor.doubt = Doubt::Resolved;
+        }
+        self
     }
 
     /// Whether this floor is the one that counts.
@@ -55,9 +98,13 @@ impl Standing {
     /// The log that ends at `end` counts from another floor on.
     #[must_use]
     pub(crate) fn with(&self, term: Term, floor: &Floor, end: (TimelineId, Lsn)) -> Standing {
-        let Floor { timeline, end: floor_end, source: _ } = *floor;
-        let recorded = Recorded { term, timeline, end: floor_end, above: timeline.max(end.0) };
-        Standing { log_term: self.term(end), floor: Some(recorded) }
+        let Floor { timeline, end: floor_end, source: _, log_term: theirs } = *floor;
+        let log_term = self.term(end);
+        // An empty log has nothing that could be another's, and one that counted in the term keeps that.
+        let is_known = log_term == theirs || log_term == term || !end.1.is_valid();
+        let doubt = if is_known { Doubt::Resolved } else { Doubt::Lasts };
+        let recorded = Recorded { term, timeline, end: floor_end, above: timeline.max(end.0), doubt };
+        Standing { log_term, floor: Some(recorded) }
     }
 }
 
@@ -77,9 +124,13 @@ mod tests {
     type End = (u32, u64);
 
     enum Step {
-        /// Term, timeline, LSN.
+        /// Term, timeline, LSN; of a log of the same term.
         Floor(u64, u32, u64),
+        /// Of a log of the last term here.
+        FloorOf(u64, u32, u64, u64),
         End(u32, u64),
+        /// A stream of that term has shown the same up to there.
+        Shows(u64, u64),
     }
 
     /// The log's terms behind each step.
@@ -88,13 +139,21 @@ mod tests {
         let at = |(timeline, lsn): End| (TimelineId(timeline), Lsn(lsn));
         let mut terms = Vec::new();
         for step in steps {
+            let same = standing.term(at(end)).0;
+            let mut floor = |term, timeline, lsn, log_term| {
+                let (timeline, end_of_floor, log_term) = (TimelineId(timeline), Lsn(lsn), Term(log_term));
+                let floor = Floor { timeline, end: end_of_floor, source: None, log_term };
+                standing = standing.with(Term(term), &floor, at(end));
+                assert!(standing.has(Term(term), &floor) && !standing.has(Term(term + 1), &floor));
+            };
             match *step {
-                Step::Floor(term, timeline, lsn) => {
-                    let floor = Floor { timeline: TimelineId(timeline), end: Lsn(lsn), source: None };
-                    standing = standing.with(Term(term), &floor, at(end));
-                    assert!(standing.has(Term(term), &floor) && !standing.has(Term(term + 1), &floor));
-                }
+                Step::Floor(term, timeline, lsn) => floor(term, timeline, lsn, same),
+                Step::FloorOf(term, timeline, lsn, log_term) => floor(term, timeline, lsn, log_term),
                 Step::End(timeline, lsn) => end = (timeline, lsn),
+                Step::Shows(term, lsn) if standing.is_shown(Term(term), Lsn(lsn), at(end)) => {
+                    standing = standing.shown(Term(term));
+                }
+                Step::Shows(..) => {}
             }
             terms.push(standing.term(at(end)).0);
         }
@@ -119,6 +178,33 @@ mod tests {
         check((1, 100), &steps, &[3, 3, 3, 3, 5]);
         // Another floor of the same term takes nothing back.
         check((1, 100), &[Floor(3, 1, 100), End(2, 100), Floor(3, 2, 100), Floor(3, 2, 120)], &[3, 3, 3, 3]);
+    }
+
+    #[test]
+    fn a_branch_of_the_same_number_does_not_count() {
+        use Step::{End, Floor, FloorOf, Shows};
+        // Timeline 2 was followed in term 3. Another one of that number began in term 4, of which nothing was heard here,
+        // and goes on in term 5.
+        let missed = || [Floor(3, 1, 100), End(2, 130), FloorOf(5, 2, 120, 4)];
+        let and = |more: Vec<Step>| missed().into_iter().chain(more).collect::<Vec<_>>();
+        check((1, 100), &and(vec![End(2, 150), End(3, 150)]), &[3, 3, 3, 3, 3]);
+        // It is the same one after all: what both have of it is.
+        check((1, 100), &and(vec![Shows(5, 119), Shows(4, 120), Shows(5, 120)]), &[3, 3, 3, 3, 3, 5]);
+        // What has come meanwhile has to be shown, too.
+        let steps = and(vec![End(3, 140), Shows(5, 139), Shows(5, 140)]);
+        check((1, 100), &steps, &[3, 3, 3, 3, 3, 5]);
+        // Not reached yet: it counts there, as always.
+        let steps = [Floor(3, 1, 100), FloorOf(5, 1, 120, 4), Shows(5, 100), End(1, 120)];
+        check((1, 100), &steps, &[3, 3, 3, 5]);
+    }
+
+    #[test]
+    fn who_was_of_the_term_that_goes_on_is_in_no_doubt() {
+        use Step::{End, Floor, FloorOf};
+        check((1, 100), &[Floor(3, 1, 100), FloorOf(5, 1, 100, 3)], &[3, 5]);
+        check((0, 0), &[FloorOf(5, 1, 100, 3), End(1, 100)], &[0, 5]);
+        // Nor is who counted in the very term.
+        check((1, 100), &[Floor(3, 1, 100), FloorOf(3, 1, 120, 2), End(1, 120)], &[3, 3, 3]);
     }
 
     #[test]

@@ -93,6 +93,8 @@ pub(crate) enum Change {
         term: Term,
         floor: Floor,
     },
+    /// A stream of `term` has shown that the log is in its history.
+    Shown(Term),
     /// Nothing but the order: what was handed over before is durable afterwards.
     Settle,
     Parameters(Vec<(String, String)>),
@@ -497,6 +499,11 @@ impl Writer {
             Change::Floor { term, floor } => {
                 let end = (self.control.timeline, self.durable);
                 self.control.standing = self.control.standing.with(term, &floor, end);
+                self.save_control()?;
+                self.publish();
+            }
+            Change::Shown(term) => {
+                self.control.standing = self.control.standing.shown(term);
                 self.save_control()?;
                 self.publish();
             }

@@ -12,7 +12,7 @@ use super::server::instance_name;
 use super::stage::{Event, InstanceId, Life, Stage, ToInstance};
 use crate::app::together::gated;
 use crate::failover::decide::State;
-use crate::topology::{Agreed, Directive, Member, NodeName, WalStatus};
+use crate::topology::{Agreed, Directive, Member, NodeName, Term, WalStatus};
 
 /// As in `app::together`.
 const GATE: Duration = Duration::from_millis(100);
@@ -73,7 +73,7 @@ impl Instance {
             exchange: Exchange::new(stage, (id, life), plan.instances),
             older: state.clone(),
             file: state,
-            agreed: Agreed::Quorum(None),
+            agreed: Agreed::Quorum { term: Term(0), end: None },
             told,
             matters: None,
             orders: 0,

@@ -31,8 +31,8 @@ pub(super) enum Offer {
     More(Log),
     /// The timeline of the asker ended before; what comes next.
     Forked { next: TimelineId, at: usize },
-    /// The asker has more.
-    Ahead,
+    /// The asker has more; what there is.
+    Ahead(End),
     /// At the same place on the same timeline it has something else.
     Diverged,
     /// The asker's timeline is not in the source's history, which is this one's.
@@ -125,7 +125,7 @@ impl Log {
             None => return Offer::Foreign(self.clone_head()),
         };
         match asker.len <= end {
-            false => Offer::Ahead,
+            false => Offer::Ahead(self.up_to(end).end()),
             true if !self.has(asker) => Offer::Diverged,
             true => Offer::More(Log { entries: self.entries[asker.len..].to_vec(), ..self.clone_head() }),
         }
@@ -189,7 +189,7 @@ mod tests {
         check(log(1, &[], &[1, 2, 3]), &Offer::Forked { next: TimelineId(2), at: 2 });
         check(log(1, &[], &[1, 9]), &Offer::Diverged);
         check(log(2, &[(1, 2)], &[1, 2, 30, 40]), &Offer::Diverged);
-        check(log(2, &[(1, 2)], &[1, 2, 30, 31, 32]), &Offer::Ahead);
+        check(log(2, &[(1, 2)], &[1, 2, 30, 31, 32]), &Offer::Ahead(source.end()));
         check(log(3, &[(1, 2)], &[1, 2, 30, 31]), &Offer::Foreign(log(2, &[(1, 2)], &[])));
     }
 

@@ -51,6 +51,8 @@ pub(super) enum ToRelay {
         branch: u64,
         len: usize,
     },
+    /// On disk.
+    Shown(Term),
     Followed {
         by: NodeId,
         starts: u64,
@@ -97,6 +99,8 @@ pub(super) struct Relay {
     verified: Option<TimelineId>,
     promised_end: Promised,
     is_writing: bool,
+    /// Up to here the source has what was received.
+    shown: usize,
     upstream: Upstream,
     upstream_end: Lsn,
     heard_at: Duration,
@@ -135,6 +139,7 @@ impl Relay {
             verified: None,
             promised_end: Promised::Nothing,
             is_writing: false,
+            shown: 0,
             upstream: Upstream::Idle,
             upstream_end: Lsn::INVALID,
             heard_at: Duration::ZERO,
@@ -223,6 +228,7 @@ impl Relay {
 
     fn open(&mut self, stage: &mut Stage, source: Source, directive: &Directive) {
         (self.source, self.term, self.heard_at) = (source, directive.term, stage.now);
+        self.shown = 0;
         self.promised_end = match (directive.durability, &directive.floor) {
             (Durability::Async, _) => Promised::Nothing,
             (Durability::Quorum, None) => Promised::Everything,
@@ -264,6 +270,10 @@ impl Relay {
                 stage.send(self.id, of, Event::Instance { of, life, what: ToInstance::Relay(what) });
             }
             ToRelay::Synced { branch, len } if branch == self.branch => self.synced(stage, len),
+            ToRelay::Shown(term) => {
+                self.disk.standing = self.disk.standing.shown(term);
+                self.is_writing = false;
+            }
             ToRelay::Followed { by, starts, end } => self.followed(stage, by, starts, end),
             ToRelay::Pull { .. }
             | ToRelay::Offered { .. }
@@ -330,12 +340,19 @@ impl Relay {
                 if !more.entries.is_empty() || more.timeline != self.received.timeline {
                     self.take(stage, more);
                 }
+                self.shown = self.received.len();
                 self.acknowledge(stage);
             }
             Offer::Forked { next, at } => self.forked(stage, next, at),
             Offer::Foreign(theirs) => self.foreign(stage, &theirs),
-            Offer::Ahead => self.refused(stage, Refusal::Other),
-            Offer::Diverged => {
+            Offer::Ahead(theirs) if self.received.has(theirs) => {
+                self.shown = theirs.len;
+                if self.disk.standing.is_in_doubt() {
+                    return self.look_at_doubt(stage);
+                }
+                self.refused(stage, Refusal::Other);
+            }
+            Offer::Ahead(_) | Offer::Diverged => {
                 self.is_diverged = true;
                 let Log { timeline, .. } = self.received;
                 self.refused(stage, Refusal::Diverged { timeline, lsn: self.received.lsn() });
@@ -449,7 +466,10 @@ impl Relay {
         self.acknowledge(stage);
     }
 
-    fn acknowledge(&self, stage: &mut Stage) {
+    fn acknowledge(&mut self, stage: &mut Stage) {
+        if self.disk.standing.is_in_doubt() {
+            return self.look_at_doubt(stage);
+        }
         let (Source::Primary(of), Some(starts)) = (self.source, self.starts) else { return };
         let log = match stage.plant {
             Some(Plant::AcknowledgeBeforeSync) => &self.received,
@@ -457,6 +477,20 @@ impl Relay {
         };
         let what = ToServer::Acknowledge { starts, by: self.id, term: self.term, len: log.len() };
         stage.send(self.id, of, Event::Node { of, what });
+    }
+
+    /// As in `relay::receiver`.
+    fn look_at_doubt(&mut self, stage: &mut Stage) {
+        let log = &self.disk.log;
+        let shown = lsn(self.shown.min(log.len()));
+        let is_shown = self.shown > 0
+            && self.received.timeline == log.timeline
+            && self.disk.standing.is_shown(self.term, shown, (log.timeline, log.lsn()));
+        if is_shown && !self.is_writing {
+            self.is_writing = true;
+            let delay = self.write(stage);
+            stage.after(delay, self.event(ToRelay::Shown(self.term)));
+        }
     }
 
     // Followers.
@@ -467,10 +501,15 @@ impl Relay {
         let limit = match agreed {
             _ if stage.plant == Some(Plant::ShipOwnDurable) => own.len(),
             Agreed::Alone => own.len(),
-            Agreed::Quorum(None) => 0,
-            Agreed::Quorum(Some((timeline, end))) if timeline == own.timeline => own.len().min(len(end)),
+            Agreed::Quorum { end: None, .. } => 0,
+            Agreed::Quorum { term, .. } if !self.disk.standing.is_in_history(term) => 0,
+            Agreed::Quorum { end: Some((timeline, end)), .. } if timeline == own.timeline => {
+                own.len().min(len(end))
+            }
             // What this log and what is agreed have in common; of a later timeline only where it begins is known, or not.
-            Agreed::Quorum(Some((timeline, end))) => own.fork_of(timeline).map_or(0, |at| at.min(len(end))),
+            Agreed::Quorum { end: Some((timeline, end)), .. } => {
+                own.fork_of(timeline).map_or(0, |at| at.min(len(end)))
+            }
         };
         self.shipped = self.shipped.max(limit);
     }

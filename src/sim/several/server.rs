@@ -553,7 +553,7 @@ impl Server {
             }
             Offer::Diverged => self.is_diverged = true,
             // No use: the next one is asked by and by.
-            Offer::Forked { .. } | Offer::Ahead | Offer::Foreign(_) => {}
+            Offer::Forked { .. } | Offer::Ahead(_) | Offer::Foreign(_) => {}
         }
     }
 }
