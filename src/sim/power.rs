@@ -334,16 +334,24 @@ impl Course {
             }
             5 | 6 => self.use_slots(process)?,
             7 => self.record_floor(process)?,
+            8 => {
+                if process.store.store.report().borrow().standing.is_in_doubt() {
+                    self.change(process, Change::Shown(self.told.promised))?;
+                    self.told(process);
+                }
+            }
             _ => {}
         }
         Ok(())
     }
 
-    /// The end of a record at the log's end or behind it.
+    /// The end of a record at the log's end or behind it, of a log of the same term or, as far as is known, of another one.
     fn choose_floor(&mut self, process: &Process) -> Floor {
         let Unsynced { timeline, from } = process.tail();
         let end = self.truth.whole(timeline, from.advanced(self.rng.below(200_000)));
-        Floor { timeline, end, source: None, log_term: Term(0) }
+        let own = process.store.store.report().borrow().log_term();
+        let log_term = if self.rng.percent(30) { Term(u64::MAX) } else { own };
+        Floor { timeline, end, source: None, log_term }
     }
 
     fn record_floor(&mut self, process: &mut Process) -> Step {
@@ -406,7 +414,8 @@ impl Course {
         self.told.timeline = self.told.timeline.max(timeline);
         let reached =
             |floor: &Floor| timeline > floor.timeline || (timeline == floor.timeline && from >= floor.end);
-        if self.floor.as_ref().is_some_and(reached) {
+        let in_doubt = process.store.store.report().borrow().standing.is_in_doubt();
+        if self.floor.as_ref().is_some_and(reached) && !in_doubt {
             self.told.log_term = self.told.promised;
         }
     }

@@ -134,7 +134,8 @@ impl Receiver {
         let own = self.config.term;
         match term_named(setting).filter(|named| *named > own) {
             Some(named) => {
-                self.refuse(format!("it was prepared for term {named}, and this is a relay of {own}"));
+                // No fault: it will be heard of.
+                self.lose(format!("it was prepared for term {named}, and this is a relay of {own}"));
             }
             None => self.ask(Question::Identify),
         }
