@@ -121,7 +121,8 @@ impl Core {
         if !decide::takes_failover(&self.view(&health, now, wal, proxy), &self.state) {
             return Err(not_now());
         }
-        to.map_or(Ok(()), |to| self.check_candidate(to))
+        to.map_or(Ok(()), |to| self.check_candidate(to))?;
+        self.check_relays(now)
     }
 
     /// From whom to whom, if that is possible now.
@@ -148,6 +149,7 @@ impl Core {
         if proxy.draining != Draining::default() {
             return not_now("connections are still served by the process before this one");
         }
+        self.check_relays(now)?;
         let health = self.watch.health(now.instant);
         let view = self.view(&health, now, wal, proxy);
         let successor = decide::successor(&view, &self.state, to).map_err(CommandError::NotNow)?;
@@ -155,6 +157,16 @@ impl Core {
         primary
             .map(|primary| (primary, successor))
             .ok_or_else(|| CommandError::NotNow("no primary".to_owned()))
+    }
+
+    /// Whether an election would be fenced; else the primary would only be away for a while.
+    fn check_relays(&self, now: Now) -> Result<(), CommandError> {
+        let missing = self.members.missing_for_an_election(now.instant, &self.state.quorums);
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let missing = missing.join(" and ");
+        Err(CommandError::NotNow(format!("too few relays are heard to promise a term; not heard: {missing}")))
     }
 
     fn check_candidate(&self, to: &NodeName) -> Result<(), CommandError> {

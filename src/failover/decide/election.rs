@@ -8,6 +8,7 @@ use super::{
     Primary, Process, Promoted, Ready, RuleId, StartAs, State, Step, View, What, Why, establish, marker,
     marker_is_durable, steady,
 };
+use crate::failover::health::PrimaryVerdict;
 use crate::pg::{Lsn, TimelineId};
 use crate::topology::{Durability, Election as Record, Floor, Follower, NodeName, Outcome, Role};
 
@@ -30,7 +31,7 @@ impl Case<'_> {
         }
         match &self.election.step {
             Step::Checkpoint | Step::Drain | Step::ShutDown | Step::Settle => self.advance_in_peace(),
-            Step::Fence => self.fenced(),
+            Step::Fence => self.fenced().or_else(|| self.unfenced()),
             Step::Elect => self.elect(),
             Step::CatchUp { candidate } => self.catch_up(candidate),
             Step::Prepare { candidate } => self.prepare(candidate),
@@ -70,6 +71,33 @@ impl Case<'_> {
         Fired::new(RuleId::E1, at(&next, election, Step::Elect, self.now))
     }
 
+    /// E2, or W5 before it. How it comes about: (1) a relay's host is down; (2) the primary restarts, and an election begins;
+    /// (3) the relays that are left can acknowledge, and are too few to promise. The old primary needs no promises, no more
+    /// than after a restart that no election came between (S2). Nobody has taken its place, or the state would say so (E7);
+    /// what was ever acknowledged is on its own disk, and was before any relay had it. A relay that has not heard of the
+    /// term acknowledges in the name of one before, which the primary's setting has no more (P1), and no commit counts
+    /// before enough have it from the new floor on (P3).
+    fn unfenced(&self) -> Option<Fired> {
+        if !self.is_unpromised() {
+            return None;
+        }
+        if self.planned().is_some() && !self.is_given_up() {
+            return self.take_back("too few relays promise the next term");
+        }
+        let (wal, primary) = (&self.view.wal, self.state.primary.as_ref()?);
+        // By what the election began with, it would begin again.
+        if matches!(self.view.verdict, PrimaryVerdict::Dead { .. }) || wal.timeline > primary.timeline {
+            return None;
+        }
+        let held = if wal.timeline == primary.timeline { wal.verified } else { Lsn::INVALID };
+        self.restore(held)
+    }
+
+    /// Too few relays have promised, and have had the time to.
+    fn is_unpromised(&self) -> bool {
+        self.view.log.is_none() && (self.is_given_up() || self.has_waited(self.policy.candidate_wait))
+    }
+
     /// E3; E2 when there is nobody new and the old primary is back; without either, E3 for who has failed before.
     fn elect(&self) -> Option<Fired> {
         let fenced = self.fenced_at()?;
@@ -85,13 +113,15 @@ impl Case<'_> {
             return None;
         }
         let failed = self.election.excluded.iter().find(|name| self.is_eligible(name));
-        self.restore(fenced).or_else(|| self.try_candidate(failed.filter(|_| bearable)?))
+        self.restore(fenced.verified).or_else(|| self.try_candidate(failed.filter(|_| bearable)?))
     }
 
     /// E3, W5 or E2: in a planned switchover nobody but the one that was prepared takes over, unless the old primary
     /// does not come back either. Once that is wanted back it writes WAL of its own, so there is no way back.
     fn elect_successor(&self, fenced: &Fenced) -> Option<Fired> {
-        let Some(successor) = self.planned()?.successor.as_ref() else { return self.restore(fenced) };
+        let Some(successor) = self.planned()?.successor.as_ref() else {
+            return self.restore(fenced.verified);
+        };
         let node = self.view.node(successor);
         let bearable = self.known_loss(fenced) <= self.policy.max_lost_bytes;
         if bearable && node.is_some_and(|n| self.is_fresh(n)) {
@@ -114,7 +144,7 @@ impl Case<'_> {
     /// W5.
     fn take_back(&self, why: &str) -> Option<Fired> {
         let election = self.election.clone().given_up(why);
-        Fired::new(RuleId::W5, at(self.state, election, Step::Elect, self.now))
+        Fired::new(RuleId::W5, at(self.state, election, self.election.step.clone(), self.now))
     }
 
     fn try_candidate(&self, candidate: &NodeName) -> Option<Fired> {
@@ -148,14 +178,14 @@ impl Case<'_> {
         follower(self.view, self.state, node).ok()
     }
 
-    /// E2. Nobody was promoted, so the old primary still has the newest history; it gets the new term.
-    fn restore(&self, fenced: &Fenced) -> Option<Fired> {
+    /// E2. Nobody was promoted, so the old primary still has the newest history; it gets the new term. `held`: by relays.
+    fn restore(&self, held: Lsn) -> Option<Fired> {
         let primary = self.state.primary.as_ref()?;
         let node = self.view.node(&primary.node).filter(|n| n.is_up_as(Role::Primary))?;
         let facts = node.facts?;
         let unchanged = facts.system == primary.system && facts.timeline == primary.timeline;
         // A server that came back with less than it had sent has lost its disk's word.
-        if !unchanged || facts.position < fenced.verified {
+        if !unchanged || facts.position < held {
             return None;
         }
         let mut next = self.state.clone();
@@ -265,7 +295,8 @@ impl Case<'_> {
         if !waited && !self.has_failed(candidate) {
             return None;
         }
-        self.restore(self.fenced_at()?).or_else(|| others.next().filter(|_| waited).and_then(|_| next()))
+        self.restore(self.fenced_at()?.verified)
+            .or_else(|| others.next().filter(|_| waited).and_then(|_| next()))
     }
 
     /// E6, or E11: a candidate that was asked to promote may have done so unseen, with a timeline of its own. Only a
@@ -472,7 +503,8 @@ impl Case<'_> {
             Step::Checkpoint | Step::Drain | Step::ShutDown | Step::Settle => {
                 self.wanted_in_peace().into_iter().collect()
             }
-            Step::Fence | Step::Verify { .. } => Vec::new(),
+            Step::Verify { .. } => Vec::new(),
+            Step::Fence => self.old_primary_start().filter(|_| self.is_unpromised()).into_iter().collect(),
             Step::Elect => {
                 let waited = self.is_given_up() || self.has_waited(self.policy.candidate_wait);
                 self.old_primary_start().filter(|_| waited).into_iter().collect()
@@ -500,8 +532,8 @@ impl Case<'_> {
         }
     }
 
-    /// With nobody to promote, or nobody who has not failed before, the old primary is the only hope: our agent
-    /// starts it, for E2.
+    /// With nobody to promote, or nobody who has not failed before, or without the promises for it, the old primary is the
+    /// only hope: our agent starts it, for E2.
     fn old_primary_start(&self) -> Option<Action> {
         let node = self.view.node(&self.state.primary.as_ref()?.node)?;
         let startable = node.agent == Agent::Local && node.process == Process::Absent;

@@ -107,7 +107,7 @@ pub const RULES: &[Rule] = &[
     rule(
         RuleId::E2,
         "restored",
-        "no candidate (or none that the proxy clears), and the old primary is back, unchanged, with everything the relay has",
+        "no candidate (or none that the proxy clears), or too few relays that promise the term, and the old primary is back, unchanged, with everything the relay has",
     ),
     rule(
         RuleId::E3,

@@ -43,13 +43,23 @@ impl Members {
     }
 
     fn not_promised(&self, own: &WalStatus, quorums: &[Acknowledgers], term: Term) -> Vec<String> {
-        let lacks = |name: &&String| self.relay(own, name).is_none_or(|relay| relay.promised < term);
-        let too_few = quorums.iter().filter(|relays| {
-            let promised = relays.relays.iter().filter(|name| !lacks(name)).count();
-            promised < relays.quorum().recruits()
-        });
-        in_order(too_few.flat_map(|relays| relays.relays.iter().filter(lacks)).cloned())
+        missing(quorums, |name| self.relay(own, name).is_none_or(|relay| relay.promised < term))
     }
+
+    /// Whose relays are not heard, where the others are too few for an election.
+    pub fn missing_for_an_election(&self, now: Instant, quorums: &[Acknowledgers]) -> Vec<String> {
+        let is_heard = |name: &String| *name == self.own || self.present(now).any(|m| m.instance == *name);
+        missing(quorums, |name| !is_heard(name))
+    }
+}
+
+/// Who lacks what an election needs of enough relays, while too few have it.
+fn missing(quorums: &[Acknowledgers], lacks: impl Fn(&String) -> bool) -> Vec<String> {
+    let too_few = quorums.iter().filter(|relays| {
+        let others = relays.relays.iter().filter(|name| !lacks(name)).count();
+        others < relays.quorum().recruits()
+    });
+    in_order(too_few.flat_map(|relays| relays.relays.iter().filter(|name| lacks(name))).cloned())
 }
 
 fn in_order(names: impl Iterator<Item = String>) -> Vec<String> {
@@ -62,8 +72,29 @@ fn in_order(names: impl Iterator<Item = String>) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use crate::topology::members::tests::{any, member, members, relay, start};
-    use crate::topology::{Candidate, Heard, ProxyStatus, Term};
+    use crate::topology::{Acknowledgers, Candidate, Heard, ProxyStatus, Term};
     use std::sync::Arc;
+
+    #[test]
+    fn an_election_needs_enough_that_are_heard() {
+        let now = start();
+        let check = |heard: &[&str], quorums: &[Acknowledgers], expected: &str| {
+            let mut all = members(now, &["b", "c", "d"]);
+            all.others.extend(members(now, heard).others);
+            assert_eq!(
+                all.missing_for_an_election(now, quorums).join(" "),
+                expected,
+                "{heard:?}, {quorums:?}"
+            );
+            assert_eq!(all.missing_for_an_election(now + super::super::VOUCH, &[any(1, "a")]), [""; 0]);
+        };
+        let (b, c) = ("b 7 7 1 50", "c 7 7 1 50");
+        check(&[], &[], "");
+        check(&[b], &[any(2, "a b c")], "");
+        check(&[b], &[any(1, "b c")], "c");
+        check(&[b, c], &[any(1, "b c")], "");
+        check(&[b], &[any(2, "a b c"), any(2, "b c d")], "c d");
+    }
 
     #[test]
     fn who_is_waited_for_has_a_name() {

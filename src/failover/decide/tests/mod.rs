@@ -4,7 +4,9 @@ mod best;
 mod branches;
 mod budget;
 mod maintenance;
+mod peers;
 mod rolling;
+mod several;
 mod switchover;
 mod world;
 

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::peers::{OWN, Peers};
 use crate::failover::command::Command;
 use crate::failover::core::{Core, Effect, MAX_CHAIN};
 use crate::failover::decide::{
@@ -74,6 +75,8 @@ pub(super) struct World {
     pub(super) now: Now,
     pub(super) servers: Vec<Server>,
     policy: Policy,
+    /// The other instances; none where this one is alone.
+    pub(super) peers: Peers,
     pub(super) wal: WalStatus,
     relay_forks: Vec<(TimelineId, Lsn)>,
     pub(super) proxy: ProxyStatus,
@@ -124,16 +127,24 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(durability: Durability) -> World {
-        World::with(durability, Agent::Local)
+        World::with(durability, Agent::Local, &[])
     }
 
-    fn with(durability: Durability, agent: Agent) -> World {
+    /// The same as one instance of several, in its first steady term.
+    pub(super) fn among(durability: Durability, agent: Agent, others: &[&'static str]) -> World {
+        World::with(durability, agent, others).settled()
+    }
+
+    fn with(durability: Durability, agent: Agent, others: &[&'static str]) -> World {
         let nodes: Vec<Node> = ["pg1", "pg2", "pg3"].into_iter().map(node).collect();
+        let now = Now { instant: Instant::now(), unix_ms: 1_000_000 };
+        let peers = Peers::new(others, now.instant);
         let policy = Policy {
+            members: peers.names(),
             bootstrap_timeout: Duration::from_secs(10),
             catch_up_timeout: Duration::from_secs(10),
             restart_timeout: Duration::from_secs(60),
-            ..Policy::new("bw", Mode::Automatic, durability)
+            ..Policy::new(OWN, Mode::Automatic, durability)
         };
         let server = |node: &Node| Server {
             node: node.clone(),
@@ -155,7 +166,8 @@ impl World {
         let servers: Vec<Server> = nodes.iter().map(server).collect();
         let state = State::bootstrapping(durability, 1_000_000);
         World {
-            now: Now { instant: Instant::now(), unix_ms: 1_000_000 },
+            now,
+            peers,
             core: core(&servers, agent, &policy, state.clone()),
             answers: Vec::new(),
             commits: Vec::new(),
@@ -199,11 +211,14 @@ impl World {
     }
 
     pub(super) fn steady_with(durability: Durability, agent: Agent) -> World {
-        let mut world = World::with(durability, agent);
-        world.run_until("steady", |w| matches!(w.state.phase, Phase::Steady) && w.state.deposed.is_empty());
-        world.run(20);
-        world.rules.clear();
-        world
+        World::with(durability, agent, &[]).settled()
+    }
+
+    fn settled(mut self) -> World {
+        self.run_until("steady", |w| matches!(w.state.phase, Phase::Steady) && w.state.deposed.is_empty());
+        self.run(20);
+        self.rules.clear();
+        self
     }
 
     pub(super) fn server(&mut self, name: &str) -> &mut Server {
@@ -330,6 +345,7 @@ impl World {
             };
             self.core.knocked(self.now.instant, &server.node.name, knock);
         }
+        self.core.heard(Arc::new(self.peers.members(self.now.instant)), self.now.instant);
         let mut actions = Vec::new();
         let fired_before = self.rules.len();
         for effect in self.core.turn(self.now, &Arc::new(self.wal.clone()), &self.proxy) {
@@ -429,6 +445,7 @@ impl World {
         if directive.upstream.is_none() {
             self.wal.upstream = Upstream::Idle;
         }
+        self.peers.obey(&self.directive, &mut self.wal, self.now.instant);
     }
 
     fn servers_write_and_stream(&mut self) {
@@ -487,8 +504,9 @@ impl World {
         self.wal.upstream_end = server.flush;
         let (node, since, last_message) = (node.clone(), self.now.instant, self.now.instant);
         self.wal.upstream = Upstream::Streaming { node, since, last_message };
-        let names = format!("\"bellwether_bw_t{}\"", self.state.term);
-        if self.is_open() && (server.names == names || self.policy.durability == Durability::Async) {
+        let named = server.names.contains(&format!("_t{}\"", self.state.term));
+        let acknowledged = named && self.peers.acknowledge(&self.directive);
+        if self.is_open() && (acknowledged || self.policy.durability == Durability::Async) {
             self.acknowledged = self.acknowledged.max(self.wal.durable);
         }
     }

@@ -1,0 +1,74 @@
+//! Elections among several instances of which some do not come back.
+
+use super::step_name;
+use super::world::World;
+use crate::failover::command::Command;
+use crate::failover::decide::{Agent, RuleId, Stragglers};
+use crate::topology::{Durability, Term};
+
+/// Every server is beside this instance, so that the other two acknowledge, one of them is enough, and both promise.
+fn of_three(durability: Durability) -> World {
+    World::among(durability, Agent::Local, &["bw2", "bw3"])
+}
+
+/// (1) The host of a relay is down; (2) the primary's postmaster dies; (3) nobody can be promoted, since one relay alone
+/// does not promise for both.
+#[test]
+fn where_too_few_relays_promise_the_old_primary_goes_on() {
+    for durability in [Durability::Quorum, Durability::Async] {
+        let mut world = of_three(durability);
+        world.kill_peer("bw3");
+        world.run(50);
+        world.kill("pg1");
+        world.run_until("open again", |w| w.is_open() && w.state.term > Term(1));
+        assert_eq!(world.primary(), Some("pg1"));
+        use RuleId::{E2, F1, P1, P2, P3};
+        let expected: &[RuleId] =
+            if durability == Durability::Quorum { &[F1, E2, P1, P2, P3] } else { &[F1, E2, P1, P3] };
+        assert_eq!(&world.rules[..expected.len()], expected);
+        // Once they are enough again, a failover is what it was.
+        world.peers.revive("bw3");
+        world.run(50);
+        world.order_failover(None);
+        world.run_until("another is open", |w| w.is_open() && w.primary() != Some("pg1"));
+    }
+}
+
+#[test]
+fn a_primary_that_came_back_with_less_is_not_taken_without_promises_either() {
+    let mut world = of_three(Durability::Quorum);
+    world.kill_peer("bw3");
+    world.run(50);
+    world.kill("pg1");
+    let server = world.server("pg1");
+    server.flush = crate::pg::Lsn(server.flush.0 - 0x500);
+    world.run(300);
+    assert_eq!((step_name(&world.state), world.is_open()), ("fence", false));
+}
+
+#[test]
+fn a_healthy_primary_is_not_taken_away_while_too_few_relays_are_heard() {
+    let mut world = of_three(Durability::Quorum);
+    world.kill_peer("bw3");
+    world.run(50);
+    for order in
+        [Command::Failover { to: None }, Command::Switchover { to: None, stragglers: Stragglers::Spared }]
+    {
+        let refused = world.order(&order).expect_err("nobody could be promoted").to_string();
+        assert_eq!(refused, "not now: too few relays are heard to promise a term; not heard: bw3");
+    }
+    world.run(50);
+    assert_eq!((&world.rules[..], world.is_open()), (&[][..], true));
+}
+
+/// (1) A switchover is under way; (2) a relay's host dies when the primary is down already.
+#[test]
+fn a_switchover_that_cannot_be_fenced_is_given_up() {
+    let mut world = of_three(Durability::Quorum);
+    world.order(&Command::Switchover { to: None, stragglers: Stragglers::Spared }).expect("all is well");
+    world.run_until("shutting down", |w| step_name(&w.state) == "shut_down");
+    world.kill_peer("bw3");
+    world.run_until("open again", |w| w.is_open() && w.state.term > Term(1));
+    assert_eq!(world.primary(), Some("pg1"));
+    assert!(world.rules.ends_with(&[RuleId::W5, RuleId::E2, RuleId::P1, RuleId::P2, RuleId::P3]));
+}
