@@ -23,8 +23,8 @@ use super::decide::{
 use super::health::{Knock, ProbeResult, Told, Watch, diagnose};
 use super::state::MAX_HISTORY;
 use crate::topology::{
-    Ailment, Deed, Diagnosis, Directive, Done, Election, Failovers, Health, LeftBehind, Members, Node,
-    NodeName, Outcome, ProxyStatus, SavedTail, Term, Waited, WalStatus,
+    Ailment, Deed, Diagnosis, Directive, Done, Election, Failovers, Health, LeftBehind, Members,
+    Node, NodeName, Outcome, ProxyStatus, SavedTail, Term, Waited, Waiting, WalStatus,
 };
 
 /// Rules that may fire in one turn: more than any chain of them is long. At the bound a person is told, and the next
@@ -526,7 +526,9 @@ impl Core {
         let agreed = members.durable(wal, &directive);
         let waited = match self.state.phase {
             Phase::Election(_) if !members.is_alone() => {
-                members.waited_for(now.instant, (proxy, &**wal), quorums, term, directive.candidate.as_ref())
+                let (candidate, patience) = (directive.candidate.as_ref(), self.policy.clear_timeout);
+                let waiting = Waiting { quorums, term, candidate, patience };
+                members.waited_for(now.instant, (proxy, &**wal), waiting)
             }
             _ => Waited::default(),
         };

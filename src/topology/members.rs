@@ -20,7 +20,7 @@ use super::{
 };
 use crate::pg::{Lsn, TimelineId};
 
-pub use self::waited::Waited;
+pub use self::waited::{Waited, Waiting};
 
 /// How long the word of enough relays that there is no later term is good for, from when they were asked.
 pub const VOUCH: Duration = Duration::from_secs(2);

@@ -37,7 +37,7 @@ pub use directive::{
 pub use failovers::Failovers;
 pub use health::{Health, NodeHealth, NodeState};
 pub use history::{Deed, Done, Election, LeftBehind, Outcome, Phase, SavedTail};
-pub use members::{Heard, Log, Member, Members, VOUCH, Waited};
+pub use members::{Heard, Log, Member, Members, VOUCH, Waited, Waiting};
 pub use node::{Address, InvalidNodeName, Node, NodeName, Role};
 pub use proxy::{ClientEvidence, Drained, Draining, ProxyStatus};
 pub use quorum::{Position, Quorum};

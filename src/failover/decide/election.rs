@@ -269,15 +269,24 @@ impl Case<'_> {
         self.election.successor() == Some(candidate) && self.election.ready() == Some(&needed)
     }
 
+    /// E11. Who has confirmed a term has sessions under it as far as is known, and when those ended is known for a term only
+    /// that it has not confirmed: by the last word that it was given.
+    fn is_silent(&self, instance: &String) -> bool {
+        self.view.waited.silent.contains(instance)
+    }
+
     fn is_cleared(&self, candidate: &NodeName) -> bool {
         let cleared = self.view.cleared.as_ref();
         cleared.is_some_and(|c| c.node == *candidate && c.round == self.election.round)
     }
 
-    /// E12, or E2. A session that the proxy cannot take from the candidate could write there once it is promoted. So
+    /// E12, E2 or E11. A session that the proxy cannot take from the candidate could write there once it is promoted. So
     /// another is tried, a new one or, when the old primary is not back, whoever failed longest ago. Without any the
     /// election waits (see [`Case::obstacle`]): held writes are better than two histories.
     fn not_cleared(&self, candidate: &NodeName) -> Option<Fired> {
+        if let Some(instance) = self.view.waited.clearances.iter().find(|name| self.is_silent(name)) {
+            return self.fence_again(format!("{instance} has confirmed the term, and is not heard any more"));
+        }
         let waited = self.has_waited(self.policy.clear_timeout);
         let other = |n: &&NodeView<'_>| n.node.name != *candidate && self.follower(n).is_some();
         let mut others = self.view.nodes.iter().filter(other);

@@ -141,7 +141,11 @@ pub const RULES: &[Rule] = &[
         "next candidate",
         "the candidate is lost, or its step failed, before it was asked to promote",
     ),
-    rule(RuleId::E11, "fenced again", "the candidate is lost after it was asked to promote"),
+    rule(
+        RuleId::E11,
+        "fenced again",
+        "the candidate is lost after it was asked to promote; or an instance is not heard any more that has confirmed the term and not cleared the candidate",
+    ),
     rule(
         RuleId::E12,
         "not cleared",

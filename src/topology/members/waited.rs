@@ -1,6 +1,6 @@
 //! Who keeps an election waiting, by name: for people. PURE.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Members;
 use crate::topology::{Acknowledgers, Candidate, ProxyStatus, Term, WalStatus};
@@ -14,6 +14,18 @@ pub struct Waited {
     pub confirmations: Vec<String>,
     /// Whose proxies do not say that no session uses the candidate.
     pub clearances: Vec<String>,
+    /// Of all others, who has not been heard for longer than is waited for anybody.
+    pub silent: Vec<String>,
+}
+
+/// An election of a term, as far as others have a part in it.
+#[derive(Clone, Copy, Debug)]
+pub struct Waiting<'a> {
+    pub quorums: &'a [Acknowledgers],
+    pub term: Term,
+    pub candidate: Option<&'a Candidate>,
+    /// How long anybody is waited for.
+    pub patience: Duration,
 }
 
 impl Members {
@@ -21,10 +33,9 @@ impl Members {
         &self,
         now: Instant,
         (proxy, wal): (&ProxyStatus, &WalStatus),
-        quorums: &[Acknowledgers],
-        term: Term,
-        candidate: Option<&Candidate>,
+        waiting: Waiting<'_>,
     ) -> Waited {
+        let Waiting { quorums, term, candidate, patience } = waiting;
         let others = self.proxies_in_use(now, wal, self.promised(wal, quorums), term);
         let all: Vec<(&String, Option<&ProxyStatus>)> =
             others.into_iter().chain([(&self.own, Some(proxy))]).collect();
@@ -39,7 +50,20 @@ impl Members {
                 candidate
                     .is_some_and(|candidate| said.and_then(|said| said.cleared.as_ref()) != Some(candidate))
             }),
+            silent: self.silent(now, patience),
         }
+    }
+
+    /// Who was never heard is silent since this instance speaks.
+    fn silent(&self, now: Instant, patience: Duration) -> Vec<String> {
+        let last = |name: &String| match self.others.get(name) {
+            Some(Some(heard)) => Some(heard.asked_at),
+            Some(None) | None => self.speaks_since,
+        };
+        let is_silent =
+            |name: &String| last(name).is_some_and(|at| now.saturating_duration_since(at) >= patience);
+        let all = self.others.keys().chain(self.unknown());
+        in_order(all.filter(|name| is_silent(name)).cloned())
     }
 
     fn not_promised(&self, own: &WalStatus, quorums: &[Acknowledgers], term: Term) -> Vec<String> {
@@ -71,9 +95,35 @@ fn in_order(names: impl Iterator<Item = String>) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::Waiting;
     use crate::topology::members::tests::{any, member, members, relay, start};
     use crate::topology::{Acknowledgers, Candidate, Heard, ProxyStatus, Term};
     use std::sync::Arc;
+    use std::time::Duration;
+
+    fn waiting<'a>(quorums: &'a [Acknowledgers], candidate: Option<&'a Candidate>) -> Waiting<'a> {
+        Waiting { quorums, term: Term(7), candidate, patience: Duration::from_secs(10) }
+    }
+
+    #[test]
+    fn who_was_not_heard_for_long_is_silent() {
+        let now = start();
+        let ago = |secs| now - Duration::from_secs(secs);
+        // `b` was heard, so long ago, and knows `d`; `c` never was.
+        let check = |heard: u64, speaks: Option<u64>, expected: &str| {
+            let mut b = member("b", relay("7 6 1 50"), 7);
+            b.last_words = [("d".to_owned(), now)].into();
+            let mut all = members(now, &["c"]);
+            all.others.insert("b".to_owned(), Some(Heard { asked_at: ago(heard), member: Arc::new(b) }));
+            all.speaks_since = speaks.map(ago);
+            assert_eq!(all.silent(now, Duration::from_secs(10)).join(" "), expected, "{heard}, {speaks:?}");
+        };
+        check(9, None, "");
+        check(10, None, "b");
+        check(9, Some(9), "");
+        check(9, Some(10), "c d");
+        check(10, Some(10), "b c d");
+    }
 
     #[test]
     fn an_election_needs_enough_that_are_heard() {
@@ -109,7 +159,7 @@ mod tests {
             }
             let proxy = ProxyStatus { confirmed: Term(own.1), ..ProxyStatus::default() };
             let wal = relay(&format!("{} 6 1 50", own.0));
-            let waited = all.waited_for(now, (&proxy, &wal), &[any(2, "a b c")], Term(7), None);
+            let waited = all.waited_for(now, (&proxy, &wal), waiting(&[any(2, "a b c")], None));
             let found = [waited.promises.join(" "), waited.confirmations.join(" ")];
             assert_eq!(found, expected, "{own:?}, {others:?}");
             assert_eq!(waited.clearances, [""; 0]);
@@ -128,7 +178,7 @@ mod tests {
         let mut all = members(now, &["c"]);
         all.others.insert("b".to_owned(), Some(Heard { asked_at: now, member: Arc::new(b) }));
         let (proxy, wal) = (ProxyStatus { confirmed: Term(7), ..ProxyStatus::default() }, relay("7 6 1 50"));
-        let waited = all.waited_for(now, (&proxy, &wal), &[any(2, "a b c")], Term(7), Some(&candidate));
+        let waited = all.waited_for(now, (&proxy, &wal), waiting(&[any(2, "a b c")], Some(&candidate)));
         assert_eq!(waited.clearances, ["a", "c"]);
     }
 }

@@ -72,3 +72,20 @@ fn a_switchover_that_cannot_be_fenced_is_given_up() {
     assert_eq!(world.primary(), Some("pg1"));
     assert!(world.rules.ends_with(&[RuleId::W5, RuleId::E2, RuleId::P1, RuleId::P2, RuleId::P3]));
 }
+
+/// Nobody is beside a server: all four acknowledge, and three of them must, and promise.
+fn of_four() -> World {
+    World::among(Durability::Quorum, Agent::None, &["bw2", "bw3", "bw4"])
+}
+
+/// (1) An instance confirms the term; (2) its host dies before it has said that no session uses the candidate.
+#[test]
+fn who_has_confirmed_a_term_and_is_gone_is_waited_out_in_the_next() {
+    let mut world = of_four();
+    world.kill("pg1");
+    world.run_until("confirmed", |w| step_name(&w.state) == "fence");
+    world.kill_peer("bw4");
+    world.run_until("open again", |w| w.is_open() && w.primary() != Some("pg1"));
+    assert_eq!(world.state.term, Term(3));
+    assert_eq!(world.rules.iter().filter(|rule| **rule == RuleId::E11).count(), 1, "{:?}", world.rules);
+}
