@@ -342,6 +342,12 @@ impl Members {
                 all.archive.clone_from(&wal.archive);
             }
         }
+        // What a relay that is gone has heard of this log's end is still so. Of one that was left it says nothing.
+        let newest = (all.log_term, all.timeline);
+        let of_newest = self.heard().map(|heard| &heard.member.wal);
+        let of_newest = of_newest.filter(|wal| (wal.log_term, wal.timeline) >= newest);
+        all.upstream_end =
+            of_newest.map(|wal| wal.upstream_end).max().max(Some(all.upstream_end)).unwrap_or_default();
         // A standby can still get what it lacks from the others.
         let lost_elsewhere = |object: &str| {
             let lost = |alarm: &super::Alarm| {
@@ -736,6 +742,25 @@ pub(crate) mod tests {
         check(["a b", "a b"], 0, false);
         check(["a b c", "a b c"], vouch, false);
         assert!(!members(now, &["b"]).are_agreed(now), "nothing is known of it");
+    }
+
+    #[test]
+    fn what_a_relay_that_is_gone_has_told_of_the_end_still_counts() {
+        let now = start();
+        // `a` at term 7; `b` was heard long ago.
+        let check = |b: &str, end: u64, expected: u64| {
+            let mut all = members(now, &[]);
+            let wal = WalStatus { upstream_end: Lsn(end), ..relay(b) };
+            let heard = Heard { asked_at: now - VOUCH, member: Arc::new(member("b", wal, 7)) };
+            all.others.insert("b".to_owned(), Some(heard));
+            let own = WalStatus { upstream_end: Lsn(60), ..relay("7 7 1 50") };
+            let order = directive(7, (1, 40), vec![any(1, "a b")]);
+            assert_eq!(all.wal(now, &own, &order).upstream_end, Lsn(expected), "{b}");
+        };
+        check("7 7 1 50", 70, 70);
+        check("7 7 1 50", 50, 60);
+        check("8 8 1 50", 70, 70);
+        check("6 6 1 50", 70, 60);
     }
 
     #[test]

@@ -101,6 +101,9 @@ impl Case<'_> {
     /// E3; E2 when there is nobody new and the old primary is back; without either, E3 for who has failed before.
     fn elect(&self) -> Option<Fired> {
         let fenced = self.fenced_at()?;
+        if let Some(fired) = self.source_lost(fenced) {
+            return Some(fired);
+        }
         if self.planned().is_some() && !self.has_waited(self.policy.restore_timeout) {
             return self.elect_successor(fenced);
         }
@@ -211,6 +214,9 @@ impl Case<'_> {
     /// E4.
     fn catch_up(&self, candidate: &NodeName) -> Option<Fired> {
         let fenced = self.fenced_at()?;
+        if let Some(fired) = self.source_lost(fenced) {
+            return Some(fired);
+        }
         let Some(follower) = self.view.node(candidate).and_then(|n| self.follower(n)) else {
             return self.next_candidate(candidate);
         };
@@ -270,9 +276,20 @@ impl Case<'_> {
     }
 
     /// E11. Who has confirmed a term has sessions under it as far as is known, and when those ended is known for a term only
-    /// that it has not confirmed: by the last word that it was given.
+    /// that it has not confirmed: by the last word that it was given. A relay that has promised no later term gives its log
+    /// to no election (`Members::recovery`), so the next goes on with another one's. What only the lost one has was never
+    /// acknowledged: enough others promise that term.
     fn is_silent(&self, instance: &String) -> bool {
         self.view.waited.silent.contains(instance)
+    }
+
+    /// E11, while nobody else has what the election goes on with.
+    fn source_lost(&self, fenced: &Fenced) -> Option<Fired> {
+        let source = self.state.floor.as_ref()?.source.as_ref().filter(|source| self.is_silent(source))?;
+        if self.is_agreed(fenced) {
+            return None;
+        }
+        self.fence_again(format!("{source}, whose log the election goes on with, is not heard any more"))
     }
 
     fn is_cleared(&self, candidate: &NodeName) -> bool {

@@ -144,7 +144,7 @@ pub const RULES: &[Rule] = &[
     rule(
         RuleId::E11,
         "fenced again",
-        "the candidate is lost after it was asked to promote; or an instance is not heard any more that has confirmed the term and not cleared the candidate",
+        "the candidate is lost after it was asked to promote; or an instance is not heard any more that has confirmed the term and not cleared the candidate, or that alone has the log to go on with",
     ),
     rule(
         RuleId::E12,

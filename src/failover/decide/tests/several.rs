@@ -89,3 +89,20 @@ fn who_has_confirmed_a_term_and_is_gone_is_waited_out_in_the_next() {
     assert_eq!(world.state.term, Term(3));
     assert_eq!(world.rules.iter().filter(|rule| **rule == RuleId::E11).count(), 1, "{:?}", world.rules);
 }
+
+/// (1) One relay has the end of a log that nobody acknowledged, and the election goes on with it; (2) its host dies before
+/// anybody else has that end.
+#[test]
+fn a_log_that_is_gone_with_its_relay_is_not_waited_for() {
+    let mut world = of_four();
+    world.kill("pg1");
+    world.run_until("promised", |w| step_name(&w.state) == "fence");
+    let longest = &mut world.peers.all.get_mut("bw4").expect("one of them").wal;
+    (longest.durable, longest.verified) = (longest.durable.advanced(0x80), longest.verified.advanced(0x80));
+    world.kill_peer("bw4");
+    world.run_until("to go on with", |w| step_name(&w.state) == "catch_up");
+    let source = world.state.floor.as_ref().and_then(|floor| floor.source.clone());
+    assert_eq!(source.as_deref(), Some("bw4"));
+    world.run_until("open again", |w| w.is_open() && w.primary() != Some("pg1"));
+    assert_eq!(world.state.term, Term(3), "{:?}", world.rules);
+}
