@@ -258,7 +258,6 @@ impl Case<'_> {
         let mut next = self.state.clone();
         // From now on it may be a primary, and if it is lost now it must not come back as one.
         next.depose(candidate);
-        next.acknowledged_by(self.election.acknowledgers.clone());
         let step = Step::Promote { candidate: candidate.clone() };
         Fired::new(RuleId::E5, at(&next, self.election.clone(), step, self.now))
     }
@@ -363,6 +362,8 @@ impl Case<'_> {
         }
         let mut next = self.state.clone();
         next.deposed.retain(|name| name != candidate);
+        // Before this no relay has followed it, so none has acknowledged.
+        next.acknowledged_by(self.election.acknowledgers.clone());
         next.primary = Some(Primary {
             node: candidate.clone(),
             system: found.system,

@@ -106,3 +106,18 @@ fn a_log_that_is_gone_with_its_relay_is_not_waited_for() {
     world.run_until("open again", |w| w.is_open() && w.primary() != Some("pg1"));
     assert_eq!(world.state.term, Term(3), "{:?}", world.rules);
 }
+
+/// (1) The primary's host is gone, and its successor would have relays acknowledge of which that host has one; (2) it dies
+/// when it was asked to promote. No relay has followed it, so the relays of before are enough for the next election.
+#[test]
+fn a_candidate_that_nobody_followed_leaves_no_relays_behind() {
+    let mut world = World::among(Durability::Quorum, Agent::None, &["bw2 pg1", "bw3 pg2"]);
+    world.kill("pg1");
+    world.kill_peer("bw2");
+    world.run_until("prepared", |w| step_name(&w.state) == "prepare");
+    world.fail_next = true;
+    world.run_until("asked to promote", |w| step_name(&w.state) == "promote");
+    world.kill("pg2");
+    world.run_until("open again", |w| w.is_open() && w.primary() == Some("pg3"));
+    assert!(world.rules.contains(&RuleId::E11), "{:?}", world.rules);
+}
