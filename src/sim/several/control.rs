@@ -12,7 +12,7 @@ use super::server::{ToServer, instance_name};
 use super::stage::{Event, InstanceId, Life, NodeId, Stage, ToInstance};
 use crate::failover::Command;
 use crate::failover::core::{Core, Effect, MAX_CHAIN, Standing};
-use crate::failover::decide::{Action, Finding, Policy, Spent, State, What};
+use crate::failover::decide::{Action, Finding, Phase, Policy, Spent, State, Step, What};
 use crate::failover::health::{Detect, ProbeResult, Watch};
 use crate::topology::{
     Directive, Durability, Members, Node, NodeName, Outcome, ProxyStatus, Term, WalStatus,
@@ -327,7 +327,7 @@ impl Control {
         }
         if !Arc::ptr_eq(&self.heard, &inputs.members) {
             self.heard = inputs.members.clone();
-            self.core.heard(inputs.members.clone(), now.instant);
+            self.core.heard(self.as_heard(stage, &inputs.members), now.instant);
         }
         let mut effects = self.core.turn(now, &inputs.wal, &inputs.proxy);
         let fired = effects.iter().filter(|effect| matches!(effect, Effect::Fired { .. })).count();
@@ -336,6 +336,15 @@ impl Control {
             effects.sort_by_key(|effect| !matches!(effect, Effect::Direct(_)));
         }
         self.perform_all(stage, effects.into())
+    }
+
+    fn as_heard(&self, stage: &Stage, members: &Arc<Members>) -> Arc<Members> {
+        let mut heard = members.clone();
+        if stage.plant == Some(Plant::NobodyIsSilent) {
+            let ever = Arc::make_mut(&mut heard).others.values_mut().flatten();
+            ever.for_each(|other| other.asked_at = stage.instant(self.id) + Duration::from_secs(3600));
+        }
+        heard
     }
 
     fn perform_all(&mut self, stage: &mut Stage, mut effects: VecDeque<Effect>) -> Ended {
@@ -425,8 +434,17 @@ impl Control {
                 self.probe_now(stage, node);
             }
             Effect::Remember(_) => {}
+            Effect::Start(action) if self.is_left(stage, &action) => {}
             Effect::Start(action) => self.start(stage, action),
         }
+    }
+
+    fn is_left(&self, stage: &Stage, action: &Action) -> bool {
+        let is_fencing = match &self.core.state().phase {
+            Phase::Election(election) => election.step == Step::Fence,
+            _ => false,
+        };
+        stage.plant == Some(Plant::LeaveOldPrimary) && is_fencing && matches!(action.what, What::Start { .. })
     }
 
     fn direct(&mut self, stage: &mut Stage, directive: Directive) {

@@ -39,6 +39,12 @@ pub(super) enum Fault {
         of: Choice,
         lasts: Duration,
     },
+    /// A host, or the instance on it alone: it never comes back. A person knows, and starts what ran beside the instance. Of
+    /// three hosts or more, one at most; and not while an election needs enough of two sets of relays ("Known limits").
+    Lose {
+        what: Loss,
+        of: Choice,
+    },
     /// From and to one host.
     Isolate {
         of: Choice,
@@ -85,10 +91,17 @@ pub(super) enum Fault {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Loss {
+    Host,
+    Instance,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Order {
     Switchover,
     /// Of all servers, one after the other.
     Restart,
+    CancelRestart,
     Failover,
     Pause,
     Resume,
@@ -156,6 +169,25 @@ pub(super) fn comes_back(number: u64) -> [(Duration, Fault); 3] {
         (at + Duration::from_millis(200), kill(Some(Duration::ZERO))),
         (at + Duration::from_millis(3500), kill(None)),
     ]
+}
+
+/// What is lost for good. Chance is not asked: other seeds have the course that they had.
+pub(super) fn losses(seed: u64) -> impl Iterator<Item = (Duration, Fault)> {
+    let at = FAULTS_BEGIN + Duration::from_millis(seed * 6007 % 25_000);
+    let soon = at + Duration::from_millis(seed * 37 % 500);
+    let lose = |what, of| Fault::Lose { what, of };
+    let losses = match seed % 16 {
+        0 => vec![(at, lose(Loss::Host, Choice::Primary))],
+        8 => vec![(at, lose(Loss::Host, Choice::Any(seed / 16)))],
+        15 => vec![(at, lose(Loss::Instance, Choice::Any(seed / 16)))],
+        // An election has just begun, and some have confirmed its term.
+        12 => vec![
+            (at, Fault::KillNode { of: Choice::Primary, restart: None }),
+            (soon, lose(Loss::Host, Choice::Primary)),
+        ],
+        _ => Vec::new(),
+    };
+    losses.into_iter()
 }
 
 /// What is worse together.

@@ -2,7 +2,8 @@
 //!
 //! Two to five instances, each made of the production cores (`failover::core` with its rules, `topology::Members`, what
 //! `app::together` tells the planes, the relay's `Standing`), three model servers with a host each, an etcd, a network
-//! whose ways are cut one by one, processes that stand still and die in the middle of a turn, clocks that run differently.
+//! whose ways are cut one by one, processes that stand still and die in the middle of a turn, hosts that never come back,
+//! clocks that run differently.
 //! WAL is a list of entries here, not bytes. The promises are looked at from outside.
 //!
 //! * `BELLWETHER_SIM_SEEDS=1000` runs that many seeds (300 if not set), `BELLWETHER_SIM_SEED=17` only that one.

@@ -34,10 +34,14 @@ pub(super) enum Plant {
     ForgetBudget,
     /// ... or who is in maintenance.
     ForgetMaintenance,
+    /// Who was ever heard still is, for whoever decides.
+    NobodyIsSilent,
+    /// The agent of a dead primary waits for the election to be fenced.
+    LeaveOldPrimary,
 }
 
 impl Plant {
-    pub(super) const ALL: [(Plant, &[Promise]); 15] = [
+    pub(super) const ALL: [(Plant, &[Promise]); 17] = [
         (Plant::ForgetPromise, &[Promise::Quorum, Promise::OnePrimary, Promise::Stale]),
         (Plant::ShipOwnDurable, &[Promise::NotAhead]),
         (Plant::NameWithoutTerm, &[Promise::Quorum]),
@@ -53,5 +57,7 @@ impl Plant {
         (Plant::DirectBeforeJournal, &[Promise::OnePrimary]),
         (Plant::ForgetBudget, &[Promise::Budget]),
         (Plant::ForgetMaintenance, &[Promise::Maintenance]),
+        (Plant::NobodyIsSilent, &[Promise::Liveness]),
+        (Plant::LeaveOldPrimary, &[Promise::Liveness]),
     ];
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::checks::{Broken, Checks, Promise};
 use super::control::{Doom, Ended, Plan, names};
 use super::etcd::Etcd;
-use super::faults::{self, Choice, FAULTS_BEGIN, FAULTS_END, Fault, Order};
+use super::faults::{self, Choice, FAULTS_BEGIN, FAULTS_END, Fault, Loss, Order, Ways};
 use super::instance::{Files, Instance};
 use super::log::{End, Log};
 use super::network::Host;
@@ -14,11 +14,13 @@ use super::planted::Plant;
 use super::proxy::ToProxy;
 use super::server::{Run, Server, instance_name, node_name};
 use super::stage::{ANY_LIFE, Event, InstanceId, Life, Mend, NodeId, Stage, ToInstance, Who};
-use crate::failover::decide::{Action, Automatic, Budget, Finding, Mode, Phase, Policy, StartAs, What};
+use crate::failover::decide::{
+    Action, Automatic, Budget, Finding, Mode, Phase, Policy, StartAs, State, What,
+};
 use crate::failover::{Command, Servers, Stragglers};
 use crate::pg::TimelineId;
 use crate::sim::clock::Rng;
-use crate::topology::{Acknowledgers, Durability, Node, Role};
+use crate::topology::{Acknowledgers, Durability, Node, NodeName, Role};
 
 const NODES: usize = 3;
 const CLIENT: (u64, u64) = (40, 260);
@@ -52,6 +54,8 @@ pub(super) struct World {
     /// Of those that do not run.
     files: Vec<Files>,
     lives: Vec<Life>,
+    /// For good.
+    lost: Option<(Loss, Host)>,
     paused: BTreeMap<Who, Vec<Event>>,
     /// Since when an event is not late any more.
     resumed: BTreeMap<Who, Duration>,
@@ -110,6 +114,9 @@ impl World {
                 stage.queue.put(at, Event::Fault(fault));
             }
         }
+        if instances >= 3 {
+            faults::losses(seed).for_each(|(at, fault)| stage.queue.put(at, Event::Fault(fault)));
+        }
         stage.after(Duration::from_secs(3), Event::Client);
         stage.after(FAULTS_END, Event::Look);
         let etcd = Etcd::new(&mut stage, instances);
@@ -120,6 +127,7 @@ impl World {
             instances: (0..instances).map(|_| None).collect(),
             files: (0..instances).map(|_| Files::default()).collect(),
             lives: vec![ANY_LIFE; instances],
+            lost: None,
             paused: BTreeMap::new(),
             resumed: BTreeMap::new(),
             clients: Clients::Write,
@@ -241,11 +249,31 @@ impl World {
     // Processes.
 
     fn start_instance(&mut self, id: InstanceId) {
-        if self.instances[id].is_none() {
+        if self.instances[id].is_none() && !self.is_lost(id) {
             self.lives[id] += 1;
             let files = std::mem::take(&mut self.files[id]);
             let instance = Instance::start(&mut self.stage, id, self.lives[id], &self.plan[id], files);
             self.instances[id] = Some(instance);
+        }
+    }
+
+    /// The instance, and perhaps more.
+    fn is_lost(&self, id: InstanceId) -> bool {
+        self.lost.is_some_and(|(_, lost)| lost == id)
+    }
+
+    fn is_host_lost(&self, host: Host) -> bool {
+        self.lost == Some((Loss::Host, host))
+    }
+
+    /// No agent starts it: a person does.
+    fn is_unattended(&self, node: NodeId) -> bool {
+        node >= self.instances.len() || self.is_lost(node)
+    }
+
+    fn start_node(&mut self, node: NodeId) {
+        if !self.is_host_lost(node) {
+            self.nodes[node].start(&mut self.stage);
         }
     }
 
@@ -320,6 +348,26 @@ impl World {
                     self.kill_instance(node, lasts);
                 }
             }
+            Fault::Lose { what, of } => {
+                let host = self.choose(of, instances);
+                // Others must have what it has, and be known to.
+                let is_apart = |state: &State| {
+                    state.quorums.len() == 1 && state.away().all(|name| *name == node_name(host))
+                };
+                if self.stage.now >= FAULTS_END {
+                    return;
+                }
+                if !self.stage.checks.state().is_some_and(is_apart) {
+                    let again = Event::Fault(fault);
+                    return self.stage.after(Duration::from_millis(50), again);
+                }
+                self.lost = Some((what, host));
+                if what == Loss::Host && host < NODES {
+                    self.kill_node(host, None);
+                }
+                self.kill_instance(host, Duration::ZERO);
+                self.cut_off_lost();
+            }
             Fault::Isolate { of, ways, lasts } => {
                 let host = self.choose(of, hosts);
                 let others = (0..=hosts).filter(|other| *other != host);
@@ -363,7 +411,7 @@ impl World {
             self.nodes[node].crash(&mut self.stage);
         }
         self.resume(Who::Node(node));
-        let unattended = node >= self.instances.len();
+        let unattended = self.is_unattended(node);
         if let Some(after) = restart.or_else(|| unattended.then_some(Duration::from_secs(4))) {
             self.stage.after(after, Event::Mend(Mend::Node(node)));
         }
@@ -385,6 +433,13 @@ impl World {
         self.stage.after(lasts, Event::Mend(Mend::Cut(number)));
     }
 
+    fn cut_off_lost(&mut self) {
+        let Some((Loss::Host, host)) = self.lost else { return };
+        let number = self.stage.next_id();
+        let others = (0..self.stage.net.hosts()).filter(|other| *other != host);
+        self.stage.net.cut(number, Ways::Both.between(host, others));
+    }
+
     fn order(&mut self, order: Order) {
         let Some(leader) = self.etcd.leader() else { return };
         let command = match order {
@@ -399,6 +454,7 @@ impl World {
             Order::Maintain(node) => self.stage.checks.maintain(node_name(node)),
             Order::Serve(node) => self.stage.checks.serve(node_name(node)),
             Order::Resume => Command::Resume,
+            Order::CancelRestart => Command::CancelRestart,
         };
         if self.paused.contains_key(&Who::Instance(leader)) {
             return;
@@ -422,12 +478,13 @@ impl World {
                 }
             }
             Mend::Etcd => self.etcd.start(&self.stage),
-            Mend::Node(node) => self.nodes[node].start(&mut self.stage),
+            Mend::Node(node) => self.start_node(node),
         }
     }
 
     fn peace(&mut self) {
         self.stage.net.mend_all();
+        self.cut_off_lost();
         self.etcd.start(&self.stage);
         for id in 0..self.instances.len() {
             self.list(id);
@@ -439,8 +496,8 @@ impl World {
         }
         for node in 0..NODES {
             self.resume(Who::Node(node));
-            if node >= self.instances.len() {
-                self.nodes[node].start(&mut self.stage);
+            if self.is_unattended(node) {
+                self.start_node(node);
             }
         }
     }
@@ -503,7 +560,12 @@ impl World {
     fn copy(&mut self, source: NodeId, to: NodeId) -> bool {
         let reached = self.stage.net.is_open(to, source) && self.stage.net.is_open(source, to);
         let stands_still = self.paused.contains_key(&Who::Node(source));
-        if source == to || !reached || stands_still || !self.nodes[source].is_primary() {
+        if source == to
+            || self.is_host_lost(to)
+            || !reached
+            || stands_still
+            || !self.nodes[source].is_primary()
+        {
             return false;
         }
         let log = self.nodes[source].log.clone();
@@ -539,7 +601,8 @@ impl World {
             let trouble = trouble.or_else(|| self.difference()).unwrap_or_default();
             self.stage.checks.fail(Promise::Liveness, trouble);
         } else if self.clients == Clients::Rest && trouble.is_none() && self.difference().is_none() {
-            for node in &self.nodes {
+            let lost = self.lost;
+            for node in self.nodes.iter().filter(|node| lost != Some((Loss::Host, node.id))) {
                 self.stage.checks.holds_all(&node.name, &node.log);
             }
             return Course::Over;
@@ -558,9 +621,14 @@ impl World {
         let is_it =
             |node: &Server| state.is_some_and(|primary| primary.node == node.name) && node.is_primary();
         let Some(primary) = self.nodes.iter().position(is_it) else { return };
+        if self.lost.is_some() {
+            // It would wait for its turn.
+            self.order(Order::CancelRestart);
+        }
         for node in 0..NODES {
-            let has_agent = node < self.instances.len();
-            if node != primary && !has_agent && self.nodes[node].is_primary() {
+            let strays =
+                |node: &Server| node.is_primary() || node.log.timeline != self.nodes[primary].log.timeline;
+            if node != primary && self.is_unattended(node) && strays(&self.nodes[node]) {
                 // As the log says.
                 self.copy(primary, node);
             }
@@ -575,7 +643,10 @@ impl World {
 
     fn trouble(&self) -> Option<String> {
         let state = self.stage.checks.state()?;
-        if !matches!(state.phase, Phase::Steady) || state.away().next().is_some() {
+        let is_lost = |name: &NodeName| {
+            self.lost.is_some_and(|(what, host)| what == Loss::Host && node_name(host) == *name)
+        };
+        if !matches!(state.phase, Phase::Steady) || state.away().any(|name| !is_lost(name)) {
             return Some(format!(
                 "term {}: {:?}, away {:?}",
                 state.term,
@@ -590,7 +661,9 @@ impl World {
                 .is_some_and(|p| self.plan.iter().any(|plan| plan.local.contains(&p.node)));
             set.relays.len() + usize::from(beside) == self.instances.len()
         };
-        if state.quorums.len() != 1 || !state.quorums.iter().all(acknowledging) {
+        let is_settled = state.quorums.len() == 1 && state.quorums.iter().all(acknowledging);
+        // No list is agreed upon, and no set of before promises, while one that is lost is in it.
+        if self.lost.is_none() && !is_settled {
             return Some(format!("these acknowledge: {:?}", state.quorums));
         }
         if let Some(restart) = &state.restarts.now {
@@ -600,13 +673,15 @@ impl World {
         let node = self.nodes.iter().find(|node| node.name == primary.node)?;
         let closed =
             |instance: &Option<Instance>| instance.as_ref().is_none_or(|instance| !instance.proxy.is_open());
-        if let Some(closed) = self.instances.iter().position(closed) {
+        let is_closed = |id: &InstanceId| !self.is_lost(*id) && closed(&self.instances[*id]);
+        if let Some(closed) = (0..self.instances.len()).find(is_closed) {
             return Some(format!("writes are held at {}", instance_name(closed)));
         }
         let away = |other: &&Server| {
-            other.run != Run::Runs
-                || other.log.timeline != node.log.timeline
-                || other.id != node.id && other.role == Role::Primary
+            !self.is_host_lost(other.id)
+                && (other.run != Run::Runs
+                    || other.log.timeline != node.log.timeline
+                    || other.id != node.id && other.role == Role::Primary)
         };
         if let Some(other) = self.nodes.iter().find(away) {
             return Some(format!("{} is {:?} {:?} {:?}", other.name, other.run, other.role, other.log.end()));
@@ -619,7 +694,8 @@ impl World {
     /// Whose log is not the primary's.
     fn difference(&self) -> Option<String> {
         let primary = self.nodes.iter().find(|node| node.is_primary())?;
-        let servers = self.nodes.iter().map(|node| (node.name.to_string(), &node.log));
+        let servers = self.nodes.iter().filter(|node| !self.is_host_lost(node.id));
+        let servers = servers.map(|node| (node.name.to_string(), &node.log));
         let relays = self.instances.iter().flatten().map(|i| (instance_name(i.id), &i.relay.disk.log));
         let differs = servers.chain(relays).find(|(_, log)| **log != primary.log);
         differs.map(|(name, log)| {
