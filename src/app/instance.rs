@@ -236,7 +236,7 @@ impl Planes {
         let tls = &parts.certificates.for_servers;
         let in_doubt = wires.in_doubt.1.clone();
         let (ordered, agreed) = (wires.ordered.1.clone(), wires.agreed.1.clone());
-        let obeys = plans::relay_inputs(config, tls, tuned.relay, ordered, in_doubt, agreed);
+        let obeys = plans::relay_inputs(config, tls, tuned.relay, ordered, in_doubt, (agreed, wal.clone()));
         let tells = RelayOutputs { status: wires.own_wal.0.clone(), commits: wires.commits.0.clone() };
         let relay = Relay::start(plans::relay(config), obeys, tells, &wires.registry, planes.clone())?;
         let obeys = proxy::Inputs {

@@ -16,7 +16,7 @@ use crate::proxy::peers::{Peer, Peers};
 use crate::proxy::route::{Balance, Consistency, Policy};
 use crate::proxy::{self, ProxyConfig, ResolveCommits};
 use crate::relay::{RelayConfig, RelayInputs, RelayTuning};
-use crate::topology::{Address, Agreed, CommitsInDoubt, Directive, Node};
+use crate::topology::{Address, Agreed, CommitsInDoubt, Directive, Node, WalStatus};
 
 pub(super) fn nodes(config: &Config) -> Vec<Node> {
     config.nodes.iter().map(|node| node.node.clone()).collect()
@@ -91,13 +91,14 @@ pub(super) fn relay_inputs(
     tuning: watch::Receiver<RelayTuning>,
     directive: watch::Receiver<Arc<Directive>>,
     in_doubt: watch::Receiver<Arc<CommitsInDoubt>>,
-    agreed: watch::Receiver<Agreed>,
+    (agreed, all): (watch::Receiver<Agreed>, watch::Receiver<Arc<WalStatus>>),
 ) -> RelayInputs {
     RelayInputs {
         tuning,
         directive,
         in_doubt,
         agreed,
+        all,
         nodes: nodes(config),
         peers: other_relays(config),
         relays: config.wal.upstreams.clone(),

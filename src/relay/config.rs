@@ -80,6 +80,8 @@ pub struct RelayInputs {
     pub nodes: Vec<Node>,
     /// What followers may get. [`Agreed::Alone`] from the start stays.
     pub agreed: watch::Receiver<Agreed>,
+    /// What all relays say together; what this one says while it is alone.
+    pub all: watch::Receiver<Arc<WalStatus>>,
     /// The other instances, by name; none while this one is alone.
     pub peers: Vec<(String, Address)>,
     /// Other relays' endpoints, asked for what no node can give.

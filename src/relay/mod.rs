@@ -323,6 +323,8 @@ impl Plane {
             slots: slots.clone(),
             tuning: inputs.tuning.clone(),
             directive: inputs.directive.clone(),
+            nodes: inputs.nodes.iter().map(|node| node.name.clone()).collect(),
+            all: inputs.all.clone(),
             tail: store.tail(),
             others: Box::new(held_beside_slots(&backups, unarchived)),
         };

@@ -7,18 +7,20 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 
-use super::{Facts, Retain, decide};
+use super::{Facts, Retain, decide, served_elsewhere};
 use crate::pg::Lsn;
 use crate::relay::config::RelayTuning;
 use crate::relay::slots::{RestartPoint, Slots};
 use crate::relay::store::{Files, Kept, Room, Tail};
-use crate::topology::{Directive, NodeName};
+use crate::topology::{Directive, NodeName, WalStatus};
 
 pub(in crate::relay) struct Keeper {
     pub(in crate::relay) files: Files,
     pub(in crate::relay) slots: Arc<Slots>,
     pub(in crate::relay) tuning: watch::Receiver<RelayTuning>,
     pub(in crate::relay) directive: watch::Receiver<Arc<Directive>>,
+    pub(in crate::relay) nodes: Vec<NodeName>,
+    pub(in crate::relay) all: watch::Receiver<Arc<WalStatus>>,
     pub(in crate::relay) tail: watch::Receiver<Tail>,
     /// What base backups and the archive need.
     pub(in crate::relay) others: Box<dyn Fn() -> Option<Lsn> + Send + Sync>,
@@ -30,6 +32,9 @@ impl Keeper {
         let retain = self.tuning.borrow().retain;
         let primary = self.directive.borrow().primary.as_ref().map(NodeName::slot);
         let Tail { timeline, durable } = *self.tail.borrow();
+        for (name, to) in served_elsewhere(&self.nodes, &self.all.borrow(), (timeline, durable)) {
+            self.slots.advance_idle(&name, to);
+        }
         let slots = self.slots.statuses();
         let facts = Facts {
             durable,

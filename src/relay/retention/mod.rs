@@ -9,9 +9,10 @@ pub(super) mod keeper;
 
 use std::time::Duration;
 
-use super::slots::SlotStatus;
+use super::slots::{RestartPoint, SlotStatus};
 use crate::pg::wal::WalSegmentSize;
-use crate::pg::{Lsn, SlotName};
+use crate::pg::{Lsn, SlotName, TimelineId};
+use crate::topology::{NodeName, WalStatus};
 
 /// `wal.retain`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,6 +117,21 @@ fn cap(retain: &Retain, facts: &Facts<'_>) -> Lsn {
     by_size.max(by_room).max(facts.oldest)
 }
 
+/// How far the slots of standbys that stream move along with them, where nobody uses them here. A standby streams from one
+/// relay; at each of the others its slot would hold back all WAL from the relay's beginning on. `end`: of the log.
+pub(super) fn served_elsewhere(
+    nodes: &[NodeName],
+    all: &WalStatus,
+    (timeline, durable): (TimelineId, Lsn),
+) -> Vec<(SlotName, RestartPoint)> {
+    let flushed = |node: &NodeName| {
+        let follower = all.follower(node).filter(|f| f.streams() && f.timeline == timeline)?;
+        let lsn = Some(follower.flush.min(durable)).filter(|lsn| lsn.is_valid())?;
+        Some((node.slot(), RestartPoint { timeline, lsn }))
+    };
+    nodes.iter().filter_map(flushed).collect()
+}
+
 /// How a slot stands now; `None`: it holds nothing back yet.
 pub(super) fn availability(retain: &Retain, slot: &SlotStatus, durable: Lsn) -> Option<WalAvailability> {
     if slot.is_lost() {
@@ -135,11 +151,12 @@ pub(super) fn availability(retain: &Retain, slot: &SlotStatus, durable: Lsn) -> 
 mod tests {
     use std::time::Duration;
 
-    use super::{Decision, Facts, Retain, WalAvailability, availability, decide};
+    use super::{Decision, Facts, Retain, WalAvailability, availability, decide, served_elsewhere};
     use crate::pg::protocol::replication::SlotLifetime;
     use crate::pg::wal::WalSegmentSize;
     use crate::pg::{Lsn, SlotName, TimelineId};
     use crate::relay::slots::{Invalidation, RestartPoint, SlotStatus};
+    use crate::topology::{Follower, FollowerState, Lag, NodeName, WalStatus};
 
     const MIB: u64 = 1 << 20;
     const RETAIN: Retain =
@@ -229,6 +246,41 @@ mod tests {
         check(&free(89), Some(95), &["a", "b"]);
         // What is kept anyway stays with its slots: only acknowledging less helps then.
         check(&free(0), Some(95), &["a", "b"]);
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "an arbitrary instant")]
+    fn the_slot_of_a_standby_that_another_relay_serves_moves_along_with_it() {
+        let nodes: [NodeName; 2] = ["pg-2", "pg3"].map(|name| name.parse().expect("a node name"));
+        let now = std::time::Instant::now();
+        // At MiB 100 of timeline 1.
+        let check = |name: &str, timeline: u32, state: FollowerState, flush: u64, expected: Option<u64>| {
+            let follower = Follower {
+                application_name: name.to_owned(),
+                pid: 1,
+                timeline: TimelineId(timeline),
+                state,
+                sent: Lsn(flush * MIB),
+                write: Lsn(flush * MIB),
+                flush: Lsn(flush * MIB),
+                replay: Lsn::INVALID,
+                lag: Lag::default(),
+                reported_at: now,
+            };
+            let all = WalStatus { followers: vec![follower], ..WalStatus::starting() };
+            let moved = served_elsewhere(&nodes, &all, (TimelineId(1), Lsn(100 * MIB)));
+            let expected = expected.map(|mib| RestartPoint { timeline: TimelineId(1), lsn: Lsn(mib * MIB) });
+            let expected: Vec<_> = expected.map(|to| (name_of("pg_2"), to)).into_iter().collect();
+            assert_eq!(moved, expected, "{name} {timeline} {state:?} {flush}");
+        };
+        check("pg-2", 1, FollowerState::Streaming, 80, Some(80));
+        check("pg-2", 1, FollowerState::Catchup, 80, Some(80));
+        // What is not here yet cannot be held from.
+        check("pg-2", 1, FollowerState::Streaming, 120, Some(100));
+        check("pg-2", 1, FollowerState::Startup, 80, None);
+        check("pg-2", 2, FollowerState::Streaming, 80, None);
+        check("pg-2", 1, FollowerState::Streaming, 0, None);
+        check("somebody", 1, FollowerState::Streaming, 80, None);
     }
 
     #[test]

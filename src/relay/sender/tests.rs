@@ -21,7 +21,7 @@ use crate::relay::followers::Followers;
 use crate::relay::slots::Slots;
 use crate::relay::store::{Change, Files, Store, StoreConfig, StreamId, Waiting};
 use crate::relay::{RelayInputs, RelayTuning, agreed};
-use crate::topology::{Agreed, Directive, Durability, Floor, FollowerState, Term};
+use crate::topology::{Agreed, Directive, Durability, Floor, FollowerState, Term, WalStatus};
 
 const START: Lsn = Lsn(0x30_0000);
 
@@ -101,6 +101,7 @@ fn alone() -> RelayInputs {
         in_doubt: watch::channel(Arc::default()).1,
         nodes: Vec::new(),
         agreed: watch::channel(Agreed::Alone).1,
+        all: watch::channel(Arc::new(WalStatus::starting())).1,
         peers: Vec::new(),
         relays: Vec::new(),
         user: "bellwether".into(),
