@@ -11,7 +11,7 @@
 //!
 //! What operators order is in [`orders`]. Not here: rules ([`super::decide`]), clocks, files, channels, tasks.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ use super::decide::{
 use super::health::{Knock, ProbeResult, Told, Watch, diagnose};
 use super::state::MAX_HISTORY;
 use crate::topology::{
-    Ailment, Deed, Diagnosis, Directive, Done, Election, Failovers, Health, LeftBehind, Members,
+    Ailment, Deed, Diagnosis, Directive, Done, Election, Failovers, Follower, Health, LeftBehind, Members,
     Node, NodeName, Outcome, ProxyStatus, SavedTail, Term, Waited, Waiting, WalStatus,
 };
 
@@ -70,6 +70,8 @@ pub(crate) struct Core {
     obstacle: Option<String>,
     /// What a restart of servers waits for, by the last turn.
     waits_for: Option<String>,
+    /// When each node was last seen to stream from a relay; who never was, since when it is looked for.
+    streamed: BTreeMap<NodeName, Instant>,
     /// As it was before the last turn that journals.
     before: Option<Before>,
 }
@@ -164,6 +166,7 @@ impl Core {
             told_of: None,
             obstacle: None,
             waits_for: None,
+            streamed: BTreeMap::new(),
             before: None,
         }
     }
@@ -354,6 +357,14 @@ impl Core {
 
     /// Decides until nothing more follows.
     pub(crate) fn turn(&mut self, now: Now, wal: &Arc<WalStatus>, proxy: &ProxyStatus) -> Vec<Effect> {
+        for Node { name, .. } in &self.nodes {
+            let streams = wal.follower(name).is_some_and(Follower::streams)
+                || self.members.has_follower(now.instant, name);
+            let last = self.streamed.entry(name.clone()).or_insert(now.instant);
+            if streams {
+                *last = now.instant;
+            }
+        }
         match self.standing {
             Standing::Leads => self.turn_of_leader(now, wal, proxy),
             Standing::Follows => self.turn_of_follower(now, wal, proxy),
@@ -517,6 +528,7 @@ impl Core {
             },
             agent: self.agent(&node.name, now),
             beside: self.beside(&node.name),
+            streamed_at: self.streamed.get(&node.name).copied(),
         });
         let diagnosis =
             self.watch.symptoms(now.instant, wal, proxy, self.told(now.instant)).as_ref().and_then(diagnose);

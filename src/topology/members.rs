@@ -390,6 +390,11 @@ impl Members {
         self.heard().flat_map(|heard| &heard.member.deeds)
     }
 
+    /// Whether a node streams from the relay of another instance.
+    pub fn has_follower(&self, now: Instant, node: &NodeName) -> bool {
+        self.present(now).any(|member| member.wal.follower(node).is_some_and(Follower::streams))
+    }
+
     /// Whether another instance starts and stops the node's server, and was heard of late.
     pub fn has_agent(&self, now: Instant, node: &NodeName) -> bool {
         self.present(now).any(|member| member.local.contains(node))

@@ -197,6 +197,8 @@ pub struct NodeView<'a> {
     pub agent: Agent,
     /// Instances on the same host.
     pub beside: Vec<String>,
+    /// When it was last seen to stream from a relay; not before this process has looked for it.
+    pub streamed_at: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -170,7 +170,7 @@ pub const RULES: &[Rule] = &[
     rule(
         RuleId::S5,
         "starved",
-        "a standby does not stream, its slot has been lost for a while, and the relay keeps nothing as old as what it needs next (no archive either): it is rebuilt",
+        "a standby has not streamed for a while, its slot has been lost for as long, and the relay keeps nothing as old as what it needs next (no archive either): it is rebuilt",
     ),
     rule(RuleId::S6, "alive again", "the primary that the budget would not have replaced is alive"),
     rule(

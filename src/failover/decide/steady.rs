@@ -197,7 +197,8 @@ fn is_beyond(primary: &Primary, timeline: TimelineId, replayed: Lsn) -> bool {
 
 /// S5. How it comes about: (1) a standby is away, or slow, for so long that its slot costs more than `wal.retain`
 /// allows and is given up; (2) the WAL that it needs next is removed; (3) it comes back, and is refused for ever. Its
-/// slot alone says nothing: it may have found that WAL elsewhere. Where there is an archive it may still find it there,
+/// slot alone says nothing: it may have found that WAL elsewhere, and stream from another relay ever since; so the wait
+/// begins when it ceases to. Where there is an archive it may still find it there,
 /// by its restore_command: then people are told, by the alarm, and nothing is done. What it has received it need not have
 /// replayed: while replay is paused nothing is asked for, and behind the pause that comes first.
 fn starved(view: &View<'_>, state: &State, policy: &Policy, now: Now) -> Option<Fired> {
@@ -212,6 +213,9 @@ fn starved(view: &View<'_>, state: &State, policy: &Policy, now: Now) -> Option<
             && !state.is_in_maintenance(name)
             && node.is_up_as(Role::Standby)
             && lost_for(name).is_some_and(|millis| millis >= policy.lost_slot_wait.as_millis())
+            && node
+                .streamed_at
+                .is_some_and(|at| now.instant.saturating_duration_since(at) >= policy.lost_slot_wait)
             && !view.wal.follower(name).is_some_and(Follower::streams)
             && node.facts.is_some_and(|facts| facts.position.max(facts.received) < view.wal.oldest)
     };

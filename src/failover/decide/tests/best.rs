@@ -37,6 +37,7 @@ fn check(standbys: &[(&str, u64, Option<u64>)], chosen: &str) {
         process: Process::PresentOrUnknown,
         agent: Agent::None,
         beside: Vec::new(),
+        streamed_at: None,
     });
     let view = View {
         nodes: views.collect(),

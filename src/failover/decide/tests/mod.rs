@@ -402,6 +402,21 @@ fn a_standby_that_lacks_what_nobody_keeps_is_rebuilt() {
     assert!(world.state.stranded.is_empty(), "its restore_command may find it");
 }
 
+/// (1) Its slot is lost where it does not stream from; (2) long after, the relay's process starts anew that it does.
+#[test]
+fn a_standby_that_streamed_a_moment_ago_may_find_it_elsewhere() {
+    let mut world = World::steady_with(Durability::Quorum, Agent::Local);
+    world.lose_slot("pg3", Lsn(0x1000));
+    world.run(600);
+    world.server("pg3").life = Life::Frozen;
+    world.run(3);
+    world.wal.oldest = world.wal.durable;
+    world.server("pg3").life = Life::Runs;
+    world.run(250);
+    assert!(world.state.stranded.is_empty(), "{:?}", world.rules);
+    world.run_until("known", |w| w.state.stranded == [name("pg3")]);
+}
+
 #[test]
 fn what_a_standby_has_received_it_need_not_ask_for() {
     let mut world = starved(Agent::Local);
