@@ -585,7 +585,8 @@ impl Case<'_> {
 
     /// In this step.
     pub(super) fn has_waited(&self, limit: Duration) -> bool {
-        let waited = self.now.unix_ms.saturating_sub(self.election.since_ms);
+        // Another host's calendar, or this one's before it was set back: rather too soon than not before it is as late.
+        let waited = self.now.unix_ms.abs_diff(self.election.since_ms);
         u128::from(waited) >= limit.as_millis()
     }
 
