@@ -334,11 +334,9 @@ impl Course {
             }
             5 | 6 => self.use_slots(process)?,
             7 => self.record_floor(process)?,
-            8 => {
-                if process.store.store.report().borrow().standing.is_in_doubt() {
-                    self.change(process, Change::Shown(self.told.promised))?;
-                    self.told(process);
-                }
+            8 if process.store.store.report().borrow().standing.is_in_doubt() => {
+                self.change(process, Change::Shown(self.told.promised))?;
+                self.told(process);
             }
             _ => {}
         }
