@@ -153,10 +153,22 @@ async fn waiting_for_a_server_has_an_order_a_notice_and_an_end() {
     assert_eq!(served, Ok(()));
     // Who hangs up in the queue leaves it.
     run(&holder, "BEGIN; INSERT INTO t VALUES (1)").await.expect("the only server");
-    let (gone, mut notices) = connect(&cluster, "patient").await.expect("a login");
-    let asks = tokio::spawn(async move { gone.batch_execute("INSERT INTO t VALUES (3)").await });
-    notices.recv().await.expect("a notice");
-    asks.abort();
+    let conninfo = format!("host=127.0.0.1 port={} user=patient password=demo dbname=app", cluster.port);
+    let (gone, mut connection) = tokio_postgres::connect(&conninfo, NoTls).await.expect("a login");
+    let notice = async {
+        loop {
+            match std::future::poll_fn(|cx| connection.poll_message(cx)).await {
+                Some(Ok(AsyncMessage::Notice(_))) => break,
+                Some(Ok(_)) => {}
+                other => panic!("{:?}", other.map(|heard| heard.map(|_| ()))),
+            }
+        }
+    };
+    tokio::select! {
+        told = gone.batch_execute("INSERT INTO t VALUES (3)") => panic!("{told:?}"),
+        () = notice => {}
+    }
+    drop((gone, connection));
     eventually("nobody waits", LIMIT, || match cluster.metric("bellwether_clients{state=\"waiting\"}") {
         Some(0.0) => Ok(()),
         other => Err(format!("{other:?}")),
