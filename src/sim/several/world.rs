@@ -666,7 +666,8 @@ impl World {
         if self.lost.is_none() && !is_settled {
             return Some(format!("these acknowledge: {:?}", state.quorums));
         }
-        if let Some(restart) = &state.restarts.now {
+        // One that waits for a server that is lost gives up later than this is looked at.
+        if let Some(restart) = state.restarts.now.as_ref().filter(|_| self.lost.is_none()) {
             return Some(format!("servers are restarted: {restart:?}"));
         }
         let primary = state.primary.as_ref()?;
