@@ -671,6 +671,9 @@ impl World {
             return Some(format!("servers are restarted: {restart:?}"));
         }
         let primary = state.primary.as_ref()?;
+        if is_lost(&primary.node) {
+            return Some(format!("the primary, {}, is lost", primary.node));
+        }
         let node = self.nodes.iter().find(|node| node.name == primary.node)?;
         let closed =
             |instance: &Option<Instance>| instance.as_ref().is_none_or(|instance| !instance.proxy.is_open());
