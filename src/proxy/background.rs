@@ -200,8 +200,6 @@ impl Fence {
         }
         let before = self.primary.clone();
         if directive.term > self.term {
-            // A session that checks out after this sees the new term; one that did so before is in its slot.
-            shared.term.store(directive.term.0, Ordering::SeqCst);
             self.term = directive.term;
             tracing::info!(term = %directive.term, primary = ?directive.primary, "proxy: new term");
         }
@@ -215,6 +213,7 @@ impl Fence {
                 self.letting_go = LettingGo::Yes;
             }
         }
+        // A session that takes a primary behind this sees the order; one that did so before is in its slot.
         let cut = || shared.slots.cut(self.term, self.primary.as_ref(), self.former.as_ref());
         if self.is_letting_go() && cut() == 0 {
             self.confirmed = self.term;

@@ -24,6 +24,8 @@ pub mod route;
 mod sampler;
 mod session;
 mod shown;
+#[cfg(test)]
+mod stage;
 pub mod stats;
 mod timeouts;
 mod worker;
@@ -70,7 +72,8 @@ use self::stats::Stats;
 use crate::net::{self, Client};
 use crate::pg::protocol::startup::CancelKey;
 use crate::topology::{
-    CommitOutcomes, CommitsInDoubt, Directive, Durability, Health, Node, NodeName, ProxyStatus, WalStatus,
+    CommitOutcomes, CommitsInDoubt, Directive, Durability, Health, Node, NodeName, ProxyStatus, Term,
+    WalStatus,
 };
 
 /// What the plane obeys and routes by.
@@ -124,8 +127,6 @@ struct Shared {
     quorum: watch::Sender<Quorum>,
     /// The status should be published now.
     pressing: Notify,
-    /// The term that sessions must not check out a primary of an earlier one in.
-    term: AtomicU64,
     /// The directive's candidate, which nobody may check out: its place in `inputs.nodes`, from 1; 0 is none.
     candidate: AtomicUsize,
     /// The directive's: whoever chose a node under fewer must choose again.
@@ -175,7 +176,6 @@ impl Proxy {
             status,
             quorum: watch::Sender::default(),
             pressing: Notify::new(),
-            term: AtomicU64::new(0),
             candidate: AtomicUsize::new(0),
             drains: AtomicU64::new(0),
             clients: Mutex::default(),
@@ -280,6 +280,22 @@ impl Shared {
             }
         };
         Some(self.pools.pool(key, blueprint))
+    }
+
+    /// Whether `node`, chosen as the primary of `term`, may be used. To be asked when it is in the session's slot: the
+    /// order changes before the fence looks at the slots, so that one of the two sees the other.
+    fn has_primary(&self, node: &NodeName, term: Term) -> bool {
+        self.inputs.directive.borrow().has_primary(node, term)
+    }
+
+    /// Until it is not.
+    async fn primary_is_withdrawn(&self, node: &NodeName, term: Term) {
+        let mut directive = self.inputs.directive.clone();
+        let withdrawn = directive.wait_for(|order| !order.has_primary(node, term)).await.is_ok();
+        if !withdrawn {
+            // No order will come any more.
+            std::future::pending::<()>().await;
+        }
     }
 
     /// From now on nobody gets a server of the candidate.

@@ -166,6 +166,11 @@ impl Directive {
         }
     }
 
+    /// Whether `node`, chosen as the primary of `term`, still is: within a term it may be withdrawn, and given back.
+    pub fn has_primary(&self, node: &NodeName, term: Term) -> bool {
+        self.term == term && self.primary.as_ref() == Some(node)
+    }
+
     pub fn is_in_maintenance(&self, node: &NodeName) -> bool {
         self.maintenance.contains(node)
     }

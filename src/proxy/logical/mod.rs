@@ -15,7 +15,6 @@ mod wait;
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -207,10 +206,9 @@ impl<'a> Replication<'a> {
         })?;
         let Some(target) = self.target(node) else { return Ok(None) };
         let limit = self.shared.config().connect_timeout;
-        let mut directive = self.shared.inputs.directive.clone();
         let dialled = tokio::select! {
             dialled = net::dial(&target, limit) => dialled,
-            Ok(_) = directive.wait_for(|order| order.term > term) => return Ok(None),
+            () = self.shared.primary_is_withdrawn(node, term) => return Ok(None),
             end = poll_fn(|cx| self.poll_client(cx)) => return Err(end),
         };
         let backend = match dialled {
@@ -220,7 +218,7 @@ impl<'a> Replication<'a> {
         let key = CancelKey { pid: backend.pid, secret: backend.cancel_key };
         let key = Arc::new(BackendKey { address: target.address, tls: target.tls, key });
         self.slot.serve(Serving { backend: key, node: node.clone(), primary_of: Some(term) });
-        if self.shared.term.load(Ordering::SeqCst) > term.0 {
+        if !self.shared.has_primary(node, term) {
             // The order has changed since the choice: nothing of the client's was sent yet.
             self.slot.vacate();
             return Ok(None);
@@ -477,4 +475,71 @@ fn failover() -> ErrorFields {
 fn lost() -> ErrorFields {
     ErrorFields::fatal(SqlState::CONNECTION_FAILURE, "the connection to the primary was lost")
         .with_detail("What was under way may or may not have been carried out.")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::task::{Context, Poll, Waker};
+
+    use super::{About, End, Replication, Server};
+    use crate::net::PeerAddress;
+    use crate::pg::protocol::startup::Minor;
+    use crate::proxy::ProxyConfig;
+    use crate::proxy::stage::{Stage, let_in, node_name};
+    use crate::topology::{Directive, Term};
+
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum When {
+        /// The server has said nothing yet.
+        Dialling,
+        /// All that it says has come, and was not looked at.
+        Greeted,
+    }
+
+    /// What comes of a connection when the order changes meanwhile; `None`: it goes on.
+    async fn connect(when: When, change: fn(&mut Directive)) -> Option<Result<Option<Server>, End>> {
+        let stage = Stage::new(ProxyConfig::default());
+        let about = About {
+            database: "orders".into(),
+            user: "app".into(),
+            application_name: "".into(),
+            peer: PeerAddress::Unix,
+            connected_at: std::time::SystemTime::UNIX_EPOCH,
+        };
+        let slot = stage.shared().slots.register(about, Minor(0)).slot.clone();
+        let (client, _peer) = Stage::client();
+        let mut replication = Replication::new(stage.shared(), slot, *client);
+        let pg1 = node_name("pg1");
+        let mut connecting = std::pin::pin!(replication.connect(&pg1, Term(7)));
+        let mut server = tokio::select! {
+            server = stage.accept() => server,
+            _ = &mut connecting => panic!("nobody has let it in"),
+        };
+        if when == When::Greeted {
+            let_in(&mut server).await;
+            // The runtime hears of it meanwhile.
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        stage.order(change);
+        match connecting.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(connected) => Some(connected),
+            Poll::Pending => None,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_primary_that_was_withdrawn_meanwhile_is_not_taken() {
+        assert!(connect(When::Dialling, |_| {}).await.is_none());
+        // The change and the greeting are looked at in any order.
+        for _ in 0..20 {
+            assert!(matches!(connect(When::Greeted, |_| {}).await, Some(Ok(Some(_)))));
+            for when in [When::Dialling, When::Greeted] {
+                let connected = connect(when, |order| *order = order.unvouched()).await;
+                assert!(matches!(connected, Some(Ok(None))), "{when:?}: {connected:?}");
+                let connected = connect(when, |order| order.term = Term(8)).await;
+                assert!(matches!(connected, Some(Ok(None))), "{when:?}: {connected:?}");
+            }
+        }
+    }
 }

@@ -23,7 +23,7 @@ use crate::proxy::route::{
 };
 use crate::proxy::timeouts::Doing;
 use crate::proxy::worker::Order;
-use crate::topology::{Directive, NodeName, Role, Term};
+use crate::topology::{Directive, NodeName, Role};
 
 /// Between two attempts to reach a primary that does not answer.
 const BACK_OFF: Duration = Duration::from_millis(50);
@@ -226,7 +226,7 @@ impl Session<'_> {
     async fn complete(&mut self, chosen: Chosen, place: Result<Lease, Waiting>, now: Instant) -> Attempt {
         let arrived = match place {
             Ok(lease) => Ok(Some(lease)),
-            Err(waiting) => self.queue(waiting, chosen.role, chosen.order.term, now).await,
+            Err(waiting) => self.queue(waiting, &chosen, now).await,
         };
         let mut lease = match arrived {
             Ok(Some(lease)) => lease,
@@ -240,23 +240,22 @@ impl Session<'_> {
                 Err(error) => Attempt::Failed(obstacle(&error, chosen.role)),
             },
             // A host that is gone does not even refuse: its successor is not to be waited for as long.
-            () = superseded(self.shared, chosen.role, chosen.order.term) => Attempt::Changed,
+            () = superseded(self.shared, &chosen) => Attempt::Changed,
         }
     }
 
-    /// Until it is this session's turn. `None`: the term in which the server was chosen is over.
+    /// Until it is this session's turn. `None`: what was chosen does not hold any more.
     async fn queue(
         &mut self,
         mut waiting: Waiting,
-        role: Role,
-        term: Term,
+        chosen: &Chosen,
         since: Instant,
     ) -> Result<Option<Lease>, Refusal> {
         let shared = self.shared;
         let _counted = Counted::new(&shared.waiting);
         self.tell(Doing::Waiting);
         let _waits = Waits::new(self.slot.clone(), since);
-        let mut over = std::pin::pin!(superseded(shared, role, term));
+        let mut over = std::pin::pin!(superseded(shared, chosen));
         let limits = self.limits();
         for (after, alarm) in alarms(&limits) {
             let lease = tokio::select! {
@@ -321,7 +320,7 @@ impl Session<'_> {
         let drains = self.shared.drains.load(Ordering::SeqCst) > order.drains;
         let outdated = drains
             || match role {
-                Role::Primary => self.shared.term.load(Ordering::SeqCst) > term.0,
+                Role::Primary => !self.shared.has_primary(node, term),
                 // It is about to be promoted.
                 Role::Standby => self.shared.is_barred(node),
             };
@@ -459,13 +458,11 @@ fn obstacle(error: &DialError, role: Role) -> Obstacle {
     }
 }
 
-/// Until the term in which a primary was chosen is over.
-async fn superseded(shared: &Shared, role: Role, term: Term) {
-    let mut directive = shared.inputs.directive.clone();
-    let over = directive.wait_for(|order| role == Role::Primary && order.term > term).await.is_ok();
-    if !over {
-        // No order will come any more.
-        std::future::pending::<()>().await;
+/// Until the primary that was chosen must not be used.
+async fn superseded(shared: &Shared, chosen: &Chosen) {
+    match chosen.role {
+        Role::Primary => shared.primary_is_withdrawn(&chosen.node, chosen.order.term).await,
+        Role::Standby => std::future::pending().await,
     }
 }
 
@@ -514,5 +511,87 @@ impl<'a> Counted<'a> {
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::{Duration, Instant};
+
+    use super::{Attempt, Chosen, Demand, Session, Standbys, superseded};
+    use crate::net::Credentials;
+    use crate::proxy::pool::Lease;
+    use crate::proxy::route::{Access, Verdict, WriteReason};
+    use crate::proxy::session::look;
+    use crate::proxy::stage::{Stage, let_in, node_name};
+    use crate::proxy::{Entrance, ProxyConfig};
+    use crate::topology::{Directive, Term};
+
+    type Change = fn(&mut Directive);
+
+    /// Behind the choice of pg1 in term 7; whether it can still be used.
+    fn changes() -> [(Change, bool); 6] {
+        [
+            (|_| {}, true),
+            (|order| *order = order.unvouched(), false),
+            (|order| order.term = Term(8), false),
+            (|order| order.primary = Some(node_name("pg2")), false),
+            (|order| order.maintenance = vec![node_name("pg2")], true),
+            // Withdrawn, and back.
+            (|order| *order = Directive { primary: order.primary.clone(), ..order.unvouched() }, true),
+        ]
+    }
+
+    fn write() -> Demand {
+        let access = Access::Write { reason: WriteReason::Dml };
+        Demand { verdict: Arc::new(Verdict { access, ..look::nothing() }), forced: None }
+    }
+
+    /// Has chosen pg1, and has a connection to it at hand.
+    async fn dialled(stage: &Stage, session: &mut Session<'_>, now: Instant) -> (Lease, Chosen) {
+        let Attempt::Place(chosen, Ok(mut lease)) = session.try_attach(&write(), now, Standbys::Welcome)
+        else {
+            panic!("the primary is chosen, and dialled");
+        };
+        let server = async { let_in(&mut stage.accept().await).await };
+        let (ready, ()) = tokio::join!(lease.ready(0, &Credentials::Trust, Duration::from_secs(60)), server);
+        ready.expect("logged in");
+        (lease, chosen)
+    }
+
+    #[tokio::test]
+    async fn a_primary_that_was_withdrawn_meanwhile_is_not_taken() {
+        for (number, (change, expected)) in changes().into_iter().enumerate() {
+            let stage = Stage::new(ProxyConfig::default());
+            let (worker, (client, _peer)) = (stage.worker(), Stage::client());
+            let session = Session::begin(stage.shared(), &worker, Entrance::default(), client);
+            let mut session = session.unwrap_or_else(|_| panic!("it is let in"));
+            #[expect(clippy::disallowed_methods, reason = "an arbitrary instant")]
+            let now = Instant::now();
+            let (lease, chosen) = dialled(&stage, &mut session, now).await;
+            stage.order(change);
+            let taken = matches!(session.take(lease, &chosen, now), Attempt::Attached);
+            assert_eq!(taken, expected, "{number}");
+            assert_eq!(session.slot.serving().is_some(), expected, "what the fence sees: {number}");
+        }
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_primary_that_was_withdrawn_waits_no_more() {
+        for (number, (change, expected)) in changes().into_iter().enumerate() {
+            let stage = Stage::new(ProxyConfig::default());
+            let (worker, (client, _peer)) = (stage.worker(), Stage::client());
+            let session = Session::begin(stage.shared(), &worker, Entrance::default(), client);
+            let mut session = session.unwrap_or_else(|_| panic!("it is let in"));
+            #[expect(clippy::disallowed_methods, reason = "an arbitrary instant")]
+            let now = Instant::now();
+            let (_lease, chosen) = dialled(&stage, &mut session, now).await;
+            let mut over = std::pin::pin!(superseded(stage.shared(), &chosen));
+            let mut noop = std::task::Context::from_waker(std::task::Waker::noop());
+            assert!(over.as_mut().poll(&mut noop).is_pending());
+            stage.order(change);
+            assert_eq!(over.as_mut().poll(&mut noop).is_pending(), expected, "{number}");
+        }
     }
 }

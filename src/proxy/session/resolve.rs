@@ -22,8 +22,7 @@ impl Session<'_> {
             let inputs = &self.shared.inputs;
             let timeline = {
                 let order = inputs.directive.borrow();
-                let same = order.term == attached.term && order.primary.as_ref() == Some(&attached.node);
-                order.timeline.filter(|_| same)?
+                order.timeline.filter(|_| order.has_primary(&attached.node, attached.term))?
             };
             let wal = inputs.wal.borrow();
             // What the relay has on an earlier timeline is no position on this one.

@@ -123,7 +123,7 @@ pub(crate) async fn serve(shared: &Shared, worker: &Rc<Worker>, entrance: Entran
 }
 
 /// A client that cannot have a session.
-struct Refused {
+pub(super) struct Refused {
     stream: Stream,
     last_words: Vec<u8>,
 }
@@ -131,7 +131,7 @@ struct Refused {
 impl<'a> Session<'a> {
     /// On the heap: most sessions are idle, and what serves them should hold a pointer only. Of the login only what
     /// is needed is kept.
-    fn begin(
+    pub(super) fn begin(
         shared: &'a Shared,
         worker: &'a Worker,
         entrance: Entrance,
