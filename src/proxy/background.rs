@@ -58,17 +58,7 @@ async fn see_off(shared: &Shared, stop: &CancellationToken) {
 
 /// Never ends.
 async fn obey(shared: &Arc<Shared>) {
-    let mut fence = Fence {
-        term: Term(0),
-        primary: None,
-        former: None,
-        confirmed: Term(0),
-        letting_go: LettingGo::No,
-        candidate: None,
-        cleared: Cleared::No,
-        drained: None,
-        resting: None,
-    };
+    let mut fence = Fence::new();
     let mut directive = shared.inputs.directive.clone();
     let mut rounds = 0u32;
     loop {
@@ -193,6 +183,20 @@ enum Cleared {
 }
 
 impl Fence {
+    fn new() -> Fence {
+        Fence {
+            term: Term(0),
+            primary: None,
+            former: None,
+            confirmed: Term(0),
+            letting_go: LettingGo::No,
+            candidate: None,
+            cleared: Cleared::No,
+            drained: None,
+            resting: None,
+        }
+    }
+
     fn obey(&mut self, shared: &Shared) {
         let directive = shared.inputs.directive.borrow().clone();
         if directive.term < self.term {
@@ -325,4 +329,38 @@ impl Shared {
 
 fn gauge(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Cleared, Fence};
+    use crate::proxy::ProxyConfig;
+    use crate::proxy::stage::{Stage, node_name};
+    use crate::topology::{Candidate, Term, Writes};
+
+    #[tokio::test]
+    async fn a_proxy_that_is_cut_off_keeps_what_it_has_said_of_a_candidate() {
+        let stage = Stage::new(ProxyConfig::default());
+        let (shared, pg2) = (stage.shared(), node_name("pg2"));
+        let candidate = Candidate { node: pg2.clone(), round: 1 };
+        let mut fence = Fence::new();
+        fence.obey(shared);
+        assert!(!shared.is_barred(&pg2));
+        stage.order(|order| {
+            (order.term, order.primary, order.candidate) = (Term(8), None, Some(candidate));
+            order.writes = Writes::Held { reason: "an election".to_owned() };
+        });
+        fence.obey(shared);
+        assert_eq!((fence.cleared, shared.is_barred(&pg2)), (Cleared::Yes, true));
+        stage.order(|order| *order = order.unvouched());
+        fence.obey(shared);
+        assert_eq!(
+            (fence.cleared, shared.is_barred(&pg2)),
+            (Cleared::Yes, true),
+            "who leads may count with it"
+        );
+        stage.order(|order| order.candidate = None);
+        fence.obey(shared);
+        assert!(!shared.is_barred(&pg2));
+    }
 }

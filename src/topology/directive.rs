@@ -153,17 +153,12 @@ impl Directive {
         }
     }
 
-    /// As a proxy obeys it that cannot know whether there is a later one: nobody is primary for it.
+    /// As a proxy obeys it that cannot know whether there is a later one: nobody is primary for it. The candidate stays:
+    /// who leads may go by an earlier word that it is clear.
     #[must_use]
     pub fn unvouched(&self) -> Directive {
         let reason = "cut off: too few of the other instances say that this term still holds".to_owned();
-        Directive {
-            primary: None,
-            candidate: None,
-            drain: None,
-            writes: Writes::Held { reason },
-            ..self.clone()
-        }
+        Directive { primary: None, drain: None, writes: Writes::Held { reason }, ..self.clone() }
     }
 
     /// Whether `node`, chosen as the primary of `term`, still is: within a term it may be withdrawn, and given back.
