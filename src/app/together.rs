@@ -44,11 +44,23 @@ pub(crate) struct Gated {
     pub(crate) is_vouched: bool,
 }
 
-/// `ordered` and `wal` are this instance's own.
-pub(crate) fn gated(now: Instant, members: &Members, ordered: &Arc<Directive>, wal: &WalStatus) -> Gated {
+/// `ordered` and `wal` are this instance's own; `told` is what the query plane was told before.
+pub(crate) fn gated(
+    now: Instant,
+    members: &Members,
+    ordered: &Arc<Directive>,
+    wal: &WalStatus,
+    told: &Directive,
+) -> Gated {
     let is_vouched = members.vouched_until(now, wal, ordered).is_some();
+    let mut directive = if is_vouched { ordered.clone() } else { Arc::new(ordered.unvouched()) };
+    // That there is no later term says nothing of how far the others are in this one.
+    let is_sure = is_vouched && (ordered.writable().is_some() || members.are_under(now, ordered));
+    if !is_sure {
+        Arc::make_mut(&mut directive).unsure_since = told.unsure_since.or(Some(now));
+    }
     Gated {
-        directive: if is_vouched { ordered.clone() } else { Arc::new(ordered.unvouched()) },
+        directive,
         wal: Arc::new(members.wal(now, wal, ordered)),
         agreed: Agreed::Quorum { term: ordered.term, end: members.durable(wal, ordered) },
         is_vouched,
@@ -70,7 +82,9 @@ pub(super) async fn tell(mut own: Own, told: Told) {
             own.ordered.borrow_and_update().clone(),
             own.wal.borrow_and_update().clone(),
         );
-        let Gated { directive, wal, agreed, is_vouched } = gated(Instant::now(), &members, &ordered, &wal);
+        let before = told.directive.borrow().clone();
+        let Gated { directive, wal, agreed, is_vouched } =
+            gated(Instant::now(), &members, &ordered, &wal, &before);
         replace(&told.wal, &wal);
         told.agreed.send_if_modified(|current| std::mem::replace(current, agreed) != agreed);
         // Where nobody is primary there is nothing to be vouched for.
@@ -96,4 +110,53 @@ fn replace<T: PartialEq>(output: &watch::Sender<Arc<T>>, value: &Arc<T>) {
         }
         changed
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::gated;
+    use crate::topology::members::tests::{any, members, relay, start};
+    use crate::topology::{Directive, Durability, NodeName, Term, VOUCH, Writes};
+
+    /// `a` and two others, in a term.
+    fn order(term: u64, primary: Option<NodeName>) -> Arc<Directive> {
+        let writes = match primary {
+            Some(_) => Writes::Open,
+            None => Writes::Held { reason: "an election".to_owned() },
+        };
+        let starting = Directive::starting(Durability::Quorum);
+        let quorums = vec![any(2, "a b c")];
+        Arc::new(Directive { term: Term(term), primary, writes, quorums, ..starting })
+    }
+
+    #[test]
+    fn without_a_primary_it_counts_what_others_obey() {
+        let now = start();
+        let pg1 = || Some("pg1".parse::<NodeName>().expect("a name"));
+        let election = order(8, None);
+        // What is ordered, what `b` obeys, how long ago it was asked.
+        let check = |ordered: &Arc<Directive>, theirs: &Arc<Directive>, age: Duration, sure: bool| {
+            let mut all = members(now - age, &["b 8 6 1 50", "c"]);
+            let b = all.others.get_mut("b").and_then(Option::as_mut).expect("it was heard");
+            Arc::make_mut(&mut b.member).directive = theirs.clone();
+            let tell = |now, told: &Directive| {
+                gated(now, &all, ordered, &relay("8 6 1 50"), told).directive.unsure_since
+            };
+            let first = tell(now, ordered);
+            assert_eq!(first, (!sure).then_some(now), "{ordered:?}, {theirs:?}");
+            let told = Directive { unsure_since: first, ..(**ordered).clone() };
+            let next = tell(now + Duration::from_millis(1), &told);
+            assert_eq!(next, first, "it does not begin anew");
+        };
+        check(&election, &election, Duration::ZERO, true);
+        check(&election, &order(8, pg1()), Duration::ZERO, false);
+        check(&election, &order(7, pg1()), Duration::ZERO, false);
+        check(&election, &election, VOUCH, false);
+        // Its stream tells how far the primary is, as long as it is one.
+        check(&order(8, pg1()), &election, Duration::ZERO, true);
+        check(&order(8, pg1()), &order(8, pg1()), VOUCH, false);
+    }
 }

@@ -1,6 +1,7 @@
 //! The current order: which term it is, who receives writes, whence the WAL comes.
 
 use std::fmt;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
@@ -96,6 +97,10 @@ pub struct Directive {
     #[serde(default)]
     pub quorums: Vec<Acknowledgers>,
     pub durability: Durability,
+    /// In what the query plane is told while it may not write: since when others may have gone on without this instance's
+    /// hearing of it. `None`: they have not.
+    #[serde(skip)]
+    pub unsure_since: Option<Instant>,
 }
 
 /// The end of what was, at the beginning of a term.
@@ -150,6 +155,7 @@ impl Directive {
             floor: None,
             quorums: Vec::new(),
             durability,
+            unsure_since: None,
         }
     }
 

@@ -319,6 +319,11 @@ impl Members {
         self.present(now).filter(|member| member.instances == names).count() == self.others.len()
     }
 
+    /// Whether another instance that was heard of late obeys the same, or there is none.
+    pub fn are_under(&self, now: Instant, directive: &Directive) -> bool {
+        self.is_alone() || self.present(now).any(|member| *member.directive == *directive)
+    }
+
     /// What all relays say together. `durable` is the quorum's, where the directive lets it be known.
     pub fn wal(&self, now: Instant, own: &WalStatus, directive: &Directive) -> WalStatus {
         let mut all = own.clone();

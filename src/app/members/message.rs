@@ -125,6 +125,7 @@ mod tests {
             }),
             quorums: vec![Acknowledgers { relays: vec!["bw1".to_owned(), "bw2".to_owned()], acks: 2 }],
             durability: Durability::Quorum,
+            unsure_since: None,
         };
         let member = Member {
             instance: "bw2".to_owned(),

@@ -17,6 +17,9 @@ use crate::topology::{Directive, Health, Heard, WalStatus};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Sight {
     pub(super) directive: Directive,
+    /// [`Directive::unsure_since`].
+    #[serde(default)]
+    unsure: Option<Age>,
     nodes: Vec<NodeSight>,
     wal: WalSight,
 }
@@ -25,6 +28,7 @@ impl Sight {
     pub(super) fn of(now: Instant, directive: &Directive, health: &Health, wal: &WalStatus) -> Sight {
         Sight {
             directive: directive.clone(),
+            unsure: directive.unsure_since.map(|since| Age::of(now, since)),
             nodes: health.nodes.iter().map(|node| NodeSight::of(now, node)).collect(),
             wal: WalSight::of(now, wal),
         }
@@ -33,7 +37,8 @@ impl Sight {
     /// As it looks to who has it `now`. What has no address here is left out.
     pub(super) fn at(self, now: Instant) -> (Directive, Health, WalStatus) {
         let nodes = self.nodes.into_iter().filter_map(|node| node.at(now)).collect();
-        (self.directive, Health { nodes, diagnosis: None }, self.wal.at(now))
+        let unsure_since = self.unsure.map(|unsure| unsure.at(now));
+        (Directive { unsure_since, ..self.directive }, Health { nodes, diagnosis: None }, self.wal.at(now))
     }
 }
 
@@ -100,6 +105,7 @@ mod tests {
             primary: Some(pg1),
             writes: Writes::Open,
             upstream: Some("pg1".parse().expect("a name")),
+            unsure_since: Some(ago(50)),
             ..Directive::starting(Durability::Quorum)
         };
         let node = |state| NodeHealth {

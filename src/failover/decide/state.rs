@@ -581,6 +581,7 @@ impl State {
             floor: self.floor.clone(),
             quorums: self.quorums.clone(),
             durability,
+            unsure_since: None,
         }
     }
 }

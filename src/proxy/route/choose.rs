@@ -123,7 +123,7 @@ enum Sight {
     Clear,
     /// It streams, and was heard at this moment.
     Heard(Instant),
-    /// Writes are open, and the relay does not hear from the primary how far its WAL goes.
+    /// Writes are open, perhaps elsewhere, and the relay does not hear from the primary how far its WAL goes.
     BlindSince(Instant),
 }
 
@@ -354,7 +354,13 @@ fn must_write<'a>(request: &'a Request<'_>) -> Option<&'a WriteReason> {
 }
 
 fn sight(now: Instant, previous: Option<Sight>, directive: &Directive, wal: &WalStatus) -> Sight {
-    let Some(primary) = directive.writable() else { return Sight::Clear };
+    let Some(primary) = directive.writable() else {
+        return match (directive.unsure_since, previous) {
+            (None, _) => Sight::Clear,
+            (Some(since), Some(Sight::Heard(at) | Sight::BlindSince(at))) => Sight::BlindSince(since.min(at)),
+            (Some(since), Some(Sight::Clear) | None) => Sight::BlindSince(since),
+        };
+    };
     match (&wal.upstream, previous) {
         (Upstream::Streaming { node, last_message, .. }, _) if node == primary => {
             match directive.durability {

@@ -177,7 +177,7 @@ impl Instance {
         self.relay.obey(stage, &ordered, &self.names);
         self.exchange.promised(stage, self.relay.disk.promised);
         self.look(stage);
-        let gated = gated(stage.instant(self.id), &self.exchange.members, &ordered, &self.wal);
+        let gated = gated(stage.instant(self.id), &self.exchange.members, &ordered, &self.wal, &self.told);
         self.agreed = gated.agreed;
         let directive =
             if stage.plant == Some(Plant::IgnoreGate) { ordered.clone() } else { gated.directive };

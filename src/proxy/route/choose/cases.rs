@@ -14,6 +14,8 @@ struct World {
     now: Instant,
     /// When the view was made before, from what the relay told then.
     seen_before: Option<(Instant, WalStatus)>,
+    /// Under the order of the beginning.
+    was_open: bool,
     directive: Directive,
     health: Health,
     wal: WalStatus,
@@ -57,6 +59,7 @@ fn world() -> World {
     World {
         now,
         seen_before: None,
+        was_open: false,
         directive: Directive {
             term: Term(1),
             primary: Some(name("pg1")),
@@ -98,18 +101,23 @@ impl World {
     }
 
     fn choose(&self, request: &Request<'_>) -> Choice {
-        let view = |now, previous: Option<&View>, wal: &WalStatus| {
-            let view = View::new(now, previous, &self.directive, &self.health, wal, self.policy);
+        let view = |now, previous: Option<&View>, directive: &Directive, wal: &WalStatus| {
+            let view = View::new(now, previous, directive, &self.health, wal, self.policy);
             view.with_quorum(self.quorum)
         };
-        let before = self.seen_before.as_ref().map(|(at, wal)| view(*at, None, wal));
-        view(self.now, before.as_ref(), &self.wal).choose(request, self.now, self.rotation, |node| match node
-            .as_str()
-        {
-            "pg2" => self.outstanding[0],
-            "pg3" => self.outstanding[1],
-            other => panic!("nobody asks for the load of {other}"),
-        })
+        let open = self.was_open.then(|| world().directive);
+        let earlier = open.as_ref().unwrap_or(&self.directive);
+        let before = self.seen_before.as_ref().map(|(at, wal)| view(*at, None, earlier, wal));
+        view(self.now, before.as_ref(), &self.directive, &self.wal).choose(
+            request,
+            self.now,
+            self.rotation,
+            |node| match node.as_str() {
+                "pg2" => self.outstanding[0],
+                "pg3" => self.outstanding[1],
+                other => panic!("nobody asks for the load of {other}"),
+            },
+        )
     }
 }
 
@@ -213,6 +221,29 @@ fn while_writes_are_held() {
     check(&READ, "wait: held", |w, r| {
         w.hold();
         r.own_write = OwnWrite::At(Lsn(0x1001));
+    });
+    // Unless another instance may have gone on unheard.
+    let unsure = |since: Duration| {
+        move |w: &mut World, _: &mut Request<'_>| {
+            w.directive = Directive { unsure_since: Some(w.now - since), ..w.directive.unvouched() };
+        }
+    };
+    check(&READ, "standby pg2: read", unsure(SECOND / 2));
+    check(&READ, "wait: no_primary", unsure(SECOND));
+    check(&READ, "unavailable: blind", |w, r| {
+        unsure(600 * SECOND)(w, r);
+        r.route = Route::Standby;
+    });
+    // Nor does it begin anew when the primary has not been heard for longer.
+    check(&READ, "wait: no_primary", |w, r| {
+        let node = "pg1".parse().expect("a node name");
+        let wal = WalStatus {
+            upstream: Upstream::Streaming { node, since: w.now - SECOND, last_message: w.now - SECOND },
+            ..w.wal.clone()
+        };
+        w.seen_before = Some((w.now - SECOND / 2, wal));
+        w.was_open = true;
+        unsure(SECOND / 2)(w, r);
     });
     // The old primary is no standby yet.
     check(&READ, "wait: no_primary", |w, _| {
