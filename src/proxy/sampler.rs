@@ -61,6 +61,17 @@ impl Sampler {
         latest.filter(|sample| sample.started_at > written_at).map(|sample| sample.lsn)
     }
 
+    #[cfg(test)]
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.wanted.load(Ordering::Relaxed)
+    }
+
+    /// The primary was asked at this moment, and was there.
+    #[cfg(test)]
+    pub(crate) fn learn(&self, started_at: Instant, lsn: Lsn) {
+        *self.latest.lock() = Some(Sample { lsn, started_at, term: Term(7) });
+    }
+
     /// Never ends.
     pub(crate) async fn run(
         self: Arc<Sampler>,

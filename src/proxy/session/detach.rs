@@ -105,13 +105,15 @@ impl Session<'_> {
         let mut loss = loss;
         if role == Role::Primary {
             if self.core.may_be_committing() {
-                self.written_at = Some(now);
                 // What the quorum has not is not to be found.
                 if loss == Loss::Unacknowledged {
                     self.count_in_doubt(CommitOutcome::Unknown);
                 } else {
                     ended = self.resolve_commit(what).await;
                 }
+                // Not before: the server may have written the commit's record after it was lost to us, and who asks meanwhile
+                // for a position may get one that lies before that.
+                self.written_at = Some(Instant::now());
             }
             loss = self.cause_of_loss(loss, &node).await;
         }

@@ -14,6 +14,7 @@ mod quorum;
 mod reports;
 mod schema;
 mod settings;
+mod shell;
 mod statements;
 mod twins;
 mod units;
