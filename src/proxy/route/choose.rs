@@ -112,8 +112,6 @@ pub struct View {
     /// In the order of the configuration, without the primary and whoever is being made one.
     standbys: Vec<Standby>,
     sight: Sight,
-    /// No acknowledged commit lies beyond it; `None` where durability does not let one say so.
-    global: Option<Lsn>,
 }
 
 /// What is known of the primary's end of WAL.
@@ -218,7 +216,6 @@ impl View {
             policy,
             standbys: health.nodes.iter().filter(not_primary).map(standby).collect(),
             sight: sight(now, previous.map(|previous| previous.sight), directive, wal),
-            global: (directive.durability == Durability::Quorum).then_some(wal.durable),
         }
     }
 
@@ -335,10 +332,10 @@ impl View {
             OwnWrite::At(written) if replay < written => return Err(Stale::OwnWrite),
             OwnWrite::At(_) | OwnWrite::None => {}
         }
-        match (request.consistency, self.global) {
-            (Consistency::Global, Some(committed)) if committed <= replay => Ok(()),
-            (Consistency::Global, _) => Err(Stale::Global),
-            (Consistency::Session | Consistency::Eventual, _) => Ok(()),
+        match request.consistency {
+            // Clients are told of commits before anybody else is told how far the relays are.
+            Consistency::Global => Err(Stale::Global),
+            Consistency::Session | Consistency::Eventual => Ok(()),
         }
     }
 }

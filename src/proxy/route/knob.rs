@@ -40,7 +40,7 @@ pub enum Consistency {
     /// Also the session's own last write.
     #[default]
     Session,
-    /// Also every commit that anybody was told of.
+    /// Also every commit that anybody was told of: only the primary has.
     Global,
 }
 
