@@ -336,10 +336,13 @@ impl Members {
                 all.verified = all.verified.max(wal.verified);
             }
             all.system = all.system.or(wal.system);
-            all.received = all.received.max(wal.received);
-            all.upstream_end = all.upstream_end.max(wal.upstream_end);
-            if evidence_of_life(&wal.upstream) > evidence_of_life(&all.upstream) {
-                all.upstream = wal.upstream.clone();
+            // Behind the end of an earlier term's stream there may be what was thrown away since.
+            if member.directive.term == directive.term {
+                all.received = all.received.max(wal.received);
+                all.upstream_end = all.upstream_end.max(wal.upstream_end);
+                if evidence_of_life(&wal.upstream) > evidence_of_life(&all.upstream) {
+                    all.upstream = wal.upstream.clone();
+                }
             }
             all.oldest = if all.oldest.is_valid() { all.oldest.min(wal.oldest) } else { wal.oldest };
             wal.followers.iter().for_each(|follower| add_follower(&mut all.followers, follower));
@@ -508,7 +511,7 @@ pub(crate) mod tests {
     pub(crate) fn member(instance: &str, wal: WalStatus, confirmed: u64) -> Member {
         Member {
             instance: instance.to_owned(),
-            directive: Arc::new(Directive::starting(Durability::Quorum)),
+            directive: Arc::new(Directive { term: wal.promised, ..Directive::starting(Durability::Quorum) }),
             wal: Arc::new(wal),
             proxy: Arc::new(ProxyStatus { confirmed: Term(confirmed), ..ProxyStatus::default() }),
             local: Vec::new(),
@@ -752,6 +755,30 @@ pub(crate) mod tests {
         check(["a b", "a b"], 0, false);
         check(["a b c", "a b c"], vouch, false);
         assert!(!members(now, &["b"]).are_agreed(now), "nothing is known of it");
+    }
+
+    /// `b` has heard more, in its term.
+    #[test]
+    fn what_others_have_heard_counts_in_the_same_term() {
+        let now = start();
+        let (node, order) = (|| "pg1".parse().expect("a name"), directive(7, (1, 40), vec![any(2, "a b c")]));
+        let check = |term: u64, expected: (u64, u64, bool)| {
+            let (received, upstream_end) = (Lsn(90), Lsn(100));
+            let upstream = Upstream::Streaming { node: node(), since: now, last_message: now };
+            let heard = relay(&format!("{term} {term} 1 50"));
+            let b = member("b", WalStatus { received, upstream_end, upstream, ..heard }, term);
+            let mut all = members(now, &["c"]);
+            all.others.insert("b".to_owned(), Some(Heard { asked_at: now, member: Arc::new(b) }));
+            let (received, upstream_end) = (Lsn(50), Lsn(60));
+            let own = WalStatus { received, upstream_end, ..relay("7 7 1 50") };
+            let WalStatus { received, upstream_end, upstream, .. } = all.wal(now, &own, &order);
+            let streams = matches!(upstream, Upstream::Streaming { .. });
+            assert_eq!((received.0, upstream_end.0, streams), expected, "{term}");
+        };
+        check(7, (90, 100, true));
+        check(6, (50, 60, false));
+        // How far the log of a later term goes counts as that.
+        check(8, (50, 100, false));
     }
 
     #[test]
