@@ -450,6 +450,7 @@ pub(super) mod tests {
             replay: Lsn(900),
             lag: Lag { bytes: 100, time: Duration::from_micros(12_345) },
             reported_at: now,
+            heard_at: None,
         }];
         let (second, down) = (Duration::from_secs(1), "refused the connection".to_owned());
         let upstream = Upstream::Streaming { node: name("pg1"), since: now - second, last_message: now };

@@ -24,6 +24,8 @@ pub use self::waited::{Waited, Waiting};
 
 /// How long the word of enough relays that there is no later term is good for, from when they were asked.
 pub const VOUCH: Duration = Duration::from_secs(2);
+/// So long an answer may wait for something to tell, at the console of who gives it.
+const ANSWER_WAITS: Duration = Duration::from_millis(250);
 /// How much longer who leads waits: two clocks that run 5 % too fast and too slow are 210 ms apart by then, and whoever is
 /// to stop looks at its clock every 100 ms.
 const VOUCH_MARGIN: Duration = Duration::from_millis(400);
@@ -116,6 +118,16 @@ impl Members {
     fn present(&self, now: Instant) -> impl Iterator<Item = &Member> {
         let is_new = move |heard: &&Heard| now.saturating_duration_since(heard.asked_at) < VOUCH;
         self.heard().filter(is_new).map(|heard| &*heard.member)
+    }
+
+    /// With when it has heard at the latest how far the primary of `term` is. Its answer may have waited for as long as answers
+    /// do, and no longer: what was on its way longer is as old as if it had been said at once.
+    fn present_with_age(&self, now: Instant, term: Term) -> impl Iterator<Item = (&Member, Instant)> {
+        let is_new = move |heard: &&Heard| now.saturating_duration_since(heard.asked_at) < VOUCH;
+        self.heard().filter(is_new).map(move |Heard { asked_at, member }| {
+            let heard_at = heard_at(&member.wal.upstream).filter(|_| member.directive.term == term);
+            (&**member, heard_at.unwrap_or(member.speaks_since).min(*asked_at + ANSWER_WAITS))
+        })
     }
 
     fn heard(&self) -> impl Iterator<Item = &Heard> {
@@ -328,7 +340,9 @@ impl Members {
     pub fn wal(&self, now: Instant, own: &WalStatus, directive: &Directive) -> WalStatus {
         let mut all = own.clone();
         all.promised = self.promised(own, &directive.quorums);
-        for member in self.present(now) {
+        let heard_at = heard_at(&own.upstream).or(self.speaks_since);
+        all.followers.iter_mut().for_each(|follower| follower.heard_at = heard_at);
+        for (member, heard_at) in self.present_with_age(now, directive.term) {
             let wal = &*member.wal;
             if (wal.log_term, wal.timeline) > (all.log_term, all.timeline) {
                 (all.log_term, all.timeline, all.verified) = (wal.log_term, wal.timeline, wal.verified);
@@ -345,7 +359,9 @@ impl Members {
                 }
             }
             all.oldest = if all.oldest.is_valid() { all.oldest.min(wal.oldest) } else { wal.oldest };
-            wal.followers.iter().for_each(|follower| add_follower(&mut all.followers, follower));
+            let heard_at = Some(heard_at);
+            let followers = wal.followers.iter().map(|theirs| Follower { heard_at, ..theirs.clone() });
+            followers.for_each(|follower| add_follower(&mut all.followers, follower));
             if all.archive.is_none() {
                 all.archive.clone_from(&wal.archive);
             }
@@ -356,6 +372,9 @@ impl Members {
         let of_newest = of_newest.filter(|wal| (wal.log_term, wal.timeline) >= newest);
         all.upstream_end =
             of_newest.map(|wal| wal.upstream_end).max().max(Some(all.upstream_end)).unwrap_or_default();
+        for follower in &mut all.followers {
+            follower.count_lag_from(now, all.upstream_end);
+        }
         // A standby can still get what it lacks from the others.
         let lost_elsewhere = |object: &str| {
             let lost = |alarm: &super::Alarm| {
@@ -456,6 +475,16 @@ fn evidence_of_life(upstream: &Upstream) -> (u8, Option<Instant>) {
     }
 }
 
+/// How far its end of WAL was, was told last; `None`: this relay does not want to know.
+fn heard_at(upstream: &Upstream) -> Option<Instant> {
+    match upstream {
+        Upstream::Streaming { last_message: at, .. }
+        | Upstream::Ended { at, .. }
+        | Upstream::Connecting { since: at, .. } => Some(*at),
+        Upstream::Idle => None,
+    }
+}
+
 fn add_evidence(all: &mut Vec<ClientEvidence>, theirs: &ClientEvidence) {
     match all.iter_mut().find(|ours| ours.node == theirs.node) {
         Some(ours) => {
@@ -468,12 +497,12 @@ fn add_evidence(all: &mut Vec<ClientEvidence>, theirs: &ClientEvidence) {
 }
 
 /// A standby that has changed from one relay to another may be known to both for a while.
-fn add_follower(all: &mut Vec<Follower>, theirs: &Follower) {
+fn add_follower(all: &mut Vec<Follower>, theirs: Follower) {
     let rank = |follower: &Follower| (follower.streams(), follower.timeline, follower.reported_at);
     match all.iter_mut().find(|ours| ours.application_name == theirs.application_name) {
-        Some(ours) if rank(ours) < rank(theirs) => *ours = theirs.clone(),
+        Some(ours) if rank(ours) < rank(&theirs) => *ours = theirs,
         Some(_) => {}
-        None => all.push(theirs.clone()),
+        None => all.push(theirs),
     }
 }
 
@@ -486,8 +515,8 @@ pub(crate) mod tests {
     use super::{Heard, Log, Member, Members, VOUCH, VOUCH_MARGIN};
     use crate::pg::{Lsn, TimelineId};
     use crate::topology::{
-        Acknowledgers, Directive, Durability, Floor, NodeName, ProxyStatus, StreamEnd, Term, Upstream,
-        WalStatus,
+        Acknowledgers, Directive, Durability, Floor, Follower, FollowerState, Lag, NodeName, ProxyStatus,
+        StreamEnd, Term, Upstream, WalStatus,
     };
 
     #[expect(clippy::disallowed_methods, reason = "an arbitrary instant")]
@@ -779,6 +808,62 @@ pub(crate) mod tests {
         check(6, (50, 60, false));
         // How far the log of a later term goes counts as that.
         check(8, (50, 100, false));
+    }
+
+    /// The primary is at 500, which one of two relays has heard just now; the follower of each has replayed up to 300, and each
+    /// says that it lacks nothing.
+    #[test]
+    fn how_late_a_follower_is_depends_on_when_its_own_relay_has_heard_the_primary() {
+        let now = start();
+        let ago = |ms| now - Duration::from_millis(ms);
+        let (node, order) = (|| "pg1".parse().expect("a name"), directive(7, (1, 40), vec![any(2, "a b c")]));
+        let wal = |name: &str, end: u64, upstream: Upstream| WalStatus {
+            upstream_end: Lsn(end),
+            upstream,
+            followers: vec![Follower {
+                application_name: name.to_owned(),
+                pid: 1,
+                timeline: TimelineId(1),
+                state: FollowerState::Streaming,
+                sent: Lsn(300),
+                write: Lsn(300),
+                flush: Lsn(300),
+                replay: Lsn(300),
+                lag: Lag::default(),
+                reported_at: now,
+                heard_at: None,
+            }],
+            ..relay("7 7 1 300")
+        };
+        let streaming = |ms| Upstream::Streaming { node: node(), since: ago(5000), last_message: ago(ms) };
+        let ended = |ms| {
+            let how = StreamEnd::Lost { why: "reset".to_owned() };
+            Upstream::Ended { node: node(), at: ago(ms), how }
+        };
+        let connecting = |ms| Upstream::Connecting { node: node(), since: ago(ms), last_error: None };
+        // How long ago, at most, and by how many bytes.
+        let check = |own: bool, upstream: Upstream, asked_ms: u64, expected: (u64, u64)| {
+            let (late, well) = (wal("pg2", 300, upstream.clone()), wal("pg3", 500, streaming(0)));
+            let (ours, theirs) = if own { (late, well) } else { (well, late) };
+            let mut all = members(now, &["c"]);
+            let b = Arc::new(Member { speaks_since: ago(60_000), ..member("b", theirs, 7) });
+            all.others.insert("b".to_owned(), Some(Heard { asked_at: ago(asked_ms), member: b }));
+            all.speaks_since = Some(ago(60_000));
+            let together = all.wal(now, &ours, &order);
+            let pg2 = together.follower(&"pg2".parse().expect("a name")).expect("it follows");
+            let expected = (Some(ago(expected.0)), expected.1);
+            assert_eq!((pg2.heard_at, pg2.lag.bytes), expected, "{own}, {upstream:?}, {asked_ms}");
+        };
+        for own in [true, false] {
+            check(own, streaming(300), 0, (300, 0));
+            check(own, streaming(1000), 0, (1000, 200));
+            check(own, ended(400), 0, (400, 0));
+            check(own, connecting(7000), 0, (7000, 200));
+            check(own, Upstream::Idle, 0, (60_000, 200));
+        }
+        // An answer that waited for something to tell, and one that was on its way for longer than that.
+        check(false, streaming(300), 500, (300, 0));
+        check(false, streaming(300), 1300, (1050, 200));
     }
 
     #[test]

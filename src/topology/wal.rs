@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 use super::{Alarm, AlarmKind, NodeName, Term};
 use crate::pg::{Lsn, SlotName, SystemIdentifier, TimelineId};
 
+/// Longer than an idle primary is not asked for by default, and an answer of another instance waits.
+const LATE: Duration = Duration::from_secs(1);
+
 /// Published by the relay whenever one of its facts changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WalStatus {
@@ -212,9 +215,21 @@ pub struct Follower {
     pub lag: Lag,
     /// When it last reported.
     pub reported_at: Instant,
+    /// Among several instances: when the relay that feeds it has heard how far the primary is, from which `lag` is counted.
+    /// `None`: there is one relay, and its stream tells.
+    pub heard_at: Option<Instant>,
 }
 
 impl Follower {
+    /// Another relay may know that the primary is at `upstream_end`. As long as its own hears the primary, what that has
+    /// not told yet is on its way: to count it would make followers of other relays look late whenever something is written.
+    pub(super) fn count_lag_from(&mut self, now: Instant, upstream_end: Lsn) {
+        let is_old = |at: Instant| now.saturating_duration_since(at) >= LATE;
+        if self.heard_at.is_some_and(is_old) {
+            self.lag.bytes = self.lag.bytes.max(upstream_end.bytes_since(self.replay));
+        }
+    }
+
     /// Not between two commands, nor refused what it asked for.
     pub fn streams(&self) -> bool {
         self.state != FollowerState::Startup

@@ -265,6 +265,7 @@ mod tests {
                 replay: Lsn::INVALID,
                 lag: Lag::default(),
                 reported_at: at,
+                heard_at: None,
             };
             Arc::make_mut(&mut member.wal).followers.push(follower(Lsn(1)));
         };

@@ -52,6 +52,8 @@ struct FollowerSight {
     replay: Lsn,
     lag: Lag,
     reported: Age,
+    #[serde(default)]
+    heard: Option<Age>,
 }
 
 impl WalSight {
@@ -145,6 +147,7 @@ impl FollowerSight {
             replay: follower.replay,
             lag: follower.lag,
             reported: Age::of(now, follower.reported_at),
+            heard: follower.heard_at.map(|at| Age::of(now, at)),
         }
     }
 
@@ -160,6 +163,7 @@ impl FollowerSight {
             replay: self.replay,
             lag: self.lag,
             reported_at: self.reported.at(now),
+            heard_at: self.heard.map(|heard| heard.at(now)),
         }
     }
 }
@@ -196,6 +200,7 @@ mod tests {
             replay: Lsn(7),
             lag: Lag { bytes: 2, time: Duration::from_millis(4) },
             reported_at: ago(3),
+            heard_at: Some(ago(4)),
         };
         let unknown = UnknownBackup { name: "base_1".to_owned(), why: "torn".to_owned() };
         WalStatus {

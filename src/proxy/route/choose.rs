@@ -3,12 +3,13 @@
 //! [`View`] is made once per change of directive, health or WAL status; [`View::choose`] runs per routed
 //! statement, allocates nothing and asks no clock.
 //!
-//! A standby in maintenance gets nothing. Any other one is fresh when the last probe found it up as a standby and not quarantined, when it streams from
-//! the relay on the store's timeline, has reported within [`Policy::report_limit`], and lags within the bound in
-//! bytes and in time. The lag is measured from the last position the relay heard from the primary; so while
-//! writes are open, the time since then counts, too, when that stream is broken or silent (the relay asks an idle
-//! primary within a third of the bound). While there is no primary or writes are held, nothing new is committed,
-//! and what the relay has durably is all there is; under quorum durability that is so while the stream is silent.
+//! A standby in maintenance gets nothing. Any other one is fresh when the last probe found it up as a standby and not
+//! quarantined, when it streams from a relay on the store's timeline, has reported within [`Policy::report_limit`], and
+//! lags within the bound in bytes and in time. The lag is measured from the last position its relay heard from the
+//! primary; so while writes are open, the time since then counts, too, when that stream is broken or silent (the relay
+//! asks an idle primary within a third of the bound). While there is no primary or writes are held, nothing new is
+//! committed, and what the relay has durably is all there is, as far as it is certain that no other instance has gone on
+//! ([`Directive::unsure_since`]). Under quorum durability that is so while the stream of the only relay is silent.
 
 use std::time::{Duration, Instant};
 
@@ -136,6 +137,8 @@ struct Position {
     replay: Lsn,
     lag: Lag,
     reported_at: Instant,
+    /// [`Follower::heard_at`].
+    heard_at: Option<Instant>,
 }
 
 /// Why a standby does not get a read. In the order of how near it is to getting it: the nearest one of all
@@ -314,7 +317,9 @@ impl View {
             Sight::Heard(at) => age(at) >= max_time,
             Sight::BlindSince(since) => position.lag.time + age(since) >= max_time,
         };
-        if unseen {
+        // What one relay hears, another's followers may wait for.
+        let is_late = |at: Instant| position.lag.time + age(at) >= max_time;
+        if unseen || (!matches!(self.sight, Sight::Clear) && position.heard_at.is_some_and(is_late)) {
             return Err(Stale::Blind);
         }
         self.replayed_enough(position.replay, request)
@@ -363,7 +368,9 @@ fn sight(now: Instant, previous: Option<Sight>, directive: &Directive, wal: &Wal
             match directive.durability {
                 Durability::Async => Sight::Heard(*last_message),
                 // No commit is acknowledged that the relay has not heard of.
-                Durability::Quorum => Sight::Clear,
+                Durability::Quorum if directive.quorums.is_empty() => Sight::Clear,
+                // Others acknowledge as well.
+                Durability::Quorum => Sight::Heard(*last_message),
             }
         }
         (_, Some(Sight::Heard(since) | Sight::BlindSince(since))) => Sight::BlindSince(since),
@@ -391,8 +398,9 @@ fn position(node: &NodeHealth, wal: &WalStatus) -> Result<Position, Stale> {
             replay,
             lag,
             reported_at,
+            heard_at,
             ..
-        } => Ok(Position { replay: *replay, lag: *lag, reported_at: *reported_at }),
+        } => Ok(Position { replay: *replay, lag: *lag, reported_at: *reported_at, heard_at: *heard_at }),
     }
 }
 

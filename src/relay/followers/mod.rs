@@ -226,6 +226,7 @@ impl Registry {
                 time: self.arrivals.age_behind(replay, now),
             },
             reported_at: entry.reported_at,
+            heard_at: None,
         }
     }
 }

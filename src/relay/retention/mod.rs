@@ -266,6 +266,7 @@ mod tests {
                 replay: Lsn::INVALID,
                 lag: Lag::default(),
                 reported_at: now,
+                heard_at: None,
             };
             let all = WalStatus { followers: vec![follower], ..WalStatus::starting() };
             let moved = served_elsewhere(&nodes, &all, (TimelineId(1), Lsn(100 * MIB)));

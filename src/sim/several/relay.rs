@@ -530,6 +530,7 @@ impl Relay {
             replay: position,
             lag: Lag::default(),
             reported_at: stage.instant(self.id),
+            heard_at: None,
         };
         self.followers.insert(by, (follower, stage.now));
         let what = ToServer::Offered { starts, by: self.id, from: end, offer, known: self.disk.log.timeline };

@@ -115,6 +115,7 @@ fn follower(node: &Node, backlog: u64) -> Follower {
         replay: Lsn(END - backlog),
         lag: Lag::default(),
         reported_at: Instant::now(),
+        heard_at: None,
     }
 }
 

@@ -716,6 +716,7 @@ fn follower(server: &Server, now: Instant) -> Follower {
         replay: Lsn(server.flush.0.saturating_sub(server.backlog)),
         lag: Lag::default(),
         reported_at: now,
+        heard_at: None,
     }
 }
 

@@ -8,7 +8,7 @@ use super::{
     Upstream, View, WalStatus, WriteReason,
 };
 use crate::pg::TimelineId;
-use crate::topology::{Term, Writes};
+use crate::topology::{Acknowledgers, Term, Writes};
 
 struct World {
     now: Instant,
@@ -55,6 +55,7 @@ fn world() -> World {
         replay: Lsn(0x1000),
         lag: Lag::default(),
         reported_at: now,
+        heard_at: None,
     };
     World {
         now,
@@ -368,6 +369,29 @@ fn by_the_primarys_silence() {
     check(&READ, "standby pg2: read", silent(SECOND - milli, Durability::Async));
     check(&READ, "primary pg1: blind", silent(SECOND, Durability::Async));
     check(&READ, "standby pg2: read", silent(10 * SECOND, Durability::Quorum));
+    // Among several instances other relays acknowledge, too.
+    let several = |w: &mut World| w.directive.quorums = vec![Acknowledgers { relays: Vec::new(), acks: 2 }];
+    check(&READ, "primary pg1: blind", |w, r| {
+        several(w);
+        silent(SECOND, Durability::Quorum)(w, r);
+    });
+    check(&READ, "standby pg2: read", |w, r| {
+        several(w);
+        silent(SECOND - milli, Durability::Quorum)(w, r);
+    });
+    // And each feeds its own followers.
+    let deaf = |w: &mut World, silence: Duration, lag: Duration| {
+        w.wal.followers[0].heard_at = Some(w.now - silence);
+        w.wal.followers[0].lag.time = lag;
+        w.wal.followers[1].heard_at = Some(w.now);
+    };
+    check(&READ, "standby pg2: read", |w, _| deaf(w, SECOND - milli, Duration::ZERO));
+    check(&READ, "standby pg3: read", |w, _| deaf(w, SECOND, Duration::ZERO));
+    check(&READ, "standby pg3: read", |w, _| deaf(w, SECOND - milli, milli));
+    check(&READ, "standby pg2: read", |w, _| {
+        deaf(w, 600 * SECOND, Duration::ZERO);
+        w.hold();
+    });
     check(&READ, "primary pg1: blind", |w, r| {
         silent(SECOND / 2, Durability::Async)(w, r);
         r.max_lag.time = Some(SECOND / 4);

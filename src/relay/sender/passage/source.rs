@@ -89,6 +89,7 @@ mod tests {
             replay: at,
             lag: Lag { bytes: lag_bytes, time: Duration::ZERO },
             reported_at: Instant::now(),
+            heard_at: None,
         }
     }
 
