@@ -20,7 +20,8 @@ use crate::topology::{Directive, Health, Heard, ProxyStatus, WalStatus};
 const SIGHT_INTERVAL: Duration = Duration::from_millis(25);
 /// The other end must take a message within this time, or the link is given up.
 const SEND_LIMIT: Duration = Duration::from_secs(5);
-/// A fence waits so long for the old process alone, and so long for its end behind a broken link; then it is killed.
+/// A fence waits so long for the old process alone, and so long for its end behind a broken link, or from when it took no
+/// message any more; then it is killed.
 const OBEY_LIMIT: Duration = Duration::from_secs(5);
 /// CancelRequests on their way to the old process; more are dropped, as the network may drop them.
 const CANCELS: usize = 64;
@@ -37,6 +38,8 @@ pub(in crate::app) struct Follow {
     began: Instant,
     /// What the other instances had told the old process.
     heard: Vec<(String, Heard)>,
+    /// Since when a message waits to be taken.
+    untaken_since: Option<Instant>,
 }
 
 /// What the rest of the instance has to do with the old process.
@@ -108,7 +111,7 @@ async fn overdue(waited_since: Option<Instant>) {
 
 impl Follow {
     pub(super) fn new(link: Link, draining: Theirs, began: Instant, heard: Vec<(String, Heard)>) -> Follow {
-        Follow { process: named(&link), link, draining, began, heard }
+        Follow { process: named(&link), link, draining, began, heard, untaken_since: None }
     }
 
     /// What the other instances had told the old process, as old as it is.
@@ -131,7 +134,8 @@ impl Follow {
         let why = link_failed(&broken);
         // Hanging up ends the sessions that are left.
         drop(self.link);
-        old.waited_since = None;
+        // Who takes no message stands still, and had its time meanwhile.
+        old.waited_since = self.untaken_since;
         old.publish(&Old::Unknown);
         let freed = self.draining.free();
         let mut freed = std::pin::pin!(freed);
@@ -203,7 +207,7 @@ impl Follow {
         }
     }
 
-    async fn send_sight(&self, old: &mut Predecessor) -> Result<(), LinkError> {
+    async fn send_sight(&mut self, old: &mut Predecessor) -> Result<(), LinkError> {
         let sight = Sight::of(
             Instant::now(),
             &old.directive.borrow_and_update(),
@@ -213,9 +217,12 @@ impl Follow {
         self.send(&FromSuccessor::Sight(Box::new(sight))).await
     }
 
-    async fn send(&self, message: &FromSuccessor) -> Result<(), LinkError> {
+    async fn send(&mut self, message: &FromSuccessor) -> Result<(), LinkError> {
+        self.untaken_since = Some(Instant::now());
         let sent = tokio::time::timeout(SEND_LIMIT, self.link.send(message)).await;
-        sent.map_err(|_| LinkError::Io(std::io::ErrorKind::TimedOut.into()))?
+        sent.map_err(|_| LinkError::Io(std::io::ErrorKind::TimedOut.into()))??;
+        self.untaken_since = None;
+        Ok(())
     }
 }
 
