@@ -68,7 +68,7 @@ pub(crate) async fn stream(
     Surroundings { store, followers, nodes, metrics, tuning, closing }: Surroundings<'_>,
     publish: &mut (dyn FnMut(Progress) + Send),
 ) -> Result<StreamEnd, StoreError> {
-    let stored = stored(store);
+    let stored = Stored::of(store);
     let write_limit = config.upstream_timeout;
     let shows = match config.role {
         Role::Named | Role::Source { .. } => Some(config.term),
@@ -98,18 +98,6 @@ pub(crate) async fn stream(
         closing,
     };
     shell.run(publish).await
-}
-
-fn stored(store: &Store) -> Stored {
-    let report = store.report().borrow().clone();
-    Stored {
-        system: store.system(),
-        segment_size: store.segment_size(),
-        timeline: report.tail.timeline,
-        durable: report.tail.durable,
-        verified: report.verified,
-        histories: store.histories(),
-    }
 }
 
 struct Shell<'a> {

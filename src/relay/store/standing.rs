@@ -72,12 +72,15 @@ impl Standing {
         self.floor.is_some_and(|floor| floor.doubt == Doubt::Lasts)
     }
 
+    /// Up to where a stream has to show the same as a log in doubt has that ends at `end`. `None`: it is in no doubt.
+    pub(crate) fn must_show(&self, end: (TimelineId, Lsn)) -> Option<Lsn> {
+        self.floor.filter(|floor| floor.doubt == Doubt::Lasts).map(|floor| floor.must_show(end))
+    }
+
     /// Whether there is no doubt any more when a stream of `term` has shown the same up to `agreed`, for a log that ends
     /// at `end`.
-    pub(crate) fn is_shown(&self, term: Term, agreed: Lsn, (timeline, end): (TimelineId, Lsn)) -> bool {
-        // What lies behind the floor is left behind, if it is not in the history.
-        let needed = |floor: Recorded| if timeline == floor.timeline { end.min(floor.end) } else { end };
-        self.floor.is_some_and(|floor| floor.term == term && agreed >= needed(floor))
+    pub(crate) fn is_shown(&self, term: Term, agreed: Lsn, end: (TimelineId, Lsn)) -> bool {
+        self.floor.is_some_and(|floor| floor.term == term && agreed >= floor.must_show(end))
     }
 
     /// A stream of `term` has shown it.
@@ -111,6 +114,11 @@ impl Standing {
 impl Recorded {
     fn is_reached(&self, (timeline, end): (TimelineId, Lsn)) -> bool {
         timeline > self.above || (timeline == self.timeline && end >= self.end)
+    }
+
+    /// What lies behind the floor is left behind, if it is not in the history.
+    fn must_show(&self, (timeline, end): (TimelineId, Lsn)) -> Lsn {
+        if timeline == self.timeline { end.min(self.end) } else { end }
     }
 }
 

@@ -32,7 +32,7 @@ use crate::pg::protocol::replication::{self, FullTransactionId};
 use crate::pg::wal::WalSegmentSize;
 use crate::pg::{ErrorFields, Lsn, SlotName, SqlState, SystemIdentifier, TimelineId};
 use crate::relay::now::Now;
-use crate::relay::store::{Change, StoreError};
+use crate::relay::store::{Change, Store, StoreError, Tail};
 use crate::topology::{Directive, Durability, Refusal, StreamEnd, Term};
 
 /// How often the upstream hears of us when nothing happens.
@@ -49,10 +49,29 @@ pub(crate) struct Stored {
     /// Invalid: the log is empty.
     pub(crate) durable: Lsn,
     pub(crate) verified: Lsn,
+    /// Where the oldest segment of the timeline starts; `None`: nothing is stored of it.
+    pub(crate) oldest: Option<Lsn>,
+    /// The log is in doubt: what it has up to here has to be compared.
+    pub(crate) to_show: Option<Lsn>,
     pub(crate) histories: BTreeMap<TimelineId, Bytes>,
 }
 
 impl Stored {
+    pub(crate) fn of(store: &Store) -> Stored {
+        let report = store.report().borrow().clone();
+        let Tail { timeline, durable } = report.tail;
+        Stored {
+            system: store.system(),
+            segment_size: store.segment_size(),
+            timeline,
+            durable,
+            verified: report.verified,
+            oldest: store.oldest(timeline),
+            to_show: report.standing.must_show((timeline, durable)),
+            histories: store.histories(),
+        }
+    }
+
     /// The log has not been on it: what is stored of its history was heard and not followed.
     fn is_ahead(&self, timeline: TimelineId) -> bool {
         timeline > self.timeline

@@ -293,8 +293,20 @@ impl Receiver {
         };
         match next {
             Some((next, switchpoint)) if switchpoint <= self.stored.durable => self.follow(next, switchpoint),
-            _ => self.ask(Question::Stream { from: size.segment_start(self.whole()) }),
+            _ => self.ask(Question::Stream { from: self.begin() }),
         }
+    }
+
+    /// The start of a segment. A log in doubt goes back to one in front of what has to be shown, or nothing would be
+    /// compared: it may end just where a segment does, or in a later one than the upstream's.
+    fn begin(&self) -> Lsn {
+        let Stored { segment_size, oldest, to_show, .. } = self.stored;
+        let whole = self.whole();
+        let Some(to_show) = to_show else { return segment_size.segment_start(whole) };
+        let compared = Lsn(whole.min(to_show).0.saturating_sub(1));
+        // There is nothing of this timeline before.
+        let fork = self.own_history().and_then(|history| history.begin()).unwrap_or(Lsn::INVALID);
+        segment_size.segment_start(compared.max(fork).max(oldest.unwrap_or(whole)))
     }
 
     /// Where the store's last whole record ends, at which its log would end after a restart. With half a record behind

@@ -28,6 +28,8 @@ fn empty() -> Stored {
         timeline: TimelineId(0),
         durable: Lsn::INVALID,
         verified: Lsn::INVALID,
+        oldest: None,
+        to_show: None,
         histories: BTreeMap::new(),
     }
 }
@@ -40,6 +42,8 @@ fn stored(durable: u64, verified: u64) -> Stored {
         timeline: TimelineId(1),
         durable: Lsn(durable),
         verified: Lsn(verified),
+        oldest: Some(Lsn(0x10_0000)),
+        to_show: None,
         histories: BTreeMap::new(),
     }
 }
@@ -403,6 +407,39 @@ fn a_new_timeline_is_asked_for_from_the_segment_of_its_fork() {
     let asked = talk.outputs().pop();
     let expected = "ask START_REPLICATION SLOT \"bellwether_bw1\" PHYSICAL 0/300000 TIMELINE 2";
     assert_eq!(asked.as_deref(), Some(expected));
+}
+
+#[test]
+fn something_of_a_log_in_doubt_is_compared() {
+    // What the log has, from where on, up to where it has to be shown, and on which timeline; from where it is asked for.
+    let check = |end, oldest, to_show, timeline, expected: &str| {
+        let mut own = stored(end, end);
+        (own.oldest, own.to_show, own.timeline) = (Some(Lsn(oldest)), to_show, TimelineId(timeline));
+        own.histories.insert(TimelineId(2), Bytes::from(HISTORY));
+        let mut talk = Talk::with(own, Durability::Quorum, Role::Source { timeline: TimelineId(timeline) });
+        talk.identify(timeline, "0/500000");
+        talk.row(&[Some("1MB")]);
+        if timeline > 1 {
+            talk.row(&[Some("00000002.history"), Some(HISTORY)]);
+        }
+        let asked = talk.outputs().pop();
+        let expected = format!("ask START_REPLICATION PHYSICAL {expected} TIMELINE {timeline}");
+        assert_eq!(asked.as_deref(), Some(&*expected), "{end:x} from {oldest:x}, to show {to_show:?}");
+    };
+    let up_to = |lsn| Some(Lsn(lsn));
+    check(0x40_0000, 0x10_0000, None, 1, "0/400000");
+    // It ends where a segment does.
+    check(0x40_0000, 0x10_0000, up_to(0x40_0000), 1, "0/300000");
+    check(0x40_0028, 0x10_0000, up_to(0x40_0028), 1, "0/400000");
+    // The upstream's ends in an earlier segment, or where that does.
+    check(0x40_0000, 0x10_0000, up_to(0x28_0000), 1, "0/200000");
+    check(0x40_0000, 0x10_0000, up_to(0x20_0000), 1, "0/100000");
+    // Nothing is there before.
+    check(0x40_0000, 0x40_0000, up_to(0x40_0000), 1, "0/400000");
+    check(0x40_0000, 0x40_0000, up_to(0x20_0000), 1, "0/400000");
+    check(0x40_0000, 0x30_0000, up_to(0x20_0000), 2, "0/300000");
+    // The timeline begins there.
+    check(0x50_0000, 0x10_0000, up_to(0x30_0000), 2, "0/300000");
 }
 
 /// With a quorum each sync is told at once: commits wait for it.

@@ -43,15 +43,7 @@ impl Relay {
             ask_after: ASK_AFTER,
             upstream_major: 15,
         };
-        let report = self.store.report().borrow().clone();
-        let stored = receiver::Stored {
-            system: self.store.system(),
-            segment_size: self.store.segment_size(),
-            timeline: report.tail.timeline,
-            durable: report.tail.durable,
-            verified: report.verified,
-            histories: self.store.histories(),
-        };
+        let stored = receiver::Stored::of(&self.store);
         let now = stage.instant();
         self.receiver = Some(Receiving {
             conn,
