@@ -134,8 +134,8 @@ impl Follow {
         let why = link_failed(&broken);
         // Hanging up ends the sessions that are left.
         drop(self.link);
-        // Who takes no message stands still, and had its time meanwhile.
-        old.waited_since = self.untaken_since;
+        // Who takes no message stands still, and had its time meanwhile. Who has hung up has all of it.
+        old.waited_since = self.untaken_since.map(|since| old.waited_since.map_or(since, |at| at.min(since)));
         old.publish(&Old::Unknown);
         let freed = self.draining.free();
         let mut freed = std::pin::pin!(freed);
@@ -193,7 +193,7 @@ impl Follow {
                 },
                 Ok(()) = old.own.changed() => old.publish(&Old::Heard(last.clone())),
                 Some(key) = old.cancels.recv() => {
-                    self.send(&FromSuccessor::Cancel { pid: key.pid, secret: key.secret }).await?;
+                    self.send(old, &FromSuccessor::Cancel { pid: key.pid, secret: key.secret }).await?;
                 }
                 Ok(()) = old.directive.changed() => return Ok(()),
                 () = overdue(old.waited_since) => {
@@ -214,13 +214,17 @@ impl Follow {
             &old.health.borrow_and_update(),
             &old.wal.borrow_and_update(),
         );
-        self.send(&FromSuccessor::Sight(Box::new(sight))).await
+        self.send(old, &FromSuccessor::Sight(Box::new(sight))).await
     }
 
-    async fn send(&mut self, message: &FromSuccessor) -> Result<(), LinkError> {
+    /// No longer than a fence may wait.
+    async fn send(&mut self, old: &Predecessor, message: &FromSuccessor) -> Result<(), LinkError> {
         self.untaken_since = Some(Instant::now());
-        let sent = tokio::time::timeout(SEND_LIMIT, self.link.send(message)).await;
-        sent.map_err(|_| LinkError::Io(std::io::ErrorKind::TimedOut.into()))??;
+        let sent = tokio::select! {
+            sent = tokio::time::timeout(SEND_LIMIT, self.link.send(message)) => sent.ok(),
+            () = overdue(old.waited_since) => None,
+        };
+        sent.ok_or_else(|| LinkError::Io(std::io::ErrorKind::TimedOut.into()))??;
         self.untaken_since = None;
         Ok(())
     }
