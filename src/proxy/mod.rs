@@ -282,8 +282,8 @@ impl Shared {
         Some(self.pools.pool(key, blueprint))
     }
 
-    /// Whether `node`, chosen as the primary of `term`, may be used. To be asked when it is in the session's slot: the
-    /// order changes before the fence looks at the slots, so that one of the two sees the other.
+    /// Whether `node`, chosen as the primary of `term`, may be used. To be asked (or whether the order is the latest) when
+    /// it is in the session's slot: the order changes before the fence looks at the slots, so one of the two sees the other.
     fn has_primary(&self, node: &NodeName, term: Term) -> bool {
         self.inputs.directive.borrow().has_primary(node, term)
     }

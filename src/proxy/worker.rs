@@ -55,6 +55,8 @@ struct Watched {
 pub(crate) struct Order {
     pub(crate) term: Term,
     pub(crate) drains: u64,
+    /// Counts the views of a worker.
+    view: u64,
 }
 
 impl Worker {
@@ -73,7 +75,7 @@ impl Worker {
         let view =
             View::new(now, None, &order, &health.borrow_and_update(), &wal.borrow_and_update(), policy)
                 .with_quorum(*quorum.borrow_and_update());
-        let order = Order { term: order.term, drains: order.drains };
+        let order = Order { term: order.term, drains: order.drains, view: 0 };
         Worker {
             index,
             classifier: RefCell::default(),
@@ -104,9 +106,21 @@ impl Worker {
             let quorum = *watched.quorum.borrow_and_update();
             let view = View::new(now, Some(&watched.view), &order, &health, &wal, policy);
             watched.view = view.with_quorum(quorum);
-            watched.order = Order { term: order.term, drains: order.drains };
+            let number = watched.order.view.wrapping_add(1);
+            watched.order = Order { term: order.term, drains: order.drains, view: number };
         }
         look(&watched.view, watched.order)
+    }
+
+    /// Whether nothing else was ordered since. Without a lock: all workers ask it for every transaction.
+    pub(crate) fn is_latest(&self, order: Order) -> bool {
+        let watched = self.view.borrow();
+        watched.order.view == order.view && !watched.directive.has_changed().unwrap_or(false)
+    }
+
+    /// Seen up to the order that the view is of.
+    pub(crate) fn directive(&self) -> watch::Receiver<Arc<Directive>> {
+        self.view.borrow().directive.clone()
     }
 
     /// The numbers of this worker and `database`. `None`: they are not kept.

@@ -7,8 +7,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
-
 use super::core::{Demand, Takes};
 use super::message;
 use super::run::{Attached, Session, route_word, shutting_down};
@@ -23,7 +21,7 @@ use crate::proxy::route::{
 };
 use crate::proxy::timeouts::Doing;
 use crate::proxy::worker::Order;
-use crate::topology::{Directive, NodeName, Role};
+use crate::topology::{NodeName, Role};
 
 /// Between two attempts to reach a primary that does not answer.
 const BACK_OFF: Duration = Duration::from_millis(50);
@@ -117,6 +115,8 @@ impl Session<'_> {
         started: Instant,
     ) -> Result<(), Refusal> {
         let mut now = started;
+        // Not while it was in a pool's queue.
+        let mut held_since = None;
         let mut standbys = Standbys::Welcome;
         loop {
             if let Attempt::Place(chosen, place) = attempt {
@@ -130,7 +130,8 @@ impl Session<'_> {
                 Attempt::Failed(Obstacle::Standby) => standbys = Standbys::Avoided,
                 Attempt::Failed(Obstacle::Hold(reason)) => {
                     let limit = self.shared.config().hold_clients;
-                    let left = limit.saturating_sub(now.saturating_duration_since(started));
+                    let since = *held_since.get_or_insert(now);
+                    let left = limit.saturating_sub(now.saturating_duration_since(since));
                     if left.is_zero() {
                         return Err(no_primary(reason, limit).into());
                     }
@@ -320,7 +321,7 @@ impl Session<'_> {
         let drains = self.shared.drains.load(Ordering::SeqCst) > order.drains;
         let outdated = drains
             || match role {
-                Role::Primary => !self.shared.has_primary(node, term),
+                Role::Primary => !self.worker.is_latest(*order) && !self.shared.has_primary(node, term),
                 // It is about to be promoted.
                 Role::Standby => self.shared.is_barred(node),
             };
@@ -360,8 +361,8 @@ impl Session<'_> {
     async fn hold(&self, limit: Duration) {
         let _counted = Counted::new(&self.shared.held);
         self.shared.pressing.notify_one();
-        let mut directive: watch::Receiver<Arc<Directive>> = self.shared.inputs.directive.clone();
-        directive.mark_unchanged();
+        // One that has come since the choice is looked at, too.
+        let mut directive = self.worker.directive();
         let pause = if directive.borrow().writable().is_some() { BACK_OFF.min(limit) } else { limit };
         tokio::select! {
             _ = directive.changed() => {}
