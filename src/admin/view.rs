@@ -410,8 +410,8 @@ pub(super) mod tests {
     use super::{Identity, Snapshot, cluster};
     use crate::pg::{Lsn, TimelineId};
     use crate::topology::{
-        Directive, Durability, Follower, FollowerState, Health, Heard, Lag, Member, Members, NodeHealth,
-        NodeName, NodeState, ProxyStatus, Role, Term, Upstream, WalStatus, Writes,
+        Directive, Durability, Follower, FollowerState, Health, Heard, Hearing, Lag, Member, Members,
+        NodeHealth, NodeName, NodeState, ProxyStatus, Role, Term, Upstream, WalStatus, Writes,
     };
 
     pub(in crate::admin) fn identity() -> Identity {
@@ -450,7 +450,7 @@ pub(super) mod tests {
             replay: Lsn(900),
             lag: Lag { bytes: 100, time: Duration::from_micros(12_345) },
             reported_at: now,
-            heard_at: None,
+            hearing: Hearing::ByStream,
         }];
         let (second, down) = (Duration::from_secs(1), "refused the connection".to_owned());
         let upstream = Upstream::Streaming { node: name("pg1"), since: now - second, last_message: now };

@@ -660,7 +660,7 @@ impl Departing {
         self.served.clone()
     }
 
-    pub(super) fn obey(&self, directive: Arc<Directive>, health: Arc<Health>, wal: Arc<WalStatus>) {
+    pub(super) fn obey(&self, mut directive: Arc<Directive>, health: Arc<Health>, wal: Arc<WalStatus>) {
         if directive.term < self.wires.directive.1.borrow().term {
             // The new process has not begun to look.
             return;
@@ -669,6 +669,10 @@ impl Departing {
         self.wires.health.0.send_replace(health);
         self.wires.wal.0.send_replace(wal);
         self.wires.directive.0.send_if_modified(|current| {
+            if let (Some(_), Some(since)) = (directive.unsure_since, current.unsure_since) {
+                // It comes as an age, and would be another instant each time.
+                Arc::make_mut(&mut directive).unsure_since = Some(since);
+            }
             let changed = *current != directive;
             if changed {
                 *current = directive;

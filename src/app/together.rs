@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use crate::topology::{Agreed, Directive, Members, WalStatus};
+use crate::topology::{ANSWER_AGE, Agreed, Directive, Members, WalStatus};
 
 /// How often it is looked at whether a word has grown too old.
 const TICK: Duration = Duration::from_millis(100);
@@ -55,9 +55,11 @@ pub(crate) fn gated(
     let is_vouched = members.vouched_until(now, wal, ordered).is_some();
     let mut directive = if is_vouched { ordered.clone() } else { Arc::new(ordered.unvouched()) };
     // That there is no later term says nothing of how far the others are in this one.
-    let is_sure = is_vouched && (ordered.writable().is_some() || members.are_under(now, ordered));
+    let obeyed_at = members.obeyed_at(now, ordered);
+    let is_new = |at: Instant| now.saturating_duration_since(at) < ANSWER_AGE;
+    let is_sure = is_vouched && (ordered.writable().is_some() || obeyed_at.is_some_and(is_new));
     if !is_sure {
-        Arc::make_mut(&mut directive).unsure_since = told.unsure_since.or(Some(now));
+        Arc::make_mut(&mut directive).unsure_since = told.unsure_since.or(obeyed_at).or(Some(now));
     }
     Gated {
         directive,
@@ -119,7 +121,7 @@ mod tests {
 
     use super::gated;
     use crate::topology::members::tests::{any, members, relay, start};
-    use crate::topology::{Directive, Durability, NodeName, Term, VOUCH, Writes};
+    use crate::topology::{ANSWER_AGE, Directive, Durability, NodeName, Term, VOUCH, Writes};
 
     /// `a` and two others, in a term.
     fn order(term: u64, primary: Option<NodeName>) -> Arc<Directive> {
@@ -137,8 +139,8 @@ mod tests {
         let now = start();
         let pg1 = || Some("pg1".parse::<NodeName>().expect("a name"));
         let election = order(8, None);
-        // What is ordered, what `b` obeys, how long ago it was asked.
-        let check = |ordered: &Arc<Directive>, theirs: &Arc<Directive>, age: Duration, sure: bool| {
+        // What is ordered, what `b` obeys, how long ago it was asked, since how long ago others may have gone on.
+        let check = |ordered: &Arc<Directive>, theirs: &Arc<Directive>, age, unsure_for: Option<Duration>| {
             let mut all = members(now - age, &["b 8 6 1 50", "c"]);
             let b = all.others.get_mut("b").and_then(Option::as_mut).expect("it was heard");
             Arc::make_mut(&mut b.member).directive = theirs.clone();
@@ -146,17 +148,22 @@ mod tests {
                 gated(now, &all, ordered, &relay("8 6 1 50"), told).directive.unsure_since
             };
             let first = tell(now, ordered);
-            assert_eq!(first, (!sure).then_some(now), "{ordered:?}, {theirs:?}");
+            assert_eq!(first, unsure_for.map(|age| now - age), "{ordered:?}, {theirs:?}, {age:?}");
             let told = Directive { unsure_since: first, ..(**ordered).clone() };
             let next = tell(now + Duration::from_millis(1), &told);
             assert_eq!(next, first, "it does not begin anew");
         };
-        check(&election, &election, Duration::ZERO, true);
-        check(&election, &order(8, pg1()), Duration::ZERO, false);
-        check(&election, &order(7, pg1()), Duration::ZERO, false);
-        check(&election, &election, VOUCH, false);
+        let (now_on, long) = (Some(Duration::ZERO), ANSWER_AGE);
+        check(&election, &election, Duration::ZERO, None);
+        check(&election, &order(8, pg1()), Duration::ZERO, now_on);
+        check(&election, &order(7, pg1()), Duration::ZERO, now_on);
+        // From its last word on, long before it is not vouched for any more.
+        check(&election, &election, long - Duration::from_millis(2), None);
+        check(&election, &election, long, Some(long));
+        check(&election, &election, VOUCH, Some(VOUCH));
         // Its stream tells how far the primary is, as long as it is one.
-        check(&order(8, pg1()), &election, Duration::ZERO, true);
-        check(&order(8, pg1()), &order(8, pg1()), VOUCH, false);
+        check(&order(8, pg1()), &election, Duration::ZERO, None);
+        check(&order(8, pg1()), &order(8, pg1()), long, None);
+        check(&order(8, pg1()), &order(8, pg1()), VOUCH, Some(VOUCH));
     }
 }

@@ -10,7 +10,7 @@ use super::followers::Followers;
 use super::metrics::Metrics;
 use super::store::Store;
 use crate::pg::Lsn;
-use crate::topology::{Alarm, ArchiveStatus, Upstream, WalAlarm, WalStatus};
+use crate::topology::{Alarm, ArchiveStatus, Told, Upstream, WalAlarm, WalStatus};
 
 /// At most one publication in this time: each wakes readers on other threads. No reader is in a greater hurry: a
 /// session learns the position of its own write every 10 ms.
@@ -22,6 +22,8 @@ pub(super) struct UpstreamStatus {
     pub(super) upstream: Upstream,
     pub(super) received: Lsn,
     pub(super) upstream_end: Lsn,
+    /// When an upstream has told that.
+    pub(super) told: Option<Told>,
     pub(super) substitute: Option<Substitute>,
     pub(super) alarm: Option<WalAlarm>,
 }
@@ -40,6 +42,7 @@ impl UpstreamStatus {
             upstream: Upstream::Idle,
             received: Lsn::INVALID,
             upstream_end: Lsn::INVALID,
+            told: None,
             substitute: None,
             alarm: None,
         }
@@ -87,6 +90,7 @@ pub(super) async fn publish(
             durable: stored.tail.durable,
             verified: stored.verified,
             upstream_end: stream.upstream_end,
+            told: stream.told,
             upstream: stream.upstream,
             substitute: stream.substitute.map(|substitute| substitute.name),
             alarm,

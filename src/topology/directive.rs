@@ -98,7 +98,7 @@ pub struct Directive {
     pub quorums: Vec<Acknowledgers>,
     pub durability: Durability,
     /// In what the query plane is told while it may not write: since when others may have gone on without this instance's
-    /// hearing of it. `None`: they have not.
+    /// hearing of it. `None`: they have not, or it may write.
     #[serde(skip)]
     pub unsure_since: Option<Instant>,
 }

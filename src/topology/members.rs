@@ -15,8 +15,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{
-    Acknowledgers, AlarmKind, ClientEvidence, Deed, Directive, Draining, Follower, NodeName, Position,
-    ProxyStatus, Quorum, Term, Upstream, WalStatus,
+    Acknowledgers, AlarmKind, ClientEvidence, Deed, Directive, Draining, Follower, Hearing, NodeName,
+    Position, ProxyStatus, Quorum, Term, Told, Upstream, WalStatus,
 };
 use crate::pg::{Lsn, TimelineId};
 
@@ -26,6 +26,8 @@ pub use self::waited::{Waited, Waiting};
 pub const VOUCH: Duration = Duration::from_secs(2);
 /// So long an answer may wait for something to tell, at the console of who gives it.
 const ANSWER_WAITS: Duration = Duration::from_millis(250);
+/// While a question waits, the answer before is as old as both, and as they are on their way.
+pub const ANSWER_AGE: Duration = Duration::from_millis(750);
 /// How much longer who leads waits: two clocks that run 5 % too fast and too slow are 210 ms apart by then, and whoever is
 /// to stop looks at its clock every 100 ms.
 const VOUCH_MARGIN: Duration = Duration::from_millis(400);
@@ -120,13 +122,20 @@ impl Members {
         self.heard().filter(is_new).map(|heard| &*heard.member)
     }
 
-    /// With when it has heard at the latest how far the primary of `term` is. Its answer may have waited for as long as answers
-    /// do, and no longer: what was on its way longer is as old as if it had been said at once.
-    fn present_with_age(&self, now: Instant, term: Term) -> impl Iterator<Item = (&Member, Instant)> {
+    /// With what its followers hear. Its answer may have waited for as long as answers do, and no longer: what was on its way
+    /// longer is as old as if it had been said at once.
+    fn present_with_hearing(
+        &self,
+        now: Instant,
+        directive: &Directive,
+    ) -> impl Iterator<Item = (&Member, Hearing)> {
         let is_new = move |heard: &&Heard| now.saturating_duration_since(heard.asked_at) < VOUCH;
         self.heard().filter(is_new).map(move |Heard { asked_at, member }| {
-            let heard_at = heard_at(&member.wal.upstream).filter(|_| member.directive.term == term);
-            (&**member, heard_at.unwrap_or(member.speaks_since).min(*asked_at + ANSWER_WAITS))
+            let hearing = match hearing(&member.wal, directive) {
+                Hearing::At(at) => Hearing::At(at.min(*asked_at + ANSWER_WAITS)),
+                other => other,
+            };
+            (&**member, hearing)
         })
     }
 
@@ -331,18 +340,29 @@ impl Members {
         self.present(now).filter(|member| member.instances == names).count() == self.others.len()
     }
 
-    /// Whether another instance that was heard of late obeys the same, or there is none.
-    pub fn are_under(&self, now: Instant, directive: &Directive) -> bool {
-        self.is_alone() || self.present(now).any(|member| *member.directive == *directive)
+    /// When another instance was asked last that then obeyed the same; `now` if there is none.
+    pub fn obeyed_at(&self, now: Instant, directive: &Directive) -> Option<Instant> {
+        if self.is_alone() {
+            return Some(now);
+        }
+        let obeying = self.heard().filter(|heard| *heard.member.directive == *directive);
+        obeying.map(|heard| heard.asked_at).max()
     }
 
     /// What all relays say together. `durable` is the quorum's, where the directive lets it be known.
     pub fn wal(&self, now: Instant, own: &WalStatus, directive: &Directive) -> WalStatus {
         let mut all = own.clone();
         all.promised = self.promised(own, &directive.quorums);
-        let heard_at = heard_at(&own.upstream).or(self.speaks_since);
-        all.followers.iter_mut().for_each(|follower| follower.heard_at = heard_at);
-        for (member, heard_at) in self.present_with_age(now, directive.term) {
+        let hears = hearing(own, directive);
+        all.followers.iter_mut().for_each(|follower| follower.hearing = hears);
+        // Whoever is gone may have heard more than all others.
+        all.told = self
+            .heard()
+            .map(|heard| heard.member.wal.told)
+            .chain([own.told])
+            .flatten()
+            .max_by_key(|told| told.at);
+        for (member, hearing) in self.present_with_hearing(now, directive) {
             let wal = &*member.wal;
             if (wal.log_term, wal.timeline) > (all.log_term, all.timeline) {
                 (all.log_term, all.timeline, all.verified) = (wal.log_term, wal.timeline, wal.verified);
@@ -359,8 +379,7 @@ impl Members {
                 }
             }
             all.oldest = if all.oldest.is_valid() { all.oldest.min(wal.oldest) } else { wal.oldest };
-            let heard_at = Some(heard_at);
-            let followers = wal.followers.iter().map(|theirs| Follower { heard_at, ..theirs.clone() });
+            let followers = wal.followers.iter().map(|theirs| Follower { hearing, ..theirs.clone() });
             followers.for_each(|follower| add_follower(&mut all.followers, follower));
             if all.archive.is_none() {
                 all.archive.clone_from(&wal.archive);
@@ -475,14 +494,10 @@ fn evidence_of_life(upstream: &Upstream) -> (u8, Option<Instant>) {
     }
 }
 
-/// How far its end of WAL was, was told last; `None`: this relay does not want to know.
-fn heard_at(upstream: &Upstream) -> Option<Instant> {
-    match upstream {
-        Upstream::Streaming { last_message: at, .. }
-        | Upstream::Ended { at, .. }
-        | Upstream::Connecting { since: at, .. } => Some(*at),
-        Upstream::Idle => None,
-    }
+/// What the followers of this relay hear. While nobody may write, whoever was primary last has told enough.
+fn hearing(wal: &WalStatus, directive: &Directive) -> Hearing {
+    let counts = |told: &Told| directive.writable().is_none() || told.term == directive.term;
+    wal.told.filter(counts).map_or(Hearing::Never, |told| Hearing::At(told.at))
 }
 
 fn add_evidence(all: &mut Vec<ClientEvidence>, theirs: &ClientEvidence) {
@@ -515,8 +530,8 @@ pub(crate) mod tests {
     use super::{Heard, Log, Member, Members, VOUCH, VOUCH_MARGIN};
     use crate::pg::{Lsn, TimelineId};
     use crate::topology::{
-        Acknowledgers, Directive, Durability, Floor, Follower, FollowerState, Lag, NodeName, ProxyStatus,
-        StreamEnd, Term, Upstream, WalStatus,
+        Acknowledgers, Directive, Durability, Floor, Follower, FollowerState, Hearing, Lag, NodeName,
+        ProxyStatus, StreamEnd, Term, Told, Upstream, WalStatus, Writes,
     };
 
     #[expect(clippy::disallowed_methods, reason = "an arbitrary instant")]
@@ -816,10 +831,12 @@ pub(crate) mod tests {
     fn how_late_a_follower_is_depends_on_when_its_own_relay_has_heard_the_primary() {
         let now = start();
         let ago = |ms| now - Duration::from_millis(ms);
-        let (node, order) = (|| "pg1".parse().expect("a name"), directive(7, (1, 40), vec![any(2, "a b c")]));
-        let wal = |name: &str, end: u64, upstream: Upstream| WalStatus {
+        let held = directive(7, (1, 40), vec![any(2, "a b c")]);
+        let pg1 = "pg1".parse().expect("a name");
+        let open = Directive { primary: Some(pg1), writes: Writes::Open, ..held.clone() };
+        let wal = |name: &str, end: u64, told: Option<Told>| WalStatus {
             upstream_end: Lsn(end),
-            upstream,
+            told,
             followers: vec![Follower {
                 application_name: name.to_owned(),
                 pid: 1,
@@ -831,39 +848,38 @@ pub(crate) mod tests {
                 replay: Lsn(300),
                 lag: Lag::default(),
                 reported_at: now,
-                heard_at: None,
+                hearing: Hearing::ByStream,
             }],
             ..relay("7 7 1 300")
         };
-        let streaming = |ms| Upstream::Streaming { node: node(), since: ago(5000), last_message: ago(ms) };
-        let ended = |ms| {
-            let how = StreamEnd::Lost { why: "reset".to_owned() };
-            Upstream::Ended { node: node(), at: ago(ms), how }
-        };
-        let connecting = |ms| Upstream::Connecting { node: node(), since: ago(ms), last_error: None };
-        // How long ago, at most, and by how many bytes.
-        let check = |own: bool, upstream: Upstream, asked_ms: u64, expected: (u64, u64)| {
-            let (late, well) = (wal("pg2", 300, upstream.clone()), wal("pg3", 500, streaming(0)));
-            let (ours, theirs) = if own { (late, well) } else { (well, late) };
-            let mut all = members(now, &["c"]);
-            let b = Arc::new(Member { speaks_since: ago(60_000), ..member("b", theirs, 7) });
-            all.others.insert("b".to_owned(), Some(Heard { asked_at: ago(asked_ms), member: b }));
-            all.speaks_since = Some(ago(60_000));
-            let together = all.wal(now, &ours, &order);
-            let pg2 = together.follower(&"pg2".parse().expect("a name")).expect("it follows");
-            let expected = (Some(ago(expected.0)), expected.1);
-            assert_eq!((pg2.heard_at, pg2.lag.bytes), expected, "{own}, {upstream:?}, {asked_ms}");
-        };
+        // When its relay was told how far the primary is, of which term; how long ago that counts as, and by how many bytes.
+        let check_under =
+            |order: &Directive, own: bool, told: Option<(u64, u64)>, asked_ms: u64, expected| {
+                let told = told.map(|(ms, term)| Told { term: Term(term), at: ago(ms) });
+                let late = wal("pg2", 300, told);
+                let well = wal("pg3", 500, Some(Told { term: Term(7), at: now }));
+                let (ours, theirs) = if own { (late, well) } else { (well, late) };
+                let mut all = members(now, &["c"]);
+                let b = Arc::new(member("b", theirs, 7));
+                all.others.insert("b".to_owned(), Some(Heard { asked_at: ago(asked_ms), member: b }));
+                let together = all.wal(now, &ours, order);
+                assert_eq!(together.told.map(|told| told.at), Some(now), "the latest word");
+                let pg2 = together.follower(&"pg2".parse().expect("a name")).expect("it follows");
+                assert_eq!((pg2.hearing, pg2.lag.bytes), expected, "{own}, {told:?}, {asked_ms}");
+            };
+        let check = |own, told, asked_ms, expected| check_under(&open, own, told, asked_ms, expected);
+        let at = |ms| Hearing::At(ago(ms));
         for own in [true, false] {
-            check(own, streaming(300), 0, (300, 0));
-            check(own, streaming(1000), 0, (1000, 200));
-            check(own, ended(400), 0, (400, 0));
-            check(own, connecting(7000), 0, (7000, 200));
-            check(own, Upstream::Idle, 0, (60_000, 200));
+            check(own, Some((300, 7)), 0, (at(300), 0));
+            check(own, Some((1000, 7)), 0, (at(1000), 200));
+            check(own, None, 0, (Hearing::Never, 200));
+            // By the primary before.
+            check(own, Some((300, 6)), 0, (Hearing::Never, 200));
+            check_under(&held, own, Some((300, 6)), 0, (at(300), 0));
         }
         // An answer that waited for something to tell, and one that was on its way for longer than that.
-        check(false, streaming(300), 500, (300, 0));
-        check(false, streaming(300), 1300, (1050, 200));
+        check(false, Some((300, 7)), 500, (at(300), 0));
+        check(false, Some((300, 7)), 1300, (at(1050), 200));
     }
 
     #[test]

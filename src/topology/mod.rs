@@ -37,12 +37,12 @@ pub use directive::{
 pub use failovers::Failovers;
 pub use health::{Health, NodeHealth, NodeState};
 pub use history::{Deed, Done, Election, LeftBehind, Outcome, Phase, SavedTail};
-pub use members::{Heard, Log, Member, Members, VOUCH, Waited, Waiting};
+pub use members::{ANSWER_AGE, Heard, Log, Member, Members, VOUCH, Waited, Waiting};
 pub use node::{Address, InvalidNodeName, Node, NodeName, Role};
 pub use proxy::{ClientEvidence, Drained, Draining, ProxyStatus};
 pub use quorum::{Position, Quorum};
 pub use restart::{Restart, RestartedNode};
 pub use wal::{
-    Agreed, ArchiveStatus, Follower, FollowerState, Lag, Refusal, StreamEnd, UnknownBackup, Upstream,
-    WalAlarm, WalStatus,
+    Agreed, ArchiveStatus, Follower, FollowerState, Hearing, Lag, Refusal, StreamEnd, Told, UnknownBackup,
+    Upstream, WalAlarm, WalStatus,
 };

@@ -32,6 +32,8 @@ pub struct WalStatus {
     pub verified: Lsn,
     /// The upstream's own end of WAL, as its last message told.
     pub upstream_end: Lsn,
+    /// When it was told last; `None`: not since this process began.
+    pub told: Option<Told>,
     pub upstream: Upstream,
     /// Who gives what `upstream` cannot give now: a standby's name, or another relay's address.
     pub substitute: Option<String>,
@@ -73,6 +75,7 @@ impl WalStatus {
             durable: Lsn::INVALID,
             verified: Lsn::INVALID,
             upstream_end: Lsn::INVALID,
+            told: None,
             upstream: Upstream::Idle,
             substitute: None,
             alarm: None,
@@ -215,17 +218,36 @@ pub struct Follower {
     pub lag: Lag,
     /// When it last reported.
     pub reported_at: Instant,
-    /// Among several instances: when the relay that feeds it has heard how far the primary is, from which `lag` is counted.
-    /// `None`: there is one relay, and its stream tells.
-    pub heard_at: Option<Instant>,
+    pub hearing: Hearing,
+}
+
+/// Word of how far the primary of a term is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Told {
+    pub term: Term,
+    pub at: Instant,
+}
+
+/// When the relay that feeds a follower has heard last how far the primary is, from which [`Follower::lag`] is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hearing {
+    /// There is one relay: its stream tells.
+    ByStream,
+    /// Of several relays; while writes are open, of the directive's primary.
+    At(Instant),
+    Never,
 }
 
 impl Follower {
     /// Another relay may know that the primary is at `upstream_end`. As long as its own hears the primary, what that has
     /// not told yet is on its way: to count it would make followers of other relays look late whenever something is written.
     pub(super) fn count_lag_from(&mut self, now: Instant, upstream_end: Lsn) {
-        let is_old = |at: Instant| now.saturating_duration_since(at) >= LATE;
-        if self.heard_at.is_some_and(is_old) {
+        let is_old = match self.hearing {
+            Hearing::ByStream => false,
+            Hearing::At(at) => now.saturating_duration_since(at) >= LATE,
+            Hearing::Never => true,
+        };
+        if is_old {
             self.lag.bytes = self.lag.bytes.max(upstream_end.bytes_since(self.replay));
         }
     }

@@ -178,8 +178,8 @@ mod tests {
     use crate::admin::{MAX_WAITING, PATIENCE};
     use crate::pg::{Lsn, TimelineId};
     use crate::topology::{
-        Candidate, ClientEvidence, Directive, Draining, Durability, Follower, FollowerState, Lag, Member,
-        NodeName, ProxyStatus, StreamEnd, Term, Upstream, WalStatus, Writes,
+        Candidate, ClientEvidence, Directive, Draining, Durability, Follower, FollowerState, Hearing, Lag,
+        Member, NodeName, ProxyStatus, StreamEnd, Term, Upstream, WalStatus, Writes,
     };
 
     fn node(name: &str) -> NodeName {
@@ -265,7 +265,7 @@ mod tests {
                 replay: Lsn::INVALID,
                 lag: Lag::default(),
                 reported_at: at,
-                heard_at: None,
+                hearing: Hearing::ByStream,
             };
             Arc::make_mut(&mut member.wal).followers.push(follower(Lsn(1)));
         };

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use super::Age;
 use crate::pg::{Lsn, SystemIdentifier, TimelineId};
 use crate::topology::{
-    Alarm, ArchiveStatus, Follower, FollowerState, Lag, NodeName, StreamEnd, Term, Upstream, WalAlarm,
-    WalStatus,
+    Alarm, ArchiveStatus, Follower, FollowerState, Hearing, Lag, NodeName, StreamEnd, Term, Told, Upstream,
+    WalAlarm, WalStatus,
 };
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -22,6 +22,8 @@ pub(in crate::app) struct WalSight {
     durable: Lsn,
     verified: Lsn,
     upstream_end: Lsn,
+    #[serde(default)]
+    told: Option<(Term, Age)>,
     upstream: UpstreamSight,
     substitute: Option<String>,
     alarm: Option<WalAlarm>,
@@ -53,7 +55,16 @@ struct FollowerSight {
     lag: Lag,
     reported: Age,
     #[serde(default)]
-    heard: Option<Age>,
+    hearing: HearingSight,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum HearingSight {
+    #[default]
+    ByStream,
+    At(Age),
+    Never,
 }
 
 impl WalSight {
@@ -67,6 +78,7 @@ impl WalSight {
             durable: wal.durable,
             verified: wal.verified,
             upstream_end: wal.upstream_end,
+            told: wal.told.map(|told| (told.term, Age::of(now, told.at))),
             upstream: UpstreamSight::of(now, &wal.upstream),
             substitute: wal.substitute.clone(),
             alarm: wal.alarm.clone(),
@@ -88,6 +100,7 @@ impl WalSight {
             durable: self.durable,
             verified: self.verified,
             upstream_end: self.upstream_end,
+            told: self.told.map(|(term, age)| Told { term, at: age.at(now) }),
             upstream: self.upstream.at(now),
             substitute: self.substitute,
             alarm: self.alarm,
@@ -147,7 +160,11 @@ impl FollowerSight {
             replay: follower.replay,
             lag: follower.lag,
             reported: Age::of(now, follower.reported_at),
-            heard: follower.heard_at.map(|at| Age::of(now, at)),
+            hearing: match follower.hearing {
+                Hearing::ByStream => HearingSight::ByStream,
+                Hearing::At(at) => HearingSight::At(Age::of(now, at)),
+                Hearing::Never => HearingSight::Never,
+            },
         }
     }
 
@@ -163,7 +180,11 @@ impl FollowerSight {
             replay: self.replay,
             lag: self.lag,
             reported_at: self.reported.at(now),
-            heard_at: self.heard.map(|heard| heard.at(now)),
+            hearing: match self.hearing {
+                HearingSight::ByStream => Hearing::ByStream,
+                HearingSight::At(age) => Hearing::At(age.at(now)),
+                HearingSight::Never => Hearing::Never,
+            },
         }
     }
 }
@@ -176,12 +197,12 @@ mod tests {
     use super::WalSight;
     use crate::pg::{Lsn, SystemIdentifier, TimelineId};
     use crate::topology::{
-        Alarm, AlarmKind, ArchiveStatus, Follower, FollowerState, Lag, Refusal, StreamEnd, Term,
-        UnknownBackup, Upstream, WalAlarm, WalStatus,
+        Alarm, AlarmKind, ArchiveStatus, Follower, FollowerState, Hearing, Lag, Refusal, StreamEnd, Term,
+        Told, UnknownBackup, Upstream, WalAlarm, WalStatus,
     };
 
     /// Every field differs from what a relay starts with.
-    fn everything(ago: impl Fn(u64) -> Instant) -> WalStatus {
+    fn everything(ago: impl Fn(u64) -> Instant, hearing: Hearing) -> WalStatus {
         let alarm = Alarm {
             kind: AlarmKind::LostSlot,
             object: "pg2".to_owned(),
@@ -200,7 +221,7 @@ mod tests {
             replay: Lsn(7),
             lag: Lag { bytes: 2, time: Duration::from_millis(4) },
             reported_at: ago(3),
-            heard_at: Some(ago(4)),
+            hearing,
         };
         let unknown = UnknownBackup { name: "base_1".to_owned(), why: "torn".to_owned() };
         WalStatus {
@@ -212,6 +233,7 @@ mod tests {
             durable: Lsn(11),
             verified: Lsn(10),
             upstream_end: Lsn(13),
+            told: Some(Told { term: Term(3), at: ago(6) }),
             upstream: Upstream::Idle,
             substitute: Some("pg3".to_owned()),
             alarm: Some(WalAlarm::Gap { timeline: TimelineId(2), end: Lsn(11) }),
@@ -231,13 +253,16 @@ mod tests {
     fn what_arrives_is_what_was_seen_and_as_old() {
         let now = Instant::now() + Duration::from_secs(100);
         let ago = |millis| now - Duration::from_millis(millis);
-        let check = |upstream: Upstream| {
-            let wal = WalStatus { upstream, ..everything(ago) };
+        let check_hearing = |upstream: Upstream, hearing| {
+            let wal = WalStatus { upstream, ..everything(ago, hearing) };
             let json = serde_json::to_string(&WalSight::of(now, &wal)).expect("JSON");
             let come: WalSight = serde_json::from_str(&json).expect("the same JSON");
             assert_eq!(come.at(now), wal, "{json}");
         };
         let node = || "pg1".parse().expect("a name");
+        let check = |upstream| check_hearing(upstream, Hearing::At(ago(4)));
+        check_hearing(Upstream::Idle, Hearing::ByStream);
+        check_hearing(Upstream::Idle, Hearing::Never);
         check(Upstream::Idle);
         check(Upstream::Connecting { node: node(), since: ago(9), last_error: Some("refused".to_owned()) });
         check(Upstream::Streaming { node: node(), since: ago(9), last_message: ago(2) });

@@ -8,8 +8,9 @@
 //! lags within the bound in bytes and in time. The lag is measured from the last position its relay heard from the
 //! primary; so while writes are open, the time since then counts, too, when that stream is broken or silent (the relay
 //! asks an idle primary within a third of the bound). While there is no primary or writes are held, nothing new is
-//! committed, and what the relay has durably is all there is, as far as it is certain that no other instance has gone on
-//! ([`Directive::unsure_since`]). Under quorum durability that is so while the stream of the only relay is silent.
+//! committed, and what the relay has durably is all there is (of several relays, what one has that has heard the primary
+//! about as long as any), as far as it is certain that no other instance has gone on ([`Directive::unsure_since`]). Under
+//! quorum durability that is so while the stream of the only relay is silent.
 
 use std::time::{Duration, Instant};
 
@@ -18,8 +19,8 @@ use super::verdict::{Access, WriteReason};
 use crate::pg::Lsn;
 use crate::proxy::quorum::Quorum;
 use crate::topology::{
-    Directive, Durability, Follower, FollowerState, Health, Lag, NodeHealth, NodeName, NodeState, Role,
-    Upstream, WalStatus,
+    Directive, Durability, Follower, FollowerState, Health, Hearing, Lag, NodeHealth, NodeName, NodeState,
+    Role, Upstream, WalStatus,
 };
 
 /// What a session needs for its next transaction (or its next statement outside of one).
@@ -113,6 +114,8 @@ pub struct View {
     /// In the order of the configuration, without the primary and whoever is being made one.
     standbys: Vec<Standby>,
     sight: Sight,
+    /// When any relay has heard last how far the primary is, or was.
+    told_at: Option<Instant>,
 }
 
 /// What is known of the primary's end of WAL.
@@ -122,8 +125,10 @@ enum Sight {
     Clear,
     /// It streams, and was heard at this moment.
     Heard(Instant),
-    /// Writes are open, perhaps elsewhere, and the relay does not hear from the primary how far its WAL goes.
+    /// Writes are open, and the relay does not hear from the primary how far its WAL goes.
     BlindSince(Instant),
+    /// [`Directive::unsure_since`].
+    UnsureSince(Instant),
 }
 
 #[derive(Clone, Debug)]
@@ -137,8 +142,7 @@ struct Position {
     replay: Lsn,
     lag: Lag,
     reported_at: Instant,
-    /// [`Follower::heard_at`].
-    heard_at: Option<Instant>,
+    hearing: Hearing,
 }
 
 /// Why a standby does not get a read. In the order of how near it is to getting it: the nearest one of all
@@ -219,6 +223,7 @@ impl View {
             policy,
             standbys: health.nodes.iter().filter(not_primary).map(standby).collect(),
             sight: sight(now, previous.map(|previous| previous.sight), directive, wal),
+            told_at: wal.told.map(|told| told.at),
         }
     }
 
@@ -312,14 +317,23 @@ impl View {
             return Err(Stale::Lag);
         }
         let age = |since: Instant| now.saturating_duration_since(since);
+        let is_late = |at: Instant| position.lag.time + age(at) >= max_time;
         let unseen = match self.sight {
             Sight::Clear => false,
             Sight::Heard(at) => age(at) >= max_time,
-            Sight::BlindSince(since) => position.lag.time + age(since) >= max_time,
+            Sight::BlindSince(since) | Sight::UnsureSince(since) => is_late(since),
         };
-        // What one relay hears, another's followers may wait for.
-        let is_late = |at: Instant| position.lag.time + age(at) >= max_time;
-        if unseen || (!matches!(self.sight, Sight::Clear) && position.heard_at.is_some_and(is_late)) {
+        // What one relay hears, another's followers may wait for: up to now, or up to the last that was heard.
+        let waits = match (position.hearing, self.sight, self.told_at) {
+            (Hearing::ByStream, _, _) => false,
+            (Hearing::At(at), Sight::Heard(_) | Sight::BlindSince(_), _) => is_late(at),
+            (Hearing::At(at), Sight::Clear | Sight::UnsureSince(_), Some(last)) => {
+                position.lag.time + last.saturating_duration_since(at) >= max_time
+            }
+            (_, Sight::Clear | Sight::UnsureSince(_), None) => false,
+            (Hearing::Never, _, _) => true,
+        };
+        if unseen || waits {
             return Err(Stale::Blind);
         }
         self.replayed_enough(position.replay, request)
@@ -357,11 +371,7 @@ fn must_write<'a>(request: &'a Request<'_>) -> Option<&'a WriteReason> {
 
 fn sight(now: Instant, previous: Option<Sight>, directive: &Directive, wal: &WalStatus) -> Sight {
     let Some(primary) = directive.writable() else {
-        return match (directive.unsure_since, previous) {
-            (None, _) => Sight::Clear,
-            (Some(since), Some(Sight::Heard(at) | Sight::BlindSince(at))) => Sight::BlindSince(since.min(at)),
-            (Some(since), Some(Sight::Clear) | None) => Sight::BlindSince(since),
-        };
+        return directive.unsure_since.map_or(Sight::Clear, Sight::UnsureSince);
     };
     match (&wal.upstream, previous) {
         (Upstream::Streaming { node, last_message, .. }, _) if node == primary => {
@@ -373,7 +383,9 @@ fn sight(now: Instant, previous: Option<Sight>, directive: &Directive, wal: &Wal
                 Durability::Quorum => Sight::Heard(*last_message),
             }
         }
-        (_, Some(Sight::Heard(since) | Sight::BlindSince(since))) => Sight::BlindSince(since),
+        (_, Some(Sight::Heard(since) | Sight::BlindSince(since) | Sight::UnsureSince(since))) => {
+            Sight::BlindSince(since)
+        }
         (_, Some(Sight::Clear) | None) => Sight::BlindSince(now),
     }
 }
@@ -398,9 +410,9 @@ fn position(node: &NodeHealth, wal: &WalStatus) -> Result<Position, Stale> {
             replay,
             lag,
             reported_at,
-            heard_at,
+            hearing,
             ..
-        } => Ok(Position { replay: *replay, lag: *lag, reported_at: *reported_at, heard_at: *heard_at }),
+        } => Ok(Position { replay: *replay, lag: *lag, reported_at: *reported_at, hearing: *hearing }),
     }
 }
 

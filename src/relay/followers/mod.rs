@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use crate::pg::protocol::replication::FullTransactionId;
 use crate::pg::{Lsn, TimelineId};
-use crate::topology::{Follower, FollowerState, Lag};
+use crate::topology::{Follower, FollowerState, Hearing, Lag};
 
 use lag::LagTracker;
 
@@ -226,7 +226,7 @@ impl Registry {
                 time: self.arrivals.age_behind(replay, now),
             },
             reported_at: entry.reported_at,
-            heard_at: None,
+            hearing: Hearing::ByStream,
         }
     }
 }

@@ -156,7 +156,7 @@ mod tests {
     use crate::pg::wal::WalSegmentSize;
     use crate::pg::{Lsn, SlotName, TimelineId};
     use crate::relay::slots::{Invalidation, RestartPoint, SlotStatus};
-    use crate::topology::{Follower, FollowerState, Lag, NodeName, WalStatus};
+    use crate::topology::{Follower, FollowerState, Hearing, Lag, NodeName, WalStatus};
 
     const MIB: u64 = 1 << 20;
     const RETAIN: Retain =
@@ -266,7 +266,7 @@ mod tests {
                 replay: Lsn::INVALID,
                 lag: Lag::default(),
                 reported_at: now,
-                heard_at: None,
+                hearing: Hearing::ByStream,
             };
             let all = WalStatus { followers: vec![follower], ..WalStatus::starting() };
             let moved = served_elsewhere(&nodes, &all, (TimelineId(1), Lsn(100 * MIB)));

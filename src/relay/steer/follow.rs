@@ -122,7 +122,7 @@ impl Steering {
         let id = self.next_stream();
         let status = self.status.clone();
         let node = &upstream.name;
-        let mut publish = |progress: Progress| publish(&status, node, began, progress);
+        let mut publish = |progress: Progress| publish(&status, node, order.term(), began, progress);
         let end = self.stream(order, backend, Role::Named, id, &mut publish).await?;
         let outcome = match &end {
             StreamEnd::Refused { cause: Refusal::Removed, .. } => Outcome::Lacks,

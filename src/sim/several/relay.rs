@@ -12,8 +12,8 @@ use super::stage::{ANY_LIFE, Event, InstanceId, Life, NodeId, Stage, ToInstance}
 use crate::pg::{Lsn, TimelineId};
 use crate::relay::parts::Standing;
 use crate::topology::{
-    Agreed, Directive, Durability, Floor, Follower, FollowerState, Lag, NodeName, Refusal, StreamEnd, Term,
-    Upstream, WalStatus,
+    Agreed, Directive, Durability, Floor, Follower, FollowerState, Hearing, Lag, NodeName, Refusal,
+    StreamEnd, Term, Upstream, WalStatus,
 };
 
 const PULL: Duration = Duration::from_millis(20);
@@ -530,7 +530,7 @@ impl Relay {
             replay: position,
             lag: Lag::default(),
             reported_at: stage.instant(self.id),
-            heard_at: None,
+            hearing: Hearing::ByStream,
         };
         self.followers.insert(by, (follower, stage.now));
         let what = ToServer::Offered { starts, by: self.id, from: end, offer, known: self.disk.log.timeline };

@@ -9,8 +9,8 @@ use crate::failover::decide::{Agent, Ledger, NodeView, Primary, Process, State, 
 use crate::failover::health::{Facts, PrimaryVerdict, ReplaySpeed, SlotState, SpeedKind};
 use crate::pg::{Lsn, SystemIdentifier, TimelineId};
 use crate::topology::{
-    Draining, Durability, Follower, FollowerState, Lag, Node, NodeHealth, NodeName, NodeState, Role, Term,
-    WalStatus,
+    Draining, Durability, Follower, FollowerState, Hearing, Lag, Node, NodeHealth, NodeName, NodeState, Role,
+    Term, WalStatus,
 };
 
 const END: u64 = 1 << 30;
@@ -115,7 +115,7 @@ fn follower(node: &Node, backlog: u64) -> Follower {
         replay: Lsn(END - backlog),
         lag: Lag::default(),
         reported_at: Instant::now(),
-        heard_at: None,
+        hearing: Hearing::ByStream,
     }
 }
 

@@ -17,8 +17,8 @@ use crate::failover::{CommandError, Tuning};
 use crate::pg::{Lsn, SystemIdentifier, TimelineId};
 use crate::topology::{
     Alarm, AlarmKind, Candidate, Diagnosis, Directive, Drained, Durability, Election, Failovers, Follower,
-    FollowerState, Lag, Node, NodeName, ProxyStatus, Refusal, Role, StreamEnd, Term, Upstream, WalStatus,
-    Writes,
+    FollowerState, Hearing, Lag, Node, NodeName, ProxyStatus, Refusal, Role, StreamEnd, Term, Upstream,
+    WalStatus, Writes,
 };
 
 pub(super) const SYSTEM: SystemIdentifier = SystemIdentifier(7);
@@ -716,7 +716,7 @@ fn follower(server: &Server, now: Instant) -> Follower {
         replay: Lsn(server.flush.0.saturating_sub(server.backlog)),
         lag: Lag::default(),
         reported_at: now,
-        heard_at: None,
+        hearing: Hearing::ByStream,
     }
 }
 

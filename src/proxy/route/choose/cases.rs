@@ -3,19 +3,17 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    Access, Balance, Choice, Consistency, Directive, Durability, Follower, FollowerState, Health, Lag, Lsn,
-    MaxLag, NodeHealth, NodeName, NodeState, OwnWrite, Policy, Quorum, Request, Role, Route, Transaction,
-    Upstream, View, WalStatus, WriteReason,
+    Access, Balance, Choice, Consistency, Directive, Durability, Follower, FollowerState, Health, Hearing,
+    Lag, Lsn, MaxLag, NodeHealth, NodeName, NodeState, OwnWrite, Policy, Quorum, Request, Role, Route,
+    Transaction, Upstream, View, WalStatus, WriteReason,
 };
 use crate::pg::TimelineId;
-use crate::topology::{Acknowledgers, Term, Writes};
+use crate::topology::{Acknowledgers, Term, Told, Writes};
 
 struct World {
     now: Instant,
     /// When the view was made before, from what the relay told then.
     seen_before: Option<(Instant, WalStatus)>,
-    /// Under the order of the beginning.
-    was_open: bool,
     directive: Directive,
     health: Health,
     wal: WalStatus,
@@ -55,12 +53,11 @@ fn world() -> World {
         replay: Lsn(0x1000),
         lag: Lag::default(),
         reported_at: now,
-        heard_at: None,
+        hearing: Hearing::ByStream,
     };
     World {
         now,
         seen_before: None,
-        was_open: false,
         directive: Directive {
             term: Term(1),
             primary: Some(name("pg1")),
@@ -106,9 +103,7 @@ impl World {
             let view = View::new(now, previous, directive, &self.health, wal, self.policy);
             view.with_quorum(self.quorum)
         };
-        let open = self.was_open.then(|| world().directive);
-        let earlier = open.as_ref().unwrap_or(&self.directive);
-        let before = self.seen_before.as_ref().map(|(at, wal)| view(*at, None, earlier, wal));
+        let before = self.seen_before.as_ref().map(|(at, wal)| view(*at, None, &self.directive, wal));
         view(self.now, before.as_ref(), &self.directive, &self.wal).choose(
             request,
             self.now,
@@ -235,17 +230,25 @@ fn while_writes_are_held() {
         unsure(600 * SECOND)(w, r);
         r.route = Route::Standby;
     });
-    // Nor does it begin anew when the primary has not been heard for longer.
-    check(&READ, "wait: no_primary", |w, r| {
-        let node = "pg1".parse().expect("a node name");
-        let wal = WalStatus {
-            upstream: Upstream::Streaming { node, since: w.now - SECOND, last_message: w.now - SECOND },
-            ..w.wal.clone()
-        };
-        w.seen_before = Some((w.now - SECOND / 2, wal));
-        w.was_open = true;
-        unsure(SECOND / 2)(w, r);
-    });
+    // A relay of several that has not heard the primary for as long as another one lacks what that has heard.
+    let hears = |told: Option<Duration>, last: Option<Duration>, unsure_for: Option<Duration>| {
+        move |w: &mut World, _: &mut Request<'_>| {
+            let unsure_since = unsure_for.map(|age| w.now - age);
+            w.directive = Directive { unsure_since, ..w.directive.unvouched() };
+            w.wal.told = last.map(|age| Told { term: Term(1), at: w.now - age });
+            let hearing = told.map_or(Hearing::Never, |age| Hearing::At(w.now - age));
+            w.both_followers(|f| f.hearing = hearing);
+        }
+    };
+    let (served, waits, long) = ("standby pg2: read", "wait: no_primary", 600 * SECOND);
+    for unsure in [None, Some(SECOND / 2)] {
+        check(&READ, served, hears(Some(long), Some(long), unsure));
+        check(&READ, served, hears(Some(long), Some(long - SECOND / 2), unsure));
+        check(&READ, waits, hears(Some(long), Some(long - SECOND), unsure));
+        check(&READ, waits, hears(None, Some(long), unsure));
+        check(&READ, served, hears(None, None, unsure));
+    }
+    check(&READ, waits, hears(Some(SECOND), Some(SECOND), Some(SECOND)));
     // The old primary is no standby yet.
     check(&READ, "wait: no_primary", |w, _| {
         w.hold();
@@ -381,17 +384,14 @@ fn by_the_primarys_silence() {
     });
     // And each feeds its own followers.
     let deaf = |w: &mut World, silence: Duration, lag: Duration| {
-        w.wal.followers[0].heard_at = Some(w.now - silence);
+        w.wal.followers[0].hearing = Hearing::At(w.now - silence);
         w.wal.followers[0].lag.time = lag;
-        w.wal.followers[1].heard_at = Some(w.now);
+        w.wal.followers[1].hearing = Hearing::At(w.now);
     };
     check(&READ, "standby pg2: read", |w, _| deaf(w, SECOND - milli, Duration::ZERO));
     check(&READ, "standby pg3: read", |w, _| deaf(w, SECOND, Duration::ZERO));
     check(&READ, "standby pg3: read", |w, _| deaf(w, SECOND - milli, milli));
-    check(&READ, "standby pg2: read", |w, _| {
-        deaf(w, 600 * SECOND, Duration::ZERO);
-        w.hold();
-    });
+    check(&READ, "standby pg3: read", |w, _| w.wal.followers[0].hearing = Hearing::Never);
     check(&READ, "primary pg1: blind", |w, r| {
         silent(SECOND / 2, Durability::Async)(w, r);
         r.max_lag.time = Some(SECOND / 4);

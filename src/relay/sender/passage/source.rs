@@ -64,7 +64,7 @@ mod tests {
     use super::candidates;
     use crate::pg::{Lsn, TimelineId};
     use crate::topology::{
-        Address, Candidate, Directive, Durability, Follower, FollowerState, Lag, Node, NodeName,
+        Address, Candidate, Directive, Durability, Follower, FollowerState, Hearing, Lag, Node, NodeName,
     };
 
     fn name(name: &str) -> NodeName {
@@ -89,7 +89,7 @@ mod tests {
             replay: at,
             lag: Lag { bytes: lag_bytes, time: Duration::ZERO },
             reported_at: Instant::now(),
-            heard_at: None,
+            hearing: Hearing::ByStream,
         }
     }
 

@@ -122,12 +122,8 @@ impl Relay {
             verified: report.verified,
             upstream_end: self.upstream_end,
             upstream: self.upstream.clone(),
-            substitute: None,
-            alarm: None,
-            alarms: Arc::default(),
-            oldest: Lsn::INVALID,
             followers: self.followers.snapshot(stage.instant()),
-            archive: None,
+            ..WalStatus::starting()
         }
     }
 
