@@ -5,7 +5,8 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use super::view::{AilmentView, ClusterView, FollowerView, MemberView, NodeView, WritesView};
 use crate::topology::{
-    Alarm, Election, Failovers, LeftBehind, NodeName, Outcome, Restart, RestartedNode, Role, SavedTail,
+    Acknowledgers, Alarm, Election, Failovers, LeftBehind, NodeName, Outcome, Restart, RestartedNode, Role,
+    SavedTail,
 };
 
 /// The cluster at a glance.
@@ -34,7 +35,8 @@ pub fn status_text(view: &ClusterView) -> String {
     if !view.members.is_empty() {
         // In front of the empty line.
         text.pop();
-        let _ = writeln!(text, "leader  {}\n", view.leader.as_deref().unwrap_or("nobody that is known"));
+        let leader = view.leader.as_deref().unwrap_or("nobody that is known");
+        let _ = write!(text, "leader  {leader}\n{}", acknowledgers_line(&view.directive.acknowledgers));
     }
     if let Some(archive) = &view.wal.archive {
         // In front of the empty line.
@@ -90,6 +92,22 @@ pub fn status_text(view: &ClusterView) -> String {
         text += &table(&others);
     }
     text
+}
+
+/// With an empty line behind it.
+fn acknowledgers_line(sets: &[Acknowledgers]) -> String {
+    let words = |set: &Acknowledgers| format!("{} of {}", set.acks, set.relays.join(", "));
+    let Some((last, before)) = sets.split_last() else { return "\n".to_owned() };
+    let mut line = format!("commits acknowledged by {}", words(last));
+    if !before.is_empty() {
+        let before: Vec<String> = before.iter().map(words).collect();
+        let _ = write!(
+            line,
+            "; until all have confirmed the term, an election also needs {}",
+            before.join(" and ")
+        );
+    }
+    line + "\n\n"
 }
 
 /// With an empty line behind it.
@@ -349,8 +367,8 @@ mod tests {
     use super::{bytes_text, history_json, history_text, status_text};
     use crate::pg::{Lsn, TimelineId};
     use crate::topology::{
-        Ailment, Alarm, AlarmKind, ArchiveStatus, Diagnosis, Draining, Election, Evidence, Failovers,
-        Outcome, Phase, Restart, RestartedNode, SavedTail, Term, Writes,
+        Acknowledgers, Ailment, Alarm, AlarmKind, ArchiveStatus, Diagnosis, Draining, Election, Evidence,
+        Failovers, Outcome, Phase, Restart, RestartedNode, SavedTail, Term, Writes,
     };
 
     #[test]
@@ -439,8 +457,21 @@ bw2 counts other instances than this one: bw1, bw2, bw4
 ";
         assert!(text.ends_with(expected), "{text}");
         seen.leader = Arc::default();
-        let text = status_text(&cluster(&identity(), &seen, now));
-        assert!(text.contains("\nleader  nobody that is known\n"), "{text}");
+        let by = |acks, relays: &[&str]| Acknowledgers {
+            relays: relays.iter().map(|&relay| relay.to_owned()).collect(),
+            acks,
+        };
+        let mut acknowledged_by = |sets: Vec<Acknowledgers>, expected: &str| {
+            Arc::make_mut(&mut seen.directive).quorums = sets;
+            let text = status_text(&cluster(&identity(), &seen, now));
+            assert!(text.contains(&format!("\nleader  nobody that is known\n{expected}\nNODE")), "{text}");
+        };
+        acknowledged_by(Vec::new(), "");
+        acknowledged_by(vec![by(2, &["bw2", "bw3"])], "commits acknowledged by 2 of bw2, bw3\n");
+        acknowledged_by(
+            vec![by(1, &["bw1"]), by(2, &["bw1", "bw2", "bw3"])],
+            "commits acknowledged by 2 of bw1, bw2, bw3; until all have confirmed the term, an election also needs 1 of bw1\n",
+        );
     }
 
     #[test]

@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::pg::{Lsn, SystemIdentifier, TimelineId};
 use crate::topology::{
-    Ailment, Alarm, Diagnosis, Directive, Draining, Durability, Election, Failovers, Follower, FollowerState,
-    Health, Heard, Members, NodeHealth, NodeName, NodeState, Outcome, ProxyStatus, Restart, Role, StreamEnd,
-    Term, Upstream, WalStatus, Writes,
+    Acknowledgers, Ailment, Alarm, Diagnosis, Directive, Draining, Durability, Election, Failovers, Follower,
+    FollowerState, Health, Heard, Members, NodeHealth, NodeName, NodeState, Outcome, ProxyStatus, Restart,
+    Role, StreamEnd, Term, Upstream, WalStatus, Writes,
 };
 
 /// Whose state this is.
@@ -105,6 +105,10 @@ pub struct DirectiveView {
     pub primary: Option<NodeName>,
     pub upstream: Option<NodeName>,
     pub writes: WritesView,
+    /// Whose relays may acknowledge a commit, of several instances. The last of them are those that the primary names; in
+    /// an election those before count, too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub acknowledgers: Vec<Acknowledgers>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -234,6 +238,7 @@ pub fn cluster(identity: &Identity, seen: &Snapshot, now: Instant) -> ClusterVie
                 Writes::Open => WritesView::Open,
                 Writes::Held { reason } => WritesView::Held { reason: reason.clone() },
             },
+            acknowledgers: directive.quorums.clone(),
         },
         ailment: seen.health.diagnosis.as_ref().map(ailment),
         nodes: seen.health.nodes.iter().map(|health| node(health, directive, &seen.wal, now)).collect(),
