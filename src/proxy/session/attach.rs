@@ -89,6 +89,22 @@ enum Alarm {
     Limit,
 }
 
+/// For how long a session has been held: from the first time on, without the time in pools' queues.
+#[derive(Debug, Default)]
+struct Held {
+    since: Option<Instant>,
+}
+
+impl Held {
+    fn so_far(&mut self, now: Instant) -> Duration {
+        now.saturating_duration_since(*self.since.get_or_insert(now))
+    }
+
+    fn queued(&mut self, time: Duration) {
+        self.since = self.since.map(|since| since + time);
+    }
+}
+
 impl Session<'_> {
     /// Attaches a server for `demand`.
     pub(super) async fn attach(&mut self, demand: &Demand) -> Result<(), Refusal> {
@@ -115,12 +131,24 @@ impl Session<'_> {
         started: Instant,
     ) -> Result<(), Refusal> {
         let mut now = started;
-        // Not while it was in a pool's queue.
-        let mut held_since = None;
+        let mut held = Held::default();
         let mut standbys = Standbys::Welcome;
         loop {
             if let Attempt::Place(chosen, place) = attempt {
-                attempt = self.complete(chosen, place, now).await;
+                let arrived = match place {
+                    Ok(lease) => Ok(Some(lease)),
+                    Err(waiting) => {
+                        let arrived = self.queue(waiting, &chosen, now).await;
+                        held.queued(now.elapsed());
+                        now = Instant::now();
+                        arrived
+                    }
+                };
+                attempt = match arrived {
+                    Ok(Some(lease)) => self.complete(chosen, lease, now).await,
+                    Ok(None) => Attempt::Changed,
+                    Err(refusal) => Attempt::Failed(Obstacle::Ended(refusal)),
+                };
             }
             match attempt {
                 Attempt::Attached => return Ok(()),
@@ -130,8 +158,7 @@ impl Session<'_> {
                 Attempt::Failed(Obstacle::Standby) => standbys = Standbys::Avoided,
                 Attempt::Failed(Obstacle::Hold(reason)) => {
                     let limit = self.shared.config().hold_clients;
-                    let since = *held_since.get_or_insert(now);
-                    let left = limit.saturating_sub(now.saturating_duration_since(since));
+                    let left = limit.saturating_sub(held.so_far(now));
                     if left.is_zero() {
                         return Err(no_primary(reason, limit).into());
                     }
@@ -223,17 +250,8 @@ impl Session<'_> {
         }
     }
 
-    /// With a place in the pool that has no connection at hand, or one in its queue.
-    async fn complete(&mut self, chosen: Chosen, place: Result<Lease, Waiting>, now: Instant) -> Attempt {
-        let arrived = match place {
-            Ok(lease) => Ok(Some(lease)),
-            Err(waiting) => self.queue(waiting, &chosen, now).await,
-        };
-        let mut lease = match arrived {
-            Ok(Some(lease)) => lease,
-            Ok(None) => return Attempt::Changed,
-            Err(refusal) => return Attempt::Failed(Obstacle::Ended(refusal)),
-        };
+    /// With a place in the pool that may have no connection at hand.
+    async fn complete(&mut self, chosen: Chosen, mut lease: Lease, now: Instant) -> Attempt {
         let limit = self.shared.config().connect_timeout;
         tokio::select! {
             ready = lease.ready(self.worker.index, &self.credentials, limit) => match ready {
@@ -520,7 +538,7 @@ mod tests {
     use std::sync::Arc;
     use std::time::{Duration, Instant};
 
-    use super::{Attempt, Chosen, Demand, Session, Standbys, superseded};
+    use super::{Attempt, Chosen, Demand, Held, Session, Standbys, superseded};
     use crate::net::Credentials;
     use crate::proxy::pool::Lease;
     use crate::proxy::route::{Access, Verdict, WriteReason};
@@ -559,6 +577,20 @@ mod tests {
         let (ready, ()) = tokio::join!(lease.ready(0, &Credentials::Trust, Duration::from_secs(60)), server);
         ready.expect("logged in");
         (lease, chosen)
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "an arbitrary instant")]
+    fn time_in_a_queue_is_not_time_held() {
+        let now = Instant::now();
+        let mut held = Held::default();
+        let mut at = |queued, at| {
+            held.queued(Duration::from_secs(queued));
+            held.so_far(now + Duration::from_secs(at)).as_secs()
+        };
+        assert_eq!(at(35, 35), 0, "it had not been held before");
+        assert_eq!(at(0, 36), 1);
+        assert_eq!(at(29, 66), 2);
     }
 
     #[tokio::test]
