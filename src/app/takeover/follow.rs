@@ -224,9 +224,9 @@ impl Follow {
             sent = tokio::time::timeout(SEND_LIMIT, self.link.send(message)) => sent.ok(),
             () = overdue(old.waited_since) => None,
         };
-        sent.ok_or_else(|| LinkError::Io(std::io::ErrorKind::TimedOut.into()))??;
+        let sent = sent.ok_or_else(|| LinkError::Io(std::io::ErrorKind::TimedOut.into()))?;
         self.untaken_since = None;
-        Ok(())
+        sent
     }
 }
 
