@@ -302,7 +302,8 @@ impl Receiver {
     fn begin(&self) -> Lsn {
         let Stored { segment_size, oldest, to_show, .. } = self.stored;
         let whole = self.whole();
-        let Some(to_show) = to_show else { return segment_size.segment_start(whole) };
+        let shows = matches!(self.config.role, Role::Named | Role::Source { .. });
+        let Some(to_show) = to_show.filter(|_| shows) else { return segment_size.segment_start(whole) };
         let compared = Lsn(whole.min(to_show).0.saturating_sub(1));
         // There is nothing of this timeline before.
         let fork = self.own_history().and_then(|history| history.begin()).unwrap_or(Lsn::INVALID);
