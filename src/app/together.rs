@@ -54,12 +54,15 @@ pub(crate) fn gated(
 ) -> Gated {
     let is_vouched = members.vouched_until(now, wal, ordered).is_some();
     let mut directive = if is_vouched { ordered.clone() } else { Arc::new(ordered.unvouched()) };
-    // That there is no later term says nothing of how far the others are in this one.
-    let obeyed_at = members.obeyed_at(now, ordered);
+    // That there is no later term says nothing of how far the others are in this one; nor does one of them that is cut off,
+    // too, of the rest.
+    let (obeyed_at, vouched_at) = (members.obeyed_at(now, ordered), members.vouched_at(now, wal, ordered));
     let is_new = |at: Instant| now.saturating_duration_since(at) < ANSWER_AGE;
-    let is_sure = is_vouched && (ordered.writable().is_some() || obeyed_at.is_some_and(is_new));
+    let is_known = obeyed_at.is_some_and(is_new) && vouched_at.is_some_and(is_new);
+    let is_sure = is_vouched && (ordered.writable().is_some() || is_known);
     if !is_sure {
-        Arc::make_mut(&mut directive).unsure_since = told.unsure_since.or(obeyed_at).or(Some(now));
+        let known_at = [obeyed_at, vouched_at].into_iter().flatten().min();
+        Arc::make_mut(&mut directive).unsure_since = told.unsure_since.or(known_at).or(Some(now));
     }
     Gated {
         directive,
@@ -165,5 +168,31 @@ mod tests {
         check(&order(8, pg1()), &election, Duration::ZERO, None);
         check(&order(8, pg1()), &order(8, pg1()), long, None);
         check(&order(8, pg1()), &order(8, pg1()), VOUCH, Some(VOUCH));
+    }
+
+    #[test]
+    fn who_is_cut_off_along_with_it_knows_nothing() {
+        let now = start();
+        // `b` is heard, the others are not any more.
+        let check = |primary: Option<NodeName>, age: Duration, expected: Option<Duration>| {
+            let ordered =
+                Arc::new(Directive { quorums: vec![any(3, "a b c d e")], ..(*order(8, primary)).clone() });
+            let mut all = members(now, &["b 8 6 1 50", "c 8 6 1 50", "d 8 6 1 50", "e 8 6 1 50"]);
+            for (name, heard) in &mut all.others {
+                let heard = heard.as_mut().expect("it was heard");
+                Arc::make_mut(&mut heard.member).directive = ordered.clone();
+                if name != "b" {
+                    heard.asked_at = now - age;
+                }
+            }
+            let gated = gated(now, &all, &ordered, &relay("8 6 1 50"), &ordered);
+            assert_eq!(gated.directive.unsure_since, expected.map(|age| now - age), "{age:?}");
+        };
+        let pg1 = || Some("pg1".parse::<NodeName>().expect("a name"));
+        check(None, Duration::ZERO, None);
+        check(None, ANSWER_AGE, Some(ANSWER_AGE));
+        check(None, 2 * VOUCH, Some(2 * VOUCH));
+        check(pg1(), ANSWER_AGE, None);
+        check(pg1(), 2 * VOUCH, Some(2 * VOUCH));
     }
 }

@@ -122,21 +122,25 @@ impl Members {
         self.heard().filter(is_new).map(|heard| &*heard.member)
     }
 
-    /// With what its followers hear. Its answer may have waited for as long as answers do, and no longer: what was on its way
-    /// longer is as old as if it had been said at once.
-    fn present_with_hearing(
-        &self,
-        now: Instant,
-        directive: &Directive,
-    ) -> impl Iterator<Item = (&Member, Hearing)> {
+    /// With what its relay was told.
+    fn present_and_told(&self, now: Instant) -> impl Iterator<Item = (&Member, Option<Told>)> {
         let is_new = move |heard: &&Heard| now.saturating_duration_since(heard.asked_at) < VOUCH;
         self.heard().filter(is_new).map(move |Heard { asked_at, member }| {
-            let hearing = match hearing(&member.wal, directive) {
-                Hearing::At(at) => Hearing::At(at.min(*asked_at + ANSWER_WAITS)),
-                other => other,
-            };
-            (&**member, hearing)
+            let told = told(&member.wal, *asked_at);
+            (&**member, told)
         })
+    }
+
+    /// The last word that any relay was told of how far the primary is. Whoever is gone may have heard more than all others.
+    fn told(&self, own: &WalStatus) -> Option<Told> {
+        let theirs = self.heard().map(|heard| told(&heard.member.wal, heard.asked_at));
+        theirs.chain([own.told]).flatten().max_by_key(|told| told.at)
+    }
+
+    /// How far the log is that an election would go on with, for all that was ever heard.
+    fn longest(&self, own: &WalStatus) -> (Term, TimelineId, Lsn) {
+        let theirs = self.heard().map(|heard| place(&heard.member.wal));
+        theirs.fold(place(own), Ord::max)
     }
 
     fn heard(&self) -> impl Iterator<Item = &Heard> {
@@ -235,8 +239,14 @@ impl Members {
     /// relays that acknowledge: those before them may have been dropped since, in the same term, and an election that was
     /// not heard of may have done without them.
     pub fn vouched_until(&self, now: Instant, own: &WalStatus, directive: &Directive) -> Option<Instant> {
+        let asked_at = self.vouched_at(now, own, directive)?;
+        Some(asked_at + VOUCH).filter(|until| *until > now)
+    }
+
+    /// When those were asked, however long ago, who made that certain; `None`: it never was, or is not so any more.
+    pub fn vouched_at(&self, now: Instant, own: &WalStatus, directive: &Directive) -> Option<Instant> {
         if self.is_alone() {
-            return Some(now + VOUCH);
+            return Some(now);
         }
         let by = |relays: &Acknowledgers| {
             let word = |name: &String| {
@@ -252,8 +262,7 @@ impl Members {
             let needed = relays.relays.len() - relays.quorum().recruits() + 1;
             words.into_iter().nth(needed - 1)
         };
-        let asked_at = directive.quorums.last().and_then(by)?;
-        Some(asked_at + VOUCH).filter(|until| *until > now)
+        directive.quorums.last().and_then(by)
     }
 
     /// Whether an instance that does not confirm `term` has certainly stopped by itself: enough relays have promised, and
@@ -353,16 +362,19 @@ impl Members {
     pub fn wal(&self, now: Instant, own: &WalStatus, directive: &Directive) -> WalStatus {
         let mut all = own.clone();
         all.promised = self.promised(own, &directive.quorums);
-        let hears = hearing(own, directive);
+        all.told = self.told(own);
+        let (last, longest) = (all.told, self.longest(own));
+        // While nobody may write, whoever was primary last has told enough, and who lacks nothing needs no word.
+        let hearing = |wal: &WalStatus, told: Option<Told>| match directive.writable() {
+            Some(_) => told.filter(|told| told.term == directive.term),
+            None if place(wal) == longest => last.or(told),
+            None => told,
+        };
+        let hearing =
+            |wal: &WalStatus, told| hearing(wal, told).map_or(Hearing::Never, |told| Hearing::At(told.at));
+        let hears = hearing(own, own.told);
         all.followers.iter_mut().for_each(|follower| follower.hearing = hears);
-        // Whoever is gone may have heard more than all others.
-        all.told = self
-            .heard()
-            .map(|heard| heard.member.wal.told)
-            .chain([own.told])
-            .flatten()
-            .max_by_key(|told| told.at);
-        for (member, hearing) in self.present_with_hearing(now, directive) {
+        for (member, told) in self.present_and_told(now) {
             let wal = &*member.wal;
             if (wal.log_term, wal.timeline) > (all.log_term, all.timeline) {
                 (all.log_term, all.timeline, all.verified) = (wal.log_term, wal.timeline, wal.verified);
@@ -379,6 +391,7 @@ impl Members {
                 }
             }
             all.oldest = if all.oldest.is_valid() { all.oldest.min(wal.oldest) } else { wal.oldest };
+            let hearing = hearing(wal, told);
             let followers = wal.followers.iter().map(|theirs| Follower { hearing, ..theirs.clone() });
             followers.for_each(|follower| add_follower(&mut all.followers, follower));
             if all.archive.is_none() {
@@ -494,10 +507,15 @@ fn evidence_of_life(upstream: &Upstream) -> (u8, Option<Instant>) {
     }
 }
 
-/// What the followers of this relay hear. While nobody may write, whoever was primary last has told enough.
-fn hearing(wal: &WalStatus, directive: &Directive) -> Hearing {
-    let counts = |told: &Told| directive.writable().is_none() || told.term == directive.term;
-    wal.told.filter(counts).map_or(Hearing::Never, |told| Hearing::At(told.at))
+/// What a relay that was asked then was told. Its answer may have waited for as long as answers do, and no longer: what was
+/// on its way longer is as old as if it had been said at once.
+fn told(wal: &WalStatus, asked_at: Instant) -> Option<Told> {
+    wal.told.map(|told| Told { at: told.at.min(asked_at + ANSWER_WAITS), ..told })
+}
+
+/// Which of two logs is the longer one.
+fn place(wal: &WalStatus) -> (Term, TimelineId, Lsn) {
+    (wal.log_term, wal.timeline, wal.durable)
 }
 
 fn add_evidence(all: &mut Vec<ClientEvidence>, theirs: &ClientEvidence) {
@@ -549,6 +567,23 @@ pub(crate) mod tests {
             durable: Lsn(numbers[3]),
             verified: Lsn(numbers[3]),
             ..WalStatus::starting()
+        }
+    }
+
+    /// That has all up to there.
+    fn follower(name: &str, lsn: u64, reported_at: Instant) -> Follower {
+        Follower {
+            application_name: name.to_owned(),
+            pid: 1,
+            timeline: TimelineId(1),
+            state: FollowerState::Streaming,
+            sent: Lsn(lsn),
+            write: Lsn(lsn),
+            flush: Lsn(lsn),
+            replay: Lsn(lsn),
+            lag: Lag::default(),
+            reported_at,
+            hearing: Hearing::ByStream,
         }
     }
 
@@ -837,26 +872,15 @@ pub(crate) mod tests {
         let wal = |name: &str, end: u64, told: Option<Told>| WalStatus {
             upstream_end: Lsn(end),
             told,
-            followers: vec![Follower {
-                application_name: name.to_owned(),
-                pid: 1,
-                timeline: TimelineId(1),
-                state: FollowerState::Streaming,
-                sent: Lsn(300),
-                write: Lsn(300),
-                flush: Lsn(300),
-                replay: Lsn(300),
-                lag: Lag::default(),
-                reported_at: now,
-                hearing: Hearing::ByStream,
-            }],
+            followers: vec![follower(name, 300, now)],
             ..relay("7 7 1 300")
         };
         // When its relay was told how far the primary is, of which term; how long ago that counts as, and by how many bytes.
         let check_under =
             |order: &Directive, own: bool, told: Option<(u64, u64)>, asked_ms: u64, expected| {
                 let told = told.map(|(ms, term)| Told { term: Term(term), at: ago(ms) });
-                let late = wal("pg2", 300, told);
+                // It lacks something, too.
+                let late = WalStatus { durable: Lsn(299), ..wal("pg2", 300, told) };
                 let well = wal("pg3", 500, Some(Told { term: Term(7), at: now }));
                 let (ours, theirs) = if own { (late, well) } else { (well, late) };
                 let mut all = members(now, &["c"]);
@@ -880,6 +904,32 @@ pub(crate) mod tests {
         // An answer that waited for something to tell, and one that was on its way for longer than that.
         check(false, Some((300, 7)), 500, (at(300), 0));
         check(false, Some((300, 7)), 1300, (at(1050), 200));
+    }
+
+    #[test]
+    fn while_nobody_may_write_who_lacks_nothing_needs_no_word() {
+        let now = start();
+        let ago = |ms| now - Duration::from_millis(ms);
+        let told = |ms| Some(Told { term: Term(7), at: ago(ms) });
+        let held = directive(7, (1, 40), vec![any(2, "a b c")]);
+        let pg1 = "pg1".parse().expect("a name");
+        let open = Directive { primary: Some(pg1), writes: Writes::Open, ..held.clone() };
+        // What this relay was told, and what one has that is gone, and was told 6 s ago.
+        let check = |order: &Directive, own_told, theirs: &str, expected| {
+            let mut all = members(now, &["c"]);
+            let b = Arc::new(member("b", WalStatus { told: told(6000), ..relay(theirs) }, 7));
+            all.others.insert("b".to_owned(), Some(Heard { asked_at: ago(5000), member: b }));
+            let pg2 = follower("pg2", 300, now);
+            let own = WalStatus { told: own_told, followers: vec![pg2], ..relay("7 7 1 300") };
+            let together = all.wal(now, &own, order);
+            assert_eq!(together.told, told(6000), "{own_told:?}, {theirs}");
+            assert_eq!(together.followers[0].hearing, expected, "{own_told:?}, {theirs}");
+        };
+        check(&held, None, "7 7 1 300", Hearing::At(ago(6000)));
+        check(&held, None, "7 7 1 301", Hearing::Never);
+        check(&held, told(9000), "7 7 1 301", Hearing::At(ago(9000)));
+        check(&held, told(9000), "7 7 1 299", Hearing::At(ago(6000)));
+        check(&open, None, "7 7 1 300", Hearing::Never);
     }
 
     #[test]

@@ -91,6 +91,13 @@ impl WalSight {
 
     /// As it looks to who has it `now`.
     pub(in crate::app) fn at(self, now: Instant) -> WalStatus {
+        let upstream = self.upstream.at(now);
+        let told = self.told.map(|(term, age)| Told { term, at: age.at(now) });
+        // A former version does not tell.
+        let told = told.or(match upstream {
+            Upstream::Streaming { last_message: at, .. } => Some(Told { term: self.promised, at }),
+            Upstream::Idle | Upstream::Connecting { .. } | Upstream::Ended { .. } => None,
+        });
         WalStatus {
             promised: self.promised,
             log_term: self.log_term,
@@ -100,8 +107,8 @@ impl WalSight {
             durable: self.durable,
             verified: self.verified,
             upstream_end: self.upstream_end,
-            told: self.told.map(|(term, age)| Told { term, at: age.at(now) }),
-            upstream: self.upstream.at(now),
+            told,
+            upstream,
             substitute: self.substitute,
             alarm: self.alarm,
             alarms: self.alarms,

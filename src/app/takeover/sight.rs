@@ -77,7 +77,8 @@ mod tests {
     use crate::pg::{Lsn, TimelineId};
     use crate::topology::members::tests::{member, relay, start};
     use crate::topology::{
-        Directive, Durability, Health, Heard, NodeHealth, NodeState, Role, Term, Upstream, WalStatus, Writes,
+        Directive, Durability, Health, Heard, NodeHealth, NodeState, Role, Term, Told, Upstream, WalStatus,
+        Writes,
     };
 
     #[test]
@@ -124,7 +125,8 @@ mod tests {
         let nodes = [NodeState::Unknown, NodeState::Up, down, quarantined].map(node);
         let health = Health { nodes: nodes.into(), diagnosis: None };
         let upstream = Upstream::Streaming { node: pg2, since: ago(1), last_message: ago(1) };
-        let wal = WalStatus { durable: Lsn(9), upstream, ..WalStatus::starting() };
+        let told = Some(Told { term: Term(2), at: ago(5) });
+        let wal = WalStatus { durable: Lsn(9), told, upstream, ..WalStatus::starting() };
         let sent = Sight::of(now, &directive, &health, &wal);
         let json = serde_json::to_string(&sent).expect("JSON");
         let come: Sight = serde_json::from_str(&json).expect("the same JSON");

@@ -318,22 +318,26 @@ impl View {
         }
         let age = |since: Instant| now.saturating_duration_since(since);
         let is_late = |at: Instant| position.lag.time + age(at) >= max_time;
-        let unseen = match self.sight {
-            Sight::Clear => false,
-            Sight::Heard(at) => age(at) >= max_time,
-            Sight::BlindSince(since) | Sight::UnsureSince(since) => is_late(since),
+        // What one relay hears, another's followers may wait for.
+        let is_deaf = match position.hearing {
+            Hearing::ByStream => false,
+            Hearing::At(at) => is_late(at),
+            Hearing::Never => true,
         };
-        // What one relay hears, another's followers may wait for: up to now, or up to the last that was heard.
-        let waits = match (position.hearing, self.sight, self.told_at) {
-            (Hearing::ByStream, _, _) => false,
-            (Hearing::At(at), Sight::Heard(_) | Sight::BlindSince(_), _) => is_late(at),
-            (Hearing::At(at), Sight::Clear | Sight::UnsureSince(_), Some(last)) => {
-                position.lag.time + last.saturating_duration_since(at) >= max_time
-            }
-            (_, Sight::Clear | Sight::UnsureSince(_), None) => false,
-            (Hearing::Never, _, _) => true,
+        // While nobody may write: up to the last that any relay has heard.
+        let missed = match (position.hearing, self.told_at) {
+            (Hearing::ByStream, _) | (_, None) => Some(Duration::ZERO),
+            (Hearing::At(at), Some(last)) => Some(last.saturating_duration_since(at)),
+            (Hearing::Never, Some(_)) => None,
         };
-        if unseen || waits {
+        let has_missed = |more| missed.is_none_or(|missed| position.lag.time + missed + more >= max_time);
+        let is_blind = match self.sight {
+            Sight::Heard(at) => age(at) >= max_time || is_deaf,
+            Sight::BlindSince(since) => is_late(since) || is_deaf,
+            Sight::Clear => has_missed(Duration::ZERO),
+            Sight::UnsureSince(since) => has_missed(age(since)),
+        };
+        if is_blind {
             return Err(Stale::Blind);
         }
         self.replayed_enough(position.replay, request)
@@ -371,7 +375,12 @@ fn must_write<'a>(request: &'a Request<'_>) -> Option<&'a WriteReason> {
 
 fn sight(now: Instant, previous: Option<Sight>, directive: &Directive, wal: &WalStatus) -> Sight {
     let Some(primary) = directive.writable() else {
-        return directive.unsure_since.map_or(Sight::Clear, Sight::UnsureSince);
+        return match (directive.unsure_since, directive.durability, wal.told) {
+            (None, _, _) => Sight::Clear,
+            // Commits need nobody who tells of them.
+            (Some(since), Durability::Async, Some(told)) => Sight::UnsureSince(since.min(told.at)),
+            (Some(since), Durability::Async | Durability::Quorum, _) => Sight::UnsureSince(since),
+        };
     };
     match (&wal.upstream, previous) {
         (Upstream::Streaming { node, last_message, .. }, _) if node == primary => {

@@ -234,21 +234,28 @@ fn while_writes_are_held() {
     let hears = |told: Option<Duration>, last: Option<Duration>, unsure_for: Option<Duration>| {
         move |w: &mut World, _: &mut Request<'_>| {
             let unsure_since = unsure_for.map(|age| w.now - age);
-            w.directive = Directive { unsure_since, ..w.directive.unvouched() };
+            let durability = Durability::Quorum;
+            w.directive = Directive { unsure_since, durability, ..w.directive.unvouched() };
             w.wal.told = last.map(|age| Told { term: Term(1), at: w.now - age });
             let hearing = told.map_or(Hearing::Never, |age| Hearing::At(w.now - age));
             w.both_followers(|f| f.hearing = hearing);
         }
     };
     let (served, waits, long) = ("standby pg2: read", "wait: no_primary", 600 * SECOND);
-    for unsure in [None, Some(SECOND / 2)] {
+    let quarter = SECOND / 4;
+    for (unsure, so_far) in [(None, Duration::ZERO), (Some(quarter), quarter)] {
         check(&READ, served, hears(Some(long), Some(long), unsure));
         check(&READ, served, hears(Some(long), Some(long - SECOND / 2), unsure));
-        check(&READ, waits, hears(Some(long), Some(long - SECOND), unsure));
+        check(&READ, waits, hears(Some(long), Some(long - (SECOND - so_far)), unsure));
         check(&READ, waits, hears(None, Some(long), unsure));
         check(&READ, served, hears(None, None, unsure));
     }
     check(&READ, waits, hears(Some(SECOND), Some(SECOND), Some(SECOND)));
+    // Commits without a quorum are where nobody has heard of them.
+    check(&READ, waits, |w, r| {
+        hears(Some(SECOND), Some(SECOND), Some(quarter))(w, r);
+        w.directive.durability = Durability::Async;
+    });
     // The old primary is no standby yet.
     check(&READ, "wait: no_primary", |w, _| {
         w.hold();
