@@ -5,15 +5,15 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use super::view::{AilmentView, ClusterView, FollowerView, MemberView, NodeView, WritesView};
 use crate::topology::{
-    Acknowledgers, Alarm, Election, Failovers, LeftBehind, NodeName, Outcome, Restart, RestartedNode, Role,
-    SavedTail,
+    Acknowledgers, Alarm, Durability, Election, Failovers, LeftBehind, NodeName, Outcome, Restart,
+    RestartedNode, Role, SavedTail,
 };
 
 /// The cluster at a glance.
 pub fn status_text(view: &ClusterView) -> String {
     let durability = match view.durability {
-        crate::topology::Durability::Async => "async",
-        crate::topology::Durability::Quorum => "quorum",
+        Durability::Async => "async",
+        Durability::Quorum => "quorum",
     };
     let writes = match (&view.directive.writes, &view.directive.primary) {
         (WritesView::Open, Some(primary)) => format!("open on {primary}"),
@@ -36,7 +36,11 @@ pub fn status_text(view: &ClusterView) -> String {
         // In front of the empty line.
         text.pop();
         let leader = view.leader.as_deref().unwrap_or("nobody that is known");
-        let _ = write!(text, "leader  {leader}\n{}", acknowledgers_line(&view.directive.acknowledgers));
+        let _ = write!(
+            text,
+            "leader  {leader}\n{}",
+            acknowledgers_line(view.durability, &view.directive.acknowledgers)
+        );
     }
     if let Some(archive) = &view.wal.archive {
         // In front of the empty line.
@@ -95,12 +99,16 @@ pub fn status_text(view: &ClusterView) -> String {
 }
 
 /// With an empty line behind it.
-fn acknowledgers_line(sets: &[Acknowledgers]) -> String {
-    let words = |set: &Acknowledgers| format!("{} of {}", set.acks, set.relays.join(", "));
+fn acknowledgers_line(durability: Durability, sets: &[Acknowledgers]) -> String {
+    let of = |count: usize, set: &Acknowledgers| format!("{count} of {}", set.relays.join(", "));
+    let recruits = |set: &Acknowledgers| of(set.quorum().recruits(), set);
     let Some((last, before)) = sets.split_last() else { return "\n".to_owned() };
-    let mut line = format!("commits acknowledged by {}", words(last));
+    let mut line = match durability {
+        Durability::Quorum => format!("commits acknowledged by {}", of(last.quorum().acks(), last)),
+        Durability::Async => format!("elections need {}", recruits(last)),
+    };
     if !before.is_empty() {
-        let before: Vec<String> = before.iter().map(words).collect();
+        let before: Vec<String> = before.iter().map(recruits).collect();
         let _ = write!(
             line,
             "; until all have confirmed the term, an election also needs {}",
@@ -367,8 +375,8 @@ mod tests {
     use super::{bytes_text, history_json, history_text, status_text};
     use crate::pg::{Lsn, TimelineId};
     use crate::topology::{
-        Acknowledgers, Ailment, Alarm, AlarmKind, ArchiveStatus, Diagnosis, Draining, Election, Evidence,
-        Failovers, Outcome, Phase, Restart, RestartedNode, SavedTail, Term, Writes,
+        Acknowledgers, Ailment, Alarm, AlarmKind, ArchiveStatus, Diagnosis, Draining, Durability, Election,
+        Evidence, Failovers, Outcome, Phase, Restart, RestartedNode, SavedTail, Term, Writes,
     };
 
     #[test]
@@ -469,9 +477,12 @@ bw2 counts other instances than this one: bw1, bw2, bw4
         acknowledged_by(Vec::new(), "");
         acknowledged_by(vec![by(2, &["bw2", "bw3"])], "commits acknowledged by 2 of bw2, bw3\n");
         acknowledged_by(
-            vec![by(1, &["bw1"]), by(2, &["bw1", "bw2", "bw3"])],
-            "commits acknowledged by 2 of bw1, bw2, bw3; until all have confirmed the term, an election also needs 1 of bw1\n",
+            vec![by(1, &["bw1", "bw2"]), by(2, &["bw1", "bw2", "bw3"])],
+            "commits acknowledged by 2 of bw1, bw2, bw3; until all have confirmed the term, an election also needs 2 of bw1, bw2\n",
         );
+        Arc::make_mut(&mut seen.directive).durability = Durability::Async;
+        let text = status_text(&cluster(&identity(), &seen, now));
+        assert!(text.contains("\nelections need 2 of bw1, bw2, bw3; until all have"), "{text}");
     }
 
     #[test]
