@@ -438,6 +438,14 @@ fn something_of_a_log_in_doubt_is_compared() {
     check(0x40_0000, 0x40_0000, up_to(0x40_0000), 1, "0/400000");
     check(0x40_0000, 0x40_0000, up_to(0x20_0000), 1, "0/400000");
     check(0x40_0000, 0x30_0000, up_to(0x20_0000), 2, "0/300000");
+    // Who shows nothing.
+    let mut own = stored(0x40_0000, 0x40_0000);
+    own.to_show = up_to(0x40_0000);
+    let mut talk = Talk::with(own, Durability::Quorum, Role::Substitute { known: TimelineId(1) });
+    talk.identify(1, "0/500000");
+    talk.row(&[Some("1MB")]);
+    let asked = talk.outputs().pop();
+    assert_eq!(asked.as_deref(), Some("ask START_REPLICATION PHYSICAL 0/400000 TIMELINE 1"));
     // The timeline begins there.
     check(0x50_0000, 0x10_0000, up_to(0x30_0000), 2, "0/300000");
 }
