@@ -25,6 +25,8 @@ use crate::topology::{NodeName, Role};
 
 /// Between two attempts to reach a primary that does not answer.
 const BACK_OFF: Duration = Duration::from_millis(50);
+/// Without a primary.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]
 pub(super) enum Refusal {
@@ -375,16 +377,16 @@ impl Session<'_> {
     }
 
     /// Until the directive changes, at most for `limit`, and not much longer than a back-off: the primary may
-    /// answer again without any order having changed.
+    /// answer again without any order having changed, or a standby become fresh.
     async fn hold(&self, limit: Duration) {
         let _counted = Counted::new(&self.shared.held);
         self.shared.pressing.notify_one();
         // One that has come since the choice is looked at, too.
         let mut directive = self.worker.directive();
-        let pause = if directive.borrow().writable().is_some() { BACK_OFF.min(limit) } else { limit };
+        let pause = if directive.borrow().writable().is_some() { BACK_OFF } else { LOOK_AGAIN };
         tokio::select! {
             _ = directive.changed() => {}
-            () = tokio::time::sleep(pause) => {}
+            () = tokio::time::sleep(pause.min(limit)) => {}
             () = self.shared.stop.cancelled() => {}
         }
     }
