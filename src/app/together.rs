@@ -54,15 +54,18 @@ pub(crate) fn gated(
 ) -> Gated {
     let is_vouched = members.vouched_until(now, wal, ordered).is_some();
     let mut directive = if is_vouched { ordered.clone() } else { Arc::new(ordered.unvouched()) };
-    // That there is no later term says nothing of how far the others are in this one; nor does one of them that is cut off,
-    // too, of the rest.
-    let (obeyed_at, vouched_at) = (members.obeyed_at(now, ordered), members.vouched_at(now, wal, ordered));
-    let is_new = |at: Instant| now.saturating_duration_since(at) < ANSWER_AGE;
-    let is_known = obeyed_at.is_some_and(is_new) && vouched_at.is_some_and(is_new);
+    // That there is no later term says nothing of how far the others are in this one, or still in one before.
+    let known_at = [
+        members.vouched_at(now, wal, ordered),
+        members.all_commits_at(now, ordered),
+        members.obeyed_at(now, ordered),
+    ];
+    let is_old = |at: &Instant| now.saturating_duration_since(*at) >= ANSWER_AGE;
+    let is_known = known_at.iter().all(|at| at.is_some_and(|at| !is_old(&at)));
     let is_sure = is_vouched && (ordered.writable().is_some() || is_known);
     if !is_sure {
-        let known_at = [obeyed_at, vouched_at].into_iter().flatten().min();
-        Arc::make_mut(&mut directive).unsure_since = told.unsure_since.or(known_at).or(Some(now));
+        let known_until = known_at.into_iter().flatten().filter(is_old).min();
+        Arc::make_mut(&mut directive).unsure_since = told.unsure_since.or(known_until).or(Some(now));
     }
     Gated {
         directive,
@@ -174,9 +177,8 @@ mod tests {
     fn who_is_cut_off_along_with_it_knows_nothing() {
         let now = start();
         // `b` is heard, the others are not any more.
-        let check = |primary: Option<NodeName>, age: Duration, expected: Option<Duration>| {
-            let ordered =
-                Arc::new(Directive { quorums: vec![any(3, "a b c d e")], ..(*order(8, primary)).clone() });
+        let check_of = |relays, primary: Option<NodeName>, age: Duration, expected: Option<Duration>| {
+            let ordered = Arc::new(Directive { quorums: vec![relays], ..(*order(8, primary)).clone() });
             let mut all = members(now, &["b 8 6 1 50", "c 8 6 1 50", "d 8 6 1 50", "e 8 6 1 50"]);
             for (name, heard) in &mut all.others {
                 let heard = heard.as_mut().expect("it was heard");
@@ -189,6 +191,12 @@ mod tests {
             assert_eq!(gated.directive.unsure_since, expected.map(|age| now - age), "{age:?}");
         };
         let pg1 = || Some("pg1".parse::<NodeName>().expect("a name"));
+        // What others acknowledge has to be heard of, though they elect nobody; or nobody acknowledges without these.
+        check_of(any(2, "a b c d"), None, ANSWER_AGE, Some(ANSWER_AGE));
+        check_of(any(1, "a b c"), None, ANSWER_AGE, Some(ANSWER_AGE));
+        check_of(any(2, "a c"), None, ANSWER_AGE, None);
+        check_of(any(3, "a b c d"), None, ANSWER_AGE, None);
+        let check = |primary, age, expected| check_of(any(3, "a b c d e"), primary, age, expected);
         check(None, Duration::ZERO, None);
         check(None, ANSWER_AGE, Some(ANSWER_AGE));
         check(None, 2 * VOUCH, Some(2 * VOUCH));

@@ -131,9 +131,10 @@ impl Members {
         })
     }
 
-    /// The last word that any relay was told of how far the primary is. Whoever is gone may have heard more than all others.
+    /// The last word that any relay was told of how far the primary is: then or before. Whoever is gone may have heard more
+    /// than all others.
     fn told(&self, own: &WalStatus) -> Option<Told> {
-        let theirs = self.heard().map(|heard| told(&heard.member.wal, heard.asked_at));
+        let theirs = self.heard().map(|heard| heard.member.wal.told);
         theirs.chain([own.told]).flatten().max_by_key(|told| told.at)
     }
 
@@ -347,6 +348,21 @@ impl Members {
     pub fn are_agreed(&self, now: Instant) -> bool {
         let names = self.names();
         self.present(now).filter(|member| member.instances == names).count() == self.others.len()
+    }
+
+    /// When so many relays were asked last that one of them has whatever was acknowledged before; `None`: they never were.
+    pub fn all_commits_at(&self, now: Instant, directive: &Directive) -> Option<Instant> {
+        if self.is_alone() {
+            return Some(now);
+        }
+        let relays = directive.quorums.last()?;
+        let asked_at = |name: &String| match *name == self.own {
+            true => Some(now),
+            false => Some(self.others.get(name)?.as_ref()?.asked_at),
+        };
+        let mut asked: Vec<Instant> = relays.relays.iter().filter_map(asked_at).collect();
+        asked.sort_unstable_by(|a, b| b.cmp(a));
+        asked.into_iter().nth(relays.relays.len() - relays.quorum().acks())
     }
 
     /// When another instance was asked last that then obeyed the same; `now` if there is none.

@@ -8,9 +8,9 @@
 //! lags within the bound in bytes and in time. The lag is measured from the last position its relay heard from the
 //! primary; so while writes are open, the time since then counts, too, when that stream is broken or silent (the relay
 //! asks an idle primary within a third of the bound). While there is no primary or writes are held, nothing new is
-//! committed, and what the relay has durably is all there is (of several relays, what one has that has heard the primary
-//! about as long as any), as far as it is certain that no other instance has gone on ([`Directive::unsure_since`]). Under
-//! quorum durability that is so while the stream of the only relay is silent.
+//! committed, and what the relay has durably is all there is (of several relays, what one has that has the longest log, or
+//! has heard the primary about as long as any), as far as it is certain that no other instance has gone on
+//! ([`Directive::unsure_since`]). Under quorum durability that is so while the stream of the only relay is silent.
 
 use std::time::{Duration, Instant};
 
@@ -375,12 +375,16 @@ fn must_write<'a>(request: &'a Request<'_>) -> Option<&'a WriteReason> {
 
 fn sight(now: Instant, previous: Option<Sight>, directive: &Directive, wal: &WalStatus) -> Sight {
     let Some(primary) = directive.writable() else {
-        return match (directive.unsure_since, directive.durability, wal.told) {
-            (None, _, _) => Sight::Clear,
-            // Commits need nobody who tells of them.
-            (Some(since), Durability::Async, Some(told)) => Sight::UnsureSince(since.min(told.at)),
-            (Some(since), Durability::Async | Durability::Quorum, _) => Sight::UnsureSince(since),
+        let Some(since) = directive.unsure_since else { return Sight::Clear };
+        // Without a quorum a commit needs nobody who tells of it.
+        let told_at = match (directive.durability, previous) {
+            (Durability::Quorum, _) | (Durability::Async, Some(Sight::Clear)) => None,
+            (Durability::Async, Some(Sight::UnsureSince(at))) => Some(at),
+            (Durability::Async, Some(Sight::Heard(_) | Sight::BlindSince(_)) | None) => {
+                wal.told.map(|told| told.at)
+            }
         };
+        return Sight::UnsureSince(told_at.map_or(since, |at| since.min(at)));
     };
     match (&wal.upstream, previous) {
         (Upstream::Streaming { node, last_message, .. }, _) if node == primary => {
